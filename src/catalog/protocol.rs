@@ -1,0 +1,120 @@
+//! Requests and answers between the worker's network half and its helper processes.
+//!
+//! A frame is a big-endian u32 length and that many bytes of JSON. A helper connects, says
+//! [`Hello`], then answers one [`Request`] after the other with a [`Reply`]. A SQL function that
+//! wants something of the worker connects the same way, says [`Hello::Control`] and asks
+//! [`ControlRequest`]s.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::event::Kind;
+
+/// Largest frame; enough for a page of `tide.recent`, far below what could hurt.
+pub const MAX_FRAME: usize = 64 << 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hello {
+    /// Session of the extension's owner; never runs a user's code.
+    Steward,
+    /// Session of `tide_authenticator`; switches to the client's role for each request.
+    Executor,
+    /// A backend that runs one of pg_tide's SQL functions.
+    Control,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    /// (steward) What identity checks need.
+    Secrets,
+    /// (steward) May this role be used by clients at all?
+    Role { role: String },
+    /// (steward) Tables as `role` may see them. A table that is missing, not published, or that
+    /// the role has no SELECT on any column of, is left out of the answer: there is no telling
+    /// which of the three it was.
+    Tables { role: String, publication: String, which: Which },
+    /// (executor) Casts each text to the type, as the role; answers `to_jsonb` of the results.
+    Cast { role: String, type_sql: String, values: Vec<String> },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Which {
+    Named(Vec<TableName>),
+    Oids(Vec<u32>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct TableName {
+    pub schema: String,
+    pub table: String,
+}
+
+/// The answer to a request, or why there is none.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    Ok(Box<RawValue>),
+    Error { sqlstate: String, message: String },
+}
+
+/// Answer to [`Request::Secrets`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Secrets {
+    /// Generated at CREATE EXTENSION, newest first.
+    pub jwt_secrets: Vec<String>,
+}
+
+/// Answer to [`Request::Role`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RoleStatus {
+    Usable,
+    /// Superuser, BYPASSRLS or REPLICATION.
+    Privileged,
+    /// Not there, or not granted to `tide_authenticator`.
+    Refused,
+}
+
+/// A table as one role may see it; [`Request::Tables`] answers a list of these.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableAccess {
+    pub oid: u32,
+    pub schema: String,
+    pub table: String,
+    /// Row-level security is on and the role is subject to it.
+    pub row_security: bool,
+    pub columns: Vec<ColumnAccess>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ColumnAccess {
+    pub attnum: i16,
+    pub name: String,
+    /// `pg_type.typname`.
+    pub type_name: String,
+    /// The type as SQL writes it, for casts: `format_type(atttypid, atttypmod)`.
+    pub type_sql: String,
+    pub kind: Kind,
+    /// The role has SELECT on it.
+    pub readable: bool,
+    pub primary_key: bool,
+    /// For `Kind::Enum`: the labels in the order of the type; else empty.
+    #[serde(default)]
+    pub labels: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum ControlRequest {
+    /// The newest `limit` events of the tables with these oids (`None`: of all), oldest first.
+    Recent { limit: u32, tables: Option<Vec<u32>> },
+    Status,
+    /// Who is connected and what they have joined.
+    Connections,
+    Disconnect { id: u64 },
+    /// The secrets or keys changed: read them again.
+    Reload,
+}

@@ -1,0 +1,87 @@
+//! The settings the network half works with: read from `tide.*` once, when the worker starts.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub database: String,
+    /// Unix socket of this worker, relative to the data directory (the process's working
+    /// directory), so that it stays under the 107 bytes that a socket address holds.
+    pub control_socket: PathBuf,
+    pub listen_addresses: Vec<String>,
+    /// 0: no listener (a second database that was not given a port of its own).
+    pub port: u16,
+    pub network_threads: usize,
+    pub publication: String,
+
+    /// Role of those who come without a token; `None` refuses them.
+    pub anon_role: Option<String>,
+    /// `tide.jwt_secret` or the content of `tide.jwt_secret_file`; overrides the generated secret.
+    pub jwt_secret: Option<String>,
+    pub jwks_file: Option<PathBuf>,
+    pub jwt_audience: Option<String>,
+    pub allow_privileged_roles: bool,
+
+    pub public_channels: bool,
+    /// Origins a browser may connect from; empty: any (tokens, not cookies, carry identity).
+    pub allowed_origins: Vec<String>,
+    pub ssl: bool,
+    pub ssl_cert_file: Option<PathBuf>,
+    pub ssl_key_file: Option<PathBuf>,
+    /// Whether `GET /` serves the page; it is only ever served to loopback.
+    pub page: bool,
+
+    pub max_connections: usize,
+    pub max_channels_per_connection: usize,
+    /// Bytes of one websocket message from a client.
+    pub max_message_size: usize,
+    /// Bytes that may wait for one client.
+    pub send_queue_size: usize,
+    /// Joins per second that one connection may ask for.
+    pub join_rate: u32,
+    /// Bytes over all queues, the history and the connections.
+    pub memory_limit: usize,
+    pub handshake_timeout: Duration,
+    /// A connection that sends nothing, not even a heartbeat, for this long is closed.
+    pub idle_timeout: Duration,
+
+    /// Bytes of events kept for those who resume.
+    pub history_size: usize,
+    pub history_retention: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            database: String::new(),
+            control_socket: PathBuf::from("pg_tide.sock"),
+            listen_addresses: vec!["localhost".into()],
+            port: 4000,
+            network_threads: 2,
+            publication: "tide".into(),
+            anon_role: None,
+            jwt_secret: None,
+            jwks_file: None,
+            jwt_audience: None,
+            allow_privileged_roles: false,
+            public_channels: false,
+            allowed_origins: Vec::new(),
+            ssl: false,
+            ssl_cert_file: None,
+            ssl_key_file: None,
+            page: true,
+            max_connections: 10_000,
+            max_channels_per_connection: 100,
+            max_message_size: 1 << 20,
+            send_queue_size: 4 << 20,
+            join_rate: 100,
+            memory_limit: 512 << 20,
+            handshake_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            history_size: 32 << 20,
+            history_retention: Duration::from_secs(120),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What one channel of one connection has asked to receive.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::event::{Cursor, Lsn, Operation};
+use crate::filter::Predicate;
+use crate::wire::Vsn;
+
+/// Which frames a channel's events become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Style {
+    /// `postgres_changes`, as Supabase Realtime sends them.
+    Changes,
+    /// realtime-js 1.x: the topic is the subscription, the frame's event the operation.
+    Legacy,
+    /// `tide:table:<schema>.<table>`: a broadcast whose `meta.id` is the position.
+    Table,
+}
+
+/// The operations a binding asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Operations(u8);
+
+impl Operations {
+    /// Of `*`: rows, and not TRUNCATE, which only those get who name it.
+    pub const ROWS: Operations = Operations(0b0111);
+    pub const ALL: Operations = Operations(0b1111);
+
+    pub fn of(operations: impl IntoIterator<Item = Operation>) -> Operations {
+        Operations(operations.into_iter().fold(0, |bits, op| bits | 1 << op as u8))
+    }
+
+    pub fn contains(self, operation: Operation) -> bool {
+        self.0 & 1 << operation as u8 != 0
+    }
+}
+
+/// The tables a binding is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// Every table of the publication that the role may see.
+    All,
+    /// Every such table of a schema.
+    Schema(Box<str>),
+    /// One table, by oid.
+    Table(u32),
+}
+
+/// One entry of `postgres_changes`, or the whole of a `tide:table:` topic. Two equal bindings get
+/// the same frames.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Binding {
+    /// What `ids` names; the same parameters give the same id. Never 0.
+    pub id: u32,
+    pub operations: Operations,
+    pub target: Target,
+    pub filter: Option<Arc<Predicate>>,
+    /// Columns to send, besides the primary key; `None`: all that the role may read.
+    pub select: Option<Arc<[Box<str>]>>,
+}
+
+/// Where a joiner wants to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// With what commits after this address, which is after the join was asked for.
+    Now(Lsn),
+    /// After an event it has seen.
+    Cursor(Cursor),
+    /// With the newest so many events that are still at hand.
+    Last(u32),
+}
+
+/// A join that has passed all checks.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    /// As the client wrote it, `realtime:...`.
+    pub topic: Arc<str>,
+    pub vsn: Vsn,
+    pub style: Style,
+    pub role: Arc<str>,
+    pub bindings: Arc<[Binding]>,
+    pub since: Since,
+    /// Frames that go out before the first event: the join reply and what follows it.
+    pub greeting: Vec<Bytes>,
+}
