@@ -6,5 +6,8 @@
 pub mod catalog;
 pub mod config;
 pub mod event;
+pub mod filter;
+pub mod hub;
 #[cfg(feature = "pg")]
 mod pg;
+pub mod wire;

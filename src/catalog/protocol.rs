@@ -118,3 +118,17 @@ pub enum ControlRequest {
     /// The secrets or keys changed: read them again.
     Reload,
 }
+
+/// Answer to [`Request::Tables`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Tables {
+    /// `pg_current_wal_insert_lsn()` taken before the look-up, as a number.
+    pub lsn: u64,
+    pub tables: Vec<TableAccess>,
+}
+
+/// Answer to [`Request::Cast`]: `to_jsonb` of each value, as text.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cast {
+    pub values: Vec<String>,
+}

@@ -2,5 +2,8 @@
 //! see what; it knows neither sockets nor Postgres.
 #![forbid(unsafe_code)]
 
+pub mod handle;
 pub mod queue;
 pub mod subscription;
+
+pub use handle::Hub;
