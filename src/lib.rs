@@ -3,6 +3,7 @@
 //! The pure half (everything but [`pg`]) knows nothing of Postgres and has no unsafe code;
 //! `pg` is the boundary: background workers, decoding, SQL functions.
 
+pub mod bridge;
 pub mod catalog;
 pub mod config;
 pub mod event;
@@ -10,4 +11,5 @@ pub mod filter;
 pub mod hub;
 #[cfg(feature = "pg")]
 mod pg;
+pub mod service;
 pub mod wire;

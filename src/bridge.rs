@@ -1,0 +1,62 @@
+//! What the network half tells the main thread: a few numbers and a nudge.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::event::Lsn;
+
+/// Shared by both halves. The main thread reads it whenever it wakes.
+pub struct Bridge {
+    confirm: AtomicU64,
+    helper_lost: AtomicBool,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Bridge {
+    /// `wake` makes the main thread look again; it must be callable from any thread.
+    pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Bridge {
+        Bridge {
+            confirm: AtomicU64::new(0),
+            helper_lost: AtomicBool::new(false),
+            wake: Box::new(wake),
+        }
+    }
+
+    /// The history no longer needs anything before `lsn`: the slot may move up to it.
+    pub fn confirm(&self, lsn: Lsn) {
+        self.confirm.fetch_max(lsn.0, Ordering::AcqRel);
+    }
+
+    /// How far the slot may move; 0 until the hub has said so.
+    pub fn confirmed(&self) -> Lsn {
+        Lsn(self.confirm.load(Ordering::Acquire))
+    }
+
+    /// A new slot begins a new history.
+    pub fn reset_confirmed(&self) {
+        self.confirm.store(0, Ordering::Release);
+    }
+
+    /// The hub took something from the feed's full channel, or wants to be looked at.
+    pub fn wake(&self) {
+        (self.wake)();
+    }
+
+    /// A steward or executor went away: the main thread is to start another.
+    pub fn helper_lost(&self) {
+        self.helper_lost.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Whether a helper was lost since the last call.
+    pub fn take_helper_lost(&self) -> bool {
+        self.helper_lost.swap(false, Ordering::AcqRel)
+    }
+}
+
+impl fmt::Debug for Bridge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bridge").field("confirmed", &self.confirmed()).finish_non_exhaustive()
+    }
+}

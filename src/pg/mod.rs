@@ -1,0 +1,4 @@
+//! The boundary to Postgres: the only place with unsafe code.
+#![allow(unsafe_code)]
+
+::pgrx::pg_module_magic!(name, version);
