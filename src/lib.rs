@@ -9,7 +9,9 @@ pub mod config;
 pub mod event;
 pub mod filter;
 pub mod hub;
+pub mod json;
 #[cfg(feature = "pg")]
 mod pg;
 pub mod service;
+pub mod topic;
 pub mod wire;
