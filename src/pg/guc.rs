@@ -128,7 +128,7 @@ fn define_source() {
     text(
         c"tide.slot_name",
         c"Sets the beginning of the replication slot's name.",
-        c"A random suffix is added to it. Empty: pg_tide and the oid of the database.",
+        c"A random suffix is added to it. Empty: tide_ and the oid of the database.",
         &SLOT_NAME,
         GucFlags::IS_NAME,
     );
