@@ -4,6 +4,8 @@ use std::ffi::{CStr, c_char};
 use std::ptr::{NonNull, null_mut};
 
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
 
 /// A background worker to be.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +34,17 @@ pub(super) struct Full;
 impl Full {
     pub(super) const HINT: &'static str =
         "Raise max_worker_processes in postgresql.conf and restart the server.";
+
+    /// Says in the server's log that `what` cannot be started.
+    pub(super) fn complain(self, what: &str) {
+        ErrorReport::new(
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            format!("pg_tide: cannot start {what}: {self}"),
+            function_name!(),
+        )
+        .set_hint(Full::HINT)
+        .report(PgLogLevel::LOG);
+    }
 }
 
 impl Background<'_> {

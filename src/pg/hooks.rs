@@ -233,10 +233,11 @@ unsafe fn find_database(name: *const c_char) -> Option<pg_sys::Oid> {
 /// # Safety
 /// `options` must be a list of `DefElem`.
 unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> Option<*mut pg_sys::DefElem> {
-    // SAFETY: as above.
+    // SAFETY: as above; an empty list is null.
     unsafe {
-        let mut all = (0..pg_sys::list_length(options))
-            .map(|n| pg_sys::list_nth(options, n).cast::<pg_sys::DefElem>());
+        let list = options.as_ref()?;
+        let mut all = (0..usize::try_from(list.length).unwrap_or(0))
+            .map(|n| (*list.elements.add(n)).ptr_value.cast::<pg_sys::DefElem>());
         all.find(|option| CStr::from_ptr((**option).defname) == name)
     }
 }
