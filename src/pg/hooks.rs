@@ -140,12 +140,17 @@ unsafe extern "C-unwind" fn process_utility(
         }
         let next = PREVIOUS_UTILITY;
         if let Some(next) = next {
-            next(
-                statement, query, read_only_tree, context, params, environment, dest, completion,
-            );
+            next(statement, query, read_only_tree, context, params, environment, dest, completion);
         } else {
             pg_sys::standard_ProcessUtility(
-                statement, query, read_only_tree, context, params, environment, dest, completion,
+                statement,
+                query,
+                read_only_tree,
+                context,
+                params,
+                environment,
+                dest,
+                completion,
             );
         }
     }
@@ -176,8 +181,7 @@ unsafe fn must_be_empty(statement: *mut pg_sys::Node) -> Option<pg_sys::Oid> {
         match (*statement).type_ {
             pg_sys::NodeTag::T_RenameStmt => {
                 let rename = statement.cast::<pg_sys::RenameStmt>();
-                let is_database =
-                    (*rename).renameType == pg_sys::ObjectType::OBJECT_DATABASE;
+                let is_database = (*rename).renameType == pg_sys::ObjectType::OBJECT_DATABASE;
                 is_database.then(|| owned_database((*rename).subname)).flatten()
             }
             pg_sys::NodeTag::T_AlterDatabaseStmt => {

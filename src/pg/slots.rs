@@ -27,7 +27,9 @@ fn unused(database: pg_sys::Oid) -> Vec<std::ffi::CString> {
             .map(|n| first.add(n))
             .filter(|slot| (&raw const (**slot).in_use).read_volatile())
             .filter(|slot| (**slot).data.database == database && (**slot).active_pid == 0)
-            .filter(|slot| CStr::from_ptr((&raw const (**slot).data.plugin.data).cast()) == c"pg_tide")
+            .filter(|slot| {
+                CStr::from_ptr((&raw const (**slot).data.plugin.data).cast()) == c"pg_tide"
+            })
             .map(|slot| CStr::from_ptr((&raw const (*slot).data.name.data).cast()).to_owned())
             .collect()
     }

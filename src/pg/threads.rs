@@ -50,11 +50,7 @@ impl Bell {
 }
 
 /// Starts the network half.
-pub(super) fn start(
-    config: Config,
-    feed: Receiver<Feed>,
-    bridge: Arc<Bridge>,
-) -> io::Result<()> {
+pub(super) fn start(config: Config, feed: Receiver<Feed>, bridge: Arc<Bridge>) -> io::Result<()> {
     let service = {
         let _blocked = Blocked::all();
         Service::start(config, feed, bridge)?

@@ -212,10 +212,7 @@ impl Worker {
         self.entry.set_state(WorkerState::Stalled, &format!("cannot listen: {problem}"));
         ErrorReport::new(
             PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
-            format!(
-                "pg_tide: cannot listen for database \"{}\": {problem}",
-                self.config.database
-            ),
+            format!("pg_tide: cannot listen for database \"{}\": {problem}", self.config.database),
             function_name!(),
         )
         .set_hint(hint)
