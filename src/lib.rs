@@ -12,4 +12,5 @@ pub mod hub;
 #[cfg(feature = "pg")]
 mod pg;
 pub mod service;
+pub mod stats;
 pub mod wire;

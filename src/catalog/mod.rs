@@ -65,6 +65,11 @@ impl Catalog {
         Ok((answer.tables, Lsn(answer.lsn)))
     }
 
+    /// What `tide.check()` finds: a JSON array of `{"item","ok","problem","fix"}`, as text.
+    pub async fn check(&self) -> Result<String, CatalogError> {
+        unimplemented!()
+    }
+
     /// The texts cast to the type by Postgres, as `role`; each as the JSON `to_jsonb` prints.
     pub async fn cast(
         &self,

@@ -2,3 +2,6 @@
 #![allow(unsafe_code)]
 
 ::pgrx::pg_module_magic!(name, version);
+
+#[allow(dead_code, reason = "the worker comes next")]
+mod stream;
