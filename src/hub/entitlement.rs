@@ -46,6 +46,16 @@ impl Entitlement {
         columns.into_iter().any(|column| column.attnum == attnum && column.readable)
     }
 
+    fn shows(&self, attnum: i16, select: Option<&Arc<[Box<str>]>>) -> bool {
+        let mut granted = self.access.iter().flat_map(|access| &access.columns);
+        granted.any(|column| {
+            let chosen = select.is_none_or(|select| {
+                column.primary_key || select.iter().any(|name| **name == *column.name)
+            });
+            column.attnum == attnum && column.readable && chosen
+        })
+    }
+
     /// The columns to send: those the role may read, cut to `select` and the primary key.
     pub(super) fn columns(
         &self,
@@ -59,14 +69,9 @@ impl Entitlement {
         if let Some(set) = sets.iter().find(known) {
             return Rc::clone(&set.columns);
         }
-        let columns = Rc::new(ColumnSet::new(relation, |column| {
-            self.access.iter().flat_map(|access| &access.columns).any(|granted| {
-                let chosen = select.is_none_or(|select| {
-                    granted.primary_key || select.iter().any(|name| **name == *granted.name)
-                });
-                granted.attnum == column.attnum && granted.readable && chosen
-            })
-        }));
+        let columns = relation.columns.iter().enumerate();
+        let shown = columns.filter(|(_, column)| self.shows(column.attnum, select));
+        let columns = Rc::new(ColumnSet::new(relation, shown.map(|(index, _)| index)));
         // A table that is altered leaves its former shapes behind: only the newest are kept.
         if sets.len() >= 16 {
             sets.remove(0);

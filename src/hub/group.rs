@@ -1,5 +1,6 @@
 //! Channels that get the same frames: evaluated once, encoded once, whatever their number.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,9 +11,9 @@ use super::history::Seq;
 use super::queue::Queue;
 use super::subscription::{Binding, Style, Subscription, Target};
 use crate::event::{Batch, Change, Cursor, Event, EventKind, Operation, Position, Relation};
-use crate::wire::Vsn;
-use crate::wire::change::{self, TableMeta};
-use std::rc::Rc;
+use crate::wire::change::{self, ColumnSet};
+use crate::wire::envelope::{self, Meta};
+use crate::wire::{Vsn, encode};
 
 pub(super) type GroupId = usize;
 
@@ -85,7 +86,7 @@ impl Scene<'_> {
 /// Bodies of one event that several groups share: encoded once per column set and style.
 #[derive(Default)]
 pub(super) struct Bodies {
-    encoded: Vec<(*const change::ColumnSet, bool, Vec<u8>)>,
+    encoded: Vec<(*const ColumnSet, bool, Vec<u8>)>,
     spare: Vec<Vec<u8>>,
 }
 
@@ -101,7 +102,7 @@ impl Bodies {
 
     fn get(
         &mut self,
-        columns: &Rc<change::ColumnSet>,
+        columns: &Rc<ColumnSet>,
         table: bool,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> &[u8] {
@@ -132,27 +133,40 @@ impl GroupKey {
                 self.change_frames(scene, change, previous, entitlements, bodies, out);
             }
             EventKind::Failed { relation, sqlstate, .. } => {
-                let Some(relation) = relation else { return };
-                if self.targets(relation) && entitlements.of(&self.role, relation.oid).is_granted()
-                {
-                    let ids = self.ids(|binding| is_about(&binding.target, relation));
-                    let cursor = scene.cursor(scene.event.position);
-                    out.push(match self.style {
-                        Style::Changes => change::failed_changes_frame(
-                            self.vsn,
-                            &self.topic,
-                            &ids,
-                            relation,
-                            sqlstate,
-                            scene.event.commit_time,
-                        ),
-                        Style::Legacy | Style::Table => {
-                            change::failed_frame(self.vsn, &self.topic, relation, sqlstate, cursor)
-                        }
-                    });
-                }
+                self.failure_frame(scene, relation.as_deref(), sqlstate, entitlements, out);
             }
         }
+    }
+
+    /// A change that could not be decoded is told to those it might have been for.
+    fn failure_frame(
+        &self,
+        scene: Scene<'_>,
+        relation: Option<&Relation>,
+        sqlstate: &str,
+        entitlements: &mut Entitlements,
+        out: &mut Vec<Bytes>,
+    ) {
+        if let Some(relation) = relation
+            && !(self.targets(relation)
+                && entitlements.of(&self.role, relation.oid).is_granted())
+        {
+            return;
+        }
+        let (vsn, topic) = (self.vsn, &self.topic);
+        out.push(match (self.style, relation) {
+            (Style::Changes, Some(relation)) => {
+                let ids = self.ids(|binding| is_about(&binding.target, relation));
+                let mut data = Vec::new();
+                change::failed_data(&mut data, scene.event, relation, sqlstate);
+                envelope::changes_frame(vsn, topic, &ids, &data)
+            }
+            (_, relation) => {
+                let table = relation.map(|relation| (&*relation.schema, &*relation.name));
+                let id = scene.cursor(scene.event.position);
+                encode::change_failed(vsn, topic, table, sqlstate, &id)
+            }
+        });
     }
 
     fn ids(&self, wanted: impl Fn(&Binding) -> bool) -> Vec<u32> {
@@ -176,7 +190,8 @@ impl GroupKey {
             return;
         }
         if change.operation == Operation::Truncate && !self.wants_truncate(&change.relation) {
-            out.push(change::truncate_notice(self.vsn, &self.topic, &change.relation));
+            let Relation { schema, name, .. } = &*change.relation;
+            out.push(encode::truncated(self.vsn, &self.topic, schema, name));
             return;
         }
         // Bindings with the same `select` share a frame; a channel rarely has more than one.
@@ -206,7 +221,7 @@ impl GroupKey {
         &self,
         scene: Scene<'_>,
         change: &Change,
-        columns: &Rc<change::ColumnSet>,
+        columns: &Rc<ColumnSet>,
         ids: &[u32],
         previous: Option<Position>,
         bodies: &mut Bodies,
@@ -221,15 +236,22 @@ impl GroupKey {
             }
         });
         match self.style {
-            Style::Changes => change::changes_frame(self.vsn, &self.topic, ids, body),
-            Style::Legacy => change::legacy_frame(self.vsn, &self.topic, change.operation, body),
+            Style::Changes => envelope::changes_frame(self.vsn, &self.topic, ids, body),
+            Style::Legacy => {
+                envelope::legacy_frame(self.vsn, &self.topic, change.operation, body)
+            }
             Style::Table => {
-                let meta = TableMeta {
+                let mut unchanged = Vec::new();
+                change::unchanged_list(&mut unchanged, batch, change, columns);
+                let meta = Meta {
                     id: scene.cursor(event.position),
                     prev: previous.map(|position| scene.cursor(position)),
+                    unchanged: &unchanged,
+                    mutation_id: None,
                     last_in_tx: event.last_in_tx,
                 };
-                change::table_frame(self.vsn, &self.topic, batch, change, columns, body, &meta)
+                let operation = change.operation.name();
+                envelope::table_frame(self.vsn, &self.topic, operation, body, &meta)
             }
         }
     }

@@ -167,8 +167,8 @@ fn advance(
             if event.position > member.floor {
                 frames.clear();
                 group.key.frames(scene, None, entitlements, &mut bodies, &mut frames);
-                for frame in frames.drain(..) {
-                    match member.queue.push(frame) {
+                if !frames.is_empty() {
+                    match member.queue.push(&frames) {
                         Push::Queued => {}
                         Push::Full => return Progress::Full,
                         Push::Closed => return Progress::CaughtUp,
