@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 
 use super::protocol::MAX_FRAME;
 
-pub(super) async fn read<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Result<T> {
+pub(crate) async fn read<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Result<T> {
     let len = stream.read_u32().await? as usize;
     if len > MAX_FRAME {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "frame too long"));
@@ -23,7 +23,7 @@ pub(super) async fn read<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Re
     serde_json::from_slice(&bytes).map_err(io::Error::from)
 }
 
-pub(super) async fn write<T: Serialize>(stream: &mut UnixStream, value: &T) -> io::Result<()> {
+pub(crate) async fn write<T: Serialize>(stream: &mut UnixStream, value: &T) -> io::Result<()> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, value)?;
     let len = bytes.len() - 4;

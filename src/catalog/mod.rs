@@ -2,15 +2,16 @@
 //! unix socket. The decoding process itself never looks at it.
 #![forbid(unsafe_code)]
 
-mod frame;
+pub(crate) mod frame;
 mod pool;
 pub mod protocol;
-pub mod socket;
 
+use std::io;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
+use tokio::net::UnixStream;
 
 use crate::event::Lsn;
 use pool::Pool;
@@ -65,11 +66,6 @@ impl Catalog {
         Ok((answer.tables, Lsn(answer.lsn)))
     }
 
-    /// What `tide.check()` finds: a JSON array of `{"item","ok","problem","fix"}`, as text.
-    pub async fn check(&self) -> Result<String, CatalogError> {
-        unimplemented!()
-    }
-
     /// The texts cast to the type by Postgres, as `role`; each as the JSON `to_jsonb` prints.
     pub async fn cast(
         &self,
@@ -80,6 +76,22 @@ impl Catalog {
         let request = Request::Cast { role: role.into(), type_sql: type_sql.into(), values };
         let answer: Cast = ask(&self.executors, request).await?;
         Ok(answer.values)
+    }
+
+    /// What `tide.check()` finds: a JSON array of `{"item","ok","problem","fix"}`, as text.
+    pub async fn check(&self) -> Result<String, CatalogError> {
+        let answer: Box<RawValue> = ask(&self.steward, Request::Check).await?;
+        Ok(answer.get().to_owned())
+    }
+
+    /// Lets a connected steward work until its connection ends.
+    pub(crate) async fn serve_steward(&self, helper: UnixStream) -> io::Result<()> {
+        self.steward.serve(helper).await
+    }
+
+    /// Lets a connected executor work until its connection ends.
+    pub(crate) async fn serve_executor(&self, helper: UnixStream) -> io::Result<()> {
+        self.executors.serve(helper).await
     }
 
     /// How many helpers are connected: stewards, executors.
