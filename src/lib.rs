@@ -9,8 +9,10 @@ pub mod config;
 pub mod event;
 pub mod filter;
 pub mod hub;
+pub mod json;
 #[cfg(feature = "pg")]
 mod pg;
 pub mod service;
 pub mod stats;
+pub mod topic;
 pub mod wire;
