@@ -13,6 +13,8 @@ mod roster;
 mod route;
 mod stream;
 pub mod subscription;
+#[cfg(test)]
+mod tests;
 
 pub use handle::Hub;
 pub use stream::{Parts, start};
