@@ -44,11 +44,7 @@ pub struct Service {
 impl Service {
     /// Binds the control socket and starts the threads. The listener for clients follows as soon
     /// as the steward has given the secrets and the port is free.
-    pub fn start(
-        config: Config,
-        feed: Receiver<Feed>,
-        bridge: Arc<Bridge>,
-    ) -> io::Result<Service> {
+    pub fn start(config: Config, feed: Receiver<Feed>, bridge: Arc<Bridge>) -> io::Result<Service> {
         let config = Arc::new(config);
         let runtime = Builder::new_multi_thread()
             .worker_threads(config.network_threads.max(1))
@@ -80,8 +76,7 @@ impl Service {
             control::bind(&config.control_socket)?
         };
         let clients = Clients { config, hub: hub.clone(), catalog, stats, listener, reload };
-        let tasks =
-            vec![runtime.spawn(control.run(socket)), runtime.spawn(clients.serve(stopped))];
+        let tasks = vec![runtime.spawn(control.run(socket)), runtime.spawn(clients.serve(stopped))];
         Ok(Service { runtime, hub, hub_thread, tasks, stop, stopping })
     }
 

@@ -148,8 +148,7 @@ impl GroupKey {
         out: &mut Vec<Bytes>,
     ) {
         if let Some(relation) = relation
-            && !(self.targets(relation)
-                && entitlements.of(&self.role, relation.oid).is_granted())
+            && !(self.targets(relation) && entitlements.of(&self.role, relation.oid).is_granted())
         {
             return;
         }
@@ -203,8 +202,7 @@ impl GroupKey {
             }
             done.push(select);
             let ids = self.ids(|other| {
-                other.select.as_ref() == select
-                    && matches(other, scene.batch, change, &entitlement)
+                other.select.as_ref() == select && matches(other, scene.batch, change, &entitlement)
             });
             let columns = entitlement.columns(&change.relation, select);
             out.push(self.frame(scene, change, &columns, &ids, previous, bodies));
@@ -237,9 +235,7 @@ impl GroupKey {
         });
         match self.style {
             Style::Changes => envelope::changes_frame(self.vsn, &self.topic, ids, body),
-            Style::Legacy => {
-                envelope::legacy_frame(self.vsn, &self.topic, change.operation, body)
-            }
+            Style::Legacy => envelope::legacy_frame(self.vsn, &self.topic, change.operation, body),
             Style::Table => {
                 let mut unchanged = Vec::new();
                 change::unchanged_list(&mut unchanged, batch, change, columns);

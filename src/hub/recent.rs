@@ -83,8 +83,7 @@ pub(super) fn connections(roster: &Roster, laggards: &Laggards) -> Vec<Connectio
         .map(|(id, session)| {
             let queue = session.queue.stats();
             let since = session.peer.connected_at.duration_since(UNIX_EPOCH).unwrap_or_default();
-            let groups =
-                session.channels.values().filter_map(|group| roster.group(*group));
+            let groups = session.channels.values().filter_map(|group| roster.group(*group));
             let channels = groups.map(|group| Channel {
                 topic: group.key.topic.to_string(),
                 role: group.key.role.to_string(),

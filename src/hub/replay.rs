@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use super::entitlement::Entitlements;
 use super::group::{Bodies, Scene};
 use super::handle::{Live, SessionId};
 use super::history::{History, Seq};
 use super::queue::{Goodbye, Push};
 use super::roster::Roster;
-use super::entitlement::Entitlements;
 use crate::stats::Stats;
 
 /// Events looked at per turn, so that a long replay does not hold up the stream.

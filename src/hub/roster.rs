@@ -44,10 +44,6 @@ impl Roster {
         self.groups.keys().copied()
     }
 
-    pub(super) fn channel_count(&self) -> usize {
-        self.sessions.values().map(|session| session.channels.len()).sum()
-    }
-
     /// The groups that a change may be for.
     pub(super) fn candidates(
         &mut self,

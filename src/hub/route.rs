@@ -17,9 +17,8 @@ struct Route {
 
 impl Route {
     fn add(&mut self, id: GroupId, group: &GroupKey) {
-        let about = |binding: &&super::subscription::Binding| {
-            is_about(&binding.target, &self.relation)
-        };
+        let about =
+            |binding: &&super::subscription::Binding| is_about(&binding.target, &self.relation);
         let equalities: Option<Vec<_>> = group
             .bindings
             .iter()

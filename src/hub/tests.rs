@@ -98,8 +98,7 @@ impl World {
             stats: Arc::clone(&stats),
         };
         let (hub, _) = start(config, parts, Arc::new(AtomicBool::new(false))).expect("a hub");
-        let world =
-            World { runtime, hub, feed, bridge, stats, relation: relation(), granted };
+        let world = World { runtime, hub, feed, bridge, stats, relation: relation(), granted };
         world.feed(Feed::Live { epoch: EPOCH, from: Lsn(100) });
         world
     }
