@@ -3,6 +3,14 @@
 
 #[allow(dead_code, reason = "the worker comes next")]
 mod guc;
+mod compat;
+mod executor;
+mod helper;
+mod role;
+mod session;
+mod socket;
+mod steward;
+mod transaction;
 
 ::pgrx::pg_module_magic!(name, version);
 
