@@ -73,7 +73,8 @@ impl Input {
             let datum = pg_sys::OidInputFunctionCall(self.function, value, self.parameter, -1);
             DatumWithOid::new(datum, self.type_oid)
         };
-        let json = Spi::get_one_with_args::<String>("select pg_catalog.to_jsonb($1)::text", &[datum]);
+        let json =
+            Spi::get_one_with_args::<String>("select pg_catalog.to_jsonb($1)::text", &[datum]);
         json.ok().flatten().ok_or_else(|| internal("the value has no JSON form"))
     }
 }

@@ -1,10 +1,10 @@
 //! The boundary to Postgres: the only place with unsafe code.
 #![allow(unsafe_code)]
 
-#[allow(dead_code, reason = "the worker comes next")]
-mod guc;
 mod compat;
 mod executor;
+#[allow(dead_code, reason = "the worker comes next")]
+mod guc;
 mod helper;
 mod role;
 mod session;

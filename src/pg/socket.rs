@@ -106,7 +106,8 @@ impl FrameSocket {
                 left.min(LONG_WAIT)
             }
         };
-        let events = event | pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+        let events =
+            event | pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
         // SAFETY: the latch is this process's own, the descriptor is open as long as `self`.
         unsafe {
             pg_sys::WaitLatchOrSocket(

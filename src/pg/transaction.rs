@@ -58,7 +58,9 @@ fn begin(timeout: Duration) {
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
         pg_sys::XactReadOnly = true;
-        pg_sys::ffi::pg_guard_ffi_boundary(|| raw::enable_timeout_after(STATEMENT_TIMEOUT, timeout));
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            raw::enable_timeout_after(STATEMENT_TIMEOUT, timeout)
+        });
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
     }
 }
