@@ -5,5 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic where it stands")]
 #![allow(unreachable_pub, dead_code, reason = "support/ is written like a library")]
 
+mod changes;
 mod first_minute;
 mod support;
+mod values;
