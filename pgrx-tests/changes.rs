@@ -354,8 +354,7 @@ fn two_phase_transactions_arrive_when_they_are_committed() {
 fn interleaved_transactions_arrive_whole_in_commit_order() {
     let (t, mut client) = watched("interleaved", "id int primary key");
     let (mut one, mut two) = (database().sql(), database().sql());
-    let step =
-        |session: &mut postgres::Client, sql: String| session.batch_execute(&sql).unwrap();
+    let step = |session: &mut postgres::Client, sql: String| session.batch_execute(&sql).unwrap();
 
     step(&mut one, format!("begin; insert into {t} values (1)"));
     step(&mut two, format!("begin; insert into {t} values (11)"));

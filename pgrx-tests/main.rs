@@ -7,5 +7,10 @@
 
 mod changes;
 mod first_minute;
+mod historic_catalogue;
+mod identity;
+mod kill;
+mod protocol;
+mod slot;
 mod support;
 mod values;
