@@ -10,6 +10,8 @@ mod first_minute;
 mod historic_catalogue;
 mod identity;
 mod kill;
+mod lifecycle;
+mod memory;
 mod protocol;
 mod slot;
 mod support;
