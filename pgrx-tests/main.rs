@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, dead_code, reason = "support/ is written like a library")]
 
 mod changes;
+mod clients;
 mod first_minute;
 mod historic_catalogue;
 mod identity;
