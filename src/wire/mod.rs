@@ -6,6 +6,8 @@ pub mod decode;
 pub mod encode;
 pub mod envelope;
 pub mod join;
+mod members;
+mod timestamp;
 
 /// The protocol's version, chosen by the client's `vsn` parameter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
