@@ -7,8 +7,7 @@ use super::context::ServerContext;
 use super::identity;
 use crate::catalog::CatalogError;
 use crate::catalog::protocol::TableAccess;
-use crate::event::Operation;
-use crate::filter::{self, Predicate};
+use crate::filter::{self, FilterError, Predicate};
 use crate::hub::subscription::{Binding, Operations, Target};
 use crate::wire::join::{ChangeParams, Requested, binding_id};
 
@@ -17,6 +16,8 @@ use crate::wire::join::{ChangeParams, Requested, binding_id};
 pub(super) enum BindingError {
     /// What the client wrote is not a filter; says why.
     Filter(filter::ParseError),
+    /// A filter that does not suit its table; says why.
+    Unsuitable(String),
     /// Missing, forbidden, or not to be had like this: one answer for all, so that nobody learns
     /// what there is from what is refused.
     Refused,
@@ -26,6 +27,16 @@ pub(super) enum BindingError {
 impl From<filter::ParseError> for BindingError {
     fn from(error: filter::ParseError) -> BindingError {
         BindingError::Filter(error)
+    }
+}
+
+impl From<FilterError> for BindingError {
+    fn from(error: FilterError) -> BindingError {
+        match error {
+            FilterError::Parse(error) => BindingError::Filter(error),
+            FilterError::Column { .. } => BindingError::Refused,
+            other => BindingError::Unsuitable(other.to_string()),
+        }
     }
 }
 
@@ -99,14 +110,11 @@ impl<'a> Bindings<'a> {
         access: &TableAccess,
     ) -> Result<Option<Arc<Predicate>>, BindingError> {
         let Some(parsed) = filter::parse(text)? else { return Ok(None) };
-        let wanted = filter::casts(&parsed, access).map_err(|_| BindingError::Refused)?;
-        let mut values = Vec::with_capacity(wanted.len());
-        for cast in wanted {
-            values.push(self.cast(&cast.type_sql, cast.values).await?);
+        let mut answers = Vec::new();
+        for (type_sql, values) in filter::casts(&parsed, access)? {
+            answers.push(self.cast(&type_sql, values).await?);
         }
-        let predicate =
-            filter::compile(&parsed, access, values).map_err(|_| BindingError::Refused)?;
-        Ok(Some(Arc::new(predicate)))
+        Ok(Some(Arc::new(filter::compile(&parsed, access, &answers)?)))
     }
 
     async fn cast(
@@ -117,7 +125,10 @@ impl<'a> Bindings<'a> {
         let ask = || self.context.catalog.cast(self.role, type_sql, values.clone());
         match identity::patiently(self.context.config.handshake_timeout, ask).await {
             Ok(values) => Ok(values),
-            // The texts are not values of the type.
+            // Class 22: the texts are not values of the type.
+            Err(CatalogError::Refused { sqlstate, message }) if sqlstate.starts_with("22") => {
+                Err(BindingError::Unsuitable(message))
+            }
             Err(CatalogError::Refused { .. }) => Err(BindingError::Refused),
             Err(CatalogError::Unavailable) => Err(BindingError::Unavailable),
         }
@@ -155,6 +166,8 @@ fn operations(event: &Requested) -> Option<Operations> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use crate::event::Operation;
 
     #[test]
     fn everything_means_rows_and_truncation_has_to_be_named() {

@@ -64,6 +64,9 @@ pub(super) enum Refusal {
     NoAnonymous,
     #[error(transparent)]
     Token(#[from] AuthError),
+    /// The connection's own token, past its time.
+    #[error("{0}")]
+    Expired(String),
     #[error("the role \"{0}\" may not be used by clients")]
     Role(Arc<str>),
     /// Superusers and the like.
@@ -76,7 +79,9 @@ pub(super) enum Refusal {
 impl Refusal {
     pub(super) fn status(&self) -> StatusCode {
         match self {
-            Refusal::NoKey | Refusal::NoAnonymous | Refusal::Token(_) => StatusCode::UNAUTHORIZED,
+            Refusal::NoKey | Refusal::NoAnonymous | Refusal::Token(_) | Refusal::Expired(_) => {
+                StatusCode::UNAUTHORIZED
+            }
             Refusal::Role(_) | Refusal::PrivilegedRole(_) => StatusCode::FORBIDDEN,
             Refusal::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -84,7 +89,7 @@ impl Refusal {
 
     pub(super) fn of_connection(&self) -> RefusedConnection {
         match self {
-            Refusal::NoKey | Refusal::NoAnonymous | Refusal::Token(_) => {
+            Refusal::NoKey | Refusal::NoAnonymous | Refusal::Token(_) | Refusal::Expired(_) => {
                 RefusedConnection::Unauthorized
             }
             Refusal::Role(_) | Refusal::PrivilegedRole(_) => RefusedConnection::Role,
@@ -94,7 +99,9 @@ impl Refusal {
 
     pub(super) fn of_join(&self) -> RefusedJoin {
         match self {
-            Refusal::NoKey | Refusal::NoAnonymous | Refusal::Token(_) => RefusedJoin::Token,
+            Refusal::NoKey | Refusal::NoAnonymous | Refusal::Token(_) | Refusal::Expired(_) => {
+                RefusedJoin::Token
+            }
             Refusal::Role(_) | Refusal::PrivilegedRole(_) => RefusedJoin::Role,
             Refusal::Unavailable => RefusedJoin::Unavailable,
         }
@@ -104,7 +111,7 @@ impl Refusal {
     pub(super) fn join_reason(&self) -> String {
         let code = match self {
             Refusal::Token(error) => error.code(),
-            Refusal::NoKey | Refusal::NoAnonymous => "InvalidJWTToken",
+            Refusal::NoKey | Refusal::NoAnonymous | Refusal::Expired(_) => "InvalidJWTToken",
             Refusal::Role(_) | Refusal::PrivilegedRole(_) => "Unauthorized",
             Refusal::Unavailable => "UnableToConnectToProject",
         };

@@ -126,7 +126,7 @@ impl Joiner {
         let (tables, asked) = self.tables(named_tables(params)).await?;
         let (bindings, failures) = self.bind(params, &tables).await?;
         if payload.wait
-            && let Some((_, text)) = failures.first()
+            && let Some(text) = failures.first()
         {
             return Err(Refused::table(text));
         }
@@ -229,19 +229,22 @@ impl Joiner {
     }
 
     /// Each set of parameters as a binding, or with the text that says that it is none.
-    async fn bind<'a>(
+    async fn bind(
         &self,
-        params: &'a [ChangeParams],
+        params: &[ChangeParams],
         tables: &[TableAccess],
-    ) -> Result<(Vec<Binding>, Vec<(&'a ChangeParams, String)>), Refused> {
+    ) -> Result<(Vec<Binding>, Vec<String>), Refused> {
         let all = Bindings::new(&self.context, &self.credentials.role, tables);
         let (mut bindings, mut failures) = (Vec::new(), Vec::new());
         for one in params {
             match all.binding(one).await {
                 Ok(binding) => bindings.push(binding),
                 Err(BindingError::Unavailable) => return Err(Refusal::Unavailable.into()),
-                Err(BindingError::Filter(error)) => failures.push((one, error.to_string())),
-                Err(BindingError::Refused) => failures.push((one, one.refusal())),
+                Err(BindingError::Filter(error)) => failures.push(error.to_string()),
+                Err(BindingError::Unsuitable(why)) => {
+                    failures.push(format!("{}. Exception: {why}", one.refusal()));
+                }
+                Err(BindingError::Refused) => failures.push(one.refusal()),
             }
         }
         Ok((bindings, failures))
@@ -255,8 +258,8 @@ impl Joiner {
         }
     }
 
-    fn greet_failures(&self, failures: &[(&ChangeParams, String)], greeting: &mut Vec<Bytes>) {
-        for (_, text) in failures {
+    fn greet_failures(&self, failures: &[String], greeting: &mut Vec<Bytes>) {
+        for text in failures {
             self.greet_system("postgres_changes", Status::Error, text, &[], greeting);
         }
     }
@@ -301,6 +304,7 @@ impl BindingError {
         match self {
             BindingError::Unavailable => Refusal::Unavailable.into(),
             BindingError::Filter(error) => Refused::table(format!("InvalidFilter: {error}")),
+            BindingError::Unsuitable(why) => Refused::table(format!("InvalidFilter: {why}")),
             BindingError::Refused => denied(),
         }
     }

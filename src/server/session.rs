@@ -20,6 +20,7 @@ use super::context::ServerContext;
 use super::conversation::{Breach, Conversation};
 use super::http::Admission;
 use super::identity;
+use super::listen::stopped;
 use super::writer;
 use crate::hub::Hub;
 use crate::hub::handle::{Peer, SessionId};
@@ -87,10 +88,6 @@ pub(super) async fn run<S>(
         vsn,
         credentials,
     );
-    let stopping = async move {
-        // An error means that the one who could stop us is gone.
-        let _ = stop.wait_for(|stop| *stop).await;
-    };
     let mut session = Session {
         socket: &mut socket,
         conversation,
@@ -98,7 +95,7 @@ pub(super) async fn run<S>(
         idle: context.config.idle_timeout,
         heard: Instant::now(),
     };
-    let end = session.talk(stopping).await;
+    let end = session.talk(stopped(&mut stop)).await;
     // What the hub still sends is for nobody; the channels are gone from here on.
     let Session { conversation, .. } = session;
     drop(conversation);
