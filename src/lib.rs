@@ -7,10 +7,12 @@ pub mod auth;
 pub mod bridge;
 pub mod catalog;
 pub mod config;
+pub mod control;
 pub mod event;
 pub mod filter;
 pub mod hub;
 pub mod json;
+pub mod listener;
 #[cfg(feature = "pg")]
 mod pg;
 pub mod server;

@@ -112,11 +112,16 @@ pub struct ColumnAccess {
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum ControlRequest {
     /// The newest `limit` events of the tables with these oids (`None`: of all), oldest first.
-    Recent { limit: u32, tables: Option<Vec<u32>> },
+    Recent {
+        limit: u32,
+        tables: Option<Vec<u32>>,
+    },
     Status,
     /// Who is connected and what they have joined.
     Connections,
-    Disconnect { id: u64 },
+    Disconnect {
+        id: u64,
+    },
     /// The secrets or keys changed: read them again. Answered by `null`.
     Reload,
 }
