@@ -117,11 +117,7 @@ impl<'a> Bindings<'a> {
         Ok(Some(Arc::new(filter::compile(&parsed, access, &answers)?)))
     }
 
-    async fn cast(
-        &self,
-        type_sql: &str,
-        values: Vec<String>,
-    ) -> Result<Vec<String>, BindingError> {
+    async fn cast(&self, type_sql: &str, values: Vec<String>) -> Result<Vec<String>, BindingError> {
         let ask = || self.context.catalog.cast(self.role, type_sql, values.clone());
         match identity::patiently(self.context.config.handshake_timeout, ask).await {
             Ok(values) => Ok(values),

@@ -60,12 +60,12 @@ impl Channels {
     }
 
     /// When the first of the tokens expires, in seconds since the Unix epoch.
-    pub(super) fn next_expiry(&self) -> Option<u64> {
+    pub(super) fn next_expiry(&self) -> Option<i64> {
         self.joined.values().filter_map(|channel| channel.credentials.expires).min()
     }
 
     /// The topics whose tokens have expired.
-    pub(super) fn expired(&self, now: u64) -> Vec<Arc<str>> {
+    pub(super) fn expired(&self, now: i64) -> Vec<Arc<str>> {
         let expired = |channel: &Channel| channel.credentials.has_expired(now);
         self.joined
             .iter()
@@ -85,7 +85,7 @@ impl Drop for Channels {
 mod tests {
     use super::*;
 
-    fn channel(expires: Option<u64>) -> Channel {
+    fn channel(expires: Option<i64>) -> Channel {
         Channel {
             join_ref: Some("1".into()),
             credentials: Credentials::new("web".into(), expires, None),

@@ -126,17 +126,17 @@ impl Conversation {
             Outcome::Renewed(Ok(credentials)) => self.renew(&topic, credentials),
             // It could not be looked at: the old one goes on for as long as it lasts.
             Outcome::Renewed(Err(Refusal::Unavailable)) => {}
-            Outcome::Renewed(Err(refusal)) => self.expel(&topic, &refusal.to_string()),
+            Outcome::Renewed(Err(refusal)) => self.expel(&topic, &refusal.message()),
         }
     }
 
     /// When [`Conversation::expire`] is to be called, in seconds since the Unix epoch.
-    pub(super) fn next_expiry(&self) -> Option<u64> {
+    pub(super) fn next_expiry(&self) -> Option<i64> {
         self.channels.next_expiry()
     }
 
     /// Ends the channels whose tokens have expired.
-    pub(super) fn expire(&mut self, now: u64) {
+    pub(super) fn expire(&mut self, now: i64) {
         for topic in self.channels.expired(now) {
             let Some(channel) = self.channels.get(&topic) else { continue };
             let text = channel.credentials.expiry_text(now);
@@ -240,9 +240,7 @@ impl Conversation {
             return;
         }
         let context = Arc::clone(&self.context);
-        let renewal = async move {
-            Outcome::Renewed(identity::of_token(&context, &token).await)
-        };
+        let renewal = async move { Outcome::Renewed(identity::of_token(&context, &token).await) };
         self.pending.begin(topic.into(), Box::pin(renewal));
     }
 

@@ -119,12 +119,8 @@ impl Front {
                     return failure(refusal.status(), &refusal.to_string());
                 }
             };
-        let admission = Admission {
-            credentials,
-            vsn: handshake.vsn,
-            user_agent: handshake.user_agent,
-            permit,
-        };
+        let admission =
+            Admission { credentials, vsn: handshake.vsn, user_agent: handshake.user_agent, permit };
         *self.admission.lock().unwrap_or_else(PoisonError::into_inner) = Some(admission);
         switch(&handshake.accept)
     }

@@ -7,7 +7,7 @@ use hyper::StatusCode;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::context::ServerContext;
-use crate::auth::{self, AuthError};
+use crate::auth::{AuthError, Shape, token_shape};
 use crate::catalog::CatalogError;
 use crate::catalog::protocol::RoleStatus;
 use crate::stats::{RefusedConnection, RefusedJoin};
@@ -20,17 +20,17 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub(super) struct Credentials {
     pub(super) role: Arc<str>,
     /// Seconds since the Unix epoch; `None` for those who came without a token.
-    pub(super) expires: Option<u64>,
+    pub(super) expires: Option<i64>,
     /// Of the token, so that the same one sent again is known; the token itself is not kept.
     digest: Option<[u8; 32]>,
 }
 
 impl Credentials {
-    pub(super) fn new(role: Arc<str>, expires: Option<u64>, token: Option<&str>) -> Credentials {
+    pub(super) fn new(role: Arc<str>, expires: Option<i64>, token: Option<&str>) -> Credentials {
         Credentials { role, expires, digest: token.map(digest) }
     }
 
-    pub(super) fn has_expired(&self, now: u64) -> bool {
+    pub(super) fn has_expired(&self, now: i64) -> bool {
         self.expires.is_some_and(|expires| expires <= now)
     }
 
@@ -39,7 +39,7 @@ impl Credentials {
     }
 
     /// What is said when they are used past their time.
-    pub(super) fn expiry_text(&self, now: u64) -> String {
+    pub(super) fn expiry_text(&self, now: i64) -> String {
         let ago = now.saturating_sub(self.expires.unwrap_or(now));
         format!("Token has expired {ago} seconds ago")
     }
@@ -51,8 +51,9 @@ fn digest(token: &str) -> [u8; 32] {
 }
 
 /// Seconds since the Unix epoch.
-pub(super) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+pub(super) fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// Why somebody is not let in. The texts say nothing that the client did not.
@@ -107,15 +108,24 @@ impl Refusal {
         }
     }
 
+    /// What a channel is told.
+    pub(super) fn message(&self) -> String {
+        match self {
+            Refusal::Token(error) => error.message(),
+            _ => self.to_string(),
+        }
+    }
+
     /// As the reason of a join error: a code and the text.
     pub(super) fn join_reason(&self) -> String {
         let code = match self {
             Refusal::Token(error) => error.code(),
-            Refusal::NoKey | Refusal::NoAnonymous | Refusal::Expired(_) => "InvalidJWTToken",
+            Refusal::NoKey => AuthError::Missing.code(),
+            Refusal::NoAnonymous | Refusal::Expired(_) => "InvalidJWTToken",
             Refusal::Role(_) | Refusal::PrivilegedRole(_) => "Unauthorized",
             Refusal::Unavailable => "UnableToConnectToProject",
         };
-        format!("{code}: {self}")
+        format!("{code}: {}", self.message())
     }
 }
 
@@ -125,7 +135,7 @@ pub(super) async fn of_handshake(
     key: Option<&str>,
 ) -> Result<Credentials, Refusal> {
     match key {
-        Some(token) if auth::is_jwt_shaped(token) => of_token(context, token).await,
+        Some(token) if is_token(token) => of_token(context, token).await,
         _ => {
             let Some(role) = context.config.anon_role.as_deref() else {
                 return Err(if key.is_none() { Refusal::NoKey } else { Refusal::NoAnonymous });
@@ -138,12 +148,9 @@ pub(super) async fn of_handshake(
 }
 
 /// The identity that a token proves.
-pub(super) async fn of_token(
-    context: &ServerContext,
-    token: &str,
-) -> Result<Credentials, Refusal> {
-    let identity = context.verifier().verify(token, now())?;
-    let credentials = Credentials::new(identity.role, identity.expires, Some(token));
+pub(super) async fn of_token(context: &ServerContext, token: &str) -> Result<Credentials, Refusal> {
+    let identity = context.verifier().verify(token, SystemTime::now())?;
+    let credentials = Credentials::new(identity.role, Some(identity.exp), Some(token));
     check_role(context, &credentials.role).await?;
     Ok(credentials)
 }
@@ -151,7 +158,7 @@ pub(super) async fn of_token(
 /// Whether the token says anything: what is not JWT-shaped (`anon`, `sb_publishable_...`) is sent
 /// by clients that have no token, and stands for the connection's own identity.
 pub(super) fn is_token(token: &str) -> bool {
-    auth::is_jwt_shaped(token)
+    token_shape(token) == Shape::Jwt
 }
 
 pub(super) async fn check_role(context: &ServerContext, role: &Arc<str>) -> Result<(), Refusal> {

@@ -105,11 +105,9 @@ impl Joiner {
     /// The channel's own token, or that of the connection.
     async fn identify(&mut self, token: Option<&str>) -> Result<(), Refusal> {
         match token {
-            Some(token) if identity::is_token(token) => {
-                if !self.credentials.are_of(token) {
-                    self.credentials = identity::of_token(&self.context, token).await?;
-                    return Ok(());
-                }
+            Some(token) if identity::is_token(token) && !self.credentials.are_of(token) => {
+                self.credentials = identity::of_token(&self.context, token).await?;
+                return Ok(());
             }
             _ => {}
         }
@@ -340,8 +338,7 @@ fn since(options: &BroadcastOptions, asked: Lsn) -> Result<Since, Refused> {
 fn legacy_params(parts: LegacyParts<'_>) -> ChangeParams {
     let schema = parts.schema.unwrap_or("*");
     let mut raw = Vec::new();
-    for (key, value) in
-        [("schema", Some(schema)), ("table", parts.table), ("filter", parts.filter)]
+    for (key, value) in [("schema", Some(schema)), ("table", parts.table), ("filter", parts.filter)]
     {
         let Some(value) = value else { continue };
         if !raw.is_empty() {
@@ -404,7 +401,10 @@ mod tests {
 
         let since = |options| super::since(&options, Lsn(5)).map_err(|refused| refused.reason);
 
-        assert_eq!(since(options(Some(cursor), Some(3))), Ok(Since::Cursor(cursor.parse().unwrap())));
+        assert_eq!(
+            since(options(Some(cursor), Some(3))),
+            Ok(Since::Cursor(cursor.parse().unwrap()))
+        );
         assert_eq!(since(options(None, Some(3))), Ok(Since::Last(3)));
         assert_eq!(since(options(None, None)), Ok(Since::Now(Lsn(5))));
         assert!(since(options(Some("yesterday"), None)).is_err());

@@ -250,7 +250,8 @@ where
     fn deadline(&self) -> Instant {
         let idle = self.heard + self.idle;
         let Some(expiry) = self.conversation.next_expiry() else { return idle };
-        let left = Duration::from_secs(expiry.saturating_sub(identity::now()));
+        let left =
+            Duration::from_secs(u64::try_from(expiry.saturating_sub(identity::now())).unwrap_or(0));
         idle.min(Instant::now() + left.min(LONGEST_SLEEP))
     }
 }
