@@ -3,6 +3,7 @@
 //! The pure half (everything but [`pg`]) knows nothing of Postgres and has no unsafe code;
 //! `pg` is the boundary: background workers, decoding, SQL functions.
 
+pub mod auth;
 pub mod bridge;
 pub mod catalog;
 pub mod config;
