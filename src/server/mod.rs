@@ -18,6 +18,8 @@ mod pending;
 mod role;
 mod route;
 mod session;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 mod writer;
 
