@@ -3,6 +3,7 @@
 //! The pure half (everything but [`pg`]) knows nothing of Postgres and has no unsafe code;
 //! `pg` is the boundary: background workers, decoding, SQL functions.
 
+pub mod auth;
 pub mod bridge;
 pub mod catalog;
 pub mod config;
@@ -14,6 +15,7 @@ pub mod json;
 pub mod listener;
 #[cfg(feature = "pg")]
 mod pg;
+pub mod server;
 pub mod service;
 pub mod stats;
 pub mod topic;

@@ -28,3 +28,20 @@ pub(super) fn connect(database: pg_sys::Oid, role: &CStr) {
         pg_sys::Mode = pg_sys::ProcessingMode::NormalProcessing;
     }
 }
+
+/// Whether the role owns the database, or has an owner's rights.
+///
+/// # Safety
+/// In a transaction only.
+pub(super) unsafe fn owns_database(database: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    // SAFETY: as above.
+    #[cfg(feature = "pg15")]
+    unsafe {
+        pg_sys::pg_database_ownercheck(database, role)
+    }
+    // SAFETY: as above.
+    #[cfg(not(feature = "pg15"))]
+    unsafe {
+        pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, database, role)
+    }
+}
