@@ -225,7 +225,7 @@ fn every_type_arrives_as_to_jsonb_prints_it() {
         let values: Vec<String> = TYPES
             .iter()
             .map(|(name, values)| match values.get(row) {
-                Some(value) => format!("{value}::{name}"),
+                Some(value) => format!("cast({value} as {name})"),
                 None => "null".to_owned(),
             })
             .collect();
