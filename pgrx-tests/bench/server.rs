@@ -46,7 +46,7 @@ pub fn start(extension: Extension, durability: Durability) -> Cluster {
     }
     let conf = std::fs::read_to_string(cluster.data().join("postgresql.conf")).unwrap();
     if conf.contains("\noutput_plugin_libraries") {
-        cluster.configure("output_plugin_libraries = pgoutput, test_decoding, wal2json, pg_tide");
+        cluster.configure("output_plugin_libraries = 'pgoutput, test_decoding, wal2json, pg_tide'");
     }
     cluster.resume();
     cluster

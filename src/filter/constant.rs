@@ -104,10 +104,10 @@ pub fn index_key(kind: Kind, json: &[u8]) -> Option<Cow<'_, [u8]>> {
             Cow::Borrowed(json)
         }
         Kind::Int => {
-            let value = int(json)?;
             let mut buffer = itoa::Buffer::new();
-            let usual = buffer.format(value).as_bytes();
-            if usual == json { Cow::Borrowed(json) } else { Cow::Owned(usual.to_vec()) }
+            let usual = buffer.format(int(json)?).as_bytes();
+            let digits = unquoted(json);
+            if usual == digits { Cow::Borrowed(digits) } else { Cow::Owned(usual.to_vec()) }
         }
         Kind::Float => number(float(json)?.to_bits().to_be_bytes()),
         Kind::Numeric => Numeric::parse(json)?.key(json),
@@ -133,8 +133,13 @@ pub(super) fn bool(json: &[u8]) -> Option<bool> {
     }
 }
 
+/// `oid` is a number in rows, and a string when `to_jsonb` prints it.
 fn int(json: &[u8]) -> Option<i64> {
-    std::str::from_utf8(json).ok()?.parse().ok()
+    std::str::from_utf8(unquoted(json)).ok()?.parse().ok()
+}
+
+fn unquoted(json: &[u8]) -> &[u8] {
+    json.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(json)
 }
 
 /// One zero and one NaN, so that the bits are equal where the numbers are.

@@ -266,6 +266,12 @@ fn every_kind_is_ordered_as_its_type() {
 }
 
 #[test]
+fn an_oid_is_the_same_number_with_and_without_quotes() {
+    assert!(verdict("int=eq.26", json("\"26\"")));
+    assert_eq!(index_key(Kind::Int, b"\"26\""), index_key(Kind::Int, b"26"));
+}
+
+#[test]
 fn types_without_an_order_are_only_equal_or_not() {
     let object = r#"json=eq."{\"a\": [1, 2]}""#;
     assert!(verdict(object, json(r#"{"a": [1, 2]}"#)));
