@@ -69,7 +69,8 @@ fn measure(database: &Database<'_>, way: Way, rows: u64, body: &str) -> Sample {
     let over = AtomicBool::new(false);
     let private = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| watch(pid, &over));
-        let insert = format!("insert into burst select i, {body} from generate_series(1, {rows}) i");
+        let insert =
+            format!("insert into burst select i, {body} from generate_series(1, {rows}) i");
         scope.spawn(move || sql.batch_execute(&insert).unwrap());
         let mut received = 0;
         while received < rows {

@@ -1,6 +1,6 @@
 //! (d) Messages of 200 bytes to many clients at once, beside nats-server's websocket.
 //!
-//! The publisher is one message window ahead of the slowest client at most, on both sides: so
+//! The publisher stays within a window of messages ahead of the slowest client, on both sides: so
 //! nothing need be dropped, and every client checks that it gets every message in its place.
 
 use std::net::TcpStream;
@@ -83,9 +83,8 @@ fn tide(
     let mut sql = database.sql();
     sql.batch_execute("truncate feed; checkpoint").unwrap();
     let backend: i32 = sql.query_one("select pg_backend_pid()", &[]).unwrap().get(0);
-    let insert = sql
-        .prepare("insert into feed select * from unnest($1::bigint[], $2::text[])")
-        .unwrap();
+    let insert =
+        sql.prepare("insert into feed select * from unnest($1::bigint[], $2::text[])").unwrap();
     let mut next = 0;
     let publish = move |bodies: &[String]| {
         let ids: Vec<i64> = (next..).take(bodies.len()).collect();
@@ -165,7 +164,7 @@ fn publish_all(
     for first in (0..messages).step_by(batch) {
         let last = messages.min(first + batch);
         match pace {
-            Pace::Window => progress.wait_for((last).saturating_sub(WINDOW)),
+            Pace::Window => progress.wait_for(last.saturating_sub(WINDOW)),
             Pace::PerSecond(rate) => {
                 let due = start + Duration::from_secs_f64(first as f64 / rate);
                 std::thread::sleep(due.saturating_duration_since(Instant::now()));

@@ -151,7 +151,9 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 /// The value that `share` of the sorted values do not exceed.
 pub fn percentile(sorted: &[u32], share: f64) -> f64 {
     let index = (sorted.len() as f64 * share) as usize;
-    sorted.get(index.min(sorted.len().saturating_sub(1))).map_or(f64::NAN, |value| f64::from(*value))
+    sorted
+        .get(index.min(sorted.len().saturating_sub(1)))
+        .map_or(f64::NAN, |value| f64::from(*value))
 }
 
 /// Three significant digits, thousands apart.

@@ -36,7 +36,7 @@ begin
         insert into reading
         select i, i * 7919 % 100000, (array['temperature', 'pressure', 'humidity'])[1 + i % 3],
             (i % 1000000) / 100.0, i % 3 = 0, timestamptz '2026-01-01' + i * interval '1 ms',
-            md5(i::text) || '-' || i
+            md5(i::text) || md5((-i)::text) || '-' || i
         from generate_series(first, first + size - 1) i;
         commit;
         first := first + size;

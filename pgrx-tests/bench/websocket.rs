@@ -144,8 +144,7 @@ pub enum Topic {
 
 /// A client that has joined; `table` may be `*`.
 pub fn join(port: u16, token: &str, topic: Topic, table: &str) -> TcpStream {
-    let mut stream =
-        connect(port, &format!("/realtime/v1/websocket?apikey={token}&vsn=2.0.0"));
+    let mut stream = connect(port, &format!("/realtime/v1/websocket?apikey={token}&vsn=2.0.0"));
     let (name, config) = match topic {
         Topic::Changes => (
             "realtime:bench".to_owned(),
