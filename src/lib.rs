@@ -9,6 +9,7 @@ pub mod config;
 pub mod event;
 pub mod filter;
 pub mod hub;
+pub mod json;
 #[cfg(feature = "pg")]
 mod pg;
 pub mod service;
