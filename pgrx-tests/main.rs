@@ -1,1 +1,9 @@
-fn main() {}
+//! End-to-end tests: a real Postgres with the extension installed, real WAL, real sockets.
+//!
+//! `make test-e2e` builds, installs and runs them; `make test-e2e T=kill` some of them.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic where it stands")]
+#![allow(unreachable_pub, dead_code, reason = "support/ is written like a library")]
+
+mod first_minute;
+mod support;

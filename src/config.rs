@@ -59,7 +59,7 @@ impl Default for Config {
             control_socket: PathBuf::from("pg_tide.sock"),
             listen_addresses: vec!["localhost".into()],
             port: 4000,
-            network_threads: 2,
+            network_threads: 1,
             publication: "tide".into(),
             anon_role: None,
             jwt_secret: None,

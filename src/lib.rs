@@ -13,4 +13,6 @@ pub mod json;
 #[cfg(feature = "pg")]
 mod pg;
 pub mod service;
+pub mod stats;
+pub mod topic;
 pub mod wire;

@@ -40,6 +40,11 @@ impl Catalog {
         unimplemented!()
     }
 
+    /// What `tide.check()` finds: a JSON array of `{"item","ok","problem","fix"}`, as text.
+    pub async fn check(&self) -> Result<String, CatalogError> {
+        unimplemented!()
+    }
+
     /// The texts cast to the type by Postgres, as `role`; each as the JSON `to_jsonb` prints.
     pub async fn cast(
         &self,

@@ -37,6 +37,8 @@ pub enum Request {
     Tables { role: String, publication: String, which: Which },
     /// (executor) Casts each text to the type, as the role; answers `to_jsonb` of the results.
     Cast { role: String, type_sql: String, values: Vec<String> },
+    /// (steward) The rows of `tide.check()`, for the page; answers a list of [`Finding`]s.
+    Check,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,7 +117,7 @@ pub enum ControlRequest {
     /// Who is connected and what they have joined.
     Connections,
     Disconnect { id: u64 },
-    /// The secrets or keys changed: read them again.
+    /// The secrets or keys changed: read them again. Answered by `null`.
     Reload,
 }
 
@@ -131,4 +133,133 @@ pub struct Tables {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cast {
     pub values: Vec<String>,
+}
+
+/// One requirement, whether it is met, and what mends it; [`Request::Check`] answers these.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    pub item: String,
+    pub ok: bool,
+    #[serde(default)]
+    pub problem: Option<String>,
+    /// SQL, or a line for postgresql.conf.
+    #[serde(default)]
+    pub fix: Option<String>,
+}
+
+/// Answer to [`ControlRequest::Recent`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Recent {
+    /// Oldest first.
+    pub events: Vec<RecentEvent>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RecentEvent {
+    /// The [`crate::event::Cursor`], as clients see it in `meta.id`.
+    pub id: String,
+    /// Microseconds since the Unix epoch.
+    pub commit_time: i64,
+    pub schema: String,
+    pub table: String,
+    /// INSERT, UPDATE, DELETE, TRUNCATE; ERROR for a change that could not be decoded.
+    pub operation: String,
+    #[serde(default)]
+    pub record: Option<Box<RawValue>>,
+    #[serde(default)]
+    pub old_record: Option<Box<RawValue>>,
+}
+
+/// Answer to [`ControlRequest::Status`]. LSNs are numbers; 0 where there is none yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the worker.
+    pub pid: u32,
+    pub state: State,
+    /// Why it is not live.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// The stream's, while or since it was live.
+    #[serde(default)]
+    pub epoch: Option<String>,
+    /// Everything that committed before this address has been handed to subscribers.
+    pub decoded_lsn: u64,
+    /// The slot may move up to here: older events are out of the history.
+    pub confirmed_lsn: u64,
+    /// Events in the history, and their bytes.
+    pub history_events: u64,
+    pub history_bytes: u64,
+    pub connections: u64,
+    pub channels: u64,
+    /// Base URL of the listener, if there is one.
+    #[serde(default)]
+    pub url: Option<String>,
+    /// Why there is none, or not everywhere.
+    #[serde(default)]
+    pub listener_error: Option<String>,
+    /// The steward is connected.
+    pub steward: bool,
+    /// How many executors are.
+    pub executors: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// The slot is being made or opened.
+    #[default]
+    Starting,
+    Live,
+    Stalled,
+}
+
+impl State {
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Live => "live",
+            State::Stalled => "stalled",
+        }
+    }
+}
+
+/// Answer to [`ControlRequest::Connections`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    pub connections: Vec<Connection>,
+}
+
+/// A client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    pub id: u64,
+    /// Address and port.
+    pub address: String,
+    #[serde(default)]
+    pub user_agent: Option<String>,
+    /// Microseconds since the Unix epoch.
+    pub connected_at: i64,
+    pub sent_frames: u64,
+    pub sent_bytes: u64,
+    pub queued_frames: u64,
+    pub queued_bytes: u64,
+    /// Its queue was full; it is served from the history.
+    pub lagging: bool,
+    pub channels: Vec<Channel>,
+}
+
+/// What a client has joined.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Channel {
+    pub topic: String,
+    pub role: String,
+    /// How many things it is subscribed to.
+    pub bindings: u32,
+}
+
+/// Answer to [`ControlRequest::Disconnect`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disconnected {
+    /// There was such a connection.
+    pub found: bool,
 }

@@ -51,7 +51,9 @@ struct Inner {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Taken {
     /// Frames were added to the buffer; `drained`: tell the hub that there is room again.
-    Frames { drained: bool },
+    Frames {
+        drained: bool,
+    },
     Goodbye(Goodbye),
 }
 

@@ -1,6 +1,12 @@
 //! The Supabase Realtime protocol: bytes to typed frames and back, no sockets.
 #![forbid(unsafe_code)]
 
+pub mod change;
+pub mod decode;
+pub mod encode;
+pub mod envelope;
+pub mod join;
+
 /// The protocol's version, chosen by the client's `vsn` parameter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Vsn {

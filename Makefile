@@ -1,0 +1,51 @@
+# The front door. `make run` and `make test` need a Debian or Ubuntu and Rust, and see to the rest.
+
+# The Postgres to build for: 15 to 18. By default the one that is here, or that apt offers.
+PG ?= $(shell scripts/pg-version.sh)
+PG_CONFIG ?= /usr/lib/postgresql/$(PG)/bin/pg_config
+export PG PG_CONFIG
+export PGRX_PG_CONFIG_PATH = $(PG_CONFIG)
+
+# Which end-to-end tests to run: a part of their names. And the seconds to fuzz each target.
+T ?=
+SECONDS_TO_FUZZ ?= 60
+
+.PHONY: help setup build install run test test-pure test-e2e lint bench fuzz clean
+
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## Install what is missing to build and run (apt; asks sudo when not root)
+	@scripts/setup.sh build
+
+build: setup ## Build the extension, optimised
+	cargo build --release --features pg$(PG)
+
+install: build ## Put the extension where Postgres looks for it
+	@scripts/install.sh
+
+run: install ## Start a private Postgres with a demo table and the page, until Ctrl-C
+	@scripts/run.sh
+
+test: ## Run all tests; PG=17 or PG=18 on another Postgres, in a folder of its own
+	@scripts/test.sh
+
+test-pure: ## Run only the tests that need no Postgres
+	cargo test --no-default-features
+
+test-e2e: install ## Run only the end-to-end tests; T=kill for some of them
+	@scripts/setup.sh test
+	cargo test --no-default-features --features e2e --test e2e -- $(T)
+
+lint: setup ## Check formats, lints and documentation
+	@scripts/lint.sh
+
+bench: install ## Measure, beside other ways to do the same
+	@test -x bench/run.sh || { echo "bench/run.sh is not there yet" >&2; exit 1; }
+	bench/run.sh
+
+fuzz: ## Fuzz the parsers; needs cargo-fuzz
+	@scripts/fuzz.sh $(SECONDS_TO_FUZZ)
+
+clean: ## Remove everything that was built or run under target/
+	@scripts/clean.sh

@@ -1,0 +1,13 @@
+//! What the tests stand on: clusters, databases, websocket clients, waiting.
+
+pub mod client;
+pub mod cluster;
+pub mod database;
+pub mod http;
+pub mod json;
+pub mod token;
+pub mod wait;
+
+pub use cluster::Cluster;
+pub use database::Database;
+pub use wait::{DEADLINE, wait_until};

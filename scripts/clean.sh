@@ -1,0 +1,14 @@
+#!/bin/sh
+# Removes what was built or run here. A chroot of `make test PG=17` is unmounted first, so that
+# nothing outside of it is touched.
+set -eu
+
+cd "$(dirname "$0")/.."
+for root in target/chroot-*; do
+    [ -d "$root" ] || continue
+    scripts/chroot-test.sh --unmount "$root"
+    if [ "$(id -u)" = 0 ]; then rm -rf --one-file-system "$root"; else sudo rm -rf --one-file-system "$root"; fi
+done
+if [ -L target/run ]; then rm -rf "$(readlink target/run)"; fi
+cargo clean
+rm -rf pgrx-tests/node/node_modules pgrx-tests/browser/node_modules

@@ -1,0 +1,21 @@
+#!/bin/sh
+# Formats, lints and documentation of both halves.
+set -eu
+
+cd "$(dirname "$0")/.."
+step() {
+    echo "== $*"
+    "$@"
+}
+
+step cargo fmt --check
+step cargo clippy --no-default-features --features e2e --all-targets -- -D warnings
+# In release, as `make build` does, so that Postgres's bindings are made once only.
+step cargo clippy --release --features "pg$PG" -- -D warnings
+RUSTDOCFLAGS="-D warnings" step cargo doc --no-default-features --no-deps --document-private-items
+if command -v cargo-deny >/dev/null 2>&1; then
+    step cargo deny check
+fi
+if command -v shellcheck >/dev/null 2>&1; then
+    step shellcheck scripts/*.sh .ci/run
+fi

@@ -1,0 +1,10 @@
+#!/bin/sh
+# Every test: those that need no Postgres, then those against real servers and real clients.
+set -eu
+
+cd "$(dirname "$0")/.."
+if [ "$PG" != "$(scripts/pg-version.sh)" ] && [ ! -x "$PG_CONFIG" ]; then
+    exec scripts/chroot-test.sh "$PG"
+fi
+cargo test --no-default-features
+make --no-print-directory test-e2e
