@@ -1,9 +1,11 @@
 //! Starting other processes of pg_tide: background workers that run once.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::c_char;
 use std::ptr::{NonNull, null_mut};
 
 use pgrx::pg_sys;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
 
 /// A background worker to be.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +34,17 @@ pub(super) struct Full;
 impl Full {
     pub(super) const HINT: &'static str =
         "Raise max_worker_processes in postgresql.conf and restart the server.";
+
+    /// Says in the server's log that `what` cannot be started.
+    pub(super) fn complain(self, what: &str) {
+        ErrorReport::new(
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            format!("pg_tide: cannot start {what}: {self}"),
+            function_name!(),
+        )
+        .set_hint(Full::HINT)
+        .report(PgLogLevel::LOG);
+    }
 }
 
 impl Background<'_> {
@@ -99,13 +112,6 @@ impl Drop for Handle {
         // SAFETY: the handle was allocated by `start`, and nobody else has it.
         unsafe { pg_sys::pfree(self.0.as_ptr().cast()) };
     }
-}
-
-/// `bgw_extra` of this process.
-pub(super) fn my_extra() -> String {
-    // SAFETY: set before a background worker's main function runs; zero-terminated.
-    let extra = unsafe { CStr::from_ptr((*pg_sys::MyBgworkerEntry).bgw_extra.as_ptr()) };
-    extra.to_string_lossy().into_owned()
 }
 
 /// Cuts off what does not fit; the last byte stays zero.

@@ -432,6 +432,10 @@ pub(crate) fn max_slot_wal_keep_size() -> Option<u64> {
     u64::try_from(MAX_SLOT_WAL_KEEP_SIZE.get()).ok().map(|megabytes| megabytes << 20)
 }
 
+pub(crate) fn allow_privileged_roles() -> bool {
+    ALLOW_PRIVILEGED_ROLES.get()
+}
+
 pub(crate) fn policy_timeout() -> Duration {
     time(&POLICY_TIMEOUT)
 }

@@ -140,12 +140,17 @@ unsafe extern "C-unwind" fn process_utility(
         }
         let next = PREVIOUS_UTILITY;
         if let Some(next) = next {
-            next(
-                statement, query, read_only_tree, context, params, environment, dest, completion,
-            );
+            next(statement, query, read_only_tree, context, params, environment, dest, completion);
         } else {
             pg_sys::standard_ProcessUtility(
-                statement, query, read_only_tree, context, params, environment, dest, completion,
+                statement,
+                query,
+                read_only_tree,
+                context,
+                params,
+                environment,
+                dest,
+                completion,
             );
         }
     }
@@ -176,8 +181,7 @@ unsafe fn must_be_empty(statement: *mut pg_sys::Node) -> Option<pg_sys::Oid> {
         match (*statement).type_ {
             pg_sys::NodeTag::T_RenameStmt => {
                 let rename = statement.cast::<pg_sys::RenameStmt>();
-                let is_database =
-                    (*rename).renameType == pg_sys::ObjectType::OBJECT_DATABASE;
+                let is_database = (*rename).renameType == pg_sys::ObjectType::OBJECT_DATABASE;
                 is_database.then(|| owned_database((*rename).subname)).flatten()
             }
             pg_sys::NodeTag::T_AlterDatabaseStmt => {
@@ -233,10 +237,11 @@ unsafe fn find_database(name: *const c_char) -> Option<pg_sys::Oid> {
 /// # Safety
 /// `options` must be a list of `DefElem`.
 unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> Option<*mut pg_sys::DefElem> {
-    // SAFETY: as above.
+    // SAFETY: as above; an empty list is null.
     unsafe {
-        let mut all = (0..pg_sys::list_length(options))
-            .map(|n| pg_sys::list_nth(options, n).cast::<pg_sys::DefElem>());
+        let list = options.as_ref()?;
+        let mut all = (0..usize::try_from(list.length).unwrap_or(0))
+            .map(|n| (*list.elements.add(n)).ptr_value.cast::<pg_sys::DefElem>());
         all.find(|option| CStr::from_ptr((**option).defname) == name)
     }
 }

@@ -166,7 +166,10 @@ unsafe extern "C-unwind" fn startup() {
                 entry.worker.clear();
             }
         }
-        LOCK.store(&raw mut (*pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr())).lock, Ordering::Release);
+        LOCK.store(
+            &raw mut (*pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr())).lock,
+            Ordering::Release,
+        );
         SHARED.store(shared, Ordering::Release);
     }
 }

@@ -1,5 +1,7 @@
 //! Server frames other than events. Each function returns the text of one whole frame.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use super::Vsn;
@@ -15,6 +17,13 @@ pub struct Address<'a> {
     pub ref_: Option<&'a str>,
     /// With its `realtime:`.
     pub topic: &'a str,
+}
+
+impl<'a> Address<'a> {
+    /// Nobody's request: what the server sends by itself.
+    pub fn of(topic: &'a str) -> Address<'a> {
+        Address { topic, ..Address::default() }
+    }
 }
 
 impl ClientFrame {
@@ -254,22 +263,16 @@ pub fn change_failed(
     system(vsn, None, topic, &message)
 }
 
-/// A frame up to its payload, and after it.
+/// A frame in the making: what comes before its payload, then the payload, then what comes after.
 pub(super) struct Frame {
     pub(super) out: Vec<u8>,
-    end: FrameEnd,
-}
-
-enum FrameEnd {
-    Array,
-    /// The ref comes last in `vsn` 1.
-    Object(Vec<u8>),
+    end: Cow<'static, [u8]>,
 }
 
 impl Frame {
     pub(super) fn open(vsn: Vsn, to: Address<'_>, event: &str) -> Frame {
-        let mut out = Vec::with_capacity(96 + to.topic.len());
-        let end = match vsn {
+        let mut out = Vec::with_capacity(256 + to.topic.len());
+        match vsn {
             Vsn::V2 => {
                 out.push(b'[');
                 write_ref(&mut out, to.join_ref);
@@ -280,7 +283,7 @@ impl Frame {
                 out.push(b',');
                 json::write_str(&mut out, event);
                 out.push(b',');
-                FrameEnd::Array
+                Frame { out, end: Cow::Borrowed(b"]") }
             }
             Vsn::V1 => {
                 out.extend_from_slice(b"{\"topic\":");
@@ -288,20 +291,22 @@ impl Frame {
                 out.extend_from_slice(b",\"event\":");
                 json::write_str(&mut out, event);
                 out.extend_from_slice(b",\"payload\":");
+                // Python's client insists on a ref, be it null.
                 let mut end = b",\"ref\":".to_vec();
                 write_ref(&mut end, to.ref_);
                 end.push(b'}');
-                FrameEnd::Object(end)
+                Frame { out, end: Cow::Owned(end) }
             }
-        };
-        Frame { out, end }
+        }
     }
 
-    pub(super) fn close(mut self) -> Bytes {
-        match self.end {
-            FrameEnd::Array => self.out.push(b']'),
-            FrameEnd::Object(end) => self.out.extend_from_slice(&end),
-        }
+    /// What comes before the rest of the payload, and what after it.
+    pub(super) fn into_parts(self) -> (Vec<u8>, Cow<'static, [u8]>) {
+        (self.out, self.end)
+    }
+
+    fn close(mut self) -> Bytes {
+        self.out.extend_from_slice(&self.end);
         self.out.into()
     }
 }

@@ -5,7 +5,11 @@ pub mod change;
 pub mod decode;
 pub mod encode;
 pub mod envelope;
+#[cfg(test)]
+mod golden;
 pub mod join;
+mod members;
+mod timestamp;
 
 /// The protocol's version, chosen by the client's `vsn` parameter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

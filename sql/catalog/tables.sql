@@ -1,0 +1,133 @@
+-- Published tables as a role may see them.
+--   $1 role, $2 publication, $3 and $4 schemas and names of tables, $5 oids of tables
+--
+-- What is missing, not published, or closed to the role is left out: the three look the same.
+-- Takes no locks on the tables (pg_publication_tables would), so no one's DDL can hold up a join.
+with role as (
+    select oid, rolsuper or rolbypassrls as bypasses_row_security
+    from pg_catalog.pg_roles
+    where rolname = $1
+),
+publication as (
+    select oid, puballtables, pubviaroot
+    from pg_catalog.pg_publication
+    where pubname = $2
+),
+asked as (
+    select c.oid
+    from rows from (pg_catalog.unnest($3::pg_catalog.text[]), pg_catalog.unnest($4::pg_catalog.text[]))
+             as name (schema_name, table_name)
+    join pg_catalog.pg_namespace as n on n.nspname = name.schema_name
+    join pg_catalog.pg_class as c on c.relnamespace = n.oid and c.relname = name.table_name
+    union
+    select pg_catalog.unnest($5::pg_catalog.oid[])
+),
+-- Each table together with itself and those it is a partition of, and whether the publication
+-- names them.
+lineage as (
+    select asked.oid as relid,
+           line.ancestor = asked.oid as is_self,
+           p.puballtables
+           or exists (select from pg_catalog.pg_publication_rel as r
+                      where r.prpubid = p.oid and r.prrelid = line.ancestor)
+           or exists (select from pg_catalog.pg_publication_namespace as s
+                      where s.pnpubid = p.oid and s.pnnspid = a.relnamespace) as is_named
+    from publication as p
+    cross join asked
+    cross join lateral (
+        select asked.oid as ancestor
+        union
+        select relid::pg_catalog.oid from pg_catalog.pg_partition_ancestors(asked.oid)
+    ) as line
+    join pg_catalog.pg_class as a on a.oid = line.ancestor
+),
+published as (
+    select c.oid, c.relname, c.relkind, c.relowner, c.relnamespace,
+           c.relrowsecurity, c.relforcerowsecurity, n.nspname, r.prattrs
+    from publication as p
+    cross join (
+        select relid,
+               pg_catalog.bool_or(is_named and is_self) as named,
+               pg_catalog.bool_or(is_named and not is_self) as named_above
+        from lineage
+        group by relid
+    ) as l
+    join pg_catalog.pg_class as c on c.oid = l.relid
+    join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+    left join pg_catalog.pg_publication_rel as r on r.prpubid = p.oid and r.prrelid = c.oid
+    where c.relpersistence = 'p'
+      and c.oid >= 16384 -- no system tables
+      and n.nspname <> 'tide'
+      and case when p.pubviaroot
+               -- As the topmost table that is published.
+               then c.relkind in ('r', 'p') and l.named and not coalesce(l.named_above, false)
+               -- As the partition that holds the row.
+               else c.relkind = 'r' and (l.named or coalesce(l.named_above, false))
+          end
+),
+allowed as (
+    select t.*,
+           role.oid as role_oid,
+           t.relrowsecurity
+           and not role.bypasses_row_security
+           and (t.relforcerowsecurity
+                or not pg_catalog.pg_has_role(role.oid, t.relowner, 'USAGE')) as row_security
+    from published as t
+    cross join role
+    where pg_catalog.has_schema_privilege(role.oid, t.relnamespace, 'USAGE')
+      and pg_catalog.has_any_column_privilege(role.oid, t.oid, 'SELECT')
+)
+select coalesce(
+           pg_catalog.json_agg(
+               pg_catalog.json_build_object(
+                   'oid', t.oid::pg_catalog.int8,
+                   'schema', t.nspname,
+                   'table', t.relname,
+                   'row_security', t.row_security,
+                   'columns', columns.list
+               )
+           ),
+           '[]'
+       )::pg_catalog.text
+from allowed as t
+cross join lateral (
+    select coalesce(
+               pg_catalog.json_agg(
+                   pg_catalog.json_build_object(
+                       'attnum', a.attnum,
+                       'name', a.attname,
+                       'type_name', own.typname,
+                       'type_sql', pg_catalog.format_type(a.atttypid, a.atttypmod),
+                       'base_type', base.oid::pg_catalog.int8,
+                       'is_enum', base.typtype = 'e',
+                       'labels', array(select e.enumlabel
+                                       from pg_catalog.pg_enum as e
+                                       where e.enumtypid = base.oid
+                                       order by e.enumsortorder),
+                       'readable', (t.prattrs is null or a.attnum = any (t.prattrs))
+                                   and pg_catalog.has_column_privilege(t.role_oid, t.oid, a.attnum, 'SELECT'),
+                       'primary_key', coalesce(a.attnum = any (key.indkey), false)
+                   )
+                   order by a.attnum
+               ),
+               '[]'
+           ) as list
+    from pg_catalog.pg_attribute as a
+    join pg_catalog.pg_type as own on own.oid = a.atttypid
+    cross join lateral (
+        -- A domain's base type, however many domains deep.
+        with recursive steps as (
+            select own.oid, own.typtype, own.typbasetype
+            union all
+            select b.oid, b.typtype, b.typbasetype
+            from steps
+            join pg_catalog.pg_type as b on b.oid = steps.typbasetype
+            where steps.typtype = 'd'
+        )
+        select oid, typtype from steps where typtype <> 'd'
+    ) as base
+    left join pg_catalog.pg_index as key on key.indrelid = t.oid and key.indisprimary
+    where a.attrelid = t.oid
+      and a.attnum > 0
+      and not a.attisdropped
+) as columns;

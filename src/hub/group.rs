@@ -1,0 +1,66 @@
+//! Channels that get the same frames: evaluated once, encoded once, whatever their number.
+
+use std::sync::Arc;
+
+use super::handle::SessionId;
+use super::history::Seq;
+use super::plan::Plans;
+use super::queue::Queue;
+use super::subscription::{Binding, Style, Subscription, Target};
+use crate::event::{Position, Relation};
+use crate::wire::Vsn;
+
+pub(super) type GroupId = usize;
+
+/// What makes channels the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct GroupKey {
+    pub(super) topic: Arc<str>,
+    pub(super) vsn: Vsn,
+    pub(super) style: Style,
+    pub(super) role: Arc<str>,
+    pub(super) bindings: Arc<[Binding]>,
+}
+
+impl GroupKey {
+    pub(super) fn of(subscription: &Subscription) -> GroupKey {
+        GroupKey {
+            topic: Arc::clone(&subscription.topic),
+            vsn: subscription.vsn,
+            style: subscription.style,
+            role: Arc::clone(&subscription.role),
+            bindings: Arc::clone(&subscription.bindings),
+        }
+    }
+
+    /// Whether any binding is about the table.
+    pub(super) fn targets(&self, relation: &Relation) -> bool {
+        self.bindings.iter().any(|binding| is_about(&binding.target, relation))
+    }
+}
+
+pub(super) fn is_about(target: &Target, relation: &Relation) -> bool {
+    match target {
+        Target::All => true,
+        Target::Schema(schema) => *schema == relation.schema,
+        Target::Table(oid) => *oid == relation.oid,
+    }
+}
+
+/// One channel of one connection.
+pub(super) struct Member {
+    pub(super) session: SessionId,
+    pub(super) queue: Arc<Queue>,
+    /// Only events after this position are for it.
+    pub(super) floor: Position,
+    /// The first event it has not been given, if it does not keep up or is resuming.
+    pub(super) lag: Option<Seq>,
+}
+
+pub(super) struct Group {
+    pub(super) key: GroupKey,
+    pub(super) plans: Plans,
+    pub(super) members: Vec<Member>,
+    /// Position of the group's previous event, for `meta.prev`.
+    pub(super) previous: Option<Position>,
+}

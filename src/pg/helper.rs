@@ -1,0 +1,93 @@
+//! The processes beside each worker that ask the database what the worker must not: the steward
+//! in the session of the extension's owner, the executors in that of `tide_authenticator`.
+//!
+//! Each connects to its worker's unix socket, says which it is, and answers requests one at a
+//! time until the worker closes the connection. If it ends, for whatever reason, the worker
+//! starts another.
+
+use std::io;
+use std::path::Path;
+
+use pgrx::bgworkers::BackgroundWorker;
+use pgrx::{pg_guard, pg_sys};
+
+use super::socket::{FrameSocket, SocketError};
+use super::transaction::Refusal;
+use super::{executor, guc, helper_process, session, steward};
+use crate::catalog::protocol::{Hello, Reply, Request};
+
+/// Entry point; `arg` is the oid of the database, the worker's `bgw_extra` says which it is to be.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
+    let database = pg_sys::Oid::from(arg.value() as u32);
+    if !helper_process::attach(database) {
+        return;
+    }
+    let hello = match BackgroundWorker::get_extra() {
+        "steward" => Hello::Steward,
+        _ => Hello::Executor,
+    };
+    session::take_signals();
+    match hello {
+        Hello::Steward => session::connect_as_owner(database),
+        _ => session::connect_as_authenticator(database),
+    }
+    match serve(hello, &guc::control_socket(database)) {
+        // The worker has gone, or does not listen any more: there is nothing to be done here.
+        Ok(()) | Err(SocketError::Closed) => {}
+        Err(SocketError::Io(error)) if is_worker_gone(&error) => {}
+        Err(error) => pgrx::log!("pg_tide: {error}"),
+    }
+}
+
+fn serve(hello: Hello, socket: &Path) -> Result<(), SocketError> {
+    let mut socket = FrameSocket::connect(socket)?;
+    socket.send(&encode(&hello))?;
+    loop {
+        let frame = socket.receive()?;
+        session::reload_if_asked();
+        let answer = answer(hello, &frame);
+        socket.send(&encode(&reply(answer)))?;
+    }
+}
+
+fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
+    let unknown = || {
+        let code = pgrx::PgSqlErrorCode::ERRCODE_PROTOCOL_VIOLATION;
+        Refusal::new(code, "not a request that this process answers")
+    };
+    let request: Request = serde_json::from_slice(frame).map_err(|_| unknown())?;
+    match (hello, request) {
+        (Hello::Steward, Request::Secrets) => steward::secrets(),
+        (Hello::Steward, Request::Role { role }) => steward::role(&role),
+        (Hello::Steward, Request::Tables { role, publication, which }) => {
+            steward::tables(&role, &publication, &which)
+        }
+        (Hello::Steward, Request::Check) => steward::check(),
+        (Hello::Executor, Request::Cast { role, type_sql, values }) => {
+            executor::cast(&role, &type_sql, &values)
+        }
+        _ => Err(unknown()),
+    }
+}
+
+fn reply(answer: Result<String, Refusal>) -> Reply {
+    let refused = match answer {
+        Ok(json) => match serde_json::value::RawValue::from_string(json) {
+            Ok(json) => return Reply::Ok(json),
+            Err(_) => Refusal::new(pgrx::PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, "not JSON"),
+        },
+        Err(refusal) => refusal,
+    };
+    Reply::Error { sqlstate: refused.sqlstate, message: refused.message }
+}
+
+/// The protocol's own types, whose encoding cannot fail.
+fn encode(message: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(message).unwrap_or_default()
+}
+
+fn is_worker_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}

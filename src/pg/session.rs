@@ -1,0 +1,70 @@
+//! How a helper process gets its session.
+
+use pgrx::pg_sys;
+
+use super::role::AUTHENTICATOR;
+
+mod raw {
+    use std::ffi::c_int;
+
+    // As plain function pointers: pgrx's wrappers cannot be signal handlers.
+    unsafe extern "C-unwind" {
+        pub(super) fn die(signal: c_int);
+        pub(super) fn SignalHandlerForConfigReload(signal: c_int);
+    }
+}
+
+/// SIGTERM ends the process at the next safe point, also in the middle of a query; SIGHUP asks
+/// for the settings to be read again.
+pub(super) fn take_signals() {
+    // SAFETY: both handlers are Postgres's own; called once, before anything else.
+    unsafe {
+        pg_sys::pqsignal(libc::SIGTERM, Some(raw::die));
+        pg_sys::pqsignal(libc::SIGHUP, Some(raw::SignalHandlerForConfigReload));
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
+/// Connects as `tide_authenticator`, really: a session that began as another role could be turned
+/// back into it by `RESET SESSION AUTHORIZATION` in a client's trigger or policy.
+pub(super) fn connect_as_authenticator(database: pg_sys::Oid) {
+    super::compat::connect(database, AUTHENTICATOR);
+}
+
+/// Connects and becomes the extension's owner, whoever that is now. The worker cannot say who it
+/// is (it never reads today's catalogue), so the session starts as the bootstrap superuser and
+/// steps down; the steward runs nobody's code but pg_tide's, so nobody can step up again.
+pub(super) fn connect_as_owner(database: pg_sys::Oid) {
+    // SAFETY: a background worker that has not connected yet, then one short transaction.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
+        pg_sys::StartTransactionCommand();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let owner = extension_owner();
+        pg_sys::PopActiveSnapshot();
+        if let Some(owner) = owner {
+            pg_sys::SetSessionAuthorization(owner, pg_sys::superuser_arg(owner));
+        }
+        pg_sys::CommitTransactionCommand();
+        if owner.is_none() {
+            // Dropped meanwhile; the worker is about to hear of it as well.
+            pg_sys::proc_exit(0);
+        }
+    }
+}
+
+fn extension_owner() -> Option<pg_sys::Oid> {
+    let query = "select extowner from pg_catalog.pg_extension where extname = 'pg_tide'";
+    pgrx::Spi::get_one(query).ok().flatten()
+}
+
+/// Reads the settings again if the server was asked to.
+pub(super) fn reload_if_asked() {
+    // SAFETY: a flag that a signal handler of this process sets; called outside a transaction.
+    unsafe {
+        if std::ptr::addr_of!(pg_sys::ConfigReloadPending).read_volatile() != 0 {
+            pg_sys::ConfigReloadPending = 0;
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What the steward answers: pg_tide's own questions to the catalogue, asked as the extension's
+//! owner. Nothing here runs a user's code.
+
+use std::time::Duration;
+
+use pgrx::datum::DatumWithOid;
+use pgrx::{PgSqlErrorCode, Spi, pg_sys};
+use serde::Deserialize;
+
+use super::role;
+use super::transaction::{Refusal, rolled_back};
+use crate::catalog::protocol::{ColumnAccess, RoleStatus, Secrets, TableAccess, Tables, Which};
+use crate::event::Kind;
+
+/// Catalogue look-ups take milliseconds; past this something else is wrong.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+const SECRETS: &str = include_str!("../../sql/catalog/secrets.sql");
+const TABLES: &str = include_str!("../../sql/catalog/tables.sql");
+const CHECK: &str = include_str!("../../sql/catalog/check.sql");
+
+pub(super) fn secrets() -> Result<String, Refusal> {
+    let jwt_secrets = rolled_back(TIMEOUT, || parse(&text(SECRETS, &[])?))?;
+    encode(&Secrets { jwt_secrets })
+}
+
+pub(super) fn role(role: &str) -> Result<String, Refusal> {
+    let status: RoleStatus = rolled_back(TIMEOUT, || Ok(role::look_up(role).0))?;
+    encode(&status)
+}
+
+/// The WAL address comes first: whatever commits after it has been decoded after the question.
+pub(super) fn tables(role: &str, publication: &str, which: &Which) -> Result<String, Refusal> {
+    // SAFETY: reads a number from shared memory.
+    let lsn = unsafe { pg_sys::GetXLogInsertRecPtr() };
+    let (mut schemas, mut names, mut oids) = (Vec::new(), Vec::new(), Vec::new());
+    match which {
+        Which::Named(tables) => {
+            schemas.extend(tables.iter().map(|name| name.schema.clone()));
+            names.extend(tables.iter().map(|name| name.table.clone()));
+        }
+        Which::Oids(asked) => oids.extend(asked.iter().map(|&oid| pg_sys::Oid::from(oid))),
+    }
+    let found: Vec<FoundTable> = rolled_back(TIMEOUT, || {
+        let arguments =
+            [role.into(), publication.into(), schemas.into(), names.into(), oids.into()];
+        parse(&text(TABLES, &arguments)?)
+    })?;
+    encode(&Tables { lsn, tables: found.into_iter().map(TableAccess::from).collect() })
+}
+
+pub(super) fn check() -> Result<String, Refusal> {
+    rolled_back(TIMEOUT, || text(CHECK, &[]))
+}
+
+/// The one text that a query answers with.
+fn text(query: &str, arguments: &[DatumWithOid]) -> Result<String, Refusal> {
+    let answer = Spi::get_one_with_args::<String>(query, arguments);
+    answer.ok().flatten().ok_or_else(|| internal("the look-up gave no answer"))
+}
+
+fn parse<T: for<'a> Deserialize<'a>>(json: &str) -> Result<T, Refusal> {
+    serde_json::from_str(json).map_err(|_| internal("the look-up gave an unexpected answer"))
+}
+
+fn encode(answer: &impl serde::Serialize) -> Result<String, Refusal> {
+    serde_json::to_string(answer).map_err(|_| internal("the answer cannot be written"))
+}
+
+fn internal(message: &str) -> Refusal {
+    Refusal::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message)
+}
+
+/// A table as `tables.sql` describes it.
+#[derive(Deserialize)]
+struct FoundTable {
+    oid: u32,
+    schema: String,
+    table: String,
+    row_security: bool,
+    columns: Vec<FoundColumn>,
+}
+
+#[derive(Deserialize)]
+struct FoundColumn {
+    attnum: i16,
+    name: String,
+    type_name: String,
+    type_sql: String,
+    base_type: u32,
+    is_enum: bool,
+    readable: bool,
+    primary_key: bool,
+    labels: Vec<String>,
+}
+
+impl From<FoundTable> for TableAccess {
+    fn from(table: FoundTable) -> TableAccess {
+        TableAccess {
+            oid: table.oid,
+            schema: table.schema,
+            table: table.table,
+            row_security: table.row_security,
+            columns: table.columns.into_iter().map(ColumnAccess::from).collect(),
+        }
+    }
+}
+
+impl From<FoundColumn> for ColumnAccess {
+    fn from(column: FoundColumn) -> ColumnAccess {
+        ColumnAccess {
+            attnum: column.attnum,
+            name: column.name,
+            type_name: column.type_name,
+            type_sql: column.type_sql,
+            kind: Kind::of(column.base_type, column.is_enum),
+            readable: column.readable,
+            primary_key: column.primary_key,
+            labels: column.labels,
+        }
+    }
+}

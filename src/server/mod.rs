@@ -1,0 +1,25 @@
+//! The listener: HTTP and websockets on one port. It knows no Postgres; whom it talks for comes in
+//! as handles of the hub and the catalogue.
+#![forbid(unsafe_code)]
+
+mod binding;
+mod channel;
+mod connection;
+mod context;
+mod conversation;
+mod handshake;
+mod http;
+mod identity;
+mod join;
+mod limit;
+mod listen;
+mod page;
+mod pending;
+mod role;
+mod route;
+mod session;
+pub mod tls;
+mod writer;
+
+pub use context::ServerContext;
+pub use listen::run;
