@@ -219,7 +219,7 @@ impl Launcher {
             Err(Full) => {
                 watch.backoff.failed_after(Duration::ZERO);
                 let wait = watch.backoff.wait();
-                entry.set_state(WorkerState::Waiting, &format!("{Full}. {}", Full::HINT));
+                entry.set_state(WorkerState::Waiting, &Full.reason());
                 if !std::mem::replace(&mut self.complained, true) {
                     Full.complain(&format!("the worker of database \"{}\"", found.name));
                 }
