@@ -1,8 +1,6 @@
 //! Where the versions of Postgres differ.
 
 use std::ffi::CStr;
-
-use std::ffi::CStr;
 #[cfg(any(feature = "pg15", feature = "pg16"))]
 use std::ptr::null_mut;
 

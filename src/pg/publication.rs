@@ -12,6 +12,10 @@ use pgrx::pg_sys::SysCacheIdentifier as Cache;
 use super::sys;
 use crate::event::Operation;
 
+/// Columns of `pg_publication_rel`.
+const FILTER: i16 = 4;
+const COLUMNS: i16 = 5;
+
 /// The operations that a publication publishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Operations {
@@ -88,7 +92,7 @@ unsafe fn published_as(
         let mut ancestor = pg_sys::InvalidOid;
         if publication.alltables {
             if !ancestors.is_null() {
-                ancestor = pg_sys::list_nth_oid(ancestors, pg_sys::list_length(ancestors) - 1);
+                ancestor = last(ancestors);
             }
         } else {
             if !ancestors.is_null() {
@@ -101,14 +105,23 @@ unsafe fn published_as(
             }
             let schema = (*(*relation).rd_rel).relnamespace;
             let is_member = ancestor != pg_sys::InvalidOid
-                || pg_sys::list_member_oid(pg_sys::GetRelationPublications(id), oid(publication))
-                || pg_sys::list_member_oid(pg_sys::GetSchemaPublications(schema), oid(publication));
+                || pg_sys::list_member_oid(pg_sys::GetRelationPublications(id), publication.oid)
+                || pg_sys::list_member_oid(pg_sys::GetSchemaPublications(schema), publication.oid);
             if !is_member {
                 return None;
             }
         }
         let via_root = publication.pubviaroot && ancestor != pg_sys::InvalidOid;
         Some(if via_root { ancestor } else { id })
+    }
+}
+
+/// The last of a list of oids that is not empty.
+unsafe fn last(list: *mut pg_sys::List) -> pg_sys::Oid {
+    // SAFETY: the list has as many elements as it says.
+    unsafe {
+        let index = usize::try_from((*list).length - 1).unwrap_or(0);
+        (*(*list).elements.add(index)).oid_value
     }
 }
 
@@ -137,9 +150,9 @@ unsafe fn membership(
         if row.is_null() {
             return (None, None);
         }
-        let columns = attribute(row, pg_sys::Anum_pg_publication_rel_prattrs)
+        let columns = attribute(row, COLUMNS)
             .map(|columns| column_numbers(columns));
-        let filter = attribute(row, pg_sys::Anum_pg_publication_rel_prqual).map(|tree| {
+        let filter = attribute(row, FILTER).map(|tree| {
             let text: *mut c_char = pg_sys::text_to_cstring(tree.cast_mut_ptr());
             CStr::from_ptr(text).to_owned()
         });
@@ -148,11 +161,11 @@ unsafe fn membership(
     }
 }
 
-unsafe fn attribute(row: pg_sys::HeapTuple, number: u32) -> Option<pg_sys::Datum> {
+unsafe fn attribute(row: pg_sys::HeapTuple, number: i16) -> Option<pg_sys::Datum> {
     let mut is_null = true;
     let cache = Cache::PUBLICATIONRELMAP as i32;
     // SAFETY: a row of that cache.
-    let value = unsafe { pg_sys::SysCacheGetAttr(cache, row, number as i16, &raw mut is_null) };
+    let value = unsafe { pg_sys::SysCacheGetAttr(cache, row, number, &raw mut is_null) };
     (!is_null).then_some(value)
 }
 

@@ -16,7 +16,7 @@ use self::array::Array;
 use self::composite::Composite;
 use self::varlena::Bytes;
 use super::encoding::Encoding;
-use crate::json;
+use crate::{fragment, json};
 
 pub(super) use self::varlena::is_on_disk;
 
@@ -148,24 +148,24 @@ impl Value {
             Value::Int2 => integer(out, i64::from(datum.value() as i16)),
             Value::Int4 => integer(out, i64::from(datum.value() as i32)),
             Value::Int8 => integer(out, datum.value() as i64),
-            Value::Date => json::date(out, datum.value() as i32),
-            Value::Timestamp => json::timestamp(out, datum.value() as i64, false),
-            Value::Timestamptz => json::timestamp(out, datum.value() as i64, true),
+            Value::Date => fragment::date(out, datum.value() as i32),
+            Value::Timestamp => fragment::timestamp(out, datum.value() as i64, false),
+            Value::Timestamptz => fragment::timestamp(out, datum.value() as i64, true),
             // SAFETY: as above; a uuid is sixteen bytes.
             Value::Uuid => unsafe {
                 uuid(out, &*datum.cast_mut_ptr::<[u8; 16]>());
             },
             // SAFETY: as above, for all that follow.
-            Value::Number(output) => json::number(out, unsafe { output.text(datum) }.to_bytes()),
+            Value::Number(output) => fragment::number(out, unsafe { output.text(datum) }.to_bytes()),
             Value::Text(encoding) => {
                 let bytes = unsafe { Bytes::of(datum) };
-                json::string(out, encoding.utf8(bytes.get()).as_bytes());
+                json::write_str(out, &encoding.utf8(bytes.get()));
             }
             Value::Bytea => bytea(out, unsafe { Bytes::of(datum) }.get()),
             Value::Json(encoding) => {
                 let bytes = unsafe { Bytes::of(datum) };
                 let text = encoding.utf8(bytes.get());
-                if json::normalise(out, text.as_bytes()).is_err() {
+                if fragment::normalise(out, text.as_bytes()).is_err() {
                     // Cannot be: the type checked it.
                     out.extend_from_slice(b"null");
                 }
@@ -178,7 +178,7 @@ impl Value {
             Value::Composite(composite) => unsafe { composite.write(datum, out) },
             Value::Other(output, encoding) => {
                 let text = unsafe { output.text(datum) };
-                json::string(out, encoding.utf8(text.to_bytes()).as_bytes());
+                json::write_str(out, &encoding.utf8(text.to_bytes()));
             }
         }
     }

@@ -75,7 +75,7 @@ impl Composite {
         fields.sort_by(|(a, ..), (b, ..)| (a.len(), a).cmp(&(b.len(), b)));
         let fields = fields.into_iter().map(|(name, index, value)| {
             let mut key = Vec::new();
-            json::string(&mut key, name.as_bytes());
+            json::write_str(&mut key, &name);
             key.extend_from_slice(b": ");
             Field { index, key, value }
         });

@@ -1,4 +1,4 @@
-//! JSON texts exactly as `to_jsonb` prints them, from values as the WAL has them.
+//! JSON fragments exactly as `to_jsonb` prints them, from values as the WAL has them.
 //!
 //! Pure, so that every corner can be tested without a server; `pg::value` decides which of these
 //! prints a column.
@@ -7,9 +7,7 @@
 mod datetime;
 mod normal;
 mod number;
-mod string;
 
 pub use datetime::{date, timestamp};
 pub use normal::{NotJson, normalise};
 pub use number::number;
-pub use string::string;

@@ -5,7 +5,7 @@
 //! as it was written: an event is better than none.
 
 use super::number::number;
-use super::string::escaped;
+use crate::json::write_inside;
 
 /// Deeper nesting than Postgres lets in with its default `max_stack_depth`.
 const MAX_DEPTH: usize = 10_000;
@@ -135,7 +135,7 @@ impl Parser<'_> {
             let at = self.rest.iter().position(|b| matches!(b, b'"' | b'\\')).ok_or(NotJson)?;
             let (chunk, rest) = self.rest.split_at(at);
             self.rest = rest;
-            escaped(self.out, chunk);
+            write_inside(self.out, chunk);
             if let Some(plain) = plain.as_deref_mut() {
                 plain.extend_from_slice(chunk);
             }
@@ -148,7 +148,7 @@ impl Parser<'_> {
             let mut utf8 = [0; 4];
             let character = character.map(|c| c.encode_utf8(&mut utf8).as_bytes());
             match character {
-                Some(character) => escaped(self.out, character),
+                Some(character) => write_inside(self.out, character),
                 None => self.out.extend_from_slice(sequence),
             }
             if let Some(plain) = plain.as_deref_mut() {
