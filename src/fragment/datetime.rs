@@ -120,7 +120,11 @@ mod tests {
             (i64::MIN, true, "-infinity"),
             (i64::MAX, false, "infinity"),
         ] {
-            assert_eq!(printed(|out| timestamp(out, micros, zone)), format!("\"{expected}\""), "{micros}");
+            assert_eq!(
+                printed(|out| timestamp(out, micros, zone)),
+                format!("\"{expected}\""),
+                "{micros}"
+            );
         }
     }
 }

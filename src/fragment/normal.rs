@@ -172,7 +172,8 @@ impl Parser<'_> {
     }
 
     fn space(&mut self) {
-        let len = self.rest.iter().take_while(|b| matches!(b, b' ' | b'\t' | b'\n' | b'\r')).count();
+        let len =
+            self.rest.iter().take_while(|b| matches!(b, b' ' | b'\t' | b'\n' | b'\r')).count();
         self.rest = self.rest.get(len..).unwrap_or_default();
     }
 }
@@ -250,7 +251,9 @@ mod tests {
 
     #[test]
     fn what_is_no_json_is_refused() {
-        for text in ["", "{", "[1", "\"", "\"\\", "\"\\u12\"", "{1:2}", "tru", "1 2", "[1 2]", "{\"a\" 1}"] {
+        for text in
+            ["", "{", "[1", "\"", "\"\\", "\"\\u12\"", "{1:2}", "tru", "1 2", "[1 2]", "{\"a\" 1}"]
+        {
             assert_eq!(printed(text), Err(NotJson), "{text}");
         }
         assert_eq!(printed(&"[".repeat(100_000)), Err(NotJson));

@@ -16,7 +16,8 @@ pub fn number(out: &mut Vec<u8>, text: &[u8]) {
         return;
     }
     let has_exponent = text.iter().any(|byte| matches!(byte, b'e' | b'E'));
-    let is_zero = !digits.iter().take_while(|b| !matches!(b, b'e' | b'E')).any(|b| matches!(b, b'1'..=b'9'));
+    let is_zero =
+        !digits.iter().take_while(|b| !matches!(b, b'e' | b'E')).any(|b| matches!(b, b'1'..=b'9'));
     if !has_exponent {
         // numeric has no negative zero.
         out.extend_from_slice(if is_zero { digits } else { text });

@@ -150,8 +150,7 @@ unsafe fn membership(
         if row.is_null() {
             return (None, None);
         }
-        let columns = attribute(row, COLUMNS)
-            .map(|columns| column_numbers(columns));
+        let columns = attribute(row, COLUMNS).map(|columns| column_numbers(columns));
         let filter = attribute(row, FILTER).map(|tree| {
             let text: *mut c_char = pg_sys::text_to_cstring(tree.cast_mut_ptr());
             CStr::from_ptr(text).to_owned()

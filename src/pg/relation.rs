@@ -54,11 +54,7 @@ impl Relations {
     ///
     /// # Safety
     /// Under a historic snapshot, with a relation that it has opened.
-    pub(super) unsafe fn find(
-        &mut self,
-        relation: pg_sys::Relation,
-        publication: &CStr,
-    ) -> usize {
+    pub(super) unsafe fn find(&mut self, relation: pg_sys::Relation, publication: &CStr) -> usize {
         // SAFETY: as above.
         let id = unsafe { (*relation).rd_id }.to_u32();
         match self.last {
@@ -162,9 +158,7 @@ impl Published {
             let mut published = Vec::new();
             for (index, source) in sources.iter().enumerate() {
                 let attribute = compat::attribute(descriptor, index);
-                let is_listed = |columns: &BTreeSet<i16>| {
-                    columns.contains(&attribute.attnum)
-                };
+                let is_listed = |columns: &BTreeSet<i16>| columns.contains(&attribute.attnum);
                 let Some(source) = *source else { continue };
                 if compat::is_virtual(attribute)
                     || !publishing.columns.as_ref().is_none_or(is_listed)
@@ -183,9 +177,8 @@ impl Published {
                 });
             }
             origins.relations.insert((*target).rd_id.to_u32());
-            let filter = publishing
-                .filter
-                .map(|tree| RowFilter::new(&tree, descriptor, sources, memory.0));
+            let filter =
+                publishing.filter.map(|tree| RowFilter::new(&tree, descriptor, sources, memory.0));
             let schema = (*(*target).rd_rel).relnamespace;
             let relation = Relation {
                 oid: (*target).rd_id.to_u32(),

@@ -39,7 +39,8 @@ impl RowFilter {
             let state = pg_sys::ExecPrepareExpr(tree.cast(), estate);
             let context = pg_sys::MakePerTupleExprContext(estate);
             let descriptor = pg_sys::CreateTupleDescCopy(descriptor);
-            let slot = pg_sys::MakeSingleTupleTableSlot(descriptor, &raw const pg_sys::TTSOpsVirtual);
+            let slot =
+                pg_sys::MakeSingleTupleTableSlot(descriptor, &raw const pg_sys::TTSOpsVirtual);
             pg_sys::MemoryContextSwitchTo(before);
             RowFilter { state, context, slot, sources }
         }
@@ -97,7 +98,8 @@ impl RowFilter {
 pub(super) unsafe fn sources(from: pg_sys::TupleDesc, to: pg_sys::TupleDesc) -> Vec<Option<usize>> {
     // SAFETY: as above.
     unsafe {
-        let count = |descriptor: pg_sys::TupleDesc| usize::try_from((*descriptor).natts).unwrap_or(0);
+        let count =
+            |descriptor: pg_sys::TupleDesc| usize::try_from((*descriptor).natts).unwrap_or(0);
         let is_same = |index: usize, wanted: &pg_sys::FormData_pg_attribute| {
             let attribute = compat::attribute(from, index);
             !attribute.attisdropped && attribute.attname.data == wanted.attname.data

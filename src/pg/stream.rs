@@ -207,7 +207,9 @@ impl Stream {
         for slot in lost.into_iter().chain(slots) {
             let name = slot.name.to_string_lossy();
             slot::drop(&slot.name);
-            log!("pg_tide: dropped replication slot \"{name}\": its WAL was gone, or it was one too many");
+            log!(
+                "pg_tide: dropped replication slot \"{name}\": its WAL was gone, or it was one too many"
+            );
         }
         usable
     }

@@ -156,7 +156,9 @@ impl Value {
                 uuid(out, &*datum.cast_mut_ptr::<[u8; 16]>());
             },
             // SAFETY: as above, for all that follow.
-            Value::Number(output) => fragment::number(out, unsafe { output.text(datum) }.to_bytes()),
+            Value::Number(output) => {
+                fragment::number(out, unsafe { output.text(datum) }.to_bytes())
+            }
             Value::Text(encoding) => {
                 let bytes = unsafe { Bytes::of(datum) };
                 json::write_str(out, &encoding.utf8(bytes.get()));

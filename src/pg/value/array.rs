@@ -8,7 +8,7 @@ use pgrx::pg_sys;
 use super::{Origins, Value, varlena};
 
 #[derive(Debug)]
-pub(super) struct Array {
+pub(in crate::pg) struct Array {
     element: Value,
     element_type: pg_sys::Oid,
     length: i16,

@@ -8,7 +8,7 @@ use super::{Origins, Value, varlena};
 use crate::json;
 
 #[derive(Debug)]
-pub(super) struct Composite {
+pub(in crate::pg) struct Composite {
     type_id: pg_sys::Oid,
     /// A copy of our own.
     descriptor: pg_sys::TupleDesc,
