@@ -11,6 +11,7 @@ mod compat;
 mod databases;
 mod decoder;
 mod encoding;
+mod entry;
 mod executor;
 mod failure;
 #[allow(dead_code, reason = "the worker comes next")]
@@ -19,6 +20,7 @@ mod helper;
 mod helper_process;
 mod hooks;
 mod invalidation;
+mod latch;
 mod launcher;
 mod log;
 mod nap;

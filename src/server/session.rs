@@ -31,7 +31,7 @@ use crate::stats::Stats;
 
 /// Read at once, and kept for as long as the connection lives: more than a heartbeat, less than
 /// a join with a token, which takes two reads.
-const READ_BUFFER: usize = 2 << 10;
+const READ_BUFFER: usize = 1 << 10;
 
 /// Bytes of frames that go into one write.
 const BATCH: usize = 64 << 10;
@@ -86,24 +86,22 @@ pub(super) async fn run<S>(
     let mut socket =
         WebSocketStream::from_partially_read(stream, read_ahead, Role::Server, Some(config)).await;
     let member = Member::new(&context, peer, user_agent);
-    let conversation = Conversation::new(
-        Arc::clone(&context),
-        member.id,
-        Arc::clone(&member.queue),
-        vsn,
-        credentials,
-    );
     let mut session = Session {
         socket: &mut socket,
-        conversation,
+        conversation: Conversation::new(
+            Arc::clone(&context),
+            member.id,
+            Arc::clone(&member.queue),
+            vsn,
+            credentials,
+        ),
         member: &member,
         idle: context.config.idle_timeout,
         heard: Instant::now(),
     };
     let end = session.talk(stopped(&mut stop)).await;
     // What the hub still sends is for nobody; the channels are gone from here on.
-    let Session { conversation, .. } = session;
-    drop(conversation);
+    drop(session);
     Box::pin(take_leave(&mut socket, &member, end)).await;
     drop(permit);
 }
