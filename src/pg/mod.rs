@@ -9,12 +9,14 @@ mod background;
 mod backoff;
 mod compat;
 mod databases;
+mod entry;
 mod executor;
 #[allow(dead_code, reason = "the worker comes next")]
 mod guc;
 mod helper;
 mod helper_process;
 mod hooks;
+mod latch;
 mod launcher;
 mod log;
 mod preload;

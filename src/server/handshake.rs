@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_handshake_is_refused() {
-        let cases: &[(&str, Vec<(&str, &str)>, HandshakeError)] = &[
+        let cases = [
             ("/", vec![], HandshakeError::NotWebsocket),
             ("/", with(&[("upgrade", "h2c")]), HandshakeError::NotWebsocket),
             ("/", with(&[("connection", "close")]), HandshakeError::NotWebsocket),
@@ -211,8 +211,8 @@ mod tests {
             ("/?vsn=3.0.0", with(&[]), HandshakeError::Vsn),
         ];
         for (uri, headers, expected) in cases {
-            let parts = request(uri, headers);
-            assert_eq!(Handshake::read(&parts, &[]).unwrap_err(), *expected, "{uri} {headers:?}");
+            let parts = request(uri, &headers);
+            assert_eq!(Handshake::read(&parts, &[]).unwrap_err(), expected, "{uri} {headers:?}");
         }
     }
 

@@ -88,10 +88,14 @@ impl Front {
     fn health(&self) -> Answer {
         match self.context.hub.live() {
             Some(_) => json_body(StatusCode::OK, &json!({"status": "ok"})),
-            None => json_body(
-                StatusCode::SERVICE_UNAVAILABLE,
-                &json!({"status": "unavailable", "reason": "the change stream is not live"}),
-            ),
+            None => {
+                let reason = self.context.hub.stalled();
+                let reason = reason.as_deref().unwrap_or("the change stream is not live yet");
+                json_body(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    &json!({"status": "unavailable", "reason": reason}),
+                )
+            }
         }
     }
 

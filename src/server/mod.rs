@@ -10,14 +10,18 @@ mod conversation;
 mod handshake;
 mod http;
 mod identity;
+mod inbound;
 mod join;
 mod limit;
 mod listen;
+mod lookup;
 mod page;
 mod pending;
 mod role;
 mod route;
 mod session;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 mod writer;
 

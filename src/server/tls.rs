@@ -60,7 +60,7 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     use rustls::pki_types::ServerName;
