@@ -5,5 +5,15 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic where it stands")]
 #![allow(unreachable_pub, dead_code, reason = "support/ is written like a library")]
 
+mod changes;
+mod clients;
 mod first_minute;
+mod historic_catalogue;
+mod identity;
+mod kill;
+mod lifecycle;
+mod memory;
+mod protocol;
+mod slot;
 mod support;
+mod values;

@@ -77,7 +77,7 @@ test_clients() {
             npm ci --prefix "$tests/$folder" --no-audit --no-fund --loglevel=error
         fi
     done
-    venv=target/python
+    venv=${CARGO_TARGET_DIR:-target}/python
     if [ ! -e "$venv/installed" ] || [ "$tests/python/requirements.txt" -nt "$venv/installed" ]; then
         python3 -m venv "$venv"
         "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$tests/python/requirements.txt"

@@ -261,7 +261,11 @@ pub enum EventKind {
     Change(Change),
     /// A change that could not be turned into an event. The text has the SQLSTATE and the
     /// relation, never a value.
-    Failed { relation: Option<Arc<Relation>>, sqlstate: Box<str>, message: Box<str> },
+    Failed {
+        relation: Option<Arc<Relation>>,
+        sqlstate: Box<str>,
+        message: Box<str>,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -374,13 +378,18 @@ pub enum CatalogChange {
 #[derive(Debug)]
 pub enum Feed {
     /// The slot exists and is read from `from` on; joins may be answered.
-    Live { epoch: Epoch, from: Lsn },
+    Live {
+        epoch: Epoch,
+        from: Lsn,
+    },
     Batch(Batch),
     Catalog(CatalogChange),
     /// Everything that committed before this address has been fed.
     Decoded(Lsn),
     /// The stream cannot go on for now (sent once per cause; `Live` follows when it can).
-    Stalled { reason: String },
+    Stalled {
+        reason: String,
+    },
 }
 
 #[cfg(test)]
@@ -410,7 +419,14 @@ mod tests {
 
     #[test]
     fn what_is_not_a_cursor_is_refused() {
-        for text in ["", ".", "x", &"0".repeat(39), &"é".repeat(20), "+0000000000000.+00000000000000000000000"] {
+        for text in [
+            "",
+            ".",
+            "x",
+            &"0".repeat(39),
+            &"é".repeat(20),
+            "+0000000000000.+00000000000000000000000",
+        ] {
             assert_eq!(text.parse::<Cursor>(), Err(CursorError), "{text}");
         }
     }

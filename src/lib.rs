@@ -3,13 +3,16 @@
 //! The pure half (everything but [`pg`]) knows nothing of Postgres and has no unsafe code;
 //! `pg` is the boundary: background workers, decoding, SQL functions.
 
+pub mod auth;
 pub mod bridge;
 pub mod catalog;
 pub mod config;
+pub mod control;
 pub mod event;
 pub mod filter;
 pub mod hub;
 pub mod json;
+pub mod listener;
 #[cfg(feature = "pg")]
 mod pg;
 pub mod service;

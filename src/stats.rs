@@ -141,6 +141,7 @@ pub struct Stats {
     pub live: Gauge,
     /// Bytes of the history that is kept for those who resume.
     pub history_bytes: Gauge,
+    pub history_events: Gauge,
 
     refused_connections: [Counter; RefusedConnection::ALL.len()],
     refused_joins: [Counter; RefusedJoin::ALL.len()],
@@ -171,6 +172,7 @@ impl Stats {
             ("position", "Commit address of the newest event, as a number.", &self.position),
             ("decoded_position", "WAL address decoded up to, as a number.", &self.decoded),
             ("history_bytes", "Bytes of events kept for resuming clients.", &self.history_bytes),
+            ("history_events", "Events kept for resuming clients.", &self.history_events),
         ];
         for (name, help, gauge) in gauges {
             header(out, name, help, "gauge")?;

@@ -147,3 +147,111 @@ fn quoted_identifier(text: &str) -> Option<(String, &str)> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: &str) -> Topic {
+        Topic::parse(text).expect(text)
+    }
+
+    fn table(text: &str) -> (String, String) {
+        match parse(text).kind() {
+            Kind::Table { schema, table } => (schema.to_string(), table.to_string()),
+            other => panic!("{text} is a table, not {other:?}"),
+        }
+    }
+
+    #[test]
+    fn topics_are_told_apart_by_their_prefix() {
+        assert_eq!(parse("realtime:room1").kind(), &Kind::Channel);
+        assert_eq!(parse("realtime:*").kind(), &Kind::Channel);
+        assert_eq!(parse("realtime:tide").kind(), &Kind::Channel);
+        assert_eq!(parse("realtime:realtime:tide:x").kind(), &Kind::Channel);
+        assert_eq!(parse("realtime:tide:").kind(), &Kind::Reserved);
+        assert_eq!(parse("realtime:tide:table").kind(), &Kind::Reserved);
+        assert_eq!(parse("realtime:tide:notify:jobs").kind(), &Kind::Reserved);
+        let room = parse("realtime:a:b");
+        assert_eq!((room.as_str(), room.name()), ("realtime:a:b", "a:b"));
+        assert_eq!(room.to_string(), "realtime:a:b");
+    }
+
+    #[test]
+    fn table_names_keep_their_case_and_are_quoted_as_in_sql() {
+        let pair = |schema: &str, table: &str| (schema.to_owned(), table.to_owned());
+        assert_eq!(table("realtime:tide:table:public.Orders"), pair("public", "Orders"));
+        assert_eq!(table(r#"realtime:tide:table:"a.b"."c""#), pair("a.b", "c"));
+        assert_eq!(table(r#"realtime:tide:table:a."b""c:""""#), pair("a", r#"b"c:""#));
+        assert_eq!(table("realtime:tide:table:süß.größe x"), pair("süß", "größe x"));
+    }
+
+    #[test]
+    fn what_is_no_topic_is_refused() {
+        let long = format!("realtime:{}", "x".repeat(247));
+        for (text, error) in [
+            ("", TopicError::Unmatched),
+            ("room1", TopicError::Unmatched),
+            ("phoenix", TopicError::Unmatched),
+            ("Realtime:a", TopicError::Unmatched),
+            ("realtime", TopicError::Unmatched),
+            ("realtime:", TopicError::NameRequired),
+            (&long, TopicError::TooLong),
+            ("realtime:tide:table:", TopicError::TableName),
+            ("realtime:tide:table:orders", TopicError::TableName),
+            ("realtime:tide:table:.orders", TopicError::TableName),
+            ("realtime:tide:table:public.", TopicError::TableName),
+            ("realtime:tide:table:a.b.c", TopicError::TableName),
+            (r#"realtime:tide:table:"a.b"#, TopicError::TableName),
+            (r#"realtime:tide:table:"a"b.c"#, TopicError::TableName),
+            (r#"realtime:tide:table:a.b"c"#, TopicError::TableName),
+            (r#"realtime:tide:table:""."c""#, TopicError::TableName),
+        ] {
+            assert_eq!(Topic::parse(text), Err(error), "{text}");
+        }
+        assert!(Topic::parse(&long[..255]).is_ok());
+    }
+
+    #[test]
+    fn old_topics_are_subscriptions() {
+        let parts = |schema, table, filter| LegacyParts { schema, table, filter };
+        for (topic, expected) in [
+            ("realtime:*", parts(None, None, None)),
+            ("realtime:public", parts(Some("public"), None, None)),
+            ("realtime:public:*", parts(Some("public"), None, None)),
+            ("realtime:*:users", parts(None, Some("users"), None)),
+            ("realtime:public:users", parts(Some("public"), Some("users"), None)),
+            ("realtime:p:u:id=eq.1", parts(Some("p"), Some("u"), Some("id=eq.1"))),
+            ("realtime:p:u:at=eq.12:00:01", parts(Some("p"), Some("u"), Some("at=eq.12:00:01"))),
+            ("realtime:p:u:", parts(Some("p"), Some("u"), None)),
+        ] {
+            assert_eq!(parse(topic).legacy_parts(), expected, "{topic}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_topic_or_an_error(text: String) {
+            let _ = Topic::parse(&text);
+            if let Ok(topic) = Topic::parse(&format!("realtime:tide:table:{text}")) {
+                let is_table = matches!(topic.kind(), Kind::Table { .. });
+                prop_assert!(is_table);
+            }
+            if let Ok(topic) = Topic::parse(&format!("realtime:{text}")) {
+                prop_assert_eq!(topic.name(), &text);
+                let _ = topic.legacy_parts();
+            }
+        }
+
+        #[test]
+        fn any_quoted_pair_of_names_is_read_back(
+            schema in "[ -~äß]{1,20}", name in "[ -~äß]{1,20}"
+        ) {
+            let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+            let text = format!("realtime:tide:table:{}.{}", quoted(&schema), quoted(&name));
+            prop_assert_eq!(table(&text), (schema, name));
+        }
+    }
+}

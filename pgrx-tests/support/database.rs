@@ -53,6 +53,16 @@ impl<'a> Database<'a> {
         Database { cluster, name: name.to_owned(), port }
     }
 
+    /// A copy of another database; the extension comes with it.
+    pub fn template(cluster: &'a Cluster, name: &str, original: &str) -> Database<'a> {
+        let port = free_port();
+        let mut sql = cluster.connect("postgres");
+        sql.batch_execute(&format!("create database {name} template {original}")).unwrap();
+        sql.batch_execute(&format!("alter database {name} set tide.port = {port}")).unwrap();
+        cluster.reload();
+        Database { cluster, name: name.to_owned(), port }
+    }
+
     /// A superuser's session.
     pub fn sql(&self) -> postgres::Client {
         self.cluster.connect(&self.name)
@@ -136,9 +146,15 @@ impl<'a> Database<'a> {
 
     /// Terminates the worker and waits until another one is live.
     pub fn restart_worker(&self) {
+        let before = self.restart_worker_without_waiting();
+        self.wait_for_another_worker(before);
+    }
+
+    /// Terminates the worker, whose pid is returned.
+    pub fn restart_worker_without_waiting(&self) -> i32 {
         let before = self.worker();
         signal("TERM", before);
-        self.wait_for_another_worker(before);
+        before
     }
 
     /// Waits until a worker other than the one with this pid is live.

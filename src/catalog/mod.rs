@@ -2,9 +2,23 @@
 //! unix socket. The decoding process itself never looks at it.
 #![forbid(unsafe_code)]
 
+pub(crate) mod frame;
+mod pool;
 pub mod protocol;
 
-use protocol::{RoleStatus, Secrets, TableAccess, Which};
+use std::io;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use tokio::net::UnixStream;
+
+use crate::event::Lsn;
+use pool::Pool;
+use protocol::{Cast, Request, RoleStatus, Secrets, TableAccess, Tables, Which};
+
+/// How long a question may wait for a helper and its answer; covers the restart of a helper.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A question could not be answered.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -19,39 +33,79 @@ pub enum CatalogError {
 
 /// Asks the helper processes. A cheap clone.
 #[derive(Clone, Debug)]
-pub struct Catalog {}
+pub struct Catalog {
+    steward: Pool,
+    executors: Pool,
+    publication: String,
+}
 
 impl Catalog {
-    pub async fn secrets(&self) -> Result<Secrets, CatalogError> {
-        unimplemented!()
+    /// `publication`: the one whose tables are looked up.
+    pub fn new(publication: String) -> Catalog {
+        Catalog { steward: Pool::new(), executors: Pool::new(), publication }
     }
 
-    pub async fn role(&self, _role: &str) -> Result<RoleStatus, CatalogError> {
-        unimplemented!()
+    pub async fn secrets(&self) -> Result<Secrets, CatalogError> {
+        ask(&self.steward, Request::Secrets).await
+    }
+
+    pub async fn role(&self, role: &str) -> Result<RoleStatus, CatalogError> {
+        ask(&self.steward, Request::Role { role: role.into() }).await
     }
 
     /// The tables as `role` may see them, and the WAL address as of which that was so: what
     /// commits after it is after the question was asked.
     pub async fn tables(
         &self,
-        _role: &str,
-        _which: Which,
-    ) -> Result<(Vec<TableAccess>, crate::event::Lsn), CatalogError> {
-        unimplemented!()
-    }
-
-    /// What `tide.check()` finds: a JSON array of `{"item","ok","problem","fix"}`, as text.
-    pub async fn check(&self) -> Result<String, CatalogError> {
-        unimplemented!()
+        role: &str,
+        which: Which,
+    ) -> Result<(Vec<TableAccess>, Lsn), CatalogError> {
+        let publication = self.publication.clone();
+        let request = Request::Tables { role: role.into(), publication, which };
+        let answer: Tables = ask(&self.steward, request).await?;
+        Ok((answer.tables, Lsn(answer.lsn)))
     }
 
     /// The texts cast to the type by Postgres, as `role`; each as the JSON `to_jsonb` prints.
     pub async fn cast(
         &self,
-        _role: &str,
-        _type_sql: &str,
-        _values: Vec<String>,
+        role: &str,
+        type_sql: &str,
+        values: Vec<String>,
     ) -> Result<Vec<String>, CatalogError> {
-        unimplemented!()
+        let request = Request::Cast { role: role.into(), type_sql: type_sql.into(), values };
+        let answer: Cast = ask(&self.executors, request).await?;
+        Ok(answer.values)
     }
+
+    /// What `tide.check()` finds: a JSON array of `{"item","ok","problem","fix"}`, as text.
+    pub async fn check(&self) -> Result<String, CatalogError> {
+        let answer: Box<RawValue> = ask(&self.steward, Request::Check).await?;
+        Ok(answer.get().to_owned())
+    }
+
+    /// Lets a connected steward work until its connection ends.
+    pub(crate) async fn serve_steward(&self, helper: UnixStream) -> io::Result<()> {
+        self.steward.serve(helper).await
+    }
+
+    /// Lets a connected executor work until its connection ends.
+    pub(crate) async fn serve_executor(&self, helper: UnixStream) -> io::Result<()> {
+        self.executors.serve(helper).await
+    }
+
+    /// How many helpers are connected: stewards, executors.
+    pub fn helpers(&self) -> (usize, usize) {
+        (self.steward.members(), self.executors.members())
+    }
+}
+
+async fn ask<T: DeserializeOwned>(pool: &Pool, request: Request) -> Result<T, CatalogError> {
+    let answer: Box<RawValue> = tokio::time::timeout(PATIENCE, pool.ask(request))
+        .await
+        .map_err(|_| CatalogError::Unavailable)??;
+    serde_json::from_str(answer.get()).map_err(|error| {
+        log::error!("a helper's answer is not understood: {error}");
+        CatalogError::Unavailable
+    })
 }

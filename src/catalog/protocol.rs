@@ -97,7 +97,8 @@ pub struct ColumnAccess {
     pub name: String,
     /// `pg_type.typname`.
     pub type_name: String,
-    /// The type as SQL writes it, for casts: `format_type(atttypid, atttypmod)`.
+    /// The type as SQL writes it, for casts: `format_type(atttypid, -1)`. Without the modifier: a
+    /// cast to `varchar(3)` would cut a filter's value down to one that matches.
     pub type_sql: String,
     pub kind: Kind,
     /// The role has SELECT on it.
@@ -112,11 +113,16 @@ pub struct ColumnAccess {
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum ControlRequest {
     /// The newest `limit` events of the tables with these oids (`None`: of all), oldest first.
-    Recent { limit: u32, tables: Option<Vec<u32>> },
+    Recent {
+        limit: u32,
+        tables: Option<Vec<u32>>,
+    },
     Status,
     /// Who is connected and what they have joined.
     Connections,
-    Disconnect { id: u64 },
+    Disconnect {
+        id: u64,
+    },
     /// The secrets or keys changed: read them again. Answered by `null`.
     Reload,
 }

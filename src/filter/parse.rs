@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use super::cursor::Cursor;
 use super::tree::{Comparison, Condition, Filter, PatternKind, Test, Truth};
 
 /// Longest text; a hundred long values fit.
@@ -52,11 +53,8 @@ pub enum ParseError {
 pub struct Parts(Vec<String>);
 
 impl Parts {
-    /// Characters of each piece that are said back.
-    const SHOWN: usize = 200;
-
     fn of<'a>(parts: impl IntoIterator<Item = &'a str>) -> Parts {
-        Parts(parts.into_iter().map(|part| part.chars().take(Self::SHOWN).collect()).collect())
+        Parts(parts.into_iter().map(shown).collect())
     }
 }
 
@@ -64,6 +62,11 @@ impl fmt::Display for Parts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.0)
     }
+}
+
+/// As much of the client's text as an error says back.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(200).collect()
 }
 
 /// Parses a filter; `None` if the text is blank, which asks for everything.
@@ -223,103 +226,6 @@ fn item(cursor: &mut Cursor<'_>) -> Result<String, ParseError> {
     match cursor.take_balanced(true).trim() {
         "" => Err(ParseError::EmptyValue),
         value => Ok(value.to_owned()),
-    }
-}
-
-/// What is left of the text.
-struct Cursor<'a> {
-    rest: &'a str,
-}
-
-impl<'a> Cursor<'a> {
-    /// At the comma before the next condition, or at the end of the text.
-    fn at_end(&self) -> bool {
-        self.rest.is_empty() || self.rest.starts_with(',')
-    }
-
-    fn eat(&mut self, c: char) -> bool {
-        match self.rest.strip_prefix(c) {
-            Some(rest) => {
-                self.rest = rest;
-                true
-            }
-            None => false,
-        }
-    }
-
-    fn eat_text(&mut self, text: &str) -> bool {
-        match self.rest.strip_prefix(text) {
-            Some(rest) => {
-                self.rest = rest;
-                true
-            }
-            None => false,
-        }
-    }
-
-    fn skip_blanks(&mut self) {
-        self.rest = self.rest.trim_start();
-    }
-
-    /// Takes `len` bytes, or everything if that is not a place between two characters.
-    fn skip(&mut self, len: usize) -> &'a str {
-        let (taken, rest) = self.rest.split_at_checked(len).unwrap_or((self.rest, ""));
-        self.rest = rest;
-        taken
-    }
-
-    fn until_any<const N: usize>(&mut self, stop: [char; N]) -> &'a str {
-        self.skip(self.rest.find(stop).unwrap_or(self.rest.len()))
-    }
-
-    /// Takes what reaches to a comma outside of parentheses, or (in a list) to the parenthesis
-    /// that closes it.
-    fn take_balanced(&mut self, in_list: bool) -> &'a str {
-        let mut depth = 0_usize;
-        let end = self.rest.char_indices().find_map(|(at, c)| match c {
-            '(' => {
-                depth += 1;
-                None
-            }
-            ')' if depth == 0 => in_list.then_some(at),
-            ')' => {
-                depth -= 1;
-                None
-            }
-            ',' if depth == 0 => Some(at),
-            _ => None,
-        });
-        self.skip(end.unwrap_or(self.rest.len()))
-    }
-
-    /// A value without quotes; the blanks after it do not belong to it.
-    fn raw_value(&mut self) -> &'a str {
-        self.take_balanced(false).trim_end()
-    }
-
-    fn value(&mut self) -> Result<String, ParseError> {
-        if !self.eat('"') {
-            return Ok(self.raw_value().to_owned());
-        }
-        let value = self.quoted()?;
-        self.skip_blanks();
-        if self.at_end() { Ok(value) } else { Err(ParseError::Unquoted) }
-    }
-
-    /// The rest of a text in quotes, whose opening quote has been taken.
-    fn quoted(&mut self) -> Result<String, ParseError> {
-        let mut text = String::new();
-        let mut chars = self.rest.chars();
-        loop {
-            match chars.next() {
-                Some('"') => break,
-                Some('\\') => text.push(chars.next().ok_or(ParseError::Unquoted)?),
-                Some(c) => text.push(c),
-                None => return Err(ParseError::Unquoted),
-            }
-        }
-        self.rest = chars.as_str();
-        Ok(text)
     }
 }
 

@@ -1,11 +1,16 @@
-//! The handle by which sessions talk to the hub.
+//! The handle by which sessions and SQL functions talk to the hub's thread.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use crossbeam_channel::{Receiver, Sender};
+use tokio::sync::{oneshot, watch};
+
+use crate::catalog::protocol::{Connection, RecentEvent};
 use crate::event::{Epoch, Lsn};
-use crate::hub::queue::Queue;
+use crate::hub::queue::{Budget, Queue};
 use crate::hub::subscription::Subscription;
 
 pub type SessionId = u64;
@@ -25,43 +30,140 @@ pub struct Live {
     pub from: Lsn,
 }
 
+/// What the hub's thread is asked to do.
+#[derive(Debug)]
+pub(super) enum Command {
+    Connect { session: SessionId, queue: Arc<Queue>, peer: Peer },
+    Join { session: SessionId, subscription: Subscription, joined: oneshot::Sender<()> },
+    SetRole { session: SessionId, topic: Arc<str>, role: Arc<str> },
+    Leave { session: SessionId, topic: Arc<str> },
+    Drained { session: SessionId },
+    Disconnect { session: SessionId },
+    Recent { limit: usize, tables: Option<Vec<u32>>, answer: oneshot::Sender<Vec<RecentEvent>> },
+    Connections { answer: oneshot::Sender<Vec<Connection>> },
+    Expel { session: SessionId, answer: oneshot::Sender<bool> },
+    Stop,
+}
+
 /// Talks to the hub's thread. A cheap clone.
 #[derive(Clone, Debug)]
-pub struct Hub {}
+pub struct Hub {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Not bounded by itself, but by its senders: a session has one join under way at a time, and
+    /// every other command is the end of something that was joined.
+    commands: Sender<Command>,
+    live: watch::Receiver<Option<Live>>,
+    stalled: Arc<Mutex<Option<String>>>,
+    next_session: AtomicU64,
+    queue_size: usize,
+    budget: Arc<Budget>,
+}
+
+/// The hub's own ends of what the handle holds.
+pub(super) struct Ends {
+    pub(super) commands: Receiver<Command>,
+    pub(super) live: watch::Sender<Option<Live>>,
+    pub(super) stalled: Arc<Mutex<Option<String>>>,
+}
 
 impl Hub {
+    pub(super) fn new(queue_size: usize, budget: Arc<Budget>) -> (Hub, Ends) {
+        let (commands, received) = crossbeam_channel::unbounded();
+        let (live_sender, live) = watch::channel(None);
+        let stalled = Arc::new(Mutex::new(None));
+        let shared = Shared {
+            commands,
+            live,
+            stalled: Arc::clone(&stalled),
+            next_session: AtomicU64::new(1),
+            queue_size,
+            budget,
+        };
+        let ends = Ends { commands: received, live: live_sender, stalled };
+        (Hub { shared: Arc::new(shared) }, ends)
+    }
+
     /// Registers a connection; what is pushed to its queue is to be written to its socket.
-    pub fn connect(&self, _peer: Peer) -> (SessionId, Arc<Queue>) {
-        unimplemented!()
+    pub fn connect(&self, peer: Peer) -> (SessionId, Arc<Queue>) {
+        let session = self.shared.next_session.fetch_add(1, Ordering::Relaxed);
+        let queue = Arc::new(Queue::new(self.shared.queue_size, Arc::clone(&self.shared.budget)));
+        self.send(Command::Connect { session, queue: Arc::clone(&queue), peer });
+        (session, queue)
     }
 
     /// Adds a channel (or replaces the session's channel of that topic) and queues the greeting
     /// before its first event. Waits until the stream is live.
-    pub async fn join(&self, _session: SessionId, _subscription: Subscription) {
-        unimplemented!()
+    pub async fn join(&self, session: SessionId, subscription: Subscription) {
+        let mut live = self.shared.live.clone();
+        if live.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
+        let (joined, done) = oneshot::channel();
+        self.send(Command::Join { session, subscription, joined });
+        // The hub only goes away when the worker stops; the session hears of that by its queue.
+        let _ = done.await;
     }
 
     /// The channel's token was renewed with another role.
-    pub fn set_role(&self, _session: SessionId, _topic: &str, _role: Arc<str>) {
-        unimplemented!()
+    pub fn set_role(&self, session: SessionId, topic: &str, role: Arc<str>) {
+        self.send(Command::SetRole { session, topic: topic.into(), role });
     }
 
-    pub fn leave(&self, _session: SessionId, _topic: &str) {
-        unimplemented!()
+    pub fn leave(&self, session: SessionId, topic: &str) {
+        self.send(Command::Leave { session, topic: topic.into() });
     }
 
     /// The session's queue has room again ([`super::queue::Taken::Frames`] said `drained`).
-    pub fn drained(&self, _session: SessionId) {
-        unimplemented!()
+    pub fn drained(&self, session: SessionId) {
+        self.send(Command::Drained { session });
     }
 
     /// Forgets the connection and its channels.
-    pub fn disconnect(&self, _session: SessionId) {
-        unimplemented!()
+    pub fn disconnect(&self, session: SessionId) {
+        self.send(Command::Disconnect { session });
     }
 
     /// The stream, if it is live at the moment.
     pub fn live(&self) -> Option<Live> {
-        unimplemented!()
+        *self.shared.live.borrow()
+    }
+
+    /// Why the stream is not live, if that is known.
+    pub fn stalled(&self) -> Option<String> {
+        self.shared.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The newest events of these tables (`None`: of all), oldest first.
+    pub async fn recent(&self, limit: usize, tables: Option<Vec<u32>>) -> Vec<RecentEvent> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Recent { limit, tables, answer });
+        answered.await.unwrap_or_default()
+    }
+
+    pub async fn connections(&self) -> Vec<Connection> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Connections { answer });
+        answered.await.unwrap_or_default()
+    }
+
+    /// Ends a connection; false if there is none of that number.
+    pub async fn expel(&self, session: SessionId) -> bool {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Expel { session, answer });
+        answered.await.unwrap_or(false)
+    }
+
+    /// Says goodbye to every connection and ends the hub's thread.
+    pub fn stop(&self) {
+        self.send(Command::Stop);
+    }
+
+    fn send(&self, command: Command) {
+        // An error means that the hub has stopped, and with it everything it could be asked.
+        let _ = self.shared.commands.send(command);
     }
 }

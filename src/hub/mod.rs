@@ -2,8 +2,19 @@
 //! see what; it knows neither sockets nor Postgres.
 #![forbid(unsafe_code)]
 
+mod entitlement;
+mod group;
 pub mod handle;
+mod history;
 pub mod queue;
+mod recent;
+mod replay;
+mod roster;
+mod route;
+mod stream;
 pub mod subscription;
+#[cfg(test)]
+mod tests;
 
 pub use handle::Hub;
+pub use stream::{Parts, start};

@@ -1,10 +1,35 @@
 //! The bounded queue of frames that wait for one connection.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+
+/// Memory that all connections' queues share, in bytes.
+#[derive(Debug)]
+pub struct Budget {
+    used: AtomicUsize,
+    limit: usize,
+}
+
+impl Budget {
+    pub fn new(limit: usize) -> Budget {
+        Budget { used: AtomicUsize::new(0), limit }
+    }
+
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn is_spent(&self) -> bool {
+        self.used() >= self.limit
+    }
+}
+
+/// Room for frames that an empty queue keeps.
+const KEPT: usize = 16;
 
 /// Why the server ends a connection by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +59,7 @@ pub struct Queue {
     inner: Mutex<Inner>,
     filled: Notify,
     capacity: usize,
+    budget: Arc<Budget>,
 }
 
 #[derive(Debug, Default)]
@@ -67,8 +93,8 @@ pub struct QueueStats {
 }
 
 impl Queue {
-    pub fn new(capacity: usize) -> Queue {
-        Queue { inner: Mutex::default(), filled: Notify::new(), capacity }
+    pub fn new(capacity: usize, budget: Arc<Budget>) -> Queue {
+        Queue { inner: Mutex::default(), filled: Notify::new(), capacity, budget }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -77,17 +103,22 @@ impl Queue {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Offers an event's frame. One frame always fits an empty queue, whatever its size.
-    pub fn push(&self, frame: Bytes) -> Push {
+    /// Offers an event's frames: all are queued, or none. They always fit an empty queue, whatever
+    /// their size.
+    pub fn push(&self, frames: &[Bytes]) -> Push {
+        let bytes: usize = frames.iter().map(Bytes::len).sum();
         let mut inner = self.lock();
         if inner.goodbye.is_some() {
             return Push::Closed;
         }
-        if inner.lagging || (inner.bytes > 0 && inner.bytes + frame.len() > self.capacity) {
+        let full = inner.bytes + bytes > self.capacity || self.budget.is_spent();
+        if inner.lagging || (inner.bytes > 0 && full) {
             inner.lagging = true;
             return Push::Full;
         }
-        Self::append(&mut inner, frame);
+        for frame in frames {
+            self.append(&mut inner, frame.clone());
+        }
         drop(inner);
         self.filled.notify_one();
         Push::Queued
@@ -96,7 +127,7 @@ impl Queue {
     /// Queues an answer to the client's own request, past the limit: the session asks for no more
     /// than one at a time.
     pub fn reply(&self, frame: Bytes) {
-        Self::append(&mut self.lock(), frame);
+        self.append(&mut self.lock(), frame);
         self.filled.notify_one();
     }
 
@@ -140,7 +171,8 @@ impl Queue {
         if taken == 0 {
             return None;
         }
-        if inner.frames.is_empty() {
+        self.budget.used.fetch_sub(taken, Ordering::Relaxed);
+        if inner.frames.is_empty() && inner.frames.capacity() > KEPT {
             // An idle connection keeps no buffer of its busy times.
             inner.frames = VecDeque::new();
         }
@@ -160,8 +192,16 @@ impl Queue {
         }
     }
 
-    fn append(inner: &mut Inner, frame: Bytes) {
+    fn append(&self, inner: &mut Inner, frame: Bytes) {
         inner.bytes += frame.len();
+        self.budget.used.fetch_add(frame.len(), Ordering::Relaxed);
         inner.frames.push_back(frame);
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let left = self.lock().bytes;
+        self.budget.used.fetch_sub(left, Ordering::Relaxed);
     }
 }

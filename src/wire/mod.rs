@@ -5,6 +5,8 @@ pub mod change;
 pub mod decode;
 pub mod encode;
 pub mod envelope;
+#[cfg(test)]
+mod golden;
 pub mod join;
 mod members;
 mod timestamp;

@@ -1,0 +1,74 @@
+//! Unmodified clients: npm's `@supabase/realtime-js` of two generations, PyPI's `realtime`, and a
+//! browser with the page. Their tests are in `node/`, `python/` and `browser/`; `make setup` and
+//! `make test` install them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::cluster::bin;
+use crate::support::{Cluster, Database};
+
+/// Runs a client's tests against a database of their own; its output is shown if they fail.
+#[track_caller]
+fn run(database: &Database<'_>, command: &mut Command) {
+    let output = command
+        .env("TIDE_URL", format!("ws://localhost:{}/realtime/v1", database.port))
+        .env("TIDE_HTTP", format!("http://localhost:{}", database.port))
+        .env("TIDE_PSQL", bin().join("psql"))
+        .env("PGHOST", database.cluster.host())
+        .env("PGUSER", "postgres")
+        .env("PGDATABASE", &database.name)
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}; `make test` installs what it needs"));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{command:?}\n{text}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    println!("{text}");
+}
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("pgrx-tests").join(name)
+}
+
+fn node(folder_name: &str, file: &str) -> Command {
+    let folder = folder(folder_name);
+    assert!(
+        folder.join("node_modules").is_dir(),
+        "no node_modules in {}: run make test",
+        folder.display()
+    );
+    let mut command = Command::new("node");
+    command.args(["--test", "--test-reporter=spec", file]).current_dir(folder);
+    command
+}
+
+#[test]
+fn the_newest_realtime_js() {
+    let database = Cluster::shared().database("client_js_2");
+    run(&database, &mut node("node", "changes.test.js"));
+}
+
+#[test]
+fn the_old_realtime_js() {
+    let database = Cluster::shared().database("client_js_1");
+    run(&database, &mut node("node", "old.test.js"));
+}
+
+#[test]
+fn pythons_realtime() {
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
+    let python = target.join("python/bin/python");
+    assert!(python.exists(), "no {}: run make test", python.display());
+    let database = Cluster::shared().database("client_python");
+    run(&database, Command::new(python).arg(folder("python").join("changes.py")));
+}
+
+#[test]
+fn the_page_in_a_browser() {
+    let database = Cluster::shared().database("client_browser");
+    run(&database, &mut node("browser", "page.test.js"));
+}

@@ -1,0 +1,83 @@
+//! The replication slot moves, so that an idle or a silent database never fills the disk.
+
+use crate::support::{Cluster, Database, wait_until};
+
+/// The slot's confirmed position has passed `lsn`.
+fn wait_until_confirmed(database: &Database<'_>, lsn: &str) {
+    let statement = format!(
+        "select confirmed_flush_lsn >= '{lsn}'::pg_lsn from pg_replication_slots
+         where database = '{}' and plugin = 'pg_tide'",
+        database.name
+    );
+    wait_until(&format!("the slot has passed {lsn}"), || {
+        let row = database.cluster.connect("postgres").query_opt(&statement, &[]).unwrap()?;
+        row.get::<_, Option<bool>>(0)?.then_some(())
+    });
+}
+
+/// Where the WAL is now; what follows is written after it.
+fn lsn(database: &Database<'_>) -> String {
+    let mut sql = database.cluster.connect("postgres");
+    sql.query_one("select pg_current_wal_insert_lsn()::text", &[]).unwrap().get(0)
+}
+
+/// A history that lets go at once, so that only decoding holds the slot.
+const NO_HISTORY: &[(&str, &str)] = &[("tide.history_retention", "0")];
+
+#[test]
+fn it_moves_while_other_databases_write() {
+    let cluster = Cluster::start();
+    let database = cluster.database_with("quiet", NO_HISTORY);
+    let mut other = cluster.connect("postgres");
+
+    other.batch_execute("create table t as select generate_series(1, 10000)").unwrap();
+    let written = lsn(&database);
+
+    wait_until_confirmed(&database, &written);
+}
+
+#[test]
+fn it_moves_while_only_unpublished_tables_are_written() {
+    let cluster = Cluster::start();
+    let database = cluster.database_with("unpublished", NO_HISTORY);
+
+    database.sql().batch_execute("create table t as select generate_series(1, 10000)").unwrap();
+    let written = lsn(&database);
+
+    wait_until_confirmed(&database, &written);
+}
+
+#[test]
+fn it_moves_while_published_tables_are_written_and_nobody_listens() {
+    let cluster = Cluster::start();
+    let database = cluster.database_with("published", NO_HISTORY);
+    let t = database.table("t", "id int primary key");
+
+    database
+        .sql()
+        .batch_execute(&format!("insert into {t} select generate_series(1, 10000)"))
+        .unwrap();
+    let written = lsn(&database);
+
+    wait_until_confirmed(&database, &written);
+}
+
+#[test]
+fn old_wal_is_removed_as_it_moves() {
+    let cluster = Cluster::with("min_wal_size = 32MB\nmax_wal_size = 64MB");
+    let database = cluster.database_with("removed", NO_HISTORY);
+    let before = database.slot("restart_lsn").unwrap();
+
+    for _ in 0..3 {
+        database.sql().batch_execute("select pg_switch_wal()").unwrap();
+        database.sql().batch_execute("create table t (id int); drop table t").unwrap();
+    }
+    let written = lsn(&database);
+    wait_until_confirmed(&database, &written);
+
+    // The slot's restart point follows at the next running-xacts record, which a checkpoint makes.
+    wait_until("the restart point has moved", || {
+        database.sql().batch_execute("checkpoint").unwrap();
+        (database.slot("restart_lsn")? != before).then_some(())
+    });
+}

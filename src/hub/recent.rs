@@ -1,0 +1,108 @@
+//! What the hub tells SQL: the newest events, and who is connected.
+
+use std::time::UNIX_EPOCH;
+
+use serde_json::value::RawValue;
+
+use super::history::History;
+use super::replay::Laggards;
+use super::roster::Roster;
+use crate::catalog::protocol::{Channel, Connection, RecentEvent};
+use crate::event::{Batch, Cursor, Datum, Epoch, Event, EventKind, Relation, Row};
+use crate::json;
+
+/// The newest `limit` events of the tables (`None`: of all), oldest first.
+pub(super) fn events(
+    history: &History,
+    epoch: Epoch,
+    limit: usize,
+    tables: Option<&[u32]>,
+) -> Vec<RecentEvent> {
+    let wanted = |event: &Event| match (tables, relation(event)) {
+        (None, _) => true,
+        (Some(tables), Some(relation)) => tables.contains(&relation.oid),
+        (Some(_), None) => false,
+    };
+    let newest = history.newest_first().filter(|(.., event)| wanted(event)).take(limit);
+    let mut events: Vec<_> =
+        newest.map(|(_, batch, event)| recent_event(batch, event, epoch)).collect();
+    events.reverse();
+    events
+}
+
+fn relation(event: &Event) -> Option<&Relation> {
+    match &event.kind {
+        EventKind::Change(change) => Some(&change.relation),
+        EventKind::Failed { relation, .. } => relation.as_deref(),
+    }
+}
+
+fn recent_event(batch: &Batch, event: &Event, epoch: Epoch) -> RecentEvent {
+    let relation = relation(event);
+    let (operation, new, old) = match &event.kind {
+        EventKind::Change(change) => (change.operation.name(), change.new, change.old),
+        EventKind::Failed { .. } => ("ERROR", None, None),
+    };
+    let image = |row: Option<Row>| Some(record(batch, relation?, row?)).flatten();
+    RecentEvent {
+        id: Cursor { epoch, position: event.position }.to_string(),
+        commit_time: event.commit_time,
+        schema: relation.map(|r| r.schema.to_string()).unwrap_or_default(),
+        table: relation.map(|r| r.name.to_string()).unwrap_or_default(),
+        operation: operation.to_owned(),
+        record: image(new),
+        old_record: image(old),
+    }
+}
+
+fn record(batch: &Batch, relation: &Relation, row: Row) -> Option<Box<RawValue>> {
+    let row = batch.row(row);
+    let mut out = vec![b'{'];
+    for (index, column) in relation.columns.iter().enumerate() {
+        let value = match row.get(index) {
+            Datum::Json(value) => value,
+            Datum::Null => b"null",
+            Datum::Unchanged | Datum::Absent => continue,
+        };
+        if out.len() > 1 {
+            out.push(b',');
+        }
+        json::write_str(&mut out, &column.name);
+        out.push(b':');
+        out.extend_from_slice(value);
+    }
+    out.push(b'}');
+    RawValue::from_string(String::from_utf8(out).ok()?).ok()
+}
+
+/// Every connection with its channels.
+pub(super) fn connections(roster: &Roster, laggards: &Laggards) -> Vec<Connection> {
+    let mut connections: Vec<Connection> = roster
+        .sessions
+        .iter()
+        .map(|(id, session)| {
+            let queue = session.queue.stats();
+            let since = session.peer.connected_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+            let groups = session.channels.values().filter_map(|group| roster.group(*group));
+            let channels = groups.map(|group| Channel {
+                topic: group.key.topic.to_string(),
+                role: group.key.role.to_string(),
+                bindings: u32::try_from(group.key.bindings.len()).unwrap_or(u32::MAX),
+            });
+            Connection {
+                id: *id,
+                address: session.peer.address.to_string(),
+                user_agent: session.peer.user_agent.as_deref().map(str::to_owned),
+                connected_at: i64::try_from(since.as_micros()).unwrap_or(i64::MAX),
+                sent_frames: queue.sent_frames,
+                sent_bytes: queue.sent_bytes,
+                queued_frames: queue.queued_frames as u64,
+                queued_bytes: queue.queued_bytes as u64,
+                lagging: laggards.contains(*id),
+                channels: channels.collect(),
+            }
+        })
+        .collect();
+    connections.sort_unstable_by_key(|connection| connection.id);
+    connections
+}

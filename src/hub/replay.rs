@@ -1,0 +1,192 @@
+//! Giving lagging and resuming channels what they have not had, from the history.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use super::entitlement::Entitlements;
+use super::group::{Bodies, Scene};
+use super::handle::{Live, SessionId};
+use super::history::{History, Seq};
+use super::queue::{Goodbye, Push};
+use super::roster::Roster;
+use crate::stats::Stats;
+
+/// Events looked at per turn, so that a long replay does not hold up the stream.
+const TURN: Seq = 2048;
+
+/// How long a connection at the end of the history is watched before its pace is judged.
+const WATCH: Duration = Duration::from_millis(50);
+
+/// A connection that drains its queue at least this fast is worth waiting for when the history
+/// is full: the stream slows down to it. Whoever is slower is cut off. 16 MiB/s: no network
+/// client reaches it by much, so in practice only clients on the same machine or rack set the
+/// pace, and only during a burst larger than the history.
+const PACE: u64 = 16 << 20;
+
+/// The connections that are behind the stream.
+#[derive(Default)]
+pub(super) struct Laggards {
+    sessions: HashSet<SessionId>,
+    /// Those whose queue has room, so that a turn will get them further.
+    ready: Vec<SessionId>,
+    /// The connection that the eviction waits for: when that began, what it had been sent.
+    watched: Option<(SessionId, Instant, u64)>,
+}
+
+impl Laggards {
+    pub(super) fn add(&mut self, session: SessionId) {
+        self.sessions.insert(session);
+    }
+
+    /// The connection's queue has room (again).
+    pub(super) fn wake(&mut self, session: SessionId) {
+        if self.sessions.contains(&session) && !self.ready.contains(&session) {
+            self.ready.push(session);
+        }
+    }
+
+    pub(super) fn remove(&mut self, session: SessionId) {
+        self.sessions.remove(&session);
+        self.ready.retain(|ready| *ready != session);
+    }
+
+    pub(super) fn contains(&self, session: SessionId) -> bool {
+        self.sessions.contains(&session)
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Gives one connection its next events.
+    pub(super) fn turn(
+        &mut self,
+        roster: &mut Roster,
+        history: &History,
+        entitlements: &mut Entitlements,
+        live: Live,
+    ) {
+        let Some(session) = self.ready.pop() else { return };
+        match advance(session, roster, history, entitlements, live) {
+            Progress::CaughtUp => self.remove(session),
+            Progress::More => self.ready.insert(0, session),
+            Progress::Full => {}
+        }
+    }
+
+    /// Whether the events before `end` may be dropped. Cuts off those who need them and are too
+    /// slow; false: somebody fast enough still does, ask again soon.
+    pub(super) fn may_evict(
+        &mut self,
+        end: Seq,
+        full: bool,
+        roster: &mut Roster,
+        stats: &Stats,
+        now: Instant,
+    ) -> bool {
+        while let Some(session) = self.sessions.iter().copied().find(|s| needs(*s, end, roster)) {
+            if full && self.is_worth_waiting_for(session, roster, now) {
+                return false;
+            }
+            self.watched = None;
+            self.remove(session);
+            if let Some(entry) = roster.sessions.get(&session) {
+                stats.slow_clients_total.inc();
+                log::info!("connection {session} is cut off: it reads too slowly");
+                entry.queue.close(Goodbye::Slow);
+            }
+            roster.disconnect(session);
+        }
+        self.watched = None;
+        true
+    }
+
+    fn is_worth_waiting_for(&mut self, session: SessionId, roster: &Roster, now: Instant) -> bool {
+        let Some(entry) = roster.sessions.get(&session) else { return false };
+        let sent = entry.queue.stats().sent_bytes;
+        let Some((watched, since, before)) = self.watched.filter(|w| w.0 == session) else {
+            self.watched = Some((session, now, sent));
+            return true;
+        };
+        let elapsed = now.saturating_duration_since(since);
+        if elapsed < WATCH {
+            return true;
+        }
+        self.watched = Some((watched, now, sent));
+        let due = u128::from(PACE) * elapsed.as_micros() / 1_000_000;
+        u128::from(sent.saturating_sub(before)) >= due
+    }
+}
+
+/// Whether any of the connection's channels still has to be given an event before `end`.
+fn needs(session: SessionId, end: Seq, roster: &Roster) -> bool {
+    lag(session, roster).is_some_and(|lag| lag < end)
+}
+
+/// The first event that any of the connection's channels has not been given.
+fn lag(session: SessionId, roster: &Roster) -> Option<Seq> {
+    let entry = roster.sessions.get(&session)?;
+    let groups = entry.channels.values().filter_map(|id| roster.group(*id));
+    let members = groups.filter_map(|g| g.members.iter().find(|m| m.session == session));
+    members.filter_map(|member| member.lag).min()
+}
+
+enum Progress {
+    CaughtUp,
+    More,
+    Full,
+}
+
+fn advance(
+    session: SessionId,
+    roster: &mut Roster,
+    history: &History,
+    entitlements: &mut Entitlements,
+    live: Live,
+) -> Progress {
+    let Some(from) = lag(session, roster) else { return Progress::CaughtUp };
+    let Some(entry) = roster.sessions.get(&session) else { return Progress::CaughtUp };
+    entry.queue.resume();
+    let groups: Vec<_> = entry.channels.values().copied().collect();
+    let end = history.head().min(from + TURN);
+    let mut bodies = Bodies::default();
+    let mut frames = Vec::new();
+    for seq in from..end {
+        let Some((batch, index)) = history.at(seq) else { continue };
+        let Some(event) = batch.events.get(index) else { continue };
+        let scene = Scene { batch, event, live };
+        bodies.clear();
+        for id in &groups {
+            let Some(group) = roster.group_mut(*id) else { continue };
+            let Some(member) = group.members.iter_mut().find(|m| m.session == session) else {
+                continue;
+            };
+            if member.lag.is_none_or(|lag| lag > seq) {
+                continue;
+            }
+            if event.position > member.floor {
+                frames.clear();
+                group.key.frames(scene, None, entitlements, &mut bodies, &mut frames);
+                if !frames.is_empty() {
+                    match member.queue.push(&frames) {
+                        Push::Queued => {}
+                        Push::Full => return Progress::Full,
+                        Push::Closed => return Progress::CaughtUp,
+                    }
+                }
+            }
+            member.lag = Some(seq + 1);
+        }
+    }
+    if end < history.head() {
+        return Progress::More;
+    }
+    for id in groups {
+        let group = roster.group_mut(id);
+        let members = group.into_iter().flat_map(|group| &mut group.members);
+        for member in members.filter(|member| member.session == session) {
+            member.lag = None;
+        }
+    }
+    Progress::CaughtUp
+}

@@ -1,0 +1,388 @@
+//! The hub's thread: takes events from the decoder and requests from sessions, in one loop that
+//! owns all routing state.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, never, select};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::entitlement::Entitlements;
+use super::group::{Bodies, GroupId, GroupKey, Scene};
+use super::handle::{Command, Ends, Hub, Live, SessionId};
+use super::history::{History, Seq, before};
+use super::queue::{Budget, Goodbye, Push};
+use super::recent;
+use super::replay::Laggards;
+use super::roster::{Roster, Session};
+use super::subscription::{Since, Subscription};
+use crate::bridge::Bridge;
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::event::{Batch, Cursor, EventKind, Feed, Lsn, Position};
+use crate::stats::Stats;
+use crate::wire::encode::{Resync, resync};
+
+/// How often the history's age is looked at.
+const TICK: Duration = Duration::from_millis(500);
+/// How soon a full history is looked at again.
+const SHORT_TICK: Duration = Duration::from_millis(5);
+
+/// What the hub is made of.
+#[derive(Debug)]
+pub struct Parts {
+    pub feed: Receiver<Feed>,
+    pub bridge: Arc<Bridge>,
+    pub catalog: Catalog,
+    pub runtime: Handle,
+    pub stats: Arc<Stats>,
+}
+
+/// Starts the hub's thread. Once `stopping` is set it no longer waits for anything.
+pub fn start(
+    config: &Config,
+    parts: Parts,
+    stopping: Arc<AtomicBool>,
+) -> io::Result<(Hub, JoinHandle<()>)> {
+    // Half for the history, half for what waits to be written.
+    let budget = Arc::new(Budget::new(config.memory_limit / 2));
+    let history = config.history_size.min(config.memory_limit / 2);
+    let (hub, ends) = Hub::new(config.send_queue_size, budget);
+    let (retention, feed) = (config.history_retention, parts.feed.clone());
+    let thread = std::thread::Builder::new().name("tide hub".into()).spawn(move || {
+        let commands = ends.commands.clone();
+        let history = History::new(history, retention);
+        Stream::new(parts, ends, history, stopping).run(&commands, &feed);
+    })?;
+    Ok((hub, thread))
+}
+
+struct Stream {
+    history: History,
+    roster: Roster,
+    laggards: Laggards,
+    entitlements: Entitlements,
+    live: Option<Live>,
+    decoded: Lsn,
+    announce: watch::Sender<Option<Live>>,
+    stalled: Arc<Mutex<Option<String>>>,
+    bridge: Arc<Bridge>,
+    stats: Arc<Stats>,
+    stopping: Arc<AtomicBool>,
+    bodies: Bodies,
+    frames: Vec<Bytes>,
+    candidates: Vec<GroupId>,
+}
+
+impl Stream {
+    fn new(parts: Parts, ends: Ends, history: History, stopping: Arc<AtomicBool>) -> Stream {
+        let Parts { bridge, catalog, runtime, stats, .. } = parts;
+        Stream {
+            history,
+            roster: Roster::default(),
+            laggards: Laggards::default(),
+            entitlements: Entitlements::new(catalog, runtime, Arc::clone(&stopping)),
+            live: None,
+            decoded: Lsn(0),
+            announce: ends.live,
+            stalled: ends.stalled,
+            bridge,
+            stats,
+            stopping,
+            bodies: Bodies::default(),
+            frames: Vec::new(),
+            candidates: Vec::new(),
+        }
+    }
+
+    fn run(mut self, commands: &Receiver<Command>, feed: &Receiver<Feed>) {
+        let closed = never();
+        while !self.stopping.load(Ordering::Acquire) {
+            let has_room = self.make_room();
+            // Without room in the history the decoder waits: its channel fills up.
+            let feed = if has_room { feed } else { &closed };
+            let wait = match (self.laggards.has_work(), has_room) {
+                (true, _) => Duration::ZERO,
+                (false, false) => SHORT_TICK,
+                (false, true) => TICK,
+            };
+            select! {
+                recv(commands) -> command => match command {
+                    Ok(Command::Stop) | Err(_) => break,
+                    Ok(command) => self.obey(command),
+                },
+                recv(feed) -> next => match next {
+                    Ok(next) => {
+                        if feed.capacity().is_some_and(|capacity| feed.len() + 1 == capacity) {
+                            self.bridge.wake();
+                        }
+                        self.take(next);
+                    }
+                    Err(_) => break,
+                },
+                default(wait) => {}
+            }
+            if let (true, Some(live)) = (self.laggards.has_work(), self.live) {
+                let (history, entitlements) = (&self.history, &mut self.entitlements);
+                self.laggards.turn(&mut self.roster, history, entitlements, live);
+            }
+        }
+        for session in self.roster.sessions.values() {
+            session.queue.close(Goodbye::Shutdown);
+        }
+    }
+
+    /// Drops what is too old or too much; false: not yet, a fast reader still needs it.
+    fn make_room(&mut self) -> bool {
+        let now = Instant::now();
+        let mut evicted = false;
+        while let Some(end) = self.history.due(now) {
+            let full = self.history.is_full();
+            if !self.laggards.may_evict(end, full, &mut self.roster, &self.stats, now) {
+                return false;
+            }
+            self.history.evict();
+            evicted = true;
+        }
+        if evicted {
+            self.confirm();
+        }
+        true
+    }
+
+    /// The slot may move up to what the history still holds, or to the end of what was decoded.
+    fn confirm(&self) {
+        self.stats.history_bytes.set(self.history.bytes() as u64);
+        self.bridge.confirm(self.history.oldest_commit().unwrap_or(self.decoded));
+    }
+
+    fn take(&mut self, feed: Feed) {
+        match feed {
+            Feed::Batch(batch) => self.deliver(batch),
+            Feed::Decoded(lsn) => {
+                self.decoded = lsn;
+                self.stats.decoded.set(lsn.0);
+                self.confirm();
+            }
+            Feed::Catalog(change) => {
+                self.entitlements.forget(&change);
+                self.roster.routes.forget(&change);
+            }
+            Feed::Live { epoch, from } => self.go_live(Live { epoch, from }),
+            Feed::Stalled { reason } => {
+                *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+                self.stats.live.set(0);
+            }
+        }
+    }
+
+    fn go_live(&mut self, live: Live) {
+        let same = self.live.is_some_and(|before| before.epoch == live.epoch);
+        if !same {
+            self.history.restart(live.from);
+            // Whoever was here has lost what lies between the two slots.
+            if self.live.is_some() {
+                self.announce_gap();
+            }
+        }
+        self.live = Some(live);
+        *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.stats.live.set(1);
+        self.announce.send_replace(Some(live));
+    }
+
+    fn announce_gap(&mut self) {
+        for group in self.roster.groups_mut() {
+            let gap = Resync { reason: "epoch", oldest: None, newest: None };
+            let frame = resync(group.key.vsn, None, &group.key.topic, gap);
+            for member in &mut group.members {
+                member.lag = None;
+                member.queue.reply(frame.clone());
+            }
+        }
+    }
+
+    fn deliver(&mut self, mut batch: Batch) {
+        let Some(live) = self.live else { return };
+        batch.shrink();
+        let batch = Arc::new(batch);
+        let first = self.history.push(Arc::clone(&batch), Instant::now());
+        self.stats.events_total.add(batch.events.len() as u64);
+        self.stats.history_bytes.set(self.history.bytes() as u64);
+        for (index, event) in batch.events.iter().enumerate() {
+            self.deliver_event(first + index as Seq, Scene { batch: &batch, event, live });
+        }
+        if let Some(event) = batch.events.last() {
+            self.stats.position.set(event.position.commit.0);
+        }
+    }
+
+    fn deliver_event(&mut self, seq: Seq, scene: Scene<'_>) {
+        let mut candidates = std::mem::take(&mut self.candidates);
+        candidates.clear();
+        match &scene.event.kind {
+            EventKind::Change(change) => {
+                self.roster.candidates(scene.batch, change, &mut candidates);
+            }
+            EventKind::Failed { .. } => {
+                self.stats.failed_events_total.inc();
+                candidates.extend(self.roster.group_ids());
+            }
+        }
+        self.bodies.clear();
+        for id in &candidates {
+            self.deliver_to_group(*id, seq, scene);
+        }
+        self.candidates = candidates;
+    }
+
+    fn deliver_to_group(&mut self, id: GroupId, seq: Seq, scene: Scene<'_>) {
+        let Some(group) = self.roster.group_mut(id) else { return };
+        self.frames.clear();
+        group.key.frames(
+            scene,
+            group.previous,
+            &mut self.entitlements,
+            &mut self.bodies,
+            &mut self.frames,
+        );
+        if self.frames.is_empty() {
+            return;
+        }
+        let position = scene.event.position;
+        group.previous = Some(position);
+        for member in &mut group.members {
+            if member.lag.is_some() || position <= member.floor {
+                continue;
+            }
+            if member.queue.push(&self.frames) == Push::Full {
+                member.lag = Some(seq);
+                self.laggards.add(member.session);
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Connect { session, queue, peer } => {
+                let channels = std::collections::HashMap::new();
+                self.roster.sessions.insert(session, Session { queue, peer, channels });
+            }
+            Command::Join { session, subscription, joined } => {
+                self.join(session, subscription);
+                let _ = joined.send(());
+            }
+            Command::SetRole { session, topic, role } => {
+                self.roster.set_role(session, &topic, role);
+            }
+            Command::Leave { session, topic } => {
+                self.roster.leave(session, &topic);
+            }
+            Command::Drained { session } => self.laggards.wake(session),
+            Command::Disconnect { session } => {
+                self.laggards.remove(session);
+                self.roster.disconnect(session);
+            }
+            Command::Recent { limit, tables, answer } => {
+                let epoch = self.live.map(|live| live.epoch).unwrap_or_default();
+                let _ = answer.send(recent::events(&self.history, epoch, limit, tables.as_deref()));
+            }
+            Command::Connections { answer } => {
+                let _ = answer.send(recent::connections(&self.roster, &self.laggards));
+            }
+            Command::Expel { session, answer } => {
+                let found = self.roster.sessions.get(&session);
+                let _ = answer.send(found.is_some());
+                if let Some(found) = found {
+                    found.queue.close(Goodbye::Disconnected);
+                }
+            }
+            Command::Stop => {}
+        }
+    }
+
+    fn join(&mut self, session: SessionId, subscription: Subscription) {
+        let Some(entry) = self.roster.sessions.get(&session) else { return };
+        let queue = Arc::clone(&entry.queue);
+        for frame in &subscription.greeting {
+            queue.reply(frame.clone());
+        }
+        let key = GroupKey::of(&subscription);
+        let (floor, lag) = match subscription.since {
+            Since::Now(lsn) => (before(lsn), None),
+            Since::Last(count) => self.newest(&key, count),
+            Since::Cursor(cursor) => match self.resume(cursor) {
+                Ok(start) => start,
+                Err(reason) => {
+                    queue.reply(self.resync_frame(&key, reason));
+                    (self.history.newest().unwrap_or_default(), None)
+                }
+            },
+        };
+        self.roster.join(session, key, floor, lag);
+        if lag.is_some() {
+            self.laggards.add(session);
+            self.laggards.wake(session);
+        }
+    }
+
+    /// Where to go on after an event the client has seen, or why that is not possible.
+    fn resume(&self, cursor: Cursor) -> Result<(Position, Option<Seq>), &'static str> {
+        let Some(live) = self.live else { return Err("epoch") };
+        let start = if cursor.epoch.generation != live.epoch.generation
+            || cursor.epoch.timeline > live.epoch.timeline
+        {
+            Err("epoch")
+        } else if cursor.position < self.history.floor() {
+            Err("trimmed")
+        } else {
+            let seq = self.history.after(cursor.position);
+            Ok((cursor.position, (seq < self.history.head()).then_some(seq)))
+        };
+        let counter =
+            if start.is_ok() { &self.stats.resumes_total } else { &self.stats.resyncs_total };
+        counter.inc();
+        start
+    }
+
+    fn resync_frame(&self, key: &GroupKey, reason: &str) -> Bytes {
+        let epoch = self.live.map(|live| live.epoch).unwrap_or_default();
+        let cursor = |position| Cursor { epoch, position };
+        let resync_of = Resync {
+            reason,
+            oldest: self.history.newest().map(|_| cursor(self.history.floor())),
+            newest: self.history.newest().map(cursor),
+        };
+        resync(key.vsn, None, &key.topic, resync_of)
+    }
+
+    /// Where to begin so that the newest `count` events of the group are given.
+    fn newest(&mut self, key: &GroupKey, count: u32) -> (Position, Option<Seq>) {
+        let now = self.history.newest().unwrap_or_default();
+        let Some(live) = self.live else { return (now, None) };
+        let mut found = 0;
+        let mut start = None;
+        for (seq, batch, event) in self.history.newest_first() {
+            if found >= count {
+                break;
+            }
+            self.bodies.clear();
+            self.frames.clear();
+            let scene = Scene { batch, event, live };
+            key.frames(scene, None, &mut self.entitlements, &mut self.bodies, &mut self.frames);
+            if !self.frames.is_empty() {
+                found += 1;
+                start = Some(seq);
+            }
+        }
+        match start {
+            Some(seq) => (Position::default(), Some(seq)),
+            None => (now, None),
+        }
+    }
+}

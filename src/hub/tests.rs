@@ -1,0 +1,361 @@
+//! The hub's thread with a steward made up for the test and queues instead of sockets.
+
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use crossbeam_channel::Sender;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+
+use super::handle::{Hub, Peer, SessionId};
+use super::queue::{Goodbye, Queue, Taken};
+use super::subscription::{Binding, Operations, Since, Style, Subscription, Target};
+use super::{Parts, start};
+use crate::bridge::Bridge;
+use crate::catalog::protocol::{ColumnAccess, Hello, Request, TableAccess};
+use crate::catalog::{Catalog, frame};
+use crate::config::Config;
+use crate::event::{
+    Batch, CatalogChange, Change, Column, Cursor, Epoch, Event, EventKind, Feed, Kind, Lsn,
+    Operation, Position, Relation,
+};
+use crate::stats::Stats;
+use crate::wire::Vsn;
+
+const TABLE: u32 = 16_400;
+const EPOCH: Epoch = Epoch { generation: 7, timeline: 1 };
+
+struct World {
+    runtime: Runtime,
+    hub: Hub,
+    feed: Sender<Feed>,
+    bridge: Arc<Bridge>,
+    stats: Arc<Stats>,
+    relation: Arc<Relation>,
+    /// What the steward says that any role may see.
+    granted: Arc<Mutex<Vec<TableAccess>>>,
+}
+
+struct Client {
+    session: SessionId,
+    queue: Arc<Queue>,
+}
+
+fn access() -> TableAccess {
+    TableAccess {
+        oid: TABLE,
+        schema: "public".into(),
+        table: "t".into(),
+        row_security: false,
+        columns: vec![ColumnAccess {
+            attnum: 1,
+            name: "id".into(),
+            type_name: "int8".into(),
+            type_sql: "bigint".into(),
+            kind: Kind::Int,
+            readable: true,
+            primary_key: true,
+            labels: Vec::new(),
+        }],
+    }
+}
+
+fn relation() -> Arc<Relation> {
+    let id = Column {
+        attnum: 1,
+        name: "id".into(),
+        type_name: "int8".into(),
+        kind: Kind::Int,
+        identity: true,
+    };
+    Arc::new(Relation {
+        oid: TABLE,
+        schema: "public".into(),
+        name: "t".into(),
+        columns: [id].into(),
+        identity_full: false,
+    })
+}
+
+impl World {
+    fn new(config: &Config) -> World {
+        let runtime = Runtime::new().expect("a runtime");
+        let catalog = Catalog::new("tide".into());
+        let granted = Arc::new(Mutex::new(vec![access()]));
+        runtime.block_on(steward(catalog.clone(), Arc::clone(&granted)));
+        let (feed, fed) = crossbeam_channel::bounded(64);
+        let bridge = Arc::new(Bridge::new(|| {}));
+        let stats = Arc::<Stats>::default();
+        let parts = Parts {
+            feed: fed,
+            bridge: Arc::clone(&bridge),
+            catalog,
+            runtime: runtime.handle().clone(),
+            stats: Arc::clone(&stats),
+        };
+        let (hub, _) = start(config, parts, Arc::new(AtomicBool::new(false))).expect("a hub");
+        let world = World { runtime, hub, feed, bridge, stats, relation: relation(), granted };
+        world.feed(Feed::Live { epoch: EPOCH, from: Lsn(100) });
+        world
+    }
+
+    fn feed(&self, feed: Feed) {
+        self.feed.send(feed).expect("the hub takes it");
+    }
+
+    /// One transaction with one inserted row of that id.
+    fn insert(&self, commit: u64, id: i64) {
+        let mut batch = Batch::default();
+        let start = batch.begin_row();
+        batch.push_json(|out| out.extend_from_slice(id.to_string().as_bytes()));
+        let row = batch.end_row(&start);
+        batch.events.push(Event {
+            position: at(commit),
+            end: Lsn(commit + 8),
+            xid: 1,
+            commit_time: 0,
+            last_in_tx: true,
+            kind: EventKind::Change(Change {
+                relation: Arc::clone(&self.relation),
+                operation: Operation::Insert,
+                old: None,
+                new: Some(row),
+            }),
+        });
+        self.feed(Feed::Batch(batch));
+    }
+
+    fn connect(&self) -> Client {
+        let (session, queue) = self.hub.connect(Peer {
+            address: SocketAddr::from(([127, 0, 0, 1], 9)),
+            user_agent: None,
+            connected_at: SystemTime::now(),
+        });
+        Client { session, queue }
+    }
+
+    fn join(&self, client: &Client, since: Since) {
+        let binding = Binding {
+            id: 1,
+            operations: Operations::ROWS,
+            target: Target::Table(TABLE),
+            filter: None,
+            select: None,
+        };
+        let subscription = Subscription {
+            topic: "realtime:tide:table:public.t".into(),
+            vsn: Vsn::V2,
+            style: Style::Table,
+            role: "anon".into(),
+            bindings: [binding].into(),
+            since,
+            greeting: vec![Bytes::from_static(b"[null,null,\"t\",\"hello\",{}]")],
+        };
+        self.runtime.block_on(self.hub.join(client.session, subscription));
+    }
+
+    /// Reads until `wanted` says so; gives up after a while.
+    fn read(&self, client: &Client, mut wanted: impl FnMut(&Value) -> bool) {
+        let reading = async {
+            loop {
+                let mut frames = Vec::new();
+                let taken = client.queue.take(&mut frames, 1 << 12).await;
+                let Taken::Frames { drained } = taken else { panic!("cut off: {taken:?}") };
+                if drained {
+                    self.hub.drained(client.session);
+                }
+                for frame in frames {
+                    let frame: Value = serde_json::from_slice(&frame).expect("frames are JSON");
+                    if wanted(&frame) {
+                        return;
+                    }
+                }
+            }
+        };
+        let limited = async { tokio::time::timeout(Duration::from_secs(20), reading).await };
+        self.runtime.block_on(limited).expect("the frame arrives");
+    }
+
+    /// The ids of the next `count` rows that arrive.
+    fn ids(&self, client: &Client, count: usize) -> Vec<i64> {
+        let mut ids = Vec::new();
+        self.read(client, |frame| {
+            ids.extend(frame[4]["payload"]["record"]["id"].as_i64());
+            ids.len() == count
+        });
+        ids
+    }
+}
+
+fn at(commit: u64) -> Position {
+    Position { commit: Lsn(commit), ordinal: 0 }
+}
+
+fn cursor(commit: u64) -> Since {
+    Since::Cursor(Cursor { epoch: EPOCH, position: at(commit) })
+}
+
+async fn steward(catalog: Catalog, granted: Arc<Mutex<Vec<TableAccess>>>) {
+    let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+    tokio::spawn(async move { catalog.serve_steward(ours).await });
+    tokio::spawn(async move {
+        assert_eq!(serde_json::to_value(Hello::Steward).ok(), Some(json!("steward")));
+        while let Ok(request) = frame::read::<Request>(&mut theirs).await {
+            assert!(matches!(request, Request::Tables { .. }));
+            let tables = granted.lock().expect("not poisoned").clone();
+            let answer = json!({"ok": {"lsn": 0, "tables": tables}});
+            if frame::write(&mut theirs, &answer).await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+#[test]
+fn an_event_arrives_after_the_greeting() {
+    let world = World::new(&Config::default());
+    let client = world.connect();
+    world.join(&client, Since::Now(Lsn(100)));
+    world.insert(200, 1);
+
+    let mut seen = Vec::new();
+    world.read(&client, |frame| {
+        seen.push(frame[3].as_str().unwrap_or_default().to_owned());
+        seen.len() == 2
+    });
+
+    assert_eq!(seen, ["hello", "broadcast"]);
+}
+
+#[test]
+fn what_committed_before_the_join_is_not_for_the_joiner() {
+    let world = World::new(&Config::default());
+    let client = world.connect();
+    world.join(&client, Since::Now(Lsn(300)));
+    world.insert(200, 1);
+    world.insert(300, 2);
+
+    assert_eq!(world.ids(&client, 1), [2]);
+}
+
+#[test]
+fn a_revoke_holds_from_the_next_event_on() {
+    let world = World::new(&Config::default());
+    let client = world.connect();
+    world.join(&client, Since::Now(Lsn(100)));
+    world.insert(200, 1);
+    assert_eq!(world.ids(&client, 1), [1]);
+
+    let granted = std::mem::take(&mut *world.granted.lock().expect("not poisoned"));
+    world.feed(Feed::Catalog(CatalogChange::Relation(TABLE)));
+    world.insert(300, 2);
+    // Granted again once the hub has asked about the revoke.
+    let asked = || world.stats.position.get() == 300;
+    while !asked() {
+        std::thread::yield_now();
+    }
+    *world.granted.lock().expect("not poisoned") = granted;
+    world.feed(Feed::Catalog(CatalogChange::All));
+    world.insert(400, 3);
+
+    assert_eq!(world.ids(&client, 1), [3]);
+}
+
+#[test]
+fn a_client_that_lags_is_given_everything_in_order_once_it_reads() {
+    let config = Config { send_queue_size: 2000, ..Config::default() };
+    let world = World::new(&config);
+    let client = world.connect();
+    world.join(&client, Since::Now(Lsn(100)));
+    for id in 0..500 {
+        world.insert(200 + 10 * id, id as i64);
+    }
+
+    let ids = world.ids(&client, 500);
+
+    assert_eq!(ids, (0..500).collect::<Vec<i64>>());
+}
+
+#[test]
+fn a_client_that_falls_off_the_history_is_cut_off_alone() {
+    let config = Config { send_queue_size: 2000, history_size: 40_000, ..Config::default() };
+    let world = World::new(&config);
+    let (stalled, reading) = (world.connect(), world.connect());
+    world.join(&stalled, Since::Now(Lsn(100)));
+    world.join(&reading, Since::Now(Lsn(100)));
+    let mut ids = Vec::new();
+    for id in 0..2000 {
+        world.insert(200 + 10 * id, id as i64);
+        ids.extend(world.ids(&reading, 1));
+    }
+
+    assert_eq!(ids, (0..2000).collect::<Vec<i64>>());
+    assert_eq!(world.stats.slow_clients_total.get(), 1);
+    let last = world.runtime.block_on(async {
+        loop {
+            match stalled.queue.take(&mut Vec::new(), 1 << 20).await {
+                Taken::Goodbye(goodbye) => return goodbye,
+                Taken::Frames { .. } => {}
+            }
+        }
+    });
+    assert_eq!(last, Goodbye::Slow);
+}
+
+#[test]
+fn since_gives_what_was_missed_and_then_the_stream() {
+    let world = World::new(&Config::default());
+    for id in 0..10 {
+        world.insert(200 + 10 * id, id as i64);
+    }
+    let client = world.connect();
+    world.join(&client, cursor(240));
+    world.insert(1000, 99);
+
+    assert_eq!(world.ids(&client, 6), [5, 6, 7, 8, 9, 99]);
+}
+
+#[test]
+fn a_position_that_is_gone_is_said_to_be_gone() {
+    let world = World::new(&Config::default());
+    world.insert(200, 1);
+    let client = world.connect();
+    // The stream began at 100: what came between 50 and 100 is not known.
+    world.join(&client, cursor(50));
+    let mut resync = Value::Null;
+    world.read(&client, |frame| {
+        resync = frame[4].clone();
+        frame[3] == "system"
+    });
+
+    assert_eq!(resync["extension"], "tide.resync");
+    assert_eq!(resync["reason"], "trimmed");
+}
+
+#[test]
+fn the_newest_events_are_given_on_request() {
+    let world = World::new(&Config::default());
+    for id in 0..10 {
+        world.insert(200 + 10 * id, id as i64);
+    }
+    let client = world.connect();
+    world.join(&client, Since::Last(3));
+
+    assert_eq!(world.ids(&client, 3), [7, 8, 9]);
+}
+
+#[test]
+fn the_slot_may_move_when_nothing_is_kept() {
+    let world = World::new(&Config::default());
+    world.feed(Feed::Decoded(Lsn(5000)));
+
+    let deadline = SystemTime::now() + Duration::from_secs(20);
+    while world.bridge.confirmed() != Lsn(5000) {
+        assert!(SystemTime::now() < deadline, "confirmed {}", world.bridge.confirmed());
+        std::thread::yield_now();
+    }
+}

@@ -1,0 +1,54 @@
+//! What every connection shares.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::Semaphore;
+
+use super::role::RoleCache;
+use crate::auth::Verifier;
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::hub::Hub;
+use crate::stats::Stats;
+
+#[derive(Debug)]
+pub struct ServerContext {
+    pub config: Arc<Config>,
+    pub hub: Hub,
+    pub catalog: Catalog,
+    pub stats: Arc<Stats>,
+    verifier: RwLock<Arc<Verifier>>,
+    pub(super) roles: RoleCache,
+    /// `tide.max_connections` permits.
+    pub(super) websockets: Arc<Semaphore>,
+}
+
+impl ServerContext {
+    pub fn new(
+        config: Arc<Config>,
+        hub: Hub,
+        catalog: Catalog,
+        verifier: Verifier,
+        stats: Arc<Stats>,
+    ) -> ServerContext {
+        let limit = config.max_connections.min(Semaphore::MAX_PERMITS);
+        ServerContext {
+            config,
+            hub,
+            catalog,
+            stats,
+            verifier: RwLock::new(Arc::new(verifier)),
+            roles: RoleCache::default(),
+            websockets: Arc::new(Semaphore::new(limit)),
+        }
+    }
+
+    pub fn verifier(&self) -> Arc<Verifier> {
+        Arc::clone(&self.verifier.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The secrets or keys changed. Tokens that were accepted stay so until they expire.
+    pub fn set_verifier(&self, verifier: Verifier) {
+        *self.verifier.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(verifier);
+    }
+}

@@ -1,0 +1,122 @@
+//! Accepting connections, and ending them all.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use super::connection;
+use super::context::ServerContext;
+use crate::stats::RefusedConnection;
+
+/// Sockets past `tide.max_connections` that are let in, so that `/health` answers on a full server
+/// and the ones too many are told so.
+const SPARE: usize = 128;
+
+/// Time for clients to be told that the server stops.
+const FAREWELL: Duration = Duration::from_millis(300);
+
+/// Pause after a failed accept, which is most often a lack of file descriptors.
+const AFTER_FAILURE: Duration = Duration::from_millis(100);
+
+/// Serves the listeners until `stop` turns true (or its sender is gone); then every connection is
+/// told, and none of the tasks outlives this call.
+pub async fn run(
+    listeners: Vec<TcpListener>,
+    tls: Option<TlsAcceptor>,
+    context: Arc<ServerContext>,
+    stop: watch::Receiver<bool>,
+) {
+    let open = Arc::new(AtomicUsize::new(0));
+    let mut tasks = JoinSet::new();
+    for listener in listeners {
+        let place = Listening {
+            listener,
+            tls: tls.clone(),
+            context: Arc::clone(&context),
+            open: Arc::clone(&open),
+        };
+        tasks.spawn(place.run(stop.clone()));
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+struct Listening {
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    context: Arc<ServerContext>,
+    /// Sockets open over all listeners.
+    open: Arc<AtomicUsize>,
+}
+
+impl Listening {
+    async fn run(self, mut stop: watch::Receiver<bool>) {
+        let mut connections = JoinSet::new();
+        let stopping = stop.clone();
+        loop {
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => break,
+                accepted = self.listener.accept() => match accepted {
+                    Ok((socket, peer)) => {
+                        let Some(place) = self.place() else { continue };
+                        let tls = self.tls.clone();
+                        let served = connection::serve(
+                            socket, peer, tls, Arc::clone(&self.context), stopping.clone(),
+                        );
+                        connections.spawn(async move {
+                            served.await;
+                            drop(place);
+                        });
+                    }
+                    Err(error) => pause_after(&error).await,
+                },
+                // A panic ends the connection it happened in, nothing else.
+                Some(ended) = connections.join_next() => {
+                    if ended.is_err_and(|error| error.is_panic()) {
+                        log::error!("a connection ended in a panic");
+                    }
+                }
+            }
+        }
+        drop(self.listener);
+        let all = async { while connections.join_next().await.is_some() {} };
+        // Who has not taken leave by now is dropped with `connections`, and waited for.
+        let _ = timeout(FAREWELL, all).await;
+        connections.shutdown().await;
+    }
+
+    /// Room for one more socket.
+    fn place(&self) -> Option<Place> {
+        let place = Place(Arc::clone(&self.open));
+        let limit = self.context.config.max_connections.saturating_add(SPARE);
+        if self.open.fetch_add(1, Ordering::Relaxed) >= limit {
+            self.context.stats.refused_connection(RefusedConnection::Limit).inc();
+            return None;
+        }
+        Some(place)
+    }
+}
+
+/// Counts one open socket for as long as it lives.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn pause_after(error: &io::Error) {
+    // These are the peer's doing; the next accept is as good as ever.
+    let of_peer = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset];
+    if !of_peer.contains(&error.kind()) {
+        log::warn!("could not accept a connection: {error}");
+        sleep(AFTER_FAILURE).await;
+    }
+}

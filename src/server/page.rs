@@ -1,0 +1,93 @@
+//! `GET /`: one embedded file that shows the events as they come.
+
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Response;
+use hyper::header::{self, HeaderName, HeaderValue};
+
+const PAGE: &str = include_str!("page.html");
+
+/// Nothing but what the file itself contains, and talk to its own origin only.
+static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
+    let script = hash_of("<script>", "</script>")?;
+    let style = hash_of("<style>", "</style>")?;
+    HeaderValue::from_str(&format!(
+        "default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; \
+         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ))
+    .ok()
+});
+
+pub(super) fn response() -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::new(Bytes::from_static(PAGE.as_bytes())));
+    let mut set = |name: HeaderName, value: &'static str| {
+        answer.headers_mut().insert(name, HeaderValue::from_static(value));
+    };
+    set(header::CONTENT_TYPE, "text/html; charset=utf-8");
+    set(header::CACHE_CONTROL, "no-store");
+    set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
+    set(header::REFERRER_POLICY, "no-referrer");
+    if let Some(policy) = &*POLICY {
+        answer.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy.clone());
+    }
+    answer
+}
+
+/// The content between two tags as a content security policy names it.
+fn hash_of(open: &str, close: &str) -> Option<String> {
+    let (_, rest) = PAGE.split_once(open)?;
+    let (content, _) = rest.split_once(close)?;
+    let digest = ring::digest::digest(&ring::digest::SHA256, content.as_bytes());
+    Some(format!("sha256-{}", base64(digest.as_ref())))
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let group = chunk.iter().fold(0u32, |group, b| group << 8 | u32::from(*b));
+        let group = group << (8 * (3 - chunk.len()));
+        for place in 0..4 {
+            let digit = DIGITS[(group >> (18 - 6 * place) & 63) as usize];
+            out.push(if place > chunk.len() { '=' } else { char::from(digit) });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_pads() {
+        let cases: [(&[u8], &str); 5] =
+            [(b"", ""), (b"f", "Zg=="), (b"fo", "Zm8="), (b"foo", "Zm9v"), (b"foob", "Zm9vYg==")];
+        for (bytes, text) in cases {
+            assert_eq!(base64(bytes), text);
+        }
+    }
+
+    #[test]
+    fn the_policy_admits_the_pages_own_script_and_no_evaluation() {
+        let answer = response();
+
+        let policy = answer.headers()[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
+
+        assert_eq!(policy.matches("'sha256-").count(), 2);
+        assert!(!policy.contains("unsafe"));
+    }
+
+    #[test]
+    fn the_page_needs_nothing_from_elsewhere_and_keeps_its_names() {
+        assert_eq!(PAGE.matches("<script").count(), 1);
+        assert_eq!(PAGE.matches("<style").count(), 1);
+        assert!(!PAGE.contains(" style=\"") && !PAGE.contains(" onclick="));
+        assert!(!PAGE.contains("https://"));
+        for id in ["state", "events", "filter", "check", "snippet", "token"] {
+            assert!(PAGE.contains(&format!("id=\"{id}\"")), "{id}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Which paths there are. Compared as they are written: no decoding, no `//`, no `..`, so there is
+//! one spelling of each and nothing to smuggle past a proxy's rules.
+
+use hyper::Method;
+
+/// What a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    /// The page, and what only it asks for: for loopback.
+    Page,
+    Check,
+    Health,
+    Metrics,
+    Websocket,
+    /// REST broadcasts: a part of the protocol that is not served.
+    Broadcast,
+    /// A browser asks whether a page of another origin may call.
+    Preflight,
+    WrongMethod,
+    Unknown,
+}
+
+impl Route {
+    pub(super) fn of(method: &Method, path: &str) -> Route {
+        let (route, allowed) = match path {
+            "/" => (Route::Page, Method::GET),
+            "/check" => (Route::Check, Method::GET),
+            "/health" => (Route::Health, Method::GET),
+            "/metrics" => (Route::Metrics, Method::GET),
+            "/realtime/v1/websocket" | "/socket/websocket" => (Route::Websocket, Method::GET),
+            _ if is_broadcast(path) => (Route::Broadcast, Method::POST),
+            _ => return Route::Unknown,
+        };
+        if method == allowed || (allowed == Method::GET && method == Method::HEAD) {
+            // A websocket cannot begin with HEAD.
+            if route == Route::Websocket && method == Method::HEAD {
+                return Route::WrongMethod;
+            }
+            return route;
+        }
+        match (route, method) {
+            // The page is for its own origin only.
+            (Route::Page | Route::Check, _) => Route::WrongMethod,
+            (_, &Method::OPTIONS) => Route::Preflight,
+            _ => Route::WrongMethod,
+        }
+    }
+}
+
+/// `/realtime/v1/api/broadcast` or `/api/broadcast`, alone or with `/<topic>/events/<event>`.
+fn is_broadcast(path: &str) -> bool {
+    ["/realtime/v1/api/broadcast", "/api/broadcast"].into_iter().any(|base| {
+        path.strip_prefix(base).is_some_and(|rest| {
+            rest.is_empty() || {
+                let mut parts = rest.split('/');
+                parts.next() == Some("")
+                    && parts.next().is_some_and(|topic| !topic.is_empty())
+                    && parts.next() == Some("events")
+                    && parts.next().is_some_and(|event| !event.is_empty())
+                    && parts.next().is_none()
+            }
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_path_has_one_spelling() {
+        let get = |path| Route::of(&Method::GET, path);
+
+        assert_eq!(get("/"), Route::Page);
+        assert_eq!(get("/health"), Route::Health);
+        assert_eq!(get("/realtime/v1/websocket"), Route::Websocket);
+        assert_eq!(get("/socket/websocket"), Route::Websocket);
+        for path in [
+            "",
+            "//",
+            "/./",
+            "/../",
+            "//health",
+            "/health/",
+            "/Health",
+            "/%68ealth",
+            "/health%00",
+            "/socket",
+            "/socket/websocket/",
+            "/socket//websocket",
+            "/socket/../socket/websocket",
+            "/socket%2Fwebsocket",
+            "/realtime/v1/websocket/x",
+            "/api/broadcastx",
+            "*",
+        ] {
+            assert_eq!(get(path), Route::Unknown, "{path}");
+        }
+    }
+
+    #[test]
+    fn methods_are_checked() {
+        assert_eq!(Route::of(&Method::HEAD, "/health"), Route::Health);
+        assert_eq!(Route::of(&Method::POST, "/health"), Route::WrongMethod);
+        assert_eq!(Route::of(&Method::OPTIONS, "/socket/websocket"), Route::Preflight);
+        assert_eq!(Route::of(&Method::OPTIONS, "/"), Route::WrongMethod);
+        assert_eq!(Route::of(&Method::HEAD, "/socket/websocket"), Route::WrongMethod);
+        assert_eq!(Route::of(&Method::OPTIONS, "/nothing"), Route::Unknown);
+    }
+
+    #[test]
+    fn rest_broadcasts_are_known_by_both_bases() {
+        let post = |path| Route::of(&Method::POST, path);
+
+        assert_eq!(post("/api/broadcast"), Route::Broadcast);
+        assert_eq!(post("/realtime/v1/api/broadcast"), Route::Broadcast);
+        assert_eq!(post("/realtime/v1/api/broadcast/room1/events/ev1"), Route::Broadcast);
+        assert_eq!(post("/api/broadcast/room1"), Route::Unknown);
+        assert_eq!(post("/api/broadcast//events/x"), Route::Unknown);
+    }
+}
