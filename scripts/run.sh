@@ -57,7 +57,7 @@ max_worker_processes = 32
 CONF
     # Only newer minor versions know the list, and the others would not start with it.
     if as_owner "$bin/postgres" -D "$data" -C output_plugin_libraries >/dev/null 2>&1; then
-        echo "output_plugin_libraries = pgoutput, test_decoding, pg_tide" |
+        echo "output_plugin_libraries = 'pgoutput, test_decoding, pg_tide'" |
             as_owner tee -a "$data/postgresql.conf" >/dev/null
     fi
 }

@@ -356,6 +356,8 @@ create function tide.status(
     out pid integer,
     out state text,
     out reason text,
+    out started_at timestamptz,
+    out restarts integer,
     out slot name,
     out epoch text,
     out decoded_lsn pg_lsn,
@@ -374,7 +376,7 @@ language sql volatile parallel unsafe
 security definer
 set search_path = pg_catalog, pg_temp
 begin atomic
-    select w.pid, w.state, w.reason, s.slot_name, w.epoch,
+    select w.pid, w.state, w.reason, w.started_at, w.restarts, s.slot_name, w.epoch,
            case when w.decoded_lsn > 0 then '0/0'::pg_lsn + w.decoded_lsn end,
            s.confirmed_flush_lsn,
            case when not pg_is_in_recovery()
@@ -385,7 +387,8 @@ begin atomic
            w.url, w.listener_error,
            coalesce(w.steward, false), coalesce(w.executors, 0)
     from jsonb_to_record(tide._worker_status()) as w (
-        pid integer, state text, reason text, epoch text, decoded_lsn numeric,
+        pid integer, state text, reason text, started_at timestamptz, restarts integer,
+        epoch text, decoded_lsn numeric,
         history_events bigint, history_bytes bigint, connections bigint, channels bigint,
         url text, listener_error text, steward boolean, executors integer
     )

@@ -16,7 +16,11 @@ pub struct Service {}
 
 impl Service {
     /// Binds the sockets and starts the threads.
-    pub fn start(_config: Config, _feed: Receiver<Feed>, _bridge: Arc<Bridge>) -> io::Result<Service> {
+    pub fn start(
+        _config: Config,
+        _feed: Receiver<Feed>,
+        _bridge: Arc<Bridge>,
+    ) -> io::Result<Service> {
         Ok(Service {})
     }
 

@@ -316,7 +316,7 @@ fn template() -> &'static Path {
             .output()
             .unwrap();
         if known.status.success() {
-            text.push_str("output_plugin_libraries = pgoutput, test_decoding, pg_tide\n");
+            text.push_str("output_plugin_libraries = 'pgoutput, test_decoding, pg_tide'\n");
         }
         fs::write(conf, text).unwrap();
         (data, Mutex::new(watchdog))

@@ -9,7 +9,7 @@ use pgrx::{JsonB, PgXactCallbackEvent, pg_sys, register_xact_callback};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{control, guc, report};
+use super::{control, guc, report, shmem};
 use crate::auth;
 use crate::catalog::protocol::{ControlRequest, Recent};
 
@@ -23,7 +23,7 @@ fn tide_control(request: JsonB) -> JsonB {
         Ok(request) => request,
         Err(error) => {
             let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
-            report::raise(code, &format!("not a request: {error}"), "")
+            report::raise(code, format!("not a request: {error}"), "")
         }
     };
     match control::ask::<Value>(&request) {
@@ -35,10 +35,29 @@ fn tide_control(request: JsonB) -> JsonB {
 /// What the worker says of itself, or that and why it does not. Not for users.
 #[pg_extern]
 fn tide_worker_status() -> JsonB {
-    JsonB(match control::ask::<Value>(&ControlRequest::Status) {
+    // SAFETY: set when this backend connected to its database.
+    let known = shmem::status(unsafe { pg_sys::MyDatabaseId });
+    let mut status = match control::ask::<Value>(&ControlRequest::Status) {
         Ok(status) => status,
-        Err(error) => json!({ "state": "stopped", "reason": error.to_string() }),
-    })
+        Err(error) => {
+            let reason = known.as_ref().and_then(|known| known.reason.clone());
+            let reason = reason.unwrap_or_else(|| error.to_string());
+            json!({ "state": "stopped", "reason": reason })
+        }
+    };
+    if let (Some(fields), Some(known)) = (status.as_object_mut(), known) {
+        fields.entry("pid").or_insert_with(|| json!(known.pid));
+        fields.insert("restarts".into(), json!(known.restarts));
+        fields.insert("started_at".into(), json!(known.started_at));
+    }
+    JsonB(status)
+}
+
+/// Has the worker of this database read its settings again. False: there is none to be.
+#[pg_extern]
+fn tide_restart_worker() -> bool {
+    // SAFETY: set when this backend connected to its database.
+    shmem::request_restart(unsafe { pg_sys::MyDatabaseId })
 }
 
 /// The newest events of all tables, for superusers and members of pg_monitor; of their own tables

@@ -1,0 +1,44 @@
+//! When to try again what has failed.
+
+use std::time::{Duration, Instant};
+
+/// Soon at first, then ever later, while it keeps failing quickly.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Backoff {
+    delay: Duration,
+    due: Option<Instant>,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(200);
+    const LAST: Duration = Duration::from_secs(10);
+    /// What has lasted this long has not failed quickly.
+    const QUICK: Duration = Duration::from_secs(2);
+
+    pub(super) const fn new() -> Backoff {
+        Backoff { delay: Backoff::FIRST, due: None }
+    }
+
+    /// It failed, or ended, after this long.
+    pub(super) fn failed_after(&mut self, lasted: Duration) {
+        if lasted >= Backoff::QUICK {
+            self.delay = Backoff::FIRST;
+        }
+        self.due = Some(Instant::now() + self.delay);
+        self.delay = (self.delay * 2).min(Backoff::LAST);
+    }
+
+    /// Forgets the failures: at once.
+    pub(super) fn reset(&mut self) {
+        *self = Backoff::new();
+    }
+
+    pub(super) fn is_due(&self) -> bool {
+        self.wait().is_zero()
+    }
+
+    /// How long until it is due.
+    pub(super) fn wait(&self) -> Duration {
+        self.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now()))
+    }
+}

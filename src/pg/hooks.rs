@@ -1,0 +1,286 @@
+//! What pg_tide must know of other people's statements: extensions that come and go, and
+//! databases that can only be dropped, renamed, moved or copied while nobody is connected.
+//!
+//! Nothing here decides anything: backends leave a note for the launcher, which has a probe look
+//! at what was committed.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::time::{Duration, Instant};
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use super::compat;
+use super::shmem::{self, Entry, Shared};
+
+/// How long a statement waits for the worker of its database to leave.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the worker may take to leave by itself.
+const GRACE: Duration = Duration::from_millis(500);
+
+static mut PREVIOUS_ACCESS: pg_sys::object_access_hook_type = None;
+static mut PREVIOUS_UTILITY: pg_sys::ProcessUtility_hook_type = None;
+
+thread_local! {
+    /// This transaction created or dropped an extension.
+    static EXTENSIONS_CHANGED: Cell<bool> = const { Cell::new(false) };
+    /// Databases that this transaction made or altered.
+    static CHANGED: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
+    /// Workers that are kept away until this transaction ends.
+    static HELD: RefCell<Vec<&'static Entry>> = const { RefCell::new(Vec::new()) };
+}
+
+/// In `_PG_init` only.
+pub(super) fn init() {
+    // SAFETY: the postmaster is alone; the hooks that were there before are called by ours.
+    unsafe {
+        PREVIOUS_ACCESS = pg_sys::object_access_hook;
+        pg_sys::object_access_hook = Some(object_access);
+        PREVIOUS_UTILITY = pg_sys::ProcessUtility_hook;
+        pg_sys::ProcessUtility_hook = Some(process_utility);
+    }
+}
+
+/// The transaction is committed: the launcher is told.
+pub(super) fn committed() {
+    let extensions = EXTENSIONS_CHANGED.replace(false);
+    CHANGED.with_borrow_mut(|changed| {
+        if extensions {
+            // SAFETY: a plain variable of this process.
+            changed.push(unsafe { pg_sys::MyDatabaseId });
+        }
+        for database in changed.drain(..) {
+            recheck(database);
+        }
+    });
+    unhold();
+}
+
+/// The transaction's outcome is for COMMIT PREPARED to decide.
+pub(super) fn prepared() {
+    if EXTENSIONS_CHANGED.replace(false)
+        && let Some(shared) = shmem::shared()
+    {
+        shared.prepare_extensions();
+    }
+    CHANGED.with_borrow_mut(Vec::clear);
+    unhold();
+}
+
+/// The transaction came to nothing.
+pub(super) fn aborted() {
+    EXTENSIONS_CHANGED.set(false);
+    CHANGED.with_borrow_mut(Vec::clear);
+    unhold();
+}
+
+fn recheck(database: pg_sys::Oid) {
+    let Some(shared) = shmem::shared() else { return };
+    if !shared.recheck(database) {
+        warning!("pg_tide serves at most {} databases of a server", shmem::DATABASES);
+    }
+}
+
+fn unhold() {
+    HELD.with_borrow_mut(|held| held.drain(..).for_each(Entry::unhold));
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn object_access(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    sub: c_int,
+    arg: *mut c_void,
+) {
+    // SAFETY: set once, in the postmaster; called with what we were called with.
+    unsafe {
+        if let Some(previous) = PREVIOUS_ACCESS {
+            previous(access, class, object, sub, arg);
+        }
+    }
+    use pg_sys::ObjectAccessType::{OAT_DROP, OAT_POST_ALTER, OAT_POST_CREATE};
+    if class == pg_sys::ExtensionRelationId {
+        if access == OAT_POST_CREATE || access == OAT_DROP {
+            EXTENSIONS_CHANGED.set(true);
+        }
+    } else if class == pg_sys::DatabaseRelationId {
+        let changed = match access {
+            // From here on nobody can connect, and the owner's right has been checked.
+            OAT_DROP => clear(object),
+            OAT_POST_CREATE | OAT_POST_ALTER => true,
+            _ => false,
+        };
+        if changed {
+            CHANGED.with_borrow_mut(|all| all.push(object));
+        }
+    }
+}
+
+#[pg_guard]
+#[allow(clippy::too_many_arguments, reason = "the hook's signature")]
+unsafe extern "C-unwind" fn process_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    params: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    dest: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: the statement is a parse tree; the rest is passed on as it came.
+    unsafe {
+        if let Some(database) = must_be_empty((*statement).utilityStmt) {
+            clear(database);
+        }
+        if commits_prepared((*statement).utilityStmt) {
+            EXTENSIONS_CHANGED.set(true);
+        }
+        let next = PREVIOUS_UTILITY;
+        if let Some(next) = next {
+            next(statement, query, read_only_tree, context, params, environment, dest, completion);
+        } else {
+            pg_sys::standard_ProcessUtility(
+                statement,
+                query,
+                read_only_tree,
+                context,
+                params,
+                environment,
+                dest,
+                completion,
+            );
+        }
+    }
+}
+
+/// COMMIT PREPARED while there is a prepared transaction that created or dropped an extension.
+///
+/// # Safety
+/// `statement` must be a utility statement's parse tree.
+unsafe fn commits_prepared(statement: *mut pg_sys::Node) -> bool {
+    // SAFETY: the cast follows the node's tag.
+    unsafe {
+        (*statement).type_ == pg_sys::NodeTag::T_TransactionStmt
+            && (*statement.cast::<pg_sys::TransactionStmt>()).kind
+                == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED
+            && shmem::shared().is_some_and(Shared::extensions_prepared)
+    }
+}
+
+/// The database that nobody may be connected to for this statement to succeed, if it is one such
+/// and the user may run it. (DROP DATABASE has a hook of its own, at a better moment.)
+///
+/// # Safety
+/// `statement` must be a utility statement's parse tree.
+unsafe fn must_be_empty(statement: *mut pg_sys::Node) -> Option<pg_sys::Oid> {
+    // SAFETY: each cast follows the node's tag.
+    unsafe {
+        match (*statement).type_ {
+            pg_sys::NodeTag::T_RenameStmt => {
+                let rename = statement.cast::<pg_sys::RenameStmt>();
+                let is_database = (*rename).renameType == pg_sys::ObjectType::OBJECT_DATABASE;
+                is_database.then(|| owned_database((*rename).subname)).flatten()
+            }
+            pg_sys::NodeTag::T_AlterDatabaseStmt => {
+                let alter = statement.cast::<pg_sys::AlterDatabaseStmt>();
+                option((*alter).options, c"tablespace")?;
+                owned_database((*alter).dbname)
+            }
+            pg_sys::NodeTag::T_CreatedbStmt => {
+                let create = statement.cast::<pg_sys::CreatedbStmt>();
+                template(option((*create).options, c"template"))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// # Safety
+/// `name` must be a string or null.
+unsafe fn owned_database(name: *const c_char) -> Option<pg_sys::Oid> {
+    // SAFETY: as above.
+    unsafe {
+        let database = find_database(name)?;
+        compat::owns_database(database, pg_sys::GetUserId()).then_some(database)
+    }
+}
+
+/// The database to copy, if the user may copy it.
+///
+/// # Safety
+/// `option` must be a `DefElem`.
+unsafe fn template(option: Option<*mut pg_sys::DefElem>) -> Option<pg_sys::Oid> {
+    // SAFETY: as above; `defGetString` knows every kind of argument.
+    unsafe {
+        let name = match option {
+            Some(option) if !(*option).arg.is_null() => pg_sys::defGetString(option),
+            _ => c"template1".as_ptr().cast_mut(),
+        };
+        owned_database(name).filter(|_| pg_sys::have_createdb_privilege())
+    }
+}
+
+/// # Safety
+/// `name` must be a string or null.
+unsafe fn find_database(name: *const c_char) -> Option<pg_sys::Oid> {
+    if name.is_null() {
+        return None;
+    }
+    // SAFETY: as above; utility statements run in a transaction.
+    let database = unsafe { pg_sys::get_database_oid(name, true) };
+    (database != pg_sys::InvalidOid).then_some(database)
+}
+
+/// # Safety
+/// `options` must be a list of `DefElem`.
+unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> Option<*mut pg_sys::DefElem> {
+    // SAFETY: as above; an empty list is null.
+    unsafe {
+        let list = options.as_ref()?;
+        let mut all = (0..usize::try_from(list.length).unwrap_or(0))
+            .map(|n| (*list.elements.add(n)).ptr_value.cast::<pg_sys::DefElem>());
+        all.find(|option| CStr::from_ptr((**option).defname) == name)
+    }
+}
+
+/// Keeps the worker away until this transaction ends, and waits until it and its helpers have
+/// left. What still is there after that is for the statement itself to complain about. False: the
+/// database is none of pg_tide's.
+fn clear(database: pg_sys::Oid) -> bool {
+    let Some(shared) = shmem::shared() else { return false };
+    let held = shared.with(database, |entry| {
+        entry.hold();
+        entry
+    });
+    let Some(entry) = held else { return false };
+    HELD.with_borrow_mut(|all| all.push(entry));
+
+    let begun = Instant::now();
+    let mut killed = false;
+    while !entry.is_deserted() && begun.elapsed() < PATIENCE {
+        if !killed && begun.elapsed() > GRACE {
+            killed = true;
+            entry.terminate();
+        }
+        pause(Duration::from_millis(10));
+    }
+    true
+}
+
+fn pause(time: Duration) {
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+    // SAFETY: waits on this process's own latch.
+    unsafe {
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            events as i32,
+            time.as_millis() as i64,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+    check_for_interrupts!();
+}

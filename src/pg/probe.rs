@@ -1,0 +1,63 @@
+//! A short-lived process that connects to a database and looks whether pg_tide is to serve it.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use super::background::{Background, Full, Handle};
+use super::shmem::{self, Answer};
+use super::{guc, signals};
+use crate::config::Config;
+
+/// Starts one for the database; it leaves its answer in shared memory.
+pub(super) fn start(database: pg_sys::Oid) -> Result<Handle, Full> {
+    Background {
+        name: &format!("pg_tide probe of database {}", database.to_u32()),
+        kind: "pg_tide probe",
+        function: "tide_probe_main",
+        database,
+        extra: "",
+    }
+    .start()
+}
+
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub extern "C-unwind" fn tide_probe_main(database: pg_sys::Datum) {
+    let database = pg_sys::Oid::from(database.value() as u32);
+    signals::install();
+    let Some(shared) = shmem::shared() else { return };
+    // SAFETY: first thing in a background worker that asked for a database; then one transaction.
+    let (installed, name) = unsafe {
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
+        pg_sys::StartTransactionCommand();
+        let extension = pg_sys::get_extension_oid(c"pg_tide".as_ptr(), true);
+        let name = database_name(database);
+        pg_sys::CommitTransactionCommand();
+        (extension != pg_sys::InvalidOid, name)
+    };
+    let answer = if installed { Answer::Present } else { Answer::Absent };
+    let config = if installed { fingerprint(&guc::config(&name, database)) } else { 0 };
+    shared.answer_probe(database, answer, config);
+}
+
+/// Tells settings apart; never 0.
+pub(super) fn fingerprint(config: &Config) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    format!("{config:?}").hash(&mut hasher);
+    guc::executors().hash(&mut hasher);
+    hasher.finish().max(1)
+}
+
+/// In a transaction only.
+pub(super) fn database_name(database: pg_sys::Oid) -> String {
+    // SAFETY: the caller is in a transaction; the name is copied at once.
+    unsafe {
+        let name = pg_sys::get_database_name(database);
+        if name.is_null() {
+            return String::new();
+        }
+        std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
+    }
+}

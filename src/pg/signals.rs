@@ -1,0 +1,43 @@
+//! What pg_tide's background workers do on signals.
+
+use std::ffi::c_int;
+
+use pgrx::pg_sys;
+
+mod raw {
+    use std::ffi::c_int;
+
+    // pgrx's wrappers are Rust functions, which cannot be signal handlers.
+    unsafe extern "C-unwind" {
+        pub(super) fn die(signal: c_int);
+        pub(super) fn SignalHandlerForConfigReload(signal: c_int);
+    }
+}
+
+/// SIGTERM ends the process at the next safe point (by FATAL, exit code 1), SIGHUP asks it to
+/// read the settings again, SIGINT is for those who run queries. Before connecting.
+pub(super) fn install() {
+    // SAFETY: called once by a background worker's main thread; the handlers are Postgres's own.
+    unsafe {
+        pg_sys::pqsignal(libc::SIGTERM, Some(raw::die));
+        pg_sys::pqsignal(libc::SIGHUP, Some(raw::SignalHandlerForConfigReload));
+        pg_sys::pqsignal(libc::SIGINT, Some(ignore));
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
+unsafe extern "C-unwind" fn ignore(_signal: c_int) {}
+
+/// Reads the settings again if SIGHUP came; true: it did. Outside a transaction only.
+pub(super) fn reload() -> bool {
+    // SAFETY: the flag is set by the signal handler on this very thread.
+    unsafe {
+        let pending = &raw mut pg_sys::ConfigReloadPending;
+        if pending.read_volatile() == 0 {
+            return false;
+        }
+        pending.write_volatile(0);
+        pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+    }
+    true
+}
