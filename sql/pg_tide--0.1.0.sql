@@ -807,6 +807,9 @@ revoke execute on function tide.check() from public;
 grant execute on function tide.check() to pg_monitor;
 
 
+-- CREATE EXTENSION lets only warnings through, until it ends.
+set local client_min_messages = notice;
+
 do $$
 declare
     host text := coalesce((tide._names(pg_catalog.current_setting('tide.listen_addresses')))[1], 'localhost');
