@@ -125,10 +125,15 @@ begin
             message = format('role "%s" does not exist', token.role),
             hint = format('create role %1$I nologin; grant %1$I to tide_authenticator;', token.role);
     end if;
-    if found_role.rolname = 'tide_authenticator'
-       or not exists (select from pg_roles as a
-                      where a.rolname = 'tide_authenticator'
-                        and pg_has_role(a.oid, found_role.oid, 'MEMBER')) then
+    if found_role.rolname = 'tide_authenticator' then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = 'role "tide_authenticator" may not be used by clients',
+            hint = 'Use a role that is granted to it.';
+    end if;
+    if not exists (select from pg_roles as a
+                   where a.rolname = 'tide_authenticator'
+                     and pg_has_role(a.oid, found_role.oid, 'MEMBER')) then
         raise exception using
             errcode = 'insufficient_privilege',
             message = format('role "%s" may not be used by clients', token.role),
@@ -173,28 +178,27 @@ set search_path = pg_catalog, pg_temp
 return coalesce(nullif(current_setting('tide.publication', true), ''), 'tide');
 comment on function tide._publication() is 'Internal. Name of the publication';
 
-create function tide._has_replica_identity(relation oid) returns boolean
+create function tide._without_replica_identity(relation oid) returns setof regclass
 language sql stable strict parallel safe
 set search_path = pg_catalog, pg_temp
 begin atomic
-    -- A partitioned table keeps no rows: its partitions must have one each.
-    select coalesce(bool_and(
-               c.relreplident = 'f'
-               or exists (select from pg_index as i
-                          where i.indrelid = c.oid
-                            and case c.relreplident
-                                    when 'd' then i.indisprimary
-                                    when 'i' then i.indisreplident
-                                    else false
-                                end)
-           ), true)
+    -- A partitioned table keeps no rows: each of its partitions must have one.
+    select c.oid::regclass
     from pg_class as c
     where c.relkind = 'r'
       and (c.oid = relation
-           or c.oid in (select relid from pg_partition_tree(relation) where isleaf));
+           or c.oid in (select t.relid from pg_partition_tree(relation) as t where t.isleaf))
+      and c.relreplident <> 'f'
+      and not exists (select from pg_index as i
+                      where i.indrelid = c.oid
+                        and case c.relreplident
+                                when 'd' then i.indisprimary
+                                when 'i' then i.indisreplident
+                                else false
+                            end);
 end;
-comment on function tide._has_replica_identity(oid) is
-'Internal. Whether the table, or each of its partitions, says which row an UPDATE or DELETE was about';
+comment on function tide._without_replica_identity(oid) is
+'Internal. The table, or those of its partitions, of which an UPDATE or DELETE does not say which row it was about';
 
 create function tide._assert_publishable(relation regclass) returns void
 language plpgsql stable parallel safe
@@ -253,6 +257,7 @@ as $$
 declare
     publication pg_publication;
     relation regclass;
+    bare regclass;
 begin
     if cardinality(tables) = 0 or array_position(tables, null) is not null then
         raise exception using
@@ -280,13 +285,13 @@ begin
                            where r.prpubid = publication.oid and r.prrelid = relation) then
             execute format('alter publication %I add table %s', publication.pubname, relation);
         end if;
-        if (publication.pubupdate or publication.pubdelete)
-           and not tide._has_replica_identity(relation) then
-            raise warning using
-                message = format('%s has no replica identity: UPDATE and DELETE on it fail from now on',
-                                 relation),
-                hint = format('Give it a primary key, or: alter table %s replica identity full;',
-                              relation);
+        if publication.pubupdate or publication.pubdelete then
+            for bare in select tide._without_replica_identity(relation) loop
+                raise warning using
+                    message = format('%s has no replica identity: UPDATE and DELETE on it fail from now on',
+                                     bare),
+                    hint = format('Give it a primary key, or: alter table %s replica identity full;', bare);
+            end loop;
         end if;
     end loop;
 end
@@ -568,7 +573,7 @@ declare
     processes integer;
     missing integer;
     held_back bigint;
-    window bigint := pg_size_bytes(current_setting('tide.history_size'));
+    history bigint := pg_size_bytes(current_setting('tide.history_size'));
 begin
     select * into status from tide.status();
 
@@ -616,18 +621,18 @@ begin
 
     held_back := pg_size_bytes(nullif(current_setting('max_slot_wal_keep_size'), '-1'));
     return query select
-        'max_slot_wal_keep_size', held_back is null or held_back > 2 * window,
+        'max_slot_wal_keep_size', held_back is null or held_back > 2 * history,
         format('the server keeps %s of WAL, less than twice tide.history_size (%s)',
                current_setting('max_slot_wal_keep_size'), current_setting('tide.history_size')),
         format('alter system set max_slot_wal_keep_size = %L; select pg_reload_conf();',
-               pg_size_pretty(greatest(4 * window, 1 << 30)));
+               pg_size_pretty(greatest(4 * history, 1 << 30)));
     held_back := pg_size_bytes(nullif(current_setting('tide.max_slot_wal_keep_size'), '-1'));
     return query select
-        'tide.max_slot_wal_keep_size', held_back is null or held_back > 2 * window,
+        'tide.max_slot_wal_keep_size', held_back is null or held_back > 2 * history,
         format('it is %s, less than twice tide.history_size (%s)',
                current_setting('tide.max_slot_wal_keep_size'), current_setting('tide.history_size')),
         format('alter database %I set tide.max_slot_wal_keep_size = %L; select tide.restart_worker();',
-               current_database(), pg_size_pretty(greatest(4 * window, 1 << 30)));
+               current_database(), pg_size_pretty(greatest(4 * history, 1 << 30)));
 
     return query select
         'worker', status.state <> 'stopped',
@@ -755,13 +760,12 @@ begin
         select c.* from tide._published_tables() as t join pg_class as c on c.oid = t
         order by c.oid::regclass::text
     loop
-        if (publication.pubupdate or publication.pubdelete)
-           and not tide._has_replica_identity(found_class.oid) then
+        if publication.pubupdate or publication.pubdelete then
             return query select
-                format('replica identity of %s', found_class.oid::regclass), false,
+                format('replica identity of %s', bare), false,
                 'it has none: UPDATE and DELETE on the table fail',
-                format('alter table %s replica identity full; -- or give it a primary key',
-                       found_class.oid::regclass);
+                format('alter table %s replica identity full; -- or give it a primary key', bare)
+                from tide._without_replica_identity(found_class.oid) as bare;
         end if;
         if found_class.relrowsecurity then
             return query select

@@ -9,6 +9,7 @@ use pgrx::{JsonB, PgXactCallbackEvent, pg_sys, register_xact_callback};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use super::shmem::WorkerState;
 use super::{control, guc, report, shmem};
 use crate::auth;
 use crate::catalog::protocol::{ControlRequest, Recent};
@@ -41,16 +42,27 @@ fn tide_worker_status() -> JsonB {
         Ok(status) => status,
         Err(error) => {
             let reason = known.as_ref().and_then(|known| known.reason.clone());
-            let reason = reason.unwrap_or_else(|| error.to_string());
-            json!({ "state": "stopped", "reason": reason })
+            json!({
+                "state": known.as_ref().map_or("stopped", |known| unanswering(known.state)),
+                "reason": reason.unwrap_or_else(|| error.to_string()),
+                "pid": known.as_ref().and_then(|known| known.pid),
+            })
         }
     };
     if let (Some(fields), Some(known)) = (status.as_object_mut(), known) {
-        fields.entry("pid").or_insert_with(|| json!(known.pid));
         fields.insert("restarts".into(), json!(known.restarts));
         fields.insert("started_at".into(), json!(known.started_at));
     }
     JsonB(status)
+}
+
+/// What a worker is doing that does not answer.
+fn unanswering(state: WorkerState) -> &'static str {
+    match state {
+        WorkerState::Absent | WorkerState::Stopping | WorkerState::Waiting => "stopped",
+        WorkerState::Starting | WorkerState::Running => "starting",
+        WorkerState::Stalled => "stalled",
+    }
 }
 
 /// Has the worker of this database read its settings again. False: there is none to be.
