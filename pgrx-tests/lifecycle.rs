@@ -327,7 +327,7 @@ fn without_permission_to_decode_it_says_what_to_add_and_goes_on_when_it_is_added
     assert!(findings.to_string().contains("output_plugin_libraries"), "{findings:#}");
     assert!(findings.to_string().contains("pg_tide"), "{findings:#}");
 
-    cluster.configure("output_plugin_libraries = pgoutput, test_decoding, pg_tide");
+    cluster.configure("output_plugin_libraries = 'pgoutput, test_decoding, pg_tide'");
     cluster.reload();
 
     database.wait_until_live();
@@ -355,7 +355,7 @@ fn permission_to_decode_taken_away_and_given_back() {
     cluster.reload();
     database.restart_worker_without_waiting();
     cluster.wait_for_log(0, "may not be used as an output plugin");
-    cluster.configure("output_plugin_libraries = pgoutput, test_decoding, pg_tide");
+    cluster.configure("output_plugin_libraries = 'pgoutput, test_decoding, pg_tide'");
     cluster.reload();
 
     database.wait_until_live();

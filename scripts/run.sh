@@ -90,10 +90,13 @@ wait_for() {
     done
 }
 
+# Called by name, as the next one.
+# shellcheck disable=SC2329
 listening() {
     (exec 3<>"/dev/tcp/127.0.0.1/$port")
 }
 
+# shellcheck disable=SC2329
 stop() {
     trap '' INT TERM HUP
     echo

@@ -3,7 +3,7 @@
 set -eu
 
 cd "$(dirname "$0")/.."
-if [ "$PG" != "$(scripts/pg-version.sh)" ] && [ ! -x "$PG_CONFIG" ]; then
+if [ -z "${TIDE_CHROOT_INSIDE:-}" ] && [ ! -x "$PG_CONFIG" ] && [ "$PG" != "$(scripts/pg-version.sh)" ]; then
     exec scripts/chroot-test.sh "$PG"
 fi
 cargo test --no-default-features

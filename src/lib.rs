@@ -15,6 +15,7 @@ pub mod json;
 pub mod listener;
 #[cfg(feature = "pg")]
 mod pg;
+pub mod server;
 pub mod service;
 pub mod stats;
 pub mod topic;

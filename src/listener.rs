@@ -49,13 +49,11 @@ impl Listener {
             {
                 log::warn!("{error}; another tide.port or tide.listen_addresses may help");
             }
-            let mut state = self.lock();
-            state.error = error;
-            if !listeners.is_empty() {
-                state.url = Some(url(config));
+            let bound = !listeners.is_empty();
+            *self.lock() = State { url: bound.then(|| url(config)), error };
+            if bound {
                 return listeners;
             }
-            drop(state);
             tokio::time::sleep(RETRY).await;
         }
     }

@@ -2,33 +2,192 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{Notify, watch};
+use tokio_rustls::TlsAcceptor;
 
+use crate::auth::Verifier;
 use crate::bridge::Bridge;
+use crate::catalog::Catalog;
 use crate::config::Config;
+use crate::control::{self, Control};
 use crate::event::Feed;
+use crate::hub::{self, Hub};
+use crate::listener::Listener;
+use crate::server::{self, ServerContext};
+use crate::stats::Stats;
+
+/// Time for the clients to be told that the worker stops.
+const FAREWELL: Duration = Duration::from_millis(400);
+
+/// Pause before a steward that did not give the secrets is asked again.
+const RETRY: Duration = Duration::from_millis(200);
 
 /// Running threads. They must be started with all signals blocked.
 #[derive(Debug)]
-pub struct Service {}
+pub struct Service {
+    runtime: Runtime,
+    hub: Hub,
+    hub_thread: JoinHandle<()>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+    stopping: Arc<AtomicBool>,
+}
 
 impl Service {
-    /// Binds the sockets and starts the threads.
-    pub fn start(
-        _config: Config,
-        _feed: Receiver<Feed>,
-        _bridge: Arc<Bridge>,
-    ) -> io::Result<Service> {
-        Ok(Service {})
+    /// Binds the control socket and starts the threads. The listener for clients follows as soon
+    /// as the steward has given the secrets and the port is free.
+    pub fn start(config: Config, feed: Receiver<Feed>, bridge: Arc<Bridge>) -> io::Result<Service> {
+        let config = Arc::new(config);
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(config.network_threads.max(1))
+            .thread_name("tide network")
+            .enable_all()
+            .build()?;
+        let (stats, catalog) = (Arc::<Stats>::default(), Catalog::new(config.publication.clone()));
+        let stopping = Arc::new(AtomicBool::new(false));
+        let parts = hub::Parts {
+            feed,
+            bridge: Arc::clone(&bridge),
+            catalog: catalog.clone(),
+            runtime: runtime.handle().clone(),
+            stats: Arc::clone(&stats),
+        };
+        let (hub, hub_thread) = hub::start(&config, parts, Arc::clone(&stopping))?;
+        let (stop, stopped) = watch::channel(false);
+        let (listener, reload) = (Arc::<Listener>::default(), Arc::<Notify>::default());
+        let control = Arc::new(Control {
+            hub: hub.clone(),
+            catalog: catalog.clone(),
+            stats: Arc::clone(&stats),
+            bridge,
+            listener: Arc::clone(&listener),
+            reload: Arc::clone(&reload),
+        });
+        let socket = {
+            let _inside = runtime.enter();
+            control::bind(&config.control_socket)?
+        };
+        let clients = Clients { config, hub: hub.clone(), catalog, stats, listener, reload };
+        let tasks = vec![runtime.spawn(control.run(socket)), runtime.spawn(clients.serve(stopped))];
+        Ok(Service { runtime, hub, hub_thread, tasks, stop, stopping })
     }
 
     /// Whether every thread is still there; if not, the worker must exit and be started again.
     pub fn is_alive(&self) -> bool {
-        true
+        !self.hub_thread.is_finished() && !self.tasks.iter().any(|task| task.is_finished())
     }
 
     /// Says goodbye to the clients and ends the threads, within half a second.
-    pub fn stop(self) {}
+    pub fn stop(self) {
+        self.stopping.store(true, Ordering::Release);
+        self.hub.stop();
+        self.stop.send_replace(true);
+        self.runtime.shutdown_timeout(FAREWELL);
+        // The hub looks at `stopping` in everything that could keep it.
+        let _ = self.hub_thread.join();
+    }
+}
+
+/// What clients are served with.
+struct Clients {
+    config: Arc<Config>,
+    hub: Hub,
+    catalog: Catalog,
+    stats: Arc<Stats>,
+    listener: Arc<Listener>,
+    reload: Arc<Notify>,
+}
+
+impl Clients {
+    async fn serve(self, stopped: watch::Receiver<bool>) {
+        if self.config.port == 0 {
+            // No listener: `tide.check()` names the line to add.
+            return std::future::pending().await;
+        }
+        let verifier = self.verifier().await;
+        let tls = self.tls().await;
+        let listeners = self.listener.bind(&self.config).await;
+        let context = Arc::new(ServerContext::new(
+            Arc::clone(&self.config),
+            self.hub.clone(),
+            self.catalog.clone(),
+            verifier,
+            Arc::clone(&self.stats),
+        ));
+        log::info!("listening on {}", self.listener.url().unwrap_or_default());
+        tokio::select! {
+            () = server::run(listeners, tls, Arc::clone(&context), stopped) => {}
+            () = self.follow_secrets(&context) => {}
+        }
+    }
+
+    async fn follow_secrets(&self, context: &ServerContext) {
+        loop {
+            self.reload.notified().await;
+            context.set_verifier(self.verifier().await);
+        }
+    }
+
+    /// Waits until there is something to verify tokens by.
+    async fn verifier(&self) -> Verifier {
+        let mut told = None;
+        loop {
+            match self.try_verifier().await {
+                Ok(verifier) => return verifier,
+                Err(problem) => {
+                    if told.as_ref() != Some(&problem) {
+                        log::warn!("clients cannot be let in yet: {problem}");
+                        told = Some(problem);
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn try_verifier(&self) -> Result<Verifier, String> {
+        let secrets = match &self.config.jwt_secret {
+            Some(secret) => vec![secret.clone()],
+            None => self.catalog.secrets().await.map_err(|error| error.to_string())?.jwt_secrets,
+        };
+        let jwks = self.config.jwks_file.as_deref().map(read_jwks).transpose()?;
+        Verifier::new(secrets, jwks.as_deref(), self.config.jwt_audience.clone())
+            .map_err(|error| error.to_string())
+    }
+
+    /// Waits until the certificate can be used: never plain text where TLS was asked for.
+    async fn tls(&self) -> Option<TlsAcceptor> {
+        if !self.config.ssl {
+            return None;
+        }
+        let certificate = self.config.ssl_cert_file.as_deref().unwrap_or(Path::new("server.crt"));
+        let key = self.config.ssl_key_file.as_deref().unwrap_or(Path::new("server.key"));
+        let mut told = None;
+        loop {
+            match server::tls::acceptor(certificate, key) {
+                Ok(acceptor) => return Some(acceptor),
+                Err(error) => {
+                    let problem = error.to_string();
+                    if told.as_ref() != Some(&problem) {
+                        log::warn!("no client can connect: {problem}");
+                        told = Some(problem);
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+fn read_jwks(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path)
+        .map_err(|error| format!("could not read tide.jwks_file \"{}\": {error}", path.display()))
 }

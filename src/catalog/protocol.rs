@@ -97,8 +97,8 @@ pub struct ColumnAccess {
     pub name: String,
     /// `pg_type.typname`.
     pub type_name: String,
-    /// The type as SQL writes it, for casts: `format_type(atttypid, -1)`. Without the modifier: a
-    /// cast to `varchar(3)` would cut a filter's value down to one that matches.
+    /// The type as SQL writes it, for casts: `format_type(atttypid, atttypmod)`. A cast reads values
+    /// without the modifier: `varchar(3)` would cut a filter's value down to one that matches.
     pub type_sql: String,
     pub kind: Kind,
     /// The role has SELECT on it.

@@ -89,6 +89,8 @@ impl Entitlement {
 /// since an event may be delivered neither before nor without the answer.
 pub(super) struct Entitlements {
     known: HashMap<(Arc<str>, u32), Rc<Entitlement>>,
+    /// Counts the changes of the catalogue.
+    generation: u64,
     catalog: Catalog,
     runtime: Handle,
     stopping: Arc<std::sync::atomic::AtomicBool>,
@@ -100,7 +102,7 @@ impl Entitlements {
         runtime: Handle,
         stopping: Arc<std::sync::atomic::AtomicBool>,
     ) -> Entitlements {
-        Entitlements { known: HashMap::new(), catalog, runtime, stopping }
+        Entitlements { known: HashMap::new(), generation: 0, catalog, runtime, stopping }
     }
 
     pub(super) fn of(&mut self, role: &Arc<str>, table: u32) -> Rc<Entitlement> {
@@ -114,7 +116,13 @@ impl Entitlements {
         asked
     }
 
+    /// Another number: what was worked out from entitlements does not hold any more.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
     pub(super) fn forget(&mut self, change: &CatalogChange) {
+        self.generation += 1;
         match change {
             CatalogChange::All => self.known.clear(),
             CatalogChange::Relation(oid) => self.known.retain(|(_, table), _| table != oid),

@@ -6,6 +6,7 @@ mod entitlement;
 mod group;
 pub mod handle;
 mod history;
+mod plan;
 pub mod queue;
 mod recent;
 mod replay;

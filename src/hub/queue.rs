@@ -153,6 +153,16 @@ impl Queue {
         }
     }
 
+    /// Waits until the connection is to end: for a session that is busy writing.
+    pub async fn goodbye(&self) -> Goodbye {
+        loop {
+            if let Some(goodbye) = self.lock().goodbye {
+                return goodbye;
+            }
+            self.filled.notified().await;
+        }
+    }
+
     fn try_take(&self, buffer: &mut Vec<Bytes>, limit: usize) -> Option<Taken> {
         let mut inner = self.lock();
         if let Some(goodbye) = inner.goodbye {

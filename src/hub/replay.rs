@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::entitlement::Entitlements;
-use super::group::{Bodies, Scene};
 use super::handle::{Live, SessionId};
 use super::history::{History, Seq};
+use super::plan::{Bodies, Press, Scene};
 use super::queue::{Goodbye, Push};
 use super::roster::Roster;
 use crate::stats::Stats;
@@ -166,7 +166,12 @@ fn advance(
             }
             if event.position > member.floor {
                 frames.clear();
-                group.key.frames(scene, None, entitlements, &mut bodies, &mut frames);
+                let mut press = Press {
+                    entitlements: &mut *entitlements,
+                    bodies: &mut bodies,
+                    out: &mut frames,
+                };
+                group.plans.frames(&group.key, scene, None, &mut press);
                 if !frames.is_empty() {
                     match member.queue.push(&frames) {
                         Push::Queued => {}

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::group::{Group, GroupId, GroupKey, Member};
 use super::handle::{Peer, SessionId};
 use super::history::Seq;
+use super::plan::Plans;
 use super::queue::Queue;
 use super::route::Routes;
 use crate::event::Position;
@@ -69,7 +70,12 @@ impl Roster {
             let id = self.next_group;
             self.next_group += 1;
             self.routes.add(id, &key);
-            let group = Group { key: key.clone(), members: Vec::new(), previous: None };
+            let group = Group {
+                key: key.clone(),
+                plans: Plans::default(),
+                members: Vec::new(),
+                previous: None,
+            };
             self.groups.insert(id, group);
             id
         });

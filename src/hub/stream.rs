@@ -13,9 +13,10 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::entitlement::Entitlements;
-use super::group::{Bodies, GroupId, GroupKey, Scene};
+use super::group::{GroupId, GroupKey};
 use super::handle::{Command, Ends, Hub, Live, SessionId};
 use super::history::{History, Seq, before};
+use super::plan::{Bodies, Plans, Press, Scene};
 use super::queue::{Budget, Goodbye, Push};
 use super::recent;
 use super::replay::Laggards;
@@ -244,13 +245,12 @@ impl Stream {
     fn deliver_to_group(&mut self, id: GroupId, seq: Seq, scene: Scene<'_>) {
         let Some(group) = self.roster.group_mut(id) else { return };
         self.frames.clear();
-        group.key.frames(
-            scene,
-            group.previous,
-            &mut self.entitlements,
-            &mut self.bodies,
-            &mut self.frames,
-        );
+        let mut press = Press {
+            entitlements: &mut self.entitlements,
+            bodies: &mut self.bodies,
+            out: &mut self.frames,
+        };
+        group.plans.frames(&group.key, scene, group.previous, &mut press);
         if self.frames.is_empty() {
             return;
         }
@@ -365,6 +365,7 @@ impl Stream {
     fn newest(&mut self, key: &GroupKey, count: u32) -> (Position, Option<Seq>) {
         let now = self.history.newest().unwrap_or_default();
         let Some(live) = self.live else { return (now, None) };
+        let mut plans = Plans::default();
         let mut found = 0;
         let mut start = None;
         for (seq, batch, event) in self.history.newest_first() {
@@ -374,7 +375,12 @@ impl Stream {
             self.bodies.clear();
             self.frames.clear();
             let scene = Scene { batch, event, live };
-            key.frames(scene, None, &mut self.entitlements, &mut self.bodies, &mut self.frames);
+            let mut press = Press {
+                entitlements: &mut self.entitlements,
+                bodies: &mut self.bodies,
+                out: &mut self.frames,
+            };
+            plans.frames(key, scene, None, &mut press);
             if !self.frames.is_empty() {
                 found += 1;
                 start = Some(seq);

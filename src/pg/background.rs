@@ -1,6 +1,6 @@
 //! Starting other processes of pg_tide: background workers that run once.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::c_char;
 use std::ptr::{NonNull, null_mut};
 
 use pgrx::pg_sys;
@@ -112,13 +112,6 @@ impl Drop for Handle {
         // SAFETY: the handle was allocated by `start`, and nobody else has it.
         unsafe { pg_sys::pfree(self.0.as_ptr().cast()) };
     }
-}
-
-/// `bgw_extra` of this process.
-pub(super) fn my_extra() -> String {
-    // SAFETY: set before a background worker's main function runs; zero-terminated.
-    let extra = unsafe { CStr::from_ptr((*pg_sys::MyBgworkerEntry).bgw_extra.as_ptr()) };
-    extra.to_string_lossy().into_owned()
 }
 
 /// Cuts off what does not fit; the last byte stays zero.

@@ -19,7 +19,10 @@ mod launcher;
 mod log;
 mod preload;
 mod probe;
+<<<<<<< HEAD
 mod report;
+=======
+>>>>>>> main
 mod role;
 mod scout;
 mod session;
@@ -27,7 +30,10 @@ mod shmem;
 mod signals;
 mod slots;
 mod socket;
+<<<<<<< HEAD
 mod sql_api;
+=======
+>>>>>>> main
 mod steward;
 mod stream;
 mod threads;

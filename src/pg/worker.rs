@@ -14,6 +14,7 @@ use pgrx::prelude::*;
 use super::background::{Background, Full, Handle};
 use super::helper_process::Helpers;
 use super::shmem::{self, Entry, Wanted, WorkerState};
+pub(crate) use super::shmem::request_restart;
 use super::stream::{self, Stream};
 use super::threads::Bell;
 use super::wait::WaitSet;

@@ -17,6 +17,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::context::ServerContext;
 use super::http::{self, Admission, Front};
+use super::listen::stopped;
 use super::session;
 use crate::stats::RefusedConnection;
 
@@ -100,7 +101,7 @@ where
     let parts = tokio::select! {
         // Twice: the header's time, and as much for answers, requests after the first included.
         ended = timeout(limit * 2, &mut connection) => ended.ok()?.ok()?,
-        _ = stop.wait_for(|stop| *stop) => return None,
+        () = stopped(&mut stop) => return None,
     };
     let mut socket = parts.io.into_inner();
     match front.admission() {

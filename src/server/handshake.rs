@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn what_is_not_a_handshake_is_refused() {
-        let cases: &[(&str, Vec<(&str, &str)>, HandshakeError)] = &[
+        let cases = [
             ("/", vec![], HandshakeError::NotWebsocket),
             ("/", with(&[("upgrade", "h2c")]), HandshakeError::NotWebsocket),
             ("/", with(&[("connection", "close")]), HandshakeError::NotWebsocket),
@@ -211,8 +211,8 @@ mod tests {
             ("/?vsn=3.0.0", with(&[]), HandshakeError::Vsn),
         ];
         for (uri, headers, expected) in cases {
-            let parts = request(uri, headers);
-            assert_eq!(Handshake::read(&parts, &[]).unwrap_err(), *expected, "{uri} {headers:?}");
+            let parts = request(uri, &headers);
+            assert_eq!(Handshake::read(&parts, &[]).unwrap_err(), expected, "{uri} {headers:?}");
         }
     }
 
@@ -225,7 +225,9 @@ mod tests {
 
         assert_eq!(from(&origin("https://app.example")), Ok(()));
         assert_eq!(from(&request("/", &GOOD)), Ok(()));
-        for other in ["https://evil.example", "https://app.example.evil", "null", "http://app.example"] {
+        for other in
+            ["https://evil.example", "https://app.example.evil", "null", "http://app.example"]
+        {
             assert_eq!(from(&origin(other)), Err(HandshakeError::Origin), "{other}");
             assert!(Handshake::read(&origin(other), &[]).is_ok());
         }
@@ -239,7 +241,10 @@ mod tests {
         };
 
         assert_eq!(key("/?apikey=q", &[("x-api-key", "h")]).as_deref(), Some("q"));
-        assert_eq!(key("/", &[("x-api-key", "h"), ("authorization", "Bearer b")]).as_deref(), Some("h"));
+        assert_eq!(
+            key("/", &[("x-api-key", "h"), ("authorization", "Bearer b")]).as_deref(),
+            Some("h")
+        );
         assert_eq!(key("/", &[("authorization", "bearer b")]).as_deref(), Some("b"));
         assert_eq!(key("/", &[("authorization", "Basic b")]), None);
         assert_eq!(key("/?apikey=", &[]), None);

@@ -88,10 +88,14 @@ impl Front {
     fn health(&self) -> Answer {
         match self.context.hub.live() {
             Some(_) => json_body(StatusCode::OK, &json!({"status": "ok"})),
-            None => json_body(
-                StatusCode::SERVICE_UNAVAILABLE,
-                &json!({"status": "unavailable", "reason": "the change stream is not live"}),
-            ),
+            None => {
+                let reason = self.context.hub.stalled();
+                let reason = reason.as_deref().unwrap_or("the change stream is not live yet");
+                json_body(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    &json!({"status": "unavailable", "reason": reason}),
+                )
+            }
         }
     }
 
@@ -115,16 +119,12 @@ impl Front {
             match identity::of_handshake(&self.context, handshake.api_key.as_deref()).await {
                 Ok(credentials) => credentials,
                 Err(refusal) => {
-                    self.context.stats.refused_connection(refusal.reason).inc();
-                    return failure(refusal.status(), &refusal.text);
+                    self.context.stats.refused_connection(refusal.of_connection()).inc();
+                    return failure(refusal.status(), &refusal.to_string());
                 }
             };
-        let admission = Admission {
-            credentials,
-            vsn: handshake.vsn,
-            user_agent: handshake.user_agent,
-            permit,
-        };
+        let admission =
+            Admission { credentials, vsn: handshake.vsn, user_agent: handshake.user_agent, permit };
         *self.admission.lock().unwrap_or_else(PoisonError::into_inner) = Some(admission);
         switch(&handshake.accept)
     }

@@ -61,7 +61,7 @@ impl Listening {
         let stopping = stop.clone();
         loop {
             tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => break,
+                () = stopped(&mut stop) => break,
                 accepted = self.listener.accept() => match accepted {
                     Ok((socket, peer)) => {
                         let Some(place) = self.place() else { continue };
@@ -101,6 +101,11 @@ impl Listening {
         }
         Some(place)
     }
+}
+
+/// Waits for the stop, or for its sender's end.
+pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Counts one open socket for as long as it lives.

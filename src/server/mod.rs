@@ -2,18 +2,26 @@
 //! as handles of the hub and the catalogue.
 #![forbid(unsafe_code)]
 
+mod binding;
+mod channel;
 mod connection;
 mod context;
+mod conversation;
 mod handshake;
 mod http;
 mod identity;
+mod join;
 mod limit;
 mod listen;
 mod page;
+mod pending;
 mod role;
 mod route;
 mod session;
+#[cfg(test)]
+mod tests;
 pub mod tls;
+mod writer;
 
 pub use context::ServerContext;
 pub use listen::run;

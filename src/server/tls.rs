@@ -60,7 +60,7 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     use rustls::pki_types::ServerName;
@@ -75,7 +75,8 @@ pub(super) mod tests {
     impl Certificate {
         pub(crate) fn new(name: &str) -> Certificate {
             let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-            let folder = std::env::temp_dir().join(format!("pg_tide-{}-{name}", std::process::id()));
+            let folder =
+                std::env::temp_dir().join(format!("pg_tide-{}-{name}", std::process::id()));
             fs::create_dir_all(&folder).unwrap();
             fs::write(folder.join("cert.pem"), made.cert.pem()).unwrap();
             fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).unwrap();

@@ -1,0 +1,35 @@
+//! Whatever a client sends is a frame or an error, and what is sent back is well-formed JSON.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use pg_tide::wire::Vsn;
+use pg_tide::wire::decode::{ClientEvent, ClientFrame, decode_binary, decode_text};
+use pg_tide::wire::encode::{self, Address};
+
+fuzz_target!(|message: &[u8]| {
+    if let Ok(frame) = decode_binary(message) {
+        answer(Vsn::V2, &frame);
+    }
+    let Ok(text) = str::from_utf8(message) else { return };
+    for vsn in [Vsn::V1, Vsn::V2] {
+        if let Ok(frame) = decode_text(vsn, text) {
+            answer(vsn, &frame);
+        }
+    }
+});
+
+/// The answers repeat parts of the client's frame, so they must be escaped.
+fn answer(vsn: Vsn, frame: &ClientFrame) {
+    let address = Address {
+        join_ref: frame.join_ref.as_deref(),
+        ref_: frame.ref_.as_deref(),
+        topic: &frame.topic,
+    };
+    let mut answers = vec![encode::ok(vsn, address), encode::error(vsn, address, &frame.topic)];
+    if let ClientEvent::Join(join) = &frame.event {
+        answers.push(encode::joined(vsn, address, &join.postgres_changes));
+    }
+    for answer in answers {
+        serde_json::from_slice::<serde_json::Value>(&answer).expect("an answer is JSON");
+    }
+}

@@ -1,0 +1,329 @@
+//! How a group turns events into frames: everything that stays the same from one event of a table
+//! to the next is worked out once.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::entitlement::{Entitlement, Entitlements};
+use super::group::{GroupKey, is_about};
+use super::handle::Live;
+use super::subscription::{Binding, Style};
+use crate::event::{
+    Batch, Change, Cursor, Datum, Event, EventKind, Operation, Position, Relation, RowRef,
+};
+use crate::wire::change::{self, ColumnSet};
+use crate::wire::encode;
+use crate::wire::envelope::{self, Envelope, Meta};
+
+/// An event with what it is read by.
+#[derive(Clone, Copy)]
+pub(super) struct Scene<'a> {
+    pub(super) batch: &'a Batch,
+    pub(super) event: &'a Event,
+    pub(super) live: Live,
+}
+
+impl Scene<'_> {
+    fn cursor(&self, position: Position) -> Cursor {
+        Cursor { epoch: self.live.epoch, position }
+    }
+}
+
+/// Bodies of one event that several groups share: encoded once per column set and style.
+#[derive(Default)]
+pub(super) struct Bodies {
+    encoded: Vec<(*const ColumnSet, bool, Vec<u8>)>,
+    spare: Vec<Vec<u8>>,
+}
+
+impl Bodies {
+    /// Forgets the last event's bodies and keeps their memory.
+    pub(super) fn clear(&mut self) {
+        self.spare.extend(self.encoded.drain(..).map(|(.., mut body)| {
+            body.clear();
+            body
+        }));
+        self.spare.truncate(8);
+    }
+
+    fn get(
+        &mut self,
+        columns: &Rc<ColumnSet>,
+        table: bool,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> &[u8] {
+        let key = Rc::as_ptr(columns);
+        let known = self.encoded.iter().position(|(set, kind, _)| *set == key && *kind == table);
+        let index = known.unwrap_or_else(|| {
+            let mut body = self.spare.pop().unwrap_or_default();
+            encode(&mut body);
+            self.encoded.push((key, table, body));
+            self.encoded.len() - 1
+        });
+        self.encoded.get(index).map_or(&[], |(.., body)| body)
+    }
+}
+
+/// What a group knows of the table it last had an event of.
+#[derive(Default)]
+pub(super) struct Plans {
+    newest: Option<Plan>,
+}
+
+/// A group's dealings with one shape of one table, for as long as the catalogue stays as it is.
+struct Plan {
+    relation: Arc<Relation>,
+    generation: u64,
+    /// One per distinct `select`; none if the role may see nothing.
+    parts: Vec<Part>,
+    /// Some binding names TRUNCATE.
+    names_truncate: bool,
+    /// Columns that filters may look at: attnum, index in the row.
+    readable: Vec<(i16, usize)>,
+}
+
+/// Bindings with the same `select` share a frame; a channel rarely has more than one.
+struct Part {
+    columns: Rc<ColumnSet>,
+    /// Indexes into the group's bindings.
+    bindings: Vec<usize>,
+    /// The ids of the bindings that want the event at hand.
+    wanted: Vec<u32>,
+    /// The ids and the operation that `envelope` was made for.
+    ids: Vec<u32>,
+    operation: Operation,
+    envelope: Option<Envelope>,
+}
+
+/// What a group's frames are made with.
+pub(super) struct Press<'a> {
+    pub(super) entitlements: &'a mut Entitlements,
+    pub(super) bodies: &'a mut Bodies,
+    pub(super) out: &'a mut Vec<Bytes>,
+}
+
+impl Plans {
+    /// Appends the frames that the event becomes for the group: none, one, or one per distinct
+    /// `select`.
+    pub(super) fn frames(
+        &mut self,
+        group: &GroupKey,
+        scene: Scene<'_>,
+        previous: Option<Position>,
+        press: &mut Press<'_>,
+    ) {
+        match &scene.event.kind {
+            EventKind::Change(change) => {
+                let plan = self.plan(group, &change.relation, press.entitlements);
+                plan.frames(group, scene, change, previous, press);
+            }
+            EventKind::Failed { relation, sqlstate, .. } => {
+                failure(group, scene, relation.as_deref(), sqlstate, press);
+            }
+        }
+    }
+
+    fn plan(
+        &mut self,
+        group: &GroupKey,
+        relation: &Arc<Relation>,
+        entitlements: &mut Entitlements,
+    ) -> &mut Plan {
+        let generation = entitlements.generation();
+        let current = self
+            .newest
+            .take()
+            .filter(|plan| plan.generation == generation && Arc::ptr_eq(&plan.relation, relation));
+        self.newest.insert(current.unwrap_or_else(|| Plan::new(group, relation, entitlements)))
+    }
+}
+
+impl Plan {
+    fn new(group: &GroupKey, relation: &Arc<Relation>, entitlements: &mut Entitlements) -> Plan {
+        let mut plan = Plan {
+            relation: Arc::clone(relation),
+            generation: entitlements.generation(),
+            parts: Vec::new(),
+            names_truncate: false,
+            readable: Vec::new(),
+        };
+        if !group.targets(relation) {
+            return plan;
+        }
+        let entitlement = entitlements.of(&group.role, relation.oid);
+        if !entitlement.is_granted() {
+            return plan;
+        }
+        // A privilege that was revoked since the join: the filter must not tell what is hidden.
+        let columns = relation.columns.iter().enumerate();
+        plan.readable = columns
+            .filter(|(_, column)| entitlement.may_read(column.attnum))
+            .map(|(index, column)| (column.attnum, index))
+            .collect();
+        for (index, binding) in group.bindings.iter().enumerate() {
+            if is_about(&binding.target, relation) {
+                plan.names_truncate |= binding.operations.contains(Operation::Truncate);
+                plan.add(index, group, &entitlement);
+            }
+        }
+        plan
+    }
+
+    fn add(&mut self, index: usize, group: &GroupKey, entitlement: &Entitlement) {
+        let select = |index: usize| group.bindings.get(index).map(|binding| &binding.select);
+        let of_binding = |part: &&mut Part| {
+            part.bindings.first().is_some_and(|first| select(*first) == select(index))
+        };
+        if let Some(part) = self.parts.iter_mut().find(of_binding) {
+            part.bindings.push(index);
+            return;
+        }
+        let chosen = select(index).and_then(Option::as_ref);
+        self.parts.push(Part {
+            columns: entitlement.columns(&self.relation, chosen),
+            bindings: vec![index],
+            wanted: Vec::new(),
+            ids: Vec::new(),
+            operation: Operation::Insert,
+            envelope: None,
+        });
+    }
+
+    fn frames(
+        &mut self,
+        group: &GroupKey,
+        scene: Scene<'_>,
+        change: &Change,
+        previous: Option<Position>,
+        press: &mut Press<'_>,
+    ) {
+        if change.operation == Operation::Truncate && !self.names_truncate {
+            if !self.parts.is_empty() {
+                let Relation { schema, name, .. } = &*change.relation;
+                press.out.push(encode::truncated(group.vsn, &group.topic, schema, name));
+            }
+            return;
+        }
+        let row = match change.operation {
+            Operation::Insert | Operation::Update => change.new,
+            Operation::Delete => change.old,
+            Operation::Truncate => None,
+        };
+        let row = row.map(|row| scene.batch.row(row));
+        for part in &mut self.parts {
+            part.wanted.clear();
+            let bindings = part.bindings.iter().filter_map(|index| group.bindings.get(*index));
+            let wanted = bindings.filter(|binding| {
+                binding.operations.contains(change.operation)
+                    && admits(binding, change.operation, row, &self.readable)
+            });
+            part.wanted.extend(wanted.map(|binding| binding.id));
+            if !part.wanted.is_empty() {
+                part.address(group, change.operation);
+                let frame = part.frame(group, scene, change, previous, press.bodies);
+                press.out.push(frame);
+            }
+        }
+    }
+}
+
+/// Whether the binding's filter admits the change: the new row, or the old one of a DELETE.
+fn admits(
+    binding: &Binding,
+    operation: Operation,
+    row: Option<RowRef<'_>>,
+    readable: &[(i16, usize)],
+) -> bool {
+    let Some(filter) = &binding.filter else { return true };
+    let Some(row) = row else {
+        // A filter says which rows; TRUNCATE is about all of them.
+        return operation == Operation::Truncate;
+    };
+    filter.matches(|attnum| {
+        let index = readable.iter().find(|(readable, _)| *readable == attnum);
+        index.map_or(Datum::Absent, |(_, index)| row.get(*index))
+    })
+}
+
+impl Part {
+    /// Makes the envelope fit the wanted ids and the operation, if it does not yet.
+    fn address(&mut self, group: &GroupKey, operation: Operation) {
+        let fits = self.envelope.is_some()
+            && (group.style == Style::Changes || self.operation == operation)
+            && self.wanted == self.ids;
+        if !fits {
+            self.ids.clone_from(&self.wanted);
+            self.operation = operation;
+            let (vsn, topic) = (group.vsn, &group.topic);
+            self.envelope = Some(match group.style {
+                Style::Changes => Envelope::changes(vsn, topic, &self.ids),
+                Style::Legacy => Envelope::legacy(vsn, topic, operation),
+                Style::Table => Envelope::broadcast(vsn, topic, operation.name()),
+            });
+        }
+    }
+
+    fn frame(
+        &self,
+        group: &GroupKey,
+        scene: Scene<'_>,
+        change: &Change,
+        previous: Option<Position>,
+        bodies: &mut Bodies,
+    ) -> Bytes {
+        let Scene { batch, event, .. } = scene;
+        let Some(envelope) = &self.envelope else { return Bytes::new() };
+        if group.style != Style::Table {
+            let body = bodies.get(&self.columns, false, |out| {
+                change::change_data(out, batch, event, change, &self.columns);
+            });
+            return envelope.wrap(body);
+        }
+        let body = bodies.get(&self.columns, true, |out| {
+            change::table_payload(out, batch, change, &self.columns);
+        });
+        let mut unchanged = Vec::new();
+        change::unchanged_list(&mut unchanged, batch, change, &self.columns);
+        let meta = Meta {
+            id: scene.cursor(event.position),
+            prev: previous.map(|position| scene.cursor(position)),
+            unchanged: &unchanged,
+            mutation_id: None,
+            last_in_tx: event.last_in_tx,
+        };
+        envelope.wrap_with(body, &meta)
+    }
+}
+
+/// A change that could not be decoded is told to those it might have been for.
+fn failure(
+    group: &GroupKey,
+    scene: Scene<'_>,
+    relation: Option<&Relation>,
+    sqlstate: &str,
+    press: &mut Press<'_>,
+) {
+    if let Some(relation) = relation
+        && !(group.targets(relation)
+            && press.entitlements.of(&group.role, relation.oid).is_granted())
+    {
+        return;
+    }
+    let (vsn, topic) = (group.vsn, &group.topic);
+    press.out.push(match (group.style, relation) {
+        (Style::Changes, Some(relation)) => {
+            let about = group.bindings.iter().filter(|b| is_about(&b.target, relation));
+            let ids: Vec<u32> = about.map(|binding| binding.id).collect();
+            let mut data = Vec::new();
+            change::failed_data(&mut data, scene.event, relation, sqlstate);
+            envelope::changes_frame(vsn, topic, &ids, &data)
+        }
+        (_, relation) => {
+            let table = relation.map(|relation| (&*relation.schema, &*relation.name));
+            let id = scene.cursor(scene.event.position);
+            encode::change_failed(vsn, topic, table, sqlstate, &id)
+        }
+    });
+}

@@ -1,0 +1,424 @@
+//! Joining a channel: from what the client asks for to a subscription of the hub's, or a refusal.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::binding::{BindingError, Bindings};
+use super::channel::Channel;
+use super::context::ServerContext;
+use super::conversation::{Outcome, OwnedAddress};
+use super::identity::{self, Credentials, Refusal};
+use crate::catalog::protocol::{TableAccess, TableName, Which};
+use crate::event::{Cursor, Lsn};
+use crate::hub::handle::SessionId;
+use crate::hub::subscription::{Binding, Operations, Since, Style, Subscription, Target};
+use crate::stats::RefusedJoin;
+use crate::topic::{Kind, LegacyParts, Topic};
+use crate::wire::Vsn;
+use crate::wire::encode::{self, Status, System};
+use crate::wire::join::{BroadcastOptions, ChangeParams, JoinPayload, Requested};
+
+/// Who wants to join, and where the answer goes.
+pub(super) struct Joiner {
+    pub(super) context: Arc<ServerContext>,
+    pub(super) session: SessionId,
+    pub(super) vsn: Vsn,
+    /// For a channel that brings no token of its own.
+    pub(super) credentials: Credentials,
+    pub(super) address: OwnedAddress,
+}
+
+/// Why a channel is not joined: the reason of the error reply.
+pub(super) struct Refused {
+    pub(super) count: RefusedJoin,
+    pub(super) reason: String,
+}
+
+impl Refused {
+    fn request(reason: impl Into<String>) -> Refused {
+        Refused { count: RefusedJoin::Request, reason: reason.into() }
+    }
+
+    fn table(reason: impl Into<String>) -> Refused {
+        Refused { count: RefusedJoin::Table, reason: reason.into() }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Refused {
+        Refused { count: refusal.of_join(), reason: refusal.join_reason() }
+    }
+}
+
+/// What a channel will receive, before the hub knows of it.
+struct Plan {
+    style: Style,
+    bindings: Vec<Binding>,
+    since: Since,
+    greeting: Vec<Bytes>,
+}
+
+/// Checks everything, then waits until the hub has the channel and the stream is live.
+pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outcome {
+    match joiner.plan(&payload).await {
+        Ok(plan) => {
+            let subscription = Subscription {
+                topic: Arc::clone(&joiner.address.topic),
+                vsn: joiner.vsn,
+                style: plan.style,
+                role: Arc::clone(&joiner.credentials.role),
+                bindings: plan.bindings.into(),
+                since: plan.since,
+                greeting: plan.greeting,
+            };
+            joiner.context.hub.join(joiner.session, subscription).await;
+            Outcome::Joined(Channel {
+                join_ref: joiner.address.join_ref,
+                credentials: joiner.credentials,
+                ack: payload.broadcast.ack,
+            })
+        }
+        Err(refused) => Outcome::Refused { address: joiner.address, refused },
+    }
+}
+
+impl Joiner {
+    async fn plan(&mut self, payload: &JoinPayload) -> Result<Plan, Refused> {
+        let topic = Topic::parse(&self.address.topic)
+            .map_err(|error| Refused::request(error.to_string()))?;
+        if let Some(reason) = payload.malformed {
+            return Err(Refused::request(reason));
+        }
+        self.identify(payload.access_token.as_deref()).await?;
+        match topic.kind() {
+            Kind::Table { schema, table } => self.plan_table(payload, schema, table).await,
+            Kind::Reserved => {
+                Err(Refused::request("UnknownTopic: There is no such topic among those of tide:"))
+            }
+            Kind::Channel if payload.legacy => self.plan_legacy(payload, &topic).await,
+            Kind::Channel if payload.postgres_changes.is_empty() => self.plan_quiet(payload).await,
+            Kind::Channel => self.plan_changes(payload).await,
+        }
+    }
+
+    /// The channel's own token, or that of the connection.
+    async fn identify(&mut self, token: Option<&str>) -> Result<(), Refusal> {
+        match token {
+            Some(token) if identity::is_token(token) && !self.credentials.are_of(token) => {
+                self.credentials = identity::of_token(&self.context, token).await?;
+                return Ok(());
+            }
+            _ => {}
+        }
+        let now = identity::now();
+        if self.credentials.has_expired(now) {
+            return Err(Refusal::Expired(self.credentials.expiry_text(now)));
+        }
+        identity::check_role(&self.context, &self.credentials.role).await
+    }
+
+    /// A channel of `postgres_changes`.
+    async fn plan_changes(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
+        let params = &payload.postgres_changes;
+        let (tables, asked) = self.tables(named_tables(params)).await?;
+        let (bindings, failures) = self.bind(params, &tables).await?;
+        if payload.wait
+            && let Some(text) = failures.first()
+        {
+            return Err(Refused::table(text));
+        }
+        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), params)];
+        self.greet_presence(payload, &mut greeting);
+        let (join_ref, topic) = (self.address.join_ref.as_deref(), &*self.address.topic);
+        if !bindings.is_empty() {
+            greeting.push(encode::subscribed(self.vsn, join_ref, topic));
+        }
+        self.greet_failures(&failures, &mut greeting);
+        self.greet_row_security(&bindings, &tables, &mut greeting);
+        let since = since(&payload.broadcast, asked)?;
+        Ok(Plan { style: Style::Changes, bindings, since, greeting })
+    }
+
+    /// realtime-js 1.x: the topic's name is the subscription.
+    async fn plan_legacy(&self, payload: &JoinPayload, topic: &Topic) -> Result<Plan, Refused> {
+        let params = [legacy_params(topic.legacy_parts())];
+        let (tables, asked) = self.tables(named_tables(&params)).await?;
+        let (bindings, failures) = self.bind(&params, &tables).await?;
+        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &params)];
+        self.greet_failures(&failures, &mut greeting);
+        self.greet_row_security(&bindings, &tables, &mut greeting);
+        let since = since(&payload.broadcast, asked)?;
+        Ok(Plan { style: Style::Legacy, bindings, since, greeting })
+    }
+
+    /// A channel for broadcasts and presence alone.
+    async fn plan_quiet(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
+        if payload.private {
+            let name = self.address.topic.strip_prefix(crate::topic::PREFIX).unwrap_or_default();
+            return Err(Refused::request(format!(
+                "Unauthorized: You do not have permissions to read from this Channel topic: {name}"
+            )));
+        }
+        if !self.context.config.public_channels {
+            return Err(Refused::request("PrivateOnly: This project only allows private channels"));
+        }
+        let (_, asked) = self.tables(Vec::new()).await?;
+        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        self.greet_presence(payload, &mut greeting);
+        let since = Since::Now(asked);
+        Ok(Plan { style: Style::Changes, bindings: Vec::new(), since, greeting })
+    }
+
+    /// `tide:table:<schema>.<table>`.
+    async fn plan_table(
+        &self,
+        payload: &JoinPayload,
+        schema: &str,
+        table: &str,
+    ) -> Result<Plan, Refused> {
+        let options = &payload.broadcast;
+        if !payload.postgres_changes.is_empty() {
+            return Err(Refused::request(
+                "InvalidJoin: This topic is a subscription itself and takes no postgres_changes",
+            ));
+        }
+        if options.snapshot {
+            return Err(Refused::request("NotSupported: Snapshots are not supported"));
+        }
+        let name = TableName { schema: schema.to_owned(), table: table.to_owned() };
+        let (tables, asked) = self.tables(vec![name]).await?;
+        let refusal = || {
+            Refused::table(format!(
+                "Unauthorized: There is no table {schema}.{table} to subscribe to"
+            ))
+        };
+        let access = tables.first().ok_or_else(refusal)?;
+        let all = Bindings::new(&self.context, &self.credentials.role, &tables);
+        let filter = match options.filter.as_deref() {
+            Some(text) => all.filter(text, access).await.map_err(|e| e.into_refused(&refusal))?,
+            None => None,
+        };
+        let select = match options.select.as_deref() {
+            Some(names) => Some(all.select(names, access).map_err(|e| e.into_refused(&refusal))?),
+            None => None,
+        };
+        let operations = match &options.events {
+            Some(events) => Operations::of(events.iter().copied()),
+            None => Operations::ALL,
+        };
+        let bindings =
+            vec![Binding { id: 1, operations, target: Target::Table(access.oid), filter, select }];
+        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        self.greet_presence(payload, &mut greeting);
+        self.greet_row_security(&bindings, &tables, &mut greeting);
+        Ok(Plan { style: Style::Table, bindings, since: since(options, asked)?, greeting })
+    }
+
+    /// The tables as the role may see them, and the address as of which.
+    async fn tables(&self, names: Vec<TableName>) -> Result<(Vec<TableAccess>, Lsn), Refused> {
+        let role = &self.credentials.role;
+        let ask = || self.context.catalog.tables(role, Which::Named(names.clone()));
+        let answer = identity::patiently(self.context.config.handshake_timeout, ask).await;
+        answer.map_err(|error| {
+            log::warn!("could not look up the tables of a subscription: {error}");
+            Refusal::Unavailable.into()
+        })
+    }
+
+    /// Each set of parameters as a binding, or with the text that says that it is none.
+    async fn bind(
+        &self,
+        params: &[ChangeParams],
+        tables: &[TableAccess],
+    ) -> Result<(Vec<Binding>, Vec<String>), Refused> {
+        let all = Bindings::new(&self.context, &self.credentials.role, tables);
+        let (mut bindings, mut failures) = (Vec::new(), Vec::new());
+        for one in params {
+            match all.binding(one).await {
+                Ok(binding) => bindings.push(binding),
+                Err(BindingError::Unavailable) => return Err(Refusal::Unavailable.into()),
+                Err(BindingError::Filter(error)) => failures.push(error.to_string()),
+                Err(BindingError::Unsuitable(why)) => {
+                    failures.push(format!("{}. Exception: {why}", one.refusal()));
+                }
+                Err(BindingError::Refused) => failures.push(one.refusal()),
+            }
+        }
+        Ok((bindings, failures))
+    }
+
+    /// Clients that want presence hold everything back until they have its state.
+    fn greet_presence(&self, payload: &JoinPayload, greeting: &mut Vec<Bytes>) {
+        if payload.presence.enabled {
+            let join_ref = self.address.join_ref.as_deref();
+            greeting.push(encode::presence_state_empty(self.vsn, join_ref, &self.address.topic));
+        }
+    }
+
+    fn greet_failures(&self, failures: &[String], greeting: &mut Vec<Bytes>) {
+        for text in failures {
+            self.greet_system("postgres_changes", Status::Error, text, &[], greeting);
+        }
+    }
+
+    /// Until policies are evaluated, a role that is subject to them gets nothing, and is told.
+    fn greet_row_security(
+        &self,
+        bindings: &[Binding],
+        tables: &[TableAccess],
+        greeting: &mut Vec<Bytes>,
+    ) {
+        let bound = |table: &TableAccess| {
+            bindings.iter().any(|binding| binding.target == Target::Table(table.oid))
+        };
+        for table in tables.iter().filter(|table| table.row_security && bound(table)) {
+            let text = format!(
+                "row-level security is on for {}.{}: its events are not delivered to this role yet",
+                table.schema, table.table
+            );
+            let details = [("schema", &*table.schema), ("table", &*table.table)];
+            self.greet_system("tide.row_security", Status::Ok, &text, &details, greeting);
+        }
+    }
+
+    fn greet_system(
+        &self,
+        extension: &str,
+        status: Status,
+        message: &str,
+        details: &[(&str, &str)],
+        greeting: &mut Vec<Bytes>,
+    ) {
+        let join_ref = self.address.join_ref.as_deref();
+        let system = System { extension, status, message, details };
+        greeting.push(encode::system(self.vsn, join_ref, &self.address.topic, &system));
+    }
+}
+
+impl BindingError {
+    /// As the refusal of a join; `denied` where nothing may be said but that it cannot be had.
+    fn into_refused(self, denied: &impl Fn() -> Refused) -> Refused {
+        match self {
+            BindingError::Unavailable => Refusal::Unavailable.into(),
+            BindingError::Filter(error) => Refused::table(format!("InvalidFilter: {error}")),
+            BindingError::Unsuitable(why) => Refused::table(format!("InvalidFilter: {why}")),
+            BindingError::Refused => denied(),
+        }
+    }
+}
+
+/// The tables that parameters name, each once.
+fn named_tables(params: &[ChangeParams]) -> Vec<TableName> {
+    let mut names: Vec<TableName> = Vec::new();
+    for (schema, table) in params.iter().filter_map(ChangeParams::target) {
+        if schema == "*" || table == "*" {
+            continue;
+        }
+        let name = TableName { schema: schema.to_owned(), table: table.to_owned() };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+fn since(options: &BroadcastOptions, asked: Lsn) -> Result<Since, Refused> {
+    match (&options.since, options.last) {
+        (Some(text), _) => match text.parse::<Cursor>() {
+            Ok(cursor) => Ok(Since::Cursor(cursor)),
+            Err(error) => Err(Refused::request(format!("InvalidPosition: since is {error}"))),
+        },
+        (None, Some(last)) => Ok(Since::Last(last)),
+        (None, None) => Ok(Since::Now(asked)),
+    }
+}
+
+/// The parameters that an old topic stands for, as the reply echoes them.
+fn legacy_params(parts: LegacyParts<'_>) -> ChangeParams {
+    let schema = parts.schema.unwrap_or("*");
+    let mut raw = Vec::new();
+    for (key, value) in [("schema", Some(schema)), ("table", parts.table), ("filter", parts.filter)]
+    {
+        let Some(value) = value else { continue };
+        if !raw.is_empty() {
+            raw.push(b',');
+        }
+        crate::json::write_key(&mut raw, key);
+        crate::json::write_str(&mut raw, value);
+    }
+    ChangeParams {
+        // Written from texts: always UTF-8.
+        raw: String::from_utf8(raw).unwrap_or_default().into(),
+        event: Requested::All,
+        schema: Some(schema.to_owned()),
+        table: parts.table.map(str::to_owned),
+        filter: parts.filter.map(str::to_owned),
+        select: None,
+        malformed: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(schema: Option<&str>, table: Option<&str>) -> ChangeParams {
+        ChangeParams {
+            raw: "".into(),
+            event: Requested::All,
+            schema: schema.map(str::to_owned),
+            table: table.map(str::to_owned),
+            filter: None,
+            select: None,
+            malformed: None,
+        }
+    }
+
+    #[test]
+    fn each_table_is_asked_for_once_and_wildcards_not_at_all() {
+        let asked = named_tables(&[
+            params(Some("public"), Some("a")),
+            params(None, Some("a")),
+            params(Some("other"), Some("a")),
+            params(Some("*"), None),
+            params(Some("public"), Some("*")),
+            params(None, None),
+        ]);
+
+        let names: Vec<_> = asked.iter().map(|n| (&*n.schema, &*n.table)).collect();
+        assert_eq!(names, [("public", "a"), ("other", "a")]);
+    }
+
+    #[test]
+    fn a_position_counts_before_a_number_of_events() {
+        let cursor = "00000001000001.000000000000000a00000000";
+        let options = |since: Option<&str>, last| BroadcastOptions {
+            since: since.map(str::to_owned),
+            last,
+            ..BroadcastOptions::default()
+        };
+
+        let since = |options| super::since(&options, Lsn(5)).map_err(|refused| refused.reason);
+
+        assert_eq!(
+            since(options(Some(cursor), Some(3))),
+            Ok(Since::Cursor(cursor.parse().unwrap()))
+        );
+        assert_eq!(since(options(None, Some(3))), Ok(Since::Last(3)));
+        assert_eq!(since(options(None, None)), Ok(Since::Now(Lsn(5))));
+        assert!(since(options(Some("yesterday"), None)).is_err());
+    }
+
+    #[test]
+    fn an_old_topic_is_echoed_as_parameters() {
+        let topic = Topic::parse("realtime:public:users:id=eq.1").unwrap();
+
+        let params = legacy_params(topic.legacy_parts());
+
+        assert_eq!(&*params.raw, r#""schema":"public","table":"users","filter":"id=eq.1""#);
+        assert_eq!(params.target(), Some(("public", "users")));
+        let everything = legacy_params(Topic::parse("realtime:*").unwrap().legacy_parts());
+        assert_eq!(everything.target(), Some(("*", "*")));
+    }
+}

@@ -1,0 +1,8 @@
+//! The listener on real sockets, with the real hub behind it and helpers made up for the tests.
+
+mod channel;
+mod http;
+mod identity;
+mod limit;
+mod websocket;
+mod world;
