@@ -32,8 +32,13 @@ pub(super) struct Handle(NonNull<pg_sys::BackgroundWorkerHandle>);
 pub(super) struct Full;
 
 impl Full {
-    pub(super) const HINT: &'static str =
+    const HINT: &'static str =
         "Raise max_worker_processes in postgresql.conf and restart the server.";
+
+    /// For `tide.status()`.
+    pub(super) fn reason(self) -> String {
+        format!("{self}. {}", Full::HINT)
+    }
 
     /// Says in the server's log that `what` cannot be started.
     pub(super) fn complain(self, what: &str) {

@@ -86,7 +86,27 @@ fn unhold() {
     HELD.with_borrow_mut(|held| held.drain(..).for_each(Entry::unhold));
 }
 
-#[pg_guard]
+mod raw {
+    use super::*;
+
+    // Not pgrx's: that one turns an error into a panic and back, and much of the error is lost.
+    unsafe extern "C-unwind" {
+        pub(super) fn standard_ProcessUtility(
+            statement: *mut pg_sys::PlannedStmt,
+            query: *const c_char,
+            read_only_tree: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            params: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            dest: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
+    }
+}
+
+// The two hooks themselves are plain frames, without `#[pg_guard]` and anything to drop: other
+// people's errors pass through them as they pass through C. What is ours is guarded.
+
 unsafe extern "C-unwind" fn object_access(
     access: pg_sys::ObjectAccessType::Type,
     class: pg_sys::Oid,
@@ -94,31 +114,41 @@ unsafe extern "C-unwind" fn object_access(
     sub: c_int,
     arg: *mut c_void,
 ) {
-    // SAFETY: set once, in the postmaster; called with what we were called with.
+    // SAFETY: the hook that was there before, called with what we were called with.
     unsafe {
         if let Some(previous) = PREVIOUS_ACCESS {
             previous(access, class, object, sub, arg);
         }
-    }
-    use pg_sys::ObjectAccessType::{OAT_DROP, OAT_POST_ALTER, OAT_POST_CREATE};
-    if class == pg_sys::ExtensionRelationId {
-        if access == OAT_POST_CREATE || access == OAT_DROP {
-            EXTENSIONS_CHANGED.set(true);
-        }
-    } else if class == pg_sys::DatabaseRelationId {
-        let changed = match access {
-            // From here on nobody can connect, and the owner's right has been checked.
-            OAT_DROP => clear(object),
-            OAT_POST_CREATE | OAT_POST_ALTER => true,
-            _ => false,
-        };
-        if changed {
-            CHANGED.with_borrow_mut(|all| all.push(object));
+        if class == pg_sys::ExtensionRelationId || class == pg_sys::DatabaseRelationId {
+            note_access(access, class, object);
         }
     }
 }
 
 #[pg_guard]
+unsafe extern "C-unwind" fn note_access(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+) {
+    use pg_sys::ObjectAccessType::{OAT_DROP, OAT_POST_ALTER, OAT_POST_CREATE};
+    if class == pg_sys::ExtensionRelationId {
+        if access == OAT_POST_CREATE || access == OAT_DROP {
+            EXTENSIONS_CHANGED.set(true);
+        }
+        return;
+    }
+    let changed = match access {
+        // From here on nobody can connect, and the owner's right has been checked.
+        OAT_DROP => clear(object),
+        OAT_POST_CREATE | OAT_POST_ALTER => true,
+        _ => false,
+    };
+    if changed {
+        CHANGED.with_borrow_mut(|all| all.push(object));
+    }
+}
+
 #[allow(clippy::too_many_arguments, reason = "the hook's signature")]
 unsafe extern "C-unwind" fn process_utility(
     statement: *mut pg_sys::PlannedStmt,
@@ -130,28 +160,37 @@ unsafe extern "C-unwind" fn process_utility(
     dest: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
-    // SAFETY: the statement is a parse tree; the rest is passed on as it came.
+    use pg_sys::NodeTag::{T_AlterDatabaseStmt, T_CreatedbStmt, T_RenameStmt, T_TransactionStmt};
+    // SAFETY: the statement is a parse tree; everything is passed on as it came.
     unsafe {
-        if let Some(database) = must_be_empty((*statement).utilityStmt) {
+        let tree = (*statement).utilityStmt;
+        if let T_AlterDatabaseStmt | T_CreatedbStmt | T_RenameStmt | T_TransactionStmt =
+            (*tree).type_
+        {
+            note_utility(tree);
+        }
+        PREVIOUS_UTILITY.unwrap_or(raw::standard_ProcessUtility)(
+            statement,
+            query,
+            read_only_tree,
+            context,
+            params,
+            environment,
+            dest,
+            completion,
+        );
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn note_utility(statement: *mut pg_sys::Node) {
+    // SAFETY: a utility statement's parse tree.
+    unsafe {
+        if let Some(database) = must_be_empty(statement) {
             clear(database);
         }
-        if commits_prepared((*statement).utilityStmt) {
+        if commits_prepared(statement) {
             EXTENSIONS_CHANGED.set(true);
-        }
-        let next = PREVIOUS_UTILITY;
-        if let Some(next) = next {
-            next(statement, query, read_only_tree, context, params, environment, dest, completion);
-        } else {
-            pg_sys::standard_ProcessUtility(
-                statement,
-                query,
-                read_only_tree,
-                context,
-                params,
-                environment,
-                dest,
-                completion,
-            );
         }
     }
 }

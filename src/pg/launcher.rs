@@ -14,7 +14,7 @@ use super::backoff::Backoff;
 use super::databases;
 use super::scout::Scout;
 use super::shmem::{self, Answer, Entry, Shared, Wanted, WorkerState};
-use super::{signals, slots, worker};
+use super::{guc, signals, slots, worker};
 
 /// The longest it sleeps; everything it waits for wakes it.
 const NAP: Duration = Duration::from_secs(60);
@@ -219,7 +219,7 @@ impl Launcher {
             Err(Full) => {
                 watch.backoff.failed_after(Duration::ZERO);
                 let wait = watch.backoff.wait();
-                entry.set_state(WorkerState::Waiting, &format!("{Full}. {}", Full::HINT));
+                entry.set_state(WorkerState::Waiting, &Full.reason());
                 if !std::mem::replace(&mut self.complained, true) {
                     Full.complain(&format!("the worker of database \"{}\"", found.name));
                 }
@@ -232,6 +232,8 @@ impl Launcher {
     fn give_up(&mut self, entry: &'static Entry) {
         let database = entry.database();
         slots::drop_unused(database);
+        // A worker that was killed could not take its socket away.
+        let _ = std::fs::remove_file(guc::control_socket(database));
         if self.shared.release(entry) {
             self.watches.retain(|watch| watch.database != database);
         }

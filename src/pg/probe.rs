@@ -28,30 +28,39 @@ pub extern "C-unwind" fn tide_probe_main(database: pg_sys::Datum) {
     let database = pg_sys::Oid::from(database.value() as u32);
     signals::install();
     let Some(shared) = shmem::shared() else { return };
+    let (name, extension) = connect(database);
+    let installed = extension != pg_sys::InvalidOid;
+    let answer = if installed { Answer::Present } else { Answer::Absent };
+    shared.answer_probe(database, answer, fingerprint(&guc::config(&name, database), extension));
+}
+
+/// Connects this background worker to its database; says the database's name and the oid of the
+/// extension in it, which is invalid if there is none.
+pub(super) fn connect(database: pg_sys::Oid) -> (String, pg_sys::Oid) {
     // SAFETY: first thing in a background worker that asked for a database; then one transaction.
-    let (installed, name) = unsafe {
+    unsafe {
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
         pg_sys::StartTransactionCommand();
         let extension = pg_sys::get_extension_oid(c"pg_tide".as_ptr(), true);
         let name = database_name(database);
         pg_sys::CommitTransactionCommand();
-        (extension != pg_sys::InvalidOid, name)
-    };
-    let answer = if installed { Answer::Present } else { Answer::Absent };
-    let config = if installed { fingerprint(&guc::config(&name, database)) } else { 0 };
-    shared.answer_probe(database, answer, config);
+        (name, extension)
+    }
 }
 
-/// Tells settings apart; never 0.
-pub(super) fn fingerprint(config: &Config) -> u64 {
+/// What a worker is started with, in a number: another number, another worker is needed. An
+/// extension that was dropped and made again has other secrets. Never 0.
+pub(super) fn fingerprint(config: &Config, extension: pg_sys::Oid) -> u64 {
     let mut hasher = DefaultHasher::new();
     format!("{config:?}").hash(&mut hasher);
     guc::executors().hash(&mut hasher);
+    guc::slot_name().hash(&mut hasher);
+    extension.to_u32().hash(&mut hasher);
     hasher.finish().max(1)
 }
 
 /// In a transaction only.
-pub(super) fn database_name(database: pg_sys::Oid) -> String {
+fn database_name(database: pg_sys::Oid) -> String {
     // SAFETY: the caller is in a transaction; the name is copied at once.
     unsafe {
         let name = pg_sys::get_database_name(database);

@@ -7,7 +7,7 @@ use pgrx::pg_sys;
 
 use super::background::{Full, Handle};
 use super::backoff::Backoff;
-use super::shmem::{Answer, Shared};
+use super::shmem::{Answer, Shared, WorkerState};
 use super::{databases, probe};
 
 /// A probe that takes longer waits for a lock. It is ended, and tried again after the others.
@@ -83,6 +83,9 @@ impl Scout {
             }
             Err(Full) => {
                 self.waiting.push_front(database);
+                if let Some(entry) = self.shared.entry(database) {
+                    entry.set_state(WorkerState::Waiting, &Full.reason());
+                }
                 self.backoff.failed_after(Duration::ZERO);
                 if !std::mem::replace(&mut self.complained, true) {
                     Full.complain("a probe");

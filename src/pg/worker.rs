@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use pgrx::pg_sys;
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::background::{Background, Full, Handle};
 use super::helper_process::Helpers;
-use super::shmem::{self, Entry, Wanted, WorkerState};
 pub(crate) use super::shmem::request_restart;
+use super::shmem::{self, Entry, Wanted, WorkerState};
 use super::stream::{self, Stream};
 use super::threads::Bell;
 use super::wait::WaitSet;
@@ -25,8 +24,8 @@ use crate::event::Feed;
 
 /// The longest it sleeps: the slot has to move over what other databases write.
 const NAP: Duration = Duration::from_secs(5);
-/// Between two tries to start the network half, say because its port is taken.
-const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+/// Between two tries to start the network half. (That its port is taken is its own affair.)
+const SERVE_AGAIN: Duration = Duration::from_secs(5);
 /// Between two flushes on behalf of asynchronous commits, which did not want to wait for one.
 const FLUSH_AGAIN: Duration = Duration::from_millis(10);
 /// Batches on their way to the hub; when they are that many, decoding waits.
@@ -60,29 +59,16 @@ pub extern "C-unwind" fn tide_worker_main(database: pg_sys::Datum) {
     if !entry.should_run() {
         return;
     }
-    let name = connect(database);
+    let (name, extension) = probe::connect(database);
     // SAFETY: as above. The threads are stopped first of all.
     unsafe { pg_sys::before_shmem_exit(Some(stop_threads), pg_sys::Datum::from(0)) };
 
     let config = guc::config(&name, database);
-    entry.set_config(probe::fingerprint(&config));
+    entry.set_config(probe::fingerprint(&config, extension));
     stream::pin_output_settings();
     match Bell::new() {
         Ok(bell) => Worker::new(entry, config, bell).run(),
         Err(error) => error!("pg_tide: could not make an eventfd: {error}"),
-    }
-}
-
-/// Connects to the database; says its name.
-fn connect(database: pg_sys::Oid) -> String {
-    // SAFETY: first thing in a background worker that asked for a database; then one transaction,
-    // before anything is decoded.
-    unsafe {
-        pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
-        pg_sys::StartTransactionCommand();
-        let name = probe::database_name(database);
-        pg_sys::CommitTransactionCommand();
-        name
     }
 }
 
@@ -109,7 +95,7 @@ struct Worker {
     helpers: Helpers,
     /// The stream's other end, until the network half has it.
     feed: Receiver<Feed>,
-    listening: bool,
+    serving: bool,
     /// When the network half was last tried to start, and what came of it.
     tried: Option<(Instant, String)>,
     flushed: Option<Instant>,
@@ -133,7 +119,7 @@ impl Worker {
             stream,
             helpers,
             feed,
-            listening: false,
+            serving: false,
             tried: None,
             flushed: None,
         }
@@ -155,7 +141,7 @@ impl Worker {
                 next = next.min(self.flush().unwrap_or(NAP));
                 next = next.min(self.stream.round().wait.unwrap_or(NAP));
             } else {
-                next = next.min(LISTEN_AGAIN);
+                next = next.min(SERVE_AGAIN);
             }
             if waits.wait(next) {
                 self.bell.silence();
@@ -178,19 +164,19 @@ impl Worker {
 
     /// Starts the network half if it does not run yet; true: it runs.
     fn serve(&mut self) -> bool {
-        if self.listening {
+        if self.serving {
             if !threads::are_alive() {
                 error!("pg_tide: a network thread ended unexpectedly");
             }
             return true;
         }
-        if self.tried.as_ref().is_some_and(|(when, _)| when.elapsed() < LISTEN_AGAIN) {
+        if self.tried.as_ref().is_some_and(|(when, _)| when.elapsed() < SERVE_AGAIN) {
             return false;
         }
         let before = self.tried.take().map(|(_, problem)| problem);
         match threads::start(self.config.clone(), self.feed.clone(), Arc::clone(&self.bridge)) {
             Ok(()) => {
-                self.listening = true;
+                self.serving = true;
                 self.entry.set_state(WorkerState::Running, "");
             }
             Err(error) => {
@@ -201,23 +187,13 @@ impl Worker {
                 self.tried = Some((Instant::now(), problem));
             }
         }
-        self.listening
+        self.serving
     }
 
     fn complain(&self, problem: &str) {
-        let hint = format!(
-            "Give the database a port of its own: ALTER DATABASE \"{}\" SET tide.port = ...; \
-             then SELECT tide.restart_worker().",
-            self.config.database.replace('"', "\"\"")
-        );
-        self.entry.set_state(WorkerState::Stalled, &format!("cannot listen: {problem}"));
-        ErrorReport::new(
-            PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
-            format!("pg_tide: cannot listen for database \"{}\": {problem}", self.config.database),
-            function_name!(),
-        )
-        .set_hint(hint)
-        .report(PgLogLevel::LOG);
+        let database = &self.config.database;
+        self.entry.set_state(WorkerState::Stalled, &format!("cannot start to serve: {problem}"));
+        pgrx::log!("pg_tide: cannot start to serve database \"{database}\": {problem}");
     }
 
     /// Flushes what asynchronous commits have left in the WAL buffers, though not for each of
