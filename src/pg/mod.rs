@@ -19,10 +19,7 @@ mod launcher;
 mod log;
 mod preload;
 mod probe;
-<<<<<<< HEAD
 mod report;
-=======
->>>>>>> main
 mod role;
 mod scout;
 mod session;
@@ -30,10 +27,7 @@ mod shmem;
 mod signals;
 mod slots;
 mod socket;
-<<<<<<< HEAD
 mod sql_api;
-=======
->>>>>>> main
 mod steward;
 mod stream;
 mod threads;
