@@ -1,48 +1,31 @@
-<<<<<<< HEAD
-//! Where the versions of Postgres differ: all of it is here.
-
-use std::ffi::CStr;
-use std::ptr::{null, null_mut};
-
-use pgrx::pg_sys;
-
-/// # Safety
-/// In a transaction only.
-pub(super) unsafe fn owns_database(database: pg_sys::Oid, role: pg_sys::Oid) -> bool {
-    // SAFETY: as above.
-    #[cfg(feature = "pg15")]
-    unsafe {
-        pg_sys::pg_database_ownercheck(database, role)
-    }
-    // SAFETY: as above.
-    #[cfg(not(feature = "pg15"))]
-    unsafe {
-        pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, database, role)
-    }
-}
-=======
 //! Where the versions of Postgres differ.
 
 use std::ffi::CStr;
 
 use pgrx::pg_sys;
->>>>>>> main
 
 /// Connects a background worker to a database by its oid, as a role by its name. (Postgres's own
 /// functions want two oids or two names; only the name of the role is fixed, and only the oid of
 /// the database survives its renaming.)
 pub(super) fn connect(database: pg_sys::Oid, role: &CStr) {
-    let role = role.as_ptr();
+    use std::ptr::{null, null_mut};
+
     // SAFETY: does what BackgroundWorkerInitializeConnection does, for a worker that has not
     // connected yet.
     unsafe {
         #[cfg(any(feature = "pg15", feature = "pg16"))]
-        pg_sys::InitPostgres(null(), database, role, pg_sys::InvalidOid, false, false, null_mut());
+        pg_sys::InitPostgres(
+            null(),
+            database,
+            role.as_ptr(),
+            pg_sys::InvalidOid,
+            false,
+            false,
+            null_mut(),
+        );
         #[cfg(not(any(feature = "pg15", feature = "pg16")))]
-        pg_sys::InitPostgres(null(), database, role, pg_sys::InvalidOid, 0, null_mut());
+        pg_sys::InitPostgres(null(), database, role.as_ptr(), pg_sys::InvalidOid, 0, null_mut());
         pg_sys::Mode = pg_sys::ProcessingMode::NormalProcessing;
-<<<<<<< HEAD
-=======
     }
 }
 
@@ -60,6 +43,5 @@ pub(super) unsafe fn owns_database(database: pg_sys::Oid, role: pg_sys::Oid) -> 
     #[cfg(not(feature = "pg15"))]
     unsafe {
         pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, database, role)
->>>>>>> main
     }
 }

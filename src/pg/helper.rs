@@ -13,11 +13,7 @@ use pgrx::{pg_guard, pg_sys};
 
 use super::socket::{FrameSocket, SocketError};
 use super::transaction::Refusal;
-<<<<<<< HEAD
 use super::{executor, guc, helper_process, session, signals, steward};
-=======
-use super::{executor, guc, helper_process, session, steward};
->>>>>>> main
 use crate::catalog::protocol::{Hello, Reply, Request};
 
 /// Entry point; `arg` is the oid of the database, the worker's `bgw_extra` says which it is to be.
@@ -25,9 +21,6 @@ use crate::catalog::protocol::{Hello, Reply, Request};
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
     let database = pg_sys::Oid::from(arg.value() as u32);
-    if !helper_process::attach(database) {
-        return;
-    }
     let hello = match BackgroundWorker::get_extra() {
         "steward" => Hello::Steward,
         _ => Hello::Executor,
