@@ -2,6 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use pg_tide::topic::Topic;
 use pg_tide::wire::Vsn;
 use pg_tide::wire::decode::{ClientEvent, ClientFrame, decode_binary, decode_text};
 use pg_tide::wire::encode::{self, Address};
@@ -16,6 +17,9 @@ fuzz_target!(|message: &[u8]| {
             answer(vsn, &frame);
         }
     }
+    if let Ok(topic) = Topic::parse(text) {
+        let _ = topic.legacy_parts();
+    }
 });
 
 /// The answers repeat parts of the client's frame, so they must be escaped.
@@ -28,6 +32,9 @@ fn answer(vsn: Vsn, frame: &ClientFrame) {
     let mut answers = vec![encode::ok(vsn, address), encode::error(vsn, address, &frame.topic)];
     if let ClientEvent::Join(join) = &frame.event {
         answers.push(encode::joined(vsn, address, &join.postgres_changes));
+        for params in &join.postgres_changes {
+            answers.push(encode::unsubscribable(vsn, address.join_ref, address.topic, params));
+        }
     }
     for answer in answers {
         serde_json::from_slice::<serde_json::Value>(&answer).expect("an answer is JSON");

@@ -2,10 +2,9 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,7 +15,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::context::ServerContext;
-use super::http::{self, Admission, Front};
+use super::http::{self, Front};
 use super::listen::stopped;
 use super::session;
 use crate::stats::RefusedConnection;
@@ -24,63 +23,65 @@ use crate::stats::RefusedConnection;
 /// Largest head of a request: room for a token of many claims in the query.
 const MAX_HEAD: usize = 64 << 10;
 
-/// Serves one socket until it ends or `stop` says so.
-pub(super) async fn serve(
+/// A websocket that goes on until it ends.
+type Conversing = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Serves one socket until it ends or `stop` says so; `place` is held for as long.
+///
+/// What comes first is large and soon over, so it is boxed: a websocket, which may live for days,
+/// keeps none of its room.
+pub(super) async fn serve<P>(
     socket: TcpStream,
     peer: SocketAddr,
     tls: Option<TlsAcceptor>,
     context: Arc<ServerContext>,
     stop: watch::Receiver<bool>,
+    place: P,
 ) {
+    let websocket = Box::pin(open(socket, peer, tls, context, stop)).await;
+    if let Some(websocket) = websocket {
+        websocket.await;
+    }
+    drop(place);
+}
+
+/// TLS, if it is asked for, and HTTP.
+async fn open(
+    socket: TcpStream,
+    peer: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    context: Arc<ServerContext>,
+    mut stop: watch::Receiver<bool>,
+) -> Option<Conversing> {
     // Frames are small and wanted now. If it cannot be set the connection is about to fail anyway.
     let _ = socket.set_nodelay(true);
-    match tls {
-        None => talk(socket, peer, context, stop).await,
-        Some(tls) => {
-            // Boxed: a handshake's state is large and short-lived.
-            let handshake = Box::pin(timeout(context.config.handshake_timeout, tls.accept(socket)));
-            match handshake.await {
-                Ok(Ok(socket)) => talk(socket, peer, context, stop).await,
-                Ok(Err(_)) | Err(_) => {
-                    context.stats.refused_connection(RefusedConnection::Handshake).inc();
-                }
-            }
+    let Some(tls) = tls else { return speak_http(socket, peer, context, stop).await };
+    let handshake = tokio::select! {
+        handshake = timeout(context.config.handshake_timeout, tls.accept(socket)) => handshake,
+        () = stopped(&mut stop) => return None,
+    };
+    match handshake {
+        // Boxed: it is ten times as large as a plain socket.
+        Ok(Ok(socket)) => speak_http(Box::new(socket), peer, context, stop).await,
+        Ok(Err(_)) | Err(_) => {
+            context.stats.refused_connection(RefusedConnection::Handshake).inc();
+            None
         }
     }
 }
 
-async fn talk<S>(
-    socket: S,
-    peer: SocketAddr,
-    context: Arc<ServerContext>,
-    mut stop: watch::Receiver<bool>,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    // Boxed, so that a websocket, which may live for days, does not keep the room that HTTP took.
-    let http = Box::pin(speak_http(socket, peer, Arc::clone(&context), stop.clone()));
-    let Some((socket, read_ahead, admission)) = http.await else { return };
-    // Borrowed from HTTP's buffer, which is to go.
-    let read_ahead = read_ahead.to_vec();
-    if *stop.borrow_and_update() {
-        return;
-    }
-    session::run(socket, read_ahead, peer, admission, context, stop).await;
-}
-
-/// Answers requests. Comes back with the socket if it is to become a websocket, and with what
-/// has been read of it past the handshake.
+/// Answers requests, until one of them makes a websocket of the socket.
 async fn speak_http<S>(
     socket: S,
     peer: SocketAddr,
     context: Arc<ServerContext>,
     mut stop: watch::Receiver<bool>,
-) -> Option<(S, Bytes, Admission)>
+) -> Option<Conversing>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let limit = context.config.handshake_timeout;
-    let front = Arc::new(Front::new(context, peer));
+    let front = Arc::new(Front::new(Arc::clone(&context), peer));
     let answering = Arc::clone(&front);
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         let front = Arc::clone(&answering);
@@ -105,7 +106,11 @@ where
     };
     let mut socket = parts.io.into_inner();
     match front.admission() {
-        Some(admission) => Some((socket, parts.read_buf, admission)),
+        Some(admission) => {
+            // Copied: it is a piece of HTTP's buffer, which is to go.
+            let read_ahead = parts.read_buf.to_vec();
+            Some(Box::pin(session::run(socket, read_ahead, peer, admission, context, stop)))
+        }
         None => {
             // The peer closed, or was told to: nothing depends on how this ends.
             let _ = timeout(limit, socket.shutdown()).await;

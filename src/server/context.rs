@@ -4,6 +4,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::Semaphore;
 
+use super::inbound::Allowance;
+use super::lookup::Lookups;
 use super::role::RoleCache;
 use crate::auth::Verifier;
 use crate::catalog::Catalog;
@@ -19,6 +21,9 @@ pub struct ServerContext {
     pub stats: Arc<Stats>,
     verifier: RwLock<Arc<Verifier>>,
     pub(super) roles: RoleCache,
+    pub(super) lookups: Lookups,
+    /// A part of `tide.memory_limit`.
+    pub(super) inbound: Arc<Allowance>,
     /// `tide.max_connections` permits.
     pub(super) websockets: Arc<Semaphore>,
 }
@@ -31,6 +36,8 @@ impl ServerContext {
         verifier: Verifier,
         stats: Arc<Stats>,
     ) -> ServerContext {
+        // The hub's history and queues have the rest.
+        let inbound = Arc::new(Allowance::new(config.memory_limit / 8));
         let limit = config.max_connections.min(Semaphore::MAX_PERMITS);
         ServerContext {
             config,
@@ -39,6 +46,8 @@ impl ServerContext {
             stats,
             verifier: RwLock::new(Arc::new(verifier)),
             roles: RoleCache::default(),
+            lookups: Lookups::default(),
+            inbound,
             websockets: Arc::new(Semaphore::new(limit)),
         }
     }

@@ -67,6 +67,8 @@ pub(super) struct Conversation {
     pending: Pending<Outcome>,
     joins: TokenBucket,
     malformed: u32,
+    /// A token came that may expire before all others.
+    changed: bool,
 }
 
 impl Conversation {
@@ -86,6 +88,7 @@ impl Conversation {
             pending: Pending::new(),
             joins: TokenBucket::full(context.config.join_rate, Instant::now()),
             malformed: 0,
+            changed: false,
             context,
         }
     }
@@ -118,6 +121,7 @@ impl Conversation {
             Outcome::Joined(channel) => {
                 self.context.stats.joins_total.inc();
                 self.channels.insert(topic, channel);
+                self.changed = true;
             }
             Outcome::Refused { address, refused } => {
                 self.context.stats.refused_join(refused.count).inc();
@@ -128,6 +132,11 @@ impl Conversation {
             Outcome::Renewed(Err(Refusal::Unavailable)) => {}
             Outcome::Renewed(Err(refusal)) => self.expel(&topic, &refusal.message()),
         }
+    }
+
+    /// Whether [`Conversation::next_expiry`] may be earlier than it was at the last call.
+    pub(super) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
     }
 
     /// When [`Conversation::expire`] is to be called, in seconds since the Unix epoch.
@@ -250,6 +259,7 @@ impl Conversation {
             self.context.hub.set_role(self.session, topic, Arc::clone(&credentials.role));
         }
         channel.credentials = credentials;
+        self.changed = true;
     }
 
     /// Ends a channel for a reason that the application is told.

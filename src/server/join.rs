@@ -216,10 +216,14 @@ impl Joiner {
     }
 
     /// The tables as the role may see them, and the address as of which.
-    async fn tables(&self, names: Vec<TableName>) -> Result<(Vec<TableAccess>, Lsn), Refused> {
-        let role = &self.credentials.role;
-        let ask = || self.context.catalog.tables(role, Which::Named(names.clone()));
-        let answer = identity::patiently(self.context.config.handshake_timeout, ask).await;
+    async fn tables(&self, names: Vec<TableName>) -> Result<(Arc<[TableAccess]>, Lsn), Refused> {
+        let (context, role) = (&self.context, &self.credentials.role);
+        let ask = || {
+            let which = Which::Named(names.clone());
+            let ask = || context.catalog.tables(role, which);
+            context.lookups.tables(role, names.clone(), ask)
+        };
+        let answer = identity::patiently(context.config.handshake_timeout, ask).await;
         answer.map_err(|error| {
             log::warn!("could not look up the tables of a subscription: {error}");
             Refusal::Unavailable.into()

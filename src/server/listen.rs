@@ -65,14 +65,10 @@ impl Listening {
                 accepted = self.listener.accept() => match accepted {
                     Ok((socket, peer)) => {
                         let Some(place) = self.place() else { continue };
-                        let tls = self.tls.clone();
-                        let served = connection::serve(
-                            socket, peer, tls, Arc::clone(&self.context), stopping.clone(),
-                        );
-                        connections.spawn(async move {
-                            served.await;
-                            drop(place);
-                        });
+                        let (tls, context) = (self.tls.clone(), Arc::clone(&self.context));
+                        let stop = stopping.clone();
+                        connections
+                            .spawn(connection::serve(socket, peer, tls, context, stop, place));
                     }
                     Err(error) => pause_after(&error).await,
                 },

@@ -1,5 +1,6 @@
 //! One websocket: reading, writing, and its several ends.
 
+use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use super::context::ServerContext;
 use super::conversation::{Breach, Conversation};
 use super::http::Admission;
 use super::identity;
+use super::inbound::Metered;
 use super::listen::stopped;
 use super::writer;
 use crate::hub::Hub;
@@ -29,7 +31,7 @@ use crate::stats::Stats;
 
 /// Read at once, and kept for as long as the connection lives: more than a heartbeat, less than
 /// a join with a token, which takes two reads.
-const READ_BUFFER: usize = 2 << 10;
+const READ_BUFFER: usize = 1 << 10;
 
 /// Bytes of frames that go into one write.
 const BATCH: usize = 64 << 10;
@@ -57,6 +59,8 @@ enum End {
     Idle,
     /// A message over `max_message_size`.
     TooLarge,
+    /// Too many large messages are arriving at once, and this is one of them.
+    NoMemory,
     /// Not a websocket's frame, or text that is not UTF-8.
     Protocol(CloseCode),
 }
@@ -78,27 +82,26 @@ pub(super) async fn run<S>(
         .write_buffer_size(0)
         .max_message_size(Some(context.config.max_message_size))
         .max_frame_size(Some(context.config.max_message_size));
+    let stream = Metered::new(stream, Arc::clone(&context.inbound));
     let mut socket =
         WebSocketStream::from_partially_read(stream, read_ahead, Role::Server, Some(config)).await;
     let member = Member::new(&context, peer, user_agent);
-    let conversation = Conversation::new(
-        Arc::clone(&context),
-        member.id,
-        Arc::clone(&member.queue),
-        vsn,
-        credentials,
-    );
     let mut session = Session {
         socket: &mut socket,
-        conversation,
+        conversation: Conversation::new(
+            Arc::clone(&context),
+            member.id,
+            Arc::clone(&member.queue),
+            vsn,
+            credentials,
+        ),
         member: &member,
         idle: context.config.idle_timeout,
         heard: Instant::now(),
     };
     let end = session.talk(stopped(&mut stop)).await;
     // What the hub still sends is for nobody; the channels are gone from here on.
-    let Session { conversation, .. } = session;
-    drop(conversation);
+    drop(session);
     Box::pin(take_leave(&mut socket, &member, end)).await;
     drop(permit);
 }
@@ -130,7 +133,7 @@ impl Drop for Member {
 }
 
 struct Session<'a, S> {
-    socket: &'a mut WebSocketStream<S>,
+    socket: &'a mut WebSocketStream<Metered<S>>,
     conversation: Conversation,
     member: &'a Member,
     idle: Duration,
@@ -177,9 +180,9 @@ where
             if let Err(end) = step {
                 return end;
             }
-            // Later deadlines are noticed when the timer rings; only an earlier one is not.
-            let deadline = self.deadline();
-            if deadline < timer.deadline() {
+            // A later deadline is noticed when the timer rings; an earlier one comes with a token.
+            if self.conversation.take_changed() {
+                let deadline = self.deadline().min(timer.deadline());
                 timer.as_mut().reset(deadline);
             }
         }
@@ -219,6 +222,7 @@ where
         held: &mut Option<Bytes>,
     ) -> Result<(), End> {
         self.heard = Instant::now();
+        self.socket.get_mut().message_complete();
         // A channel whose join reply is out is joined, also for a frame that is on its heels.
         while let Some((topic, outcome)) = self.conversation.outcome().now_or_never() {
             self.conversation.settle(topic, outcome);
@@ -260,6 +264,7 @@ impl End {
     fn of(error: &SocketError) -> End {
         match error {
             SocketError::Capacity(CapacityError::MessageTooLong { .. }) => End::TooLarge,
+            SocketError::Io(error) if error.kind() == io::ErrorKind::OutOfMemory => End::NoMemory,
             SocketError::Utf8(_) => End::Protocol(CloseCode::Invalid),
             SocketError::Protocol(_) => End::Protocol(CloseCode::Protocol),
             _ => End::Gone,
@@ -284,6 +289,7 @@ impl End {
             }
             End::Idle => (CloseCode::Normal, "idle: no heartbeat came"),
             End::TooLarge => (CloseCode::Size, "message too large"),
+            End::NoMemory => (CloseCode::Again, "too many large messages at once, try again"),
             End::Protocol(code) => (*code, "not the websocket protocol"),
         })
     }
@@ -366,6 +372,7 @@ mod tests {
             End::Breach(Breach::JoinRate),
             End::Idle,
             End::TooLarge,
+            End::NoMemory,
             End::Protocol(CloseCode::Protocol),
         ];
 

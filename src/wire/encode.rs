@@ -206,17 +206,16 @@ pub struct Resync<'a> {
 }
 
 pub fn resync(vsn: Vsn, join_ref: Option<&str>, topic: &str, resync: Resync<'_>) -> Bytes {
-    let text =
-        |cursor: Option<Cursor>| cursor.map_or_else(String::new, |cursor| cursor.to_string());
+    let text = |cursor: Option<Cursor>| cursor.map_or("none".to_owned(), |c| c.to_string());
     let (oldest, newest) = (text(resync.oldest), text(resync.newest));
-    let shown =
-        |cursor: &str| if cursor.is_empty() { "none".to_owned() } else { cursor.to_owned() };
-    let message =
-        format!("resync: {}; oldest {} newest {}", resync.reason, shown(&oldest), shown(&newest));
+    let message = format!("resync: {}; oldest {oldest} newest {newest}", resync.reason);
     let mut details = vec![("reason", resync.reason)];
-    details.extend(
-        [("oldest", &*oldest), ("newest", &*newest)].into_iter().filter(|d| !d.1.is_empty()),
-    );
+    if resync.oldest.is_some() {
+        details.push(("oldest", &oldest));
+    }
+    if resync.newest.is_some() {
+        details.push(("newest", &newest));
+    }
     let message = System {
         extension: "tide.resync",
         status: Status::Ok,

@@ -1,5 +1,6 @@
 //! Clients that ask for too much, or send what they should not: each is its own problem only.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::SinkExt;
@@ -8,6 +9,10 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::world::{World, config, until};
 use crate::config::Config;
+use crate::server::http::Admission;
+use crate::server::identity::Credentials;
+use crate::server::session;
+use crate::wire::Vsn;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_channel_too_many_is_refused_and_the_rest_stay() {
@@ -166,4 +171,23 @@ async fn a_client_that_does_not_read_does_not_hold_up_the_stop() {
     until(|| world.context.stats.position.get() >= 2990).await;
 
     world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_takes_little_room() {
+    let world = World::new(config()).await;
+    let (stream, _far) = tokio::io::duplex(64);
+    let (_stop, stopped) = tokio::sync::watch::channel(false);
+    let admission = Admission {
+        credentials: Credentials::new("web".into(), None, None),
+        vsn: Vsn::V2,
+        user_agent: None,
+        permit: Arc::clone(&world.context.websockets).try_acquire_owned().unwrap(),
+    };
+
+    let context = Arc::clone(&world.context);
+    let session = session::run(stream, Vec::new(), world.address, admission, context, stopped);
+
+    // With its read buffer, and what the hub has of it, far below 10 KiB.
+    assert!(size_of_val(&session) < 3 << 10, "{}", size_of_val(&session));
 }
