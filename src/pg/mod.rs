@@ -8,10 +8,10 @@
 mod background;
 mod backoff;
 mod compat;
+mod control;
 mod databases;
 mod entry;
 mod executor;
-#[allow(dead_code, reason = "the worker comes next")]
 mod guc;
 mod helper;
 mod helper_process;
@@ -21,6 +21,7 @@ mod launcher;
 mod log;
 mod preload;
 mod probe;
+mod report;
 mod role;
 mod scout;
 mod session;
@@ -28,6 +29,7 @@ mod shmem;
 mod signals;
 mod slots;
 mod socket;
+mod sql_api;
 mod steward;
 mod stream;
 mod threads;
