@@ -57,14 +57,3 @@ fn extension_owner() -> Option<pg_sys::Oid> {
     let query = "select extowner from pg_catalog.pg_extension where extname = 'pg_tide'";
     pgrx::Spi::get_one(query).ok().flatten()
 }
-
-/// Reads the settings again if the server was asked to.
-pub(super) fn reload_if_asked() {
-    // SAFETY: a flag that a signal handler of this process sets; called outside a transaction.
-    unsafe {
-        if std::ptr::addr_of!(pg_sys::ConfigReloadPending).read_volatile() != 0 {
-            pg_sys::ConfigReloadPending = 0;
-            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
-        }
-    }
-}
