@@ -381,7 +381,7 @@ language sql volatile parallel unsafe
 security definer
 set search_path = pg_catalog, pg_temp
 begin atomic
-    select w.pid, w.state, w.reason, w.started_at, w.restarts, s.slot_name, w.epoch,
+    select w.pid, w.state, w.reason, to_timestamp(w.started_at / 1e6), w.restarts, s.slot_name, w.epoch,
            case when w.decoded_lsn > 0 then '0/0'::pg_lsn + w.decoded_lsn end,
            s.confirmed_flush_lsn,
            case when not pg_is_in_recovery()
@@ -392,7 +392,7 @@ begin atomic
            w.url, w.listener_error,
            coalesce(w.steward, false), coalesce(w.executors, 0)
     from jsonb_to_record(tide._worker_status()) as w (
-        pid integer, state text, reason text, started_at timestamptz, restarts integer,
+        pid integer, state text, reason text, started_at bigint, restarts integer,
         epoch text, decoded_lsn numeric,
         history_events bigint, history_bytes bigint, connections bigint, channels bigint,
         url text, listener_error text, steward boolean, executors integer
@@ -742,6 +742,9 @@ as $$
 declare
     publication pg_publication;
     found_class pg_class;
+    some_role text := coalesce((select m.roleid::regrole::text from pg_auth_members as m
+                                where m.member = to_regrole('tide_authenticator')
+                                order by m.roleid desc limit 1), 'authenticated');
 begin
     select p.* into publication from pg_publication as p where p.pubname = tide._publication();
     return query select
@@ -780,8 +783,8 @@ begin
             return query select
                 format('readers of %s', found_class.oid::regclass), false,
                 'no role granted to tide_authenticator may read the table',
-                format('grant usage on schema %s to authenticated; grant select on %s to authenticated;',
-                       found_class.relnamespace::regnamespace, found_class.oid::regclass);
+                format('grant usage on schema %s to %s; grant select on %s to %s;',
+                       found_class.relnamespace::regnamespace, some_role, found_class.oid::regclass, some_role);
         end if;
     end loop;
 end

@@ -29,6 +29,7 @@ pub(super) fn take_signals() {
 /// back into it by `RESET SESSION AUTHORIZATION` in a client's trigger or policy.
 pub(super) fn connect_as_authenticator(database: pg_sys::Oid) {
     super::compat::connect(database, AUTHENTICATOR);
+    pin_search_path();
 }
 
 /// Connects and becomes the extension's owner, whoever that is now. The worker cannot say who it
@@ -50,6 +51,21 @@ pub(super) fn connect_as_owner(database: pg_sys::Oid) {
             // Dropped meanwhile; the worker is about to hear of it as well.
             pg_sys::proc_exit(0);
         }
+    }
+    pin_search_path();
+}
+
+/// Names mean the same to the steward, who writes types as text, and to the executors, who read
+/// them; and nobody's objects are taken for Postgres's.
+fn pin_search_path() {
+    // SAFETY: outside a transaction, with constants; lasts as long as the session.
+    unsafe {
+        pg_sys::SetConfigOption(
+            c"search_path".as_ptr(),
+            c"pg_catalog, pg_temp".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+        );
     }
 }
 

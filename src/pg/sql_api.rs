@@ -14,6 +14,8 @@ use super::{control, guc, report, shmem};
 use crate::auth;
 use crate::catalog::protocol::{ControlRequest, Recent};
 
+/// From 1970, where Unix begins to count, to 2000, where Postgres does, in microseconds.
+const EPOCHS: i64 = 946_684_800_000_000;
 /// Most events that one call of `tide.recent` gives.
 const MAX_RECENT: i32 = 10_000;
 
@@ -51,7 +53,8 @@ fn tide_worker_status() -> JsonB {
     };
     if let (Some(fields), Some(known)) = (status.as_object_mut(), known) {
         fields.insert("restarts".into(), json!(known.restarts));
-        fields.insert("started_at".into(), json!(known.started_at));
+        let started_at = known.started_at.map(|time| i64::from(time).saturating_add(EPOCHS));
+        fields.insert("started_at".into(), json!(started_at));
     }
     JsonB(status)
 }
@@ -120,7 +123,6 @@ fn own_tables() -> Vec<u32> {
 
 /// Microseconds since 1970 as Postgres's own since 2000.
 fn timestamp(unix_microseconds: i64) -> TimestampWithTimeZone {
-    const EPOCHS: i64 = 946_684_800_000_000;
     TimestampWithTimeZone::try_from(unix_microseconds.saturating_sub(EPOCHS))
         .unwrap_or_else(|_| TimestampWithTimeZone::positive_infinity())
 }
