@@ -11,6 +11,12 @@ pub fn write_str(out: &mut Vec<u8>, text: &str) {
 pub fn write_utf8(out: &mut Vec<u8>, text: &[u8]) {
     out.reserve(text.len() + 2);
     out.push(b'"');
+    write_inside(out, text);
+    out.push(b'"');
+}
+
+/// A part of a string, without the quotes.
+pub(crate) fn write_inside(out: &mut Vec<u8>, text: &[u8]) {
     let mut rest = text;
     while let Some(at) = find_special(rest) {
         let (plain, tail) = rest.split_at(at);
@@ -20,7 +26,6 @@ pub fn write_utf8(out: &mut Vec<u8>, text: &[u8]) {
         rest = tail;
     }
     out.extend_from_slice(rest);
-    out.push(b'"');
 }
 
 /// Appends `"name":`.

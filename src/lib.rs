@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod event;
 pub mod filter;
+pub mod fragment;
 pub mod hub;
 pub mod json;
 pub mod listener;

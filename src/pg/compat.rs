@@ -1,6 +1,8 @@
 //! Where the versions of Postgres differ.
 
 use std::ffi::CStr;
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+use std::ptr::null_mut;
 
 use pgrx::pg_sys;
 
@@ -43,5 +45,130 @@ pub(super) unsafe fn owns_database(database: pg_sys::Oid, role: pg_sys::Oid) -> 
     #[cfg(not(feature = "pg15"))]
     unsafe {
         pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, database, role)
+    }
+}
+
+/// The index of `ReplicationSlotControlLock` among the named locks, the same in 15 to 18.
+const REPLICATION_SLOT_CONTROL_LOCK: usize = 37;
+
+/// # Safety
+/// In a process attached to shared memory.
+pub(super) unsafe fn replication_slot_control_lock() -> *mut pg_sys::LWLock {
+    // SAFETY: the array is complete before any process attaches.
+    unsafe { &raw mut (*pg_sys::MainLWLockArray.add(REPLICATION_SLOT_CONTROL_LOCK)).lock }
+}
+
+/// Creates a logical slot of this database that vanishes unless it is made persistent.
+///
+/// # Safety
+/// In a transaction, holding no slot.
+pub(super) unsafe fn create_slot(name: &CStr) {
+    let ephemeral = pg_sys::ReplicationSlotPersistency::RS_EPHEMERAL;
+    // SAFETY: as above. Two-phase decoding is off: such transactions come at COMMIT PREPARED.
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    unsafe {
+        pg_sys::ReplicationSlotCreate(name.as_ptr(), true, ephemeral, false);
+    }
+    // SAFETY: as above.
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    unsafe {
+        pg_sys::ReplicationSlotCreate(name.as_ptr(), true, ephemeral, false, false, false);
+    }
+}
+
+/// Takes a slot, or fails at once if another process has it.
+///
+/// # Safety
+/// Holding no slot.
+pub(super) unsafe fn acquire_slot(name: &CStr) {
+    // SAFETY: as above.
+    #[cfg(not(feature = "pg18"))]
+    unsafe {
+        pg_sys::ReplicationSlotAcquire(name.as_ptr(), true);
+    }
+    // SAFETY: as above.
+    #[cfg(feature = "pg18")]
+    unsafe {
+        pg_sys::ReplicationSlotAcquire(name.as_ptr(), true, true);
+    }
+}
+
+/// Whether the WAL that the slot needs is gone.
+pub(super) fn is_invalidated(slot: &pg_sys::ReplicationSlotPersistentData) -> bool {
+    #[cfg(feature = "pg15")]
+    {
+        slot.invalidated_at != 0
+    }
+    #[cfg(not(feature = "pg15"))]
+    {
+        slot.invalidated != pg_sys::ReplicationSlotInvalidationCause::RS_INVAL_NONE
+    }
+}
+
+/// The old and the new row of a change, null where there is none.
+///
+/// # Safety
+/// A live change of a row.
+pub(super) unsafe fn tuples(
+    change: *mut pg_sys::ReorderBufferChange,
+) -> (pg_sys::HeapTuple, pg_sys::HeapTuple) {
+    // SAFETY: as above; a row change has the union's `tp`.
+    unsafe {
+        let rows = (*change).data.tp;
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        {
+            let tuple = |buffer: *mut pg_sys::ReorderBufferTupleBuf| {
+                if buffer.is_null() { null_mut() } else { &raw mut (*buffer).tuple }
+            };
+            (tuple(rows.oldtuple), tuple(rows.newtuple))
+        }
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        {
+            (rows.oldtuple, rows.newtuple)
+        }
+    }
+}
+
+/// A column of a descriptor.
+///
+/// # Safety
+/// A live descriptor with more than `index` columns.
+pub(super) unsafe fn attribute<'a>(
+    descriptor: pg_sys::TupleDesc,
+    index: usize,
+) -> &'a pg_sys::FormData_pg_attribute {
+    // SAFETY: as above.
+    #[cfg(not(feature = "pg18"))]
+    unsafe {
+        &*(*descriptor).attrs.as_ptr().add(index)
+    }
+    // SAFETY: as above; since 18 the full attributes follow the compact ones.
+    #[cfg(feature = "pg18")]
+    unsafe {
+        let natts = usize::try_from((*descriptor).natts).unwrap_or(0);
+        let attributes = (*descriptor).compact_attrs.as_ptr().add(natts);
+        &*attributes.cast::<pg_sys::FormData_pg_attribute>().add(index)
+    }
+}
+
+/// Whether the column is computed when read, so that no row in the WAL has it (18 and later).
+pub(super) fn is_virtual(attribute: &pg_sys::FormData_pg_attribute) -> bool {
+    attribute.attgenerated as u8 == b'v'
+}
+
+/// The primary key's index, or the invalid oid.
+///
+/// # Safety
+/// An open relation, under a snapshot.
+pub(super) unsafe fn primary_key_index(relation: pg_sys::Relation) -> pg_sys::Oid {
+    // SAFETY: as above.
+    #[cfg(not(feature = "pg18"))]
+    unsafe {
+        pg_sys::RelationGetPrimaryKeyIndex(relation)
+    }
+    // SAFETY: as above. A deferrable key is no key for those who tell rows apart by it.
+    #[cfg(feature = "pg18")]
+    unsafe {
+        pg_sys::RelationGetPrimaryKeyIndex(relation, false)
     }
 }

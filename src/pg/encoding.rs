@@ -1,0 +1,57 @@
+//! Texts of the database as UTF-8, which is what goes over the wire.
+
+use std::borrow::Cow;
+use std::ffi::{CStr, c_char};
+
+use pgrx::pg_sys;
+
+/// How the database's texts become UTF-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Utf8,
+    /// Any bytes at all.
+    SqlAscii,
+    Other,
+}
+
+impl Encoding {
+    pub(super) fn of_database() -> Encoding {
+        // SAFETY: a plain variable of this process.
+        let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
+        match u32::try_from(encoding) {
+            Ok(pg_sys::pg_enc::PG_UTF8) => Encoding::Utf8,
+            Ok(pg_sys::pg_enc::PG_SQL_ASCII) => Encoding::SqlAscii,
+            _ => Encoding::Other,
+        }
+    }
+
+    /// What is not valid becomes replacement characters: an event is better than none.
+    pub(super) fn utf8(self, text: &[u8]) -> Cow<'_, str> {
+        if self == Encoding::Other
+            && let Ok(length) = i32::try_from(text.len())
+        {
+            // SAFETY: the text is as long as said. The conversion is looked up in the catalogue,
+            // which the historic snapshot allows.
+            let converted = unsafe {
+                let to = pg_sys::pg_enc::PG_UTF8 as i32;
+                pg_sys::pg_server_to_any(text.as_ptr().cast::<c_char>(), length, to)
+            };
+            if !std::ptr::eq(converted.cast(), text.as_ptr()) {
+                // SAFETY: a converted text ends with a zero byte.
+                let converted = unsafe { CStr::from_ptr(converted) };
+                return String::from_utf8_lossy(converted.to_bytes());
+            }
+        }
+        String::from_utf8_lossy(text)
+    }
+
+    /// An owned copy of a C string.
+    ///
+    /// # Safety
+    /// A string that ends with a zero byte.
+    pub(super) unsafe fn owned(self, text: *const c_char) -> Box<str> {
+        // SAFETY: as above.
+        let text = unsafe { CStr::from_ptr(text) };
+        self.utf8(text.to_bytes()).into()
+    }
+}

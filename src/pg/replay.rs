@@ -1,0 +1,360 @@
+//! What the decoder's callbacks do: the changes of one transaction after the other, each made an
+//! event, or none.
+
+use std::ffi::CString;
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use super::compat;
+use super::failure::{self, Failure};
+use super::invalidation;
+use super::nap;
+use super::outlet::Outlet;
+use super::relation::Relations;
+use super::tuple::{self, Image, Tuple};
+use crate::event::{
+    CatalogChange, Change, Event, EventKind, Feed, Lsn, Operation, Position, Relation, Row,
+    RowStart,
+};
+
+/// Microseconds between the epochs of Unix and Postgres.
+const EPOCH_MICROS: i64 = 946_684_800_000_000;
+/// Looking whether a transaction has become visible: soon at first.
+const VISIBLE_FIRST_MS: i64 = 1;
+const VISIBLE_LONGEST_MS: i64 = 100;
+/// Memory of a change up to this is kept for the next.
+const SCRATCH_BYTES: usize = 64 << 10;
+
+/// All that the callbacks work with. Lives as long as the worker; main thread only.
+#[derive(Debug)]
+pub(super) struct Replay {
+    pub(super) outlet: Outlet,
+    relations: Relations,
+    publication: CString,
+    transaction: Transaction,
+    /// Each change in a subtransaction, so that an error costs no more than that change.
+    is_careful: bool,
+    /// The change that is being made an event.
+    current: Option<Position>,
+    /// Where its rows began in the batch.
+    mark: Option<RowStart>,
+    old: Tuple,
+    new: Tuple,
+    /// Memory of Postgres's for one change.
+    scratch: pg_sys::MemoryContext,
+}
+
+/// The transaction that is being replayed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Transaction {
+    commit: Lsn,
+    end: Lsn,
+    xid: u32,
+    commit_time: i64,
+    /// Changes so far, before any filter.
+    changes: u32,
+}
+
+/// A row change as the decoder gives it.
+#[derive(Clone, Copy, Debug)]
+struct RowChange {
+    relation: pg_sys::Relation,
+    operation: Operation,
+    old: pg_sys::HeapTuple,
+    new: pg_sys::HeapTuple,
+}
+
+impl Replay {
+    pub(super) fn new(publication: CString, feed: Sender<Feed>) -> Replay {
+        // SAFETY: main thread; the name is a constant.
+        let scratch = unsafe {
+            pg_sys::AllocSetContextCreateExtended(
+                pg_sys::TopMemoryContext,
+                c"pg_tide change".as_ptr(),
+                0,
+                SCRATCH_BYTES,
+                SCRATCH_BYTES,
+            )
+        };
+        Replay {
+            outlet: Outlet::new(feed),
+            relations: Relations::default(),
+            publication,
+            transaction: Transaction::default(),
+            is_careful: false,
+            current: None,
+            mark: None,
+            old: Tuple::default(),
+            new: Tuple::default(),
+            scratch,
+        }
+    }
+
+    pub(super) fn set_careful(&mut self, is_careful: bool) {
+        self.is_careful = is_careful;
+    }
+
+    /// Puts aside what an error has left, and says which change it arose in.
+    pub(super) fn recover(&mut self) -> Option<Position> {
+        self.outlet.discard();
+        self.relations.clear();
+        self.mark = None;
+        // SAFETY: nothing of the failed change is used any more.
+        unsafe { pg_sys::MemoryContextReset(self.scratch) };
+        self.current.take()
+    }
+
+    /// A transaction begins: waits until others can see it.
+    ///
+    /// # Safety
+    /// As called by the decoder.
+    pub(super) unsafe fn begin(&mut self, transaction: *mut pg_sys::ReorderBufferTXN) {
+        // SAFETY: as above.
+        self.transaction = unsafe {
+            let transaction = &*transaction;
+            Transaction {
+                commit: Lsn(transaction.final_lsn),
+                end: Lsn(transaction.end_lsn),
+                xid: transaction.xid.into_inner(),
+                commit_time: transaction.xact_time.commit_time.saturating_add(EPOCH_MICROS),
+                changes: 0,
+            }
+        };
+        let xid = pg_sys::TransactionId::from(self.transaction.xid);
+        // The commit record is flushed before the transaction ends for others: mostly it has by
+        // now; a missing synchronous standby makes it last.
+        // SAFETY: reads shared memory.
+        let is_visible = || unsafe { !pg_sys::TransactionIdIsInProgress(xid) };
+        if !is_visible() {
+            self.outlet.flush();
+            nap::until(is_visible, VISIBLE_FIRST_MS, VISIBLE_LONGEST_MS);
+        }
+    }
+
+    /// The transaction is complete.
+    pub(super) fn commit(&mut self) {
+        self.outlet.end_transaction(self.transaction.commit);
+    }
+
+    /// A row was inserted, updated or deleted.
+    ///
+    /// # Safety
+    /// As called by the decoder.
+    pub(super) unsafe fn change(
+        &mut self,
+        relation: pg_sys::Relation,
+        change: *mut pg_sys::ReorderBufferChange,
+    ) {
+        use pg_sys::ReorderBufferChangeType as Action;
+        let position = self.next_position();
+        if self.outlet.has_sent(position) {
+            return;
+        }
+        // SAFETY: as above.
+        let (action, (old, new)) = unsafe { ((*change).action, compat::tuples(change)) };
+        let operation = match action {
+            Action::REORDER_BUFFER_CHANGE_INSERT => Operation::Insert,
+            Action::REORDER_BUFFER_CHANGE_UPDATE => Operation::Update,
+            Action::REORDER_BUFFER_CHANGE_DELETE => Operation::Delete,
+            _ => return,
+        };
+        let row = RowChange { relation, operation, old, new };
+        // SAFETY: as above.
+        self.guarded(relation, position, |replay| unsafe { replay.row(position, row) });
+    }
+
+    /// Tables were emptied.
+    ///
+    /// # Safety
+    /// As called by the decoder.
+    pub(super) unsafe fn truncate(&mut self, relations: &[pg_sys::Relation]) {
+        for relation in relations {
+            let position = self.next_position();
+            if self.outlet.has_sent(position) {
+                continue;
+            }
+            // SAFETY: as above.
+            let one = |replay: &mut Replay| unsafe { replay.truncated(position, *relation) };
+            self.guarded(*relation, position, one);
+        }
+    }
+
+    /// A transactional message: not an event yet, but it counts.
+    pub(super) fn message(&mut self) {
+        self.next_position();
+    }
+
+    /// Passes on what the catalogue's invalidations have made stale.
+    pub(super) fn pass_on_invalidations(&mut self) {
+        let Some(stale) = invalidation::take() else { return };
+        self.relations.forget(&stale);
+        if stale.all_relations || stale.entitlements {
+            return self.outlet.catalog(CatalogChange::All);
+        }
+        for table in stale.relations {
+            // The others are asked about when their first event comes.
+            if self.relations.has_seen(table) {
+                self.outlet.catalog(CatalogChange::Relation(table));
+            }
+        }
+    }
+
+    fn next_position(&mut self) -> Position {
+        let position =
+            Position { commit: self.transaction.commit, ordinal: self.transaction.changes };
+        self.transaction.changes = self.transaction.changes.saturating_add(1);
+        position
+    }
+
+    /// Does the work on one change in memory of its own and, if need be, in a subtransaction.
+    fn guarded(
+        &mut self,
+        relation: pg_sys::Relation,
+        position: Position,
+        work: impl FnOnce(&mut Replay),
+    ) {
+        self.current = Some(position);
+        self.mark = None;
+        // SAFETY: the scratch memory is used for nothing but the change at hand.
+        let before = unsafe { pg_sys::MemoryContextSwitchTo(self.scratch) };
+        self.pass_on_invalidations();
+        if self.is_careful {
+            self.carefully(relation, position, work);
+        } else {
+            work(self);
+        }
+        // SAFETY: as above.
+        unsafe {
+            pg_sys::MemoryContextSwitchTo(before);
+            if !(*self.scratch).isReset {
+                pg_sys::MemoryContextReset(self.scratch);
+            }
+        }
+        self.current = None;
+    }
+
+    fn carefully(
+        &mut self,
+        relation: pg_sys::Relation,
+        position: Position,
+        work: impl FnOnce(&mut Replay),
+    ) {
+        let Err(error) = failure::attempt_in_subtransaction(|| work(self)) else { return };
+        if failure::is_interruption(&error) {
+            error.rethrow();
+        }
+        if let Some(mark) = self.mark.take() {
+            self.outlet.batch().abandon_row(&mark);
+        }
+        let failure = Failure::from(&error);
+        self.failed(relation, position, &failure);
+    }
+
+    /// One event says that the change could not be one.
+    fn failed(&mut self, relation: pg_sys::Relation, position: Position, failure: &Failure) {
+        // SAFETY: the relation is open; what is known of it is from before the error, or it is
+        // found out again, in a subtransaction as well.
+        let relation = failure::attempt_in_subtransaction(|| unsafe {
+            let index = self.relations.find(relation, &self.publication);
+            self.relations.get(index).map(|published| Arc::clone(&published.relation))
+        });
+        let relation = relation.unwrap_or_default();
+        let table = match &relation {
+            Some(relation) => format!("{}.{}", relation.schema, relation.name),
+            None => "a table".to_owned(),
+        };
+        let message = format!("could not decode a change of {table}: {}", failure.condition);
+        log!("pg_tide: {message} (SQLSTATE {}) at {position}", failure.sqlstate);
+        self.outlet.make_room();
+        let sqlstate = failure.sqlstate.clone();
+        self.add(position, EventKind::Failed { relation, sqlstate, message: message.into() });
+    }
+
+    unsafe fn row(&mut self, position: Position, mut change: RowChange) {
+        // SAFETY: as for `change`, for all of this.
+        unsafe {
+            let index = self.relations.find(change.relation, &self.publication);
+            let Replay { relations, old, new, .. } = self;
+            let Some(published) = relations.get(index) else { return };
+            // A DELETE without an old row, of a table without a replica identity, says nothing.
+            let has_row = !change.old.is_null() || !change.new.is_null();
+            if !has_row || !published.operations.include(change.operation) {
+                return;
+            }
+            let descriptor = (*change.relation).rd_att;
+            if !change.new.is_null() {
+                new.read(change.new, descriptor);
+            }
+            if !change.old.is_null() {
+                old.read(change.old, descriptor);
+                if !change.new.is_null() {
+                    new.fill_unchanged(old, published);
+                }
+            }
+            if let Some(filter) = &mut published.filter {
+                let old = (!change.old.is_null()).then_some(&*old);
+                let new = (!change.new.is_null()).then_some(&*new);
+                let Some(operation) = filter.judge(change.operation, old, new) else { return };
+                change.operation = operation;
+            }
+            self.announce(index);
+            self.outlet.make_room();
+            self.write(position, index, change);
+        }
+    }
+
+    /// Writes the rows and adds the event.
+    unsafe fn write(&mut self, position: Position, index: usize, change: RowChange) {
+        let Replay { relations, outlet, mark, old, new, .. } = self;
+        let Some(published) = relations.get(index) else { return };
+        let relation = Arc::clone(&published.relation);
+        let image = if relation.identity_full { Image::Full } else { Image::Key };
+        let batch = outlet.batch();
+        *mark = Some(batch.begin_row());
+        let operation = change.operation;
+        let wants_new = matches!(operation, Operation::Insert | Operation::Update);
+        let wants_old = matches!(operation, Operation::Update | Operation::Delete);
+        // SAFETY: as for `change`; the rows were read from that relation.
+        let (new, old): (Option<Row>, Option<Row>) = unsafe {
+            let has_new = wants_new && !change.new.is_null();
+            let has_old = wants_old && !change.old.is_null();
+            let new = has_new.then(|| tuple::write(batch, published, new, Image::Full));
+            (new, has_old.then(|| tuple::write(batch, published, old, image)))
+        };
+        self.add(position, EventKind::Change(Change { relation, operation, old, new }));
+    }
+
+    unsafe fn truncated(&mut self, position: Position, relation: pg_sys::Relation) {
+        // SAFETY: as for `truncate`.
+        let index = unsafe { self.relations.find(relation, &self.publication) };
+        let Some(published) = self.relations.get(index) else { return };
+        // A partition that is published as its root is emptied for itself, not the root.
+        if published.is_via_root || !published.operations.include(Operation::Truncate) {
+            return;
+        }
+        let relation = Arc::clone(&published.relation);
+        self.announce(index);
+        self.outlet.make_room();
+        let operation = Operation::Truncate;
+        self.add(position, EventKind::Change(Change { relation, operation, old: None, new: None }));
+    }
+
+    /// Before a table's first event the hub asks what it knows of it again: it hears of changes
+    /// to the catalogue only for tables that have had events.
+    fn announce(&mut self, index: usize) {
+        let Some(published) = self.relations.get(index) else { return };
+        let relation: &Arc<Relation> = &published.relation;
+        let table = relation.oid;
+        if self.relations.is_first(table) {
+            self.outlet.catalog(CatalogChange::Relation(table));
+        }
+    }
+
+    fn add(&mut self, position: Position, kind: EventKind) {
+        let Transaction { end, xid, commit_time, .. } = self.transaction;
+        self.outlet.add(Event { position, end, xid, commit_time, last_in_tx: false, kind });
+    }
+}

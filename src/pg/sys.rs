@@ -1,0 +1,90 @@
+//! Postgres functions that pgrx does not bind: each behind a guard that turns a Postgres error
+//! into unwinding.
+
+use std::ffi::{c_char, c_int};
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+
+/// The bare symbols. Those that Postgres wants as function pointers are used from here.
+pub(super) mod raw {
+    use super::{c_char, c_int, pg_sys};
+
+    unsafe extern "C-unwind" {
+        pub(in crate::pg) fn LogicalDecodingProcessRecord(
+            context: *mut pg_sys::LogicalDecodingContext,
+            reader: *mut pg_sys::XLogReaderState,
+        );
+        pub(in crate::pg) fn read_local_xlog_page(
+            reader: *mut pg_sys::XLogReaderState,
+            page: pg_sys::XLogRecPtr,
+            wanted: c_int,
+            target: pg_sys::XLogRecPtr,
+            buffer: *mut c_char,
+        ) -> c_int;
+        pub(in crate::pg) fn wal_segment_open(
+            reader: *mut pg_sys::XLogReaderState,
+            segment: pg_sys::XLogSegNo,
+            timeline: *mut pg_sys::TimeLineID,
+        );
+        pub(in crate::pg) fn wal_segment_close(reader: *mut pg_sys::XLogReaderState);
+        pub(in crate::pg) fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
+    }
+}
+
+/// Decodes the record that `reader` has just read.
+///
+/// # Safety
+/// A live context and its own reader.
+pub(super) unsafe fn process_record(
+    context: *mut pg_sys::LogicalDecodingContext,
+    reader: *mut pg_sys::XLogReaderState,
+) {
+    // SAFETY: as above; the closure owns nothing.
+    unsafe { pg_guard_ffi_boundary(|| raw::LogicalDecodingProcessRecord(context, reader)) }
+}
+
+/// Reads a page of this server's own WAL, waiting for it if it is not there yet.
+///
+/// # Safety
+/// To be called by a WAL reader's `page_read` with what that was given.
+pub(super) unsafe fn read_local_page(
+    reader: *mut pg_sys::XLogReaderState,
+    page: pg_sys::XLogRecPtr,
+    wanted: c_int,
+    target: pg_sys::XLogRecPtr,
+    buffer: *mut c_char,
+) -> c_int {
+    // SAFETY: as above; the closure owns nothing.
+    unsafe {
+        pg_guard_ffi_boundary(|| raw::read_local_xlog_page(reader, page, wanted, target, buffer))
+    }
+}
+
+/// The partitioned tables above a partition, the nearest first.
+///
+/// # Safety
+/// Needs a transaction or a historic snapshot.
+pub(super) unsafe fn partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List {
+    // SAFETY: as above; the closure owns nothing.
+    unsafe { pg_guard_ffi_boundary(|| raw::get_partition_ancestors(relation)) }
+}
+
+/// Evaluates a prepared expression; `None` is SQL NULL.
+///
+/// # Safety
+/// A live state and context; memory is taken from the context's per-tuple memory.
+pub(super) unsafe fn evaluate(
+    state: *mut pg_sys::ExprState,
+    context: *mut pg_sys::ExprContext,
+) -> Option<pg_sys::Datum> {
+    let mut is_null = false;
+    // SAFETY: as above; the closure owns nothing, and the expression's own function is C.
+    unsafe {
+        let function = (*state).evalfunc?;
+        let before = pg_sys::MemoryContextSwitchTo((*context).ecxt_per_tuple_memory);
+        let value = pg_guard_ffi_boundary(|| function(state, context, &raw mut is_null));
+        pg_sys::MemoryContextSwitchTo(before);
+        (!is_null).then_some(value)
+    }
+}
