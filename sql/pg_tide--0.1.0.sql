@@ -555,8 +555,11 @@ create function tide._published_tables() returns setof regclass
 language sql stable parallel safe
 set search_path = pg_catalog, pg_temp
 begin atomic
-    select format('%I.%I', t.schemaname, t.tablename)::regclass
+    -- By name, but without the right to USE the schema that ::regclass asks for.
+    select c.oid::regclass
     from pg_publication_tables as t
+    join pg_namespace as n on n.nspname = t.schemaname
+    join pg_class as c on c.relnamespace = n.oid and c.relname = t.tablename
     where t.pubname = tide._publication();
 end;
 comment on function tide._published_tables() is 'Internal. What the publication comes down to';
