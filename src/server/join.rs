@@ -218,11 +218,12 @@ impl Joiner {
     /// The tables as the role may see them, and the address as of which.
     async fn tables(&self, names: Vec<TableName>) -> Result<(Arc<[TableAccess]>, Lsn), Refused> {
         let (context, role) = (&self.context, &self.credentials.role);
-        let ask = || {
-            let which = Which::Named(names.clone());
-            let ask = || context.catalog.tables(role, which);
-            context.lookups.tables(role, names.clone(), ask)
+        let names = &names;
+        let look_up = async || {
+            let (tables, asked) = context.catalog.tables(role, Which::Named(names.clone())).await?;
+            Ok((tables.into(), asked))
         };
+        let ask = || context.tables.answer((Arc::clone(role), names.clone()), look_up);
         let answer = identity::patiently(context.config.handshake_timeout, ask).await;
         answer.map_err(|error| {
             log::warn!("could not look up the tables of a subscription: {error}");
