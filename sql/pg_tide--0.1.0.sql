@@ -555,8 +555,11 @@ create function tide._published_tables() returns setof regclass
 language sql stable parallel safe
 set search_path = pg_catalog, pg_temp
 begin atomic
-    select format('%I.%I', t.schemaname, t.tablename)::regclass
+    -- By name, but without the right to USE the schema that ::regclass asks for.
+    select c.oid::regclass
     from pg_publication_tables as t
+    join pg_namespace as n on n.nspname = t.schemaname
+    join pg_class as c on c.relnamespace = n.oid and c.relname = t.tablename
     where t.pubname = tide._publication();
 end;
 comment on function tide._published_tables() is 'Internal. What the publication comes down to';
@@ -573,15 +576,20 @@ declare
     processes integer;
     missing integer;
     held_back bigint;
-    history bigint := pg_size_bytes(current_setting('tide.history_size'));
+    history bigint := pg_size_bytes(current_setting('tide.history_size', true));
+    -- Settings exist where the library was loaded in time.
+    preloaded boolean := current_setting('tide.history_size', true) is not null;
 begin
-    select * into status from tide.status();
-
     return query select
-        'shared_preload_libraries', 'pg_tide' = any (libraries),
+        'shared_preload_libraries', preloaded,
         'the server does not load pg_tide at its start',
         format('In postgresql.conf, then restart: shared_preload_libraries = ''%s''',
-               array_to_string(libraries || 'pg_tide'::text, ', '));
+               array_to_string(array_remove(libraries, 'pg_tide') || 'pg_tide'::text, ', '));
+    if not preloaded then
+        return;
+    end if;
+    select * into status from tide.status();
+
     return query select
         'wal_level', current_setting('wal_level') = 'logical',
         format('it is %s: the WAL does not have what changed', current_setting('wal_level')),
@@ -674,8 +682,8 @@ as $$
 declare
     authenticator pg_roles;
     anon pg_roles;
-    anon_name text := current_setting('tide.anon_role');
-    privileged boolean := current_setting('tide.allow_privileged_roles')::boolean;
+    anon_name text := current_setting('tide.anon_role', true);
+    privileged boolean := coalesce(current_setting('tide.allow_privileged_roles', true), 'off');
 begin
     select r.* into authenticator from pg_roles as r where r.rolname = 'tide_authenticator';
     return query select
@@ -727,7 +735,9 @@ begin
     return query select
         'tide.jwt_secret',
         not exists (select from pg_db_role_setting as s, unnest(s.setconfig) as c
-                    where c like 'tide.jwt_secret=_%'),
+                    where c like 'tide.jwt\_secret=_%'
+                      and s.setdatabase in (0, (select d.oid from pg_database as d
+                                                where d.datname = current_database()))),
         'it is set by ALTER DATABASE or ALTER ROLE, where everyone can read it',
         'Reset it there, and set it in postgresql.conf, or use tide.jwt_secret_file.';
 end
@@ -820,12 +830,35 @@ set local client_min_messages = notice;
 do $$
 declare
     host text := coalesce((tide._names(pg_catalog.current_setting('tide.listen_addresses')))[1], 'localhost');
+    port integer := pg_catalog.current_setting('tide.port');
+    rival name;
 begin
+    -- A database of this cluster that listens on the same port.
+    select d.datname into rival
+    from pg_catalog.pg_replication_slots as r
+    join pg_catalog.pg_database as d on d.datname = r.database
+    left join pg_catalog.pg_db_role_setting as s on s.setdatabase = d.oid and s.setrole = 0
+    where r.plugin = 'pg_tide'
+      and d.datname <> pg_catalog.current_database()
+      and coalesce((select pg_catalog.split_part(c, '=', 2) from pg_catalog.unnest(s.setconfig) as c
+                    where c like 'tide.port=%'),
+                   (select g.reset_val from pg_catalog.pg_settings as g
+                    where g.name = 'tide.port' and g.source <> 'database'),
+                   (select g.boot_val from pg_catalog.pg_settings as g where g.name = 'tide.port')
+                  ) = port::pg_catalog.text
+    limit 1;
+    if found then
+        raise notice using
+            message = pg_catalog.format('database "%s" has port %s already: this one needs a port of its own',
+                                        rival, port),
+            hint = pg_catalog.format('Next: alter database %I set tide.port = %s; select tide.restart_worker();',
+                                     pg_catalog.current_database(), port % 65535 + 1);
+        return;
+    end if;
     raise notice using
         message = pg_catalog.format('pg_tide serves this database at %s://%s:%s/',
             case when pg_catalog.current_setting('tide.ssl')::boolean then 'https' else 'http' end,
-            case when host in ('*', '0.0.0.0', '::') then 'localhost' else host end,
-            pg_catalog.current_setting('tide.port')),
+            case when host in ('*', '0.0.0.0', '::') then 'localhost' else host end, port),
         hint = 'Next: select tide.publish(''my_table''); and then: select * from tide.check() where not ok;';
 end
 $$;
