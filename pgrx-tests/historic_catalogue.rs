@@ -17,6 +17,8 @@ fn rows_from_before_a_rewrite_are_decoded_with_the_catalogue_of_their_time() {
     let worker = database.worker();
     let mut sql = database.sql();
 
+    // Connected before: a stopped process shakes no hands.
+    let mut late = database.client();
     signal("STOP", worker);
     let write =
         |sql: &mut postgres::Client, statements: &str| sql.batch_execute(statements).unwrap();
@@ -34,7 +36,6 @@ fn rows_from_before_a_rewrite_are_decoded_with_the_catalogue_of_their_time() {
     write(&mut sql, &format!("alter table {t} rename to {t}_renamed; drop table {other}"));
 
     // Joins are checked against today's catalogue while the worker holds the old one.
-    let mut late = database.client();
     let topic = "realtime:late";
     let join = late.push(
         topic,
