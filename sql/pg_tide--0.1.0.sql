@@ -26,6 +26,15 @@ do $$
 declare
     powers text;
 begin
+    begin
+        create role tide_authenticator login noinherit;
+        comment on role tide_authenticator is
+        'The powerless role as which pg_tide answers for its clients, in every database of this cluster. Granting a role to it lets clients use that role';
+    exception
+        -- There already; or made in another database at this very moment.
+        when duplicate_object or unique_violation then
+            null;
+    end;
     select pg_catalog.concat_ws(' ',
                case when rolsuper then 'nosuperuser' end,
                case when rolbypassrls then 'nobypassrls' end,
@@ -37,12 +46,7 @@ begin
     into powers
     from pg_catalog.pg_roles
     where rolname = 'tide_authenticator';
-
-    if not found then
-        create role tide_authenticator login noinherit;
-        comment on role tide_authenticator is
-        'The powerless role as which pg_tide answers for its clients, in every database of this cluster. Granting a role to it lets clients use that role';
-    elsif powers <> '' then
+    if powers <> '' then
         raise exception using
             errcode = 'invalid_role_specification',
             message = 'role "tide_authenticator" is there already, but is not what it must be',
