@@ -64,6 +64,11 @@ impl History {
         self.bytes
     }
 
+    /// How many events are kept.
+    pub(super) fn count(&self) -> u64 {
+        self.entries.front().map_or(0, |oldest| self.next - oldest.first)
+    }
+
     pub(super) fn floor(&self) -> Position {
         self.floor
     }

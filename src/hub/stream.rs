@@ -158,8 +158,13 @@ impl Stream {
 
     /// The slot may move up to what the history still holds, or to the end of what was decoded.
     fn confirm(&self) {
-        self.stats.history_bytes.set(self.history.bytes() as u64);
+        self.measure();
         self.bridge.confirm(self.history.oldest_commit().unwrap_or(self.decoded));
+    }
+
+    fn measure(&self) {
+        self.stats.history_bytes.set(self.history.bytes() as u64);
+        self.stats.history_events.set(self.history.count());
     }
 
     fn take(&mut self, feed: Feed) {
@@ -214,7 +219,7 @@ impl Stream {
         let batch = Arc::new(batch);
         let first = self.history.push(Arc::clone(&batch), Instant::now());
         self.stats.events_total.add(batch.events.len() as u64);
-        self.stats.history_bytes.set(self.history.bytes() as u64);
+        self.measure();
         for (index, event) in batch.events.iter().enumerate() {
             self.deliver_event(first + index as Seq, Scene { batch: &batch, event, live });
         }

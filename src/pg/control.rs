@@ -72,6 +72,10 @@ impl ControlError {
                 PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE
             }
         };
-        super::report::raise(code, self.to_string(), "select * from tide.check() says what is missing.")
+        super::report::raise(
+            code,
+            self.to_string(),
+            "select * from tide.check() says what is missing.",
+        )
     }
 }
