@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 use pgrx::pg_sys;
-use pgrx::prelude::*;
 
 use super::compat;
+use super::complaint::Complaint;
 use super::failure::{self, Failure};
 use super::invalidation;
 use super::nap;
@@ -16,8 +16,7 @@ use super::outlet::Outlet;
 use super::relation::Relations;
 use super::tuple::{self, Image, Tuple};
 use crate::event::{
-    CatalogChange, Change, Event, EventKind, Feed, Lsn, Operation, Position, Relation, Row,
-    RowStart,
+    CatalogChange, Change, Event, EventKind, Feed, Lsn, Operation, Position, Row, RowStart,
 };
 
 /// Microseconds between the epochs of Unix and Postgres.
@@ -41,6 +40,7 @@ pub(super) struct Replay {
     current: Option<Position>,
     /// Where its rows began in the batch.
     mark: Option<RowStart>,
+    complaint: Complaint,
     old: Tuple,
     new: Tuple,
     /// Memory of Postgres's for one change.
@@ -87,6 +87,7 @@ impl Replay {
             is_careful: false,
             current: None,
             mark: None,
+            complaint: Complaint::default(),
             old: Tuple::default(),
             new: Tuple::default(),
             scratch,
@@ -267,7 +268,7 @@ impl Replay {
             None => "a table".to_owned(),
         };
         let message = format!("could not decode a change of {table}: {}", failure.condition);
-        log!("pg_tide: {message} (SQLSTATE {}) at {position}", failure.sqlstate);
+        self.complaint.about(&format!("{message} (SQLSTATE {})", failure.sqlstate));
         self.outlet.make_room();
         let sqlstate = failure.sqlstate.clone();
         self.add(position, EventKind::Failed { relation, sqlstate, message: message.into() });
@@ -345,10 +346,7 @@ impl Replay {
     /// Before a table's first event the hub asks what it knows of it again: it hears of changes
     /// to the catalogue only for tables that have had events.
     fn announce(&mut self, index: usize) {
-        let Some(published) = self.relations.get(index) else { return };
-        let relation: &Arc<Relation> = &published.relation;
-        let table = relation.oid;
-        if self.relations.is_first(table) {
+        if let Some(table) = self.relations.first_event(index) {
             self.outlet.catalog(CatalogChange::Relation(table));
         }
     }
