@@ -40,9 +40,9 @@ test-e2e: install ## Run only the end-to-end tests; T=kill for some of them
 lint: setup ## Check formats, lints and documentation
 	@scripts/lint.sh
 
-bench: install ## Measure, beside other ways to do the same
-	@test -x bench/run.sh || { echo "bench/run.sh is not there yet" >&2; exit 1; }
-	bench/run.sh
+bench: install ## Measure, beside other ways to do the same; see pgrx-tests/bench/README.md
+	@scripts/setup.sh bench
+	cargo bench --no-default-features --features e2e --bench tide
 
 fuzz: ## Fuzz the parsers; needs cargo-fuzz
 	@scripts/fuzz.sh $(SECONDS_TO_FUZZ)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what is missing: `setup.sh build` for building and running the extension, `setup.sh
-# test` for the clients that the end-to-end tests use as well. Does nothing, quickly, when all is
-# there.
+# test` for the clients that the end-to-end tests use as well, `setup.sh bench` for the peers that
+# benchmarks compare with. Does nothing, quickly, when all is there.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -85,11 +85,18 @@ test_clients() {
     fi
 }
 
+bench_peers() {
+    need "postgresql-$PG-wal2json" "/usr/lib/postgresql/$PG/lib/wal2json.so"
+    need nats-server /usr/sbin/nats-server
+    install_missing
+}
+
 case ${1:-build} in
 build) build_tools ;;
 test) test_clients ;;
+bench) bench_peers ;;
 *)
-    echo "usage: $0 build|test" >&2
+    echo "usage: $0 build|test|bench" >&2
     exit 2
     ;;
 esac

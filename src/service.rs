@@ -11,6 +11,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::auth::Verifier;
@@ -27,6 +28,9 @@ use crate::stats::Stats;
 /// Time for the clients to be told that the worker stops.
 const FAREWELL: Duration = Duration::from_millis(400);
 
+/// Time for what is in the middle of a computation then.
+const REST: Duration = Duration::from_millis(100);
+
 /// Pause before a steward that did not give the secrets is asked again.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -36,6 +40,7 @@ pub struct Service {
     runtime: Runtime,
     hub: Hub,
     hub_thread: JoinHandle<()>,
+    /// The last one serves the clients.
     tasks: Vec<tokio::task::JoinHandle<()>>,
     stop: watch::Sender<bool>,
     stopping: Arc<AtomicBool>,
@@ -86,11 +91,15 @@ impl Service {
     }
 
     /// Says goodbye to the clients and ends the threads, within half a second.
-    pub fn stop(self) {
+    pub fn stop(mut self) {
         self.stopping.store(true, Ordering::Release);
         self.hub.stop();
         self.stop.send_replace(true);
-        self.runtime.shutdown_timeout(FAREWELL);
+        // The runtime drops what waits, and so would the words of farewell be: they go first.
+        if let Some(serving) = self.tasks.pop() {
+            let _ = self.runtime.block_on(async { timeout(FAREWELL, serving).await });
+        }
+        self.runtime.shutdown_timeout(REST);
         // The hub looks at `stopping` in everything that could keep it.
         let _ = self.hub_thread.join();
     }

@@ -22,6 +22,8 @@ pub struct Topic {
 pub enum Kind {
     /// `tide:table:<schema>.<table>`: the changes of one table.
     Table { schema: Arc<str>, table: Arc<str> },
+    /// `tide:table:<schema>.*`: those of all tables of a schema; `tide:table:*`: of all.
+    Tables { schema: Option<Arc<str>> },
     /// Any other `tide:...`: not for clients to use as they like.
     Reserved,
     /// A channel of the application's own.
@@ -54,8 +56,7 @@ impl Topic {
             return Err(TopicError::TooLong);
         }
         let kind = if let Some(table) = name.strip_prefix("tide:table:") {
-            let (schema, table) = qualified_name(table).ok_or(TopicError::TableName)?;
-            Kind::Table { schema: schema.into(), table: table.into() }
+            table_kind(table)?
         } else if name.starts_with("tide:") {
             Kind::Reserved
         } else {
@@ -101,6 +102,19 @@ impl fmt::Display for Topic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
+}
+
+/// A `*` that is not in quotes stands for all names.
+fn table_kind(text: &str) -> Result<Kind, TopicError> {
+    if text == "*" {
+        return Ok(Kind::Tables { schema: None });
+    }
+    let (schema, table) = qualified_name(text).ok_or(TopicError::TableName)?;
+    Ok(if text.ends_with(".*") {
+        Kind::Tables { schema: Some(schema.into()) }
+    } else {
+        Kind::Table { schema: schema.into(), table: table.into() }
+    })
 }
 
 /// [`Topic::legacy_parts`]. `None` is all of them.
@@ -189,6 +203,15 @@ mod tests {
     }
 
     #[test]
+    fn a_star_outside_quotes_stands_for_all_names() {
+        let kind = |text| parse(text).kind().clone();
+        assert_eq!(kind("realtime:tide:table:*"), Kind::Tables { schema: None });
+        let schema = Some("public".into());
+        assert_eq!(kind("realtime:tide:table:public.*"), Kind::Tables { schema });
+        assert_eq!(table(r#"realtime:tide:table:public."*""#), ("public".into(), "*".into()));
+    }
+
+    #[test]
     fn what_is_no_topic_is_refused() {
         let long = format!("realtime:{}", "x".repeat(247));
         for (text, error) in [
@@ -236,7 +259,7 @@ mod tests {
         fn any_text_is_a_topic_or_an_error(text: String) {
             let _ = Topic::parse(&text);
             if let Ok(topic) = Topic::parse(&format!("realtime:tide:table:{text}")) {
-                let is_table = matches!(topic.kind(), Kind::Table { .. });
+                let is_table = matches!(topic.kind(), Kind::Table { .. } | Kind::Tables { .. });
                 prop_assert!(is_table);
             }
             if let Ok(topic) = Topic::parse(&format!("realtime:{text}")) {

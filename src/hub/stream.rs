@@ -25,7 +25,7 @@ use super::subscription::{Since, Subscription};
 use crate::bridge::Bridge;
 use crate::catalog::Catalog;
 use crate::config::Config;
-use crate::event::{Batch, Cursor, EventKind, Feed, Lsn, Position};
+use crate::event::{Batch, Cursor, EventKind, Feed, Position};
 use crate::stats::Stats;
 use crate::wire::encode::{Resync, resync};
 
@@ -54,10 +54,11 @@ pub fn start(
     let budget = Arc::new(Budget::new(config.memory_limit / 2));
     let history = config.history_size.min(config.memory_limit / 2);
     let (hub, ends) = Hub::new(config.send_queue_size, budget);
-    let (retention, feed) = (config.history_retention, parts.feed.clone());
+    let (retention, reach) = (config.history_retention, config.max_slot_wal_keep_size);
+    let feed = parts.feed.clone();
     let thread = std::thread::Builder::new().name("tide hub".into()).spawn(move || {
         let commands = ends.commands.clone();
-        let history = History::new(history, retention);
+        let history = History::new(history, retention, reach);
         Stream::new(parts, ends, history, stopping).run(&commands, &feed);
     })?;
     Ok((hub, thread))
@@ -69,7 +70,6 @@ struct Stream {
     laggards: Laggards,
     entitlements: Entitlements,
     live: Option<Live>,
-    decoded: Lsn,
     announce: watch::Sender<Option<Live>>,
     stalled: Arc<Mutex<Option<String>>>,
     bridge: Arc<Bridge>,
@@ -89,7 +89,6 @@ impl Stream {
             laggards: Laggards::default(),
             entitlements: Entitlements::new(catalog, runtime, Arc::clone(&stopping)),
             live: None,
-            decoded: Lsn(0),
             announce: ends.live,
             stalled: ends.stalled,
             bridge,
@@ -158,15 +157,20 @@ impl Stream {
 
     /// The slot may move up to what the history still holds, or to the end of what was decoded.
     fn confirm(&self) {
+        self.measure();
+        self.bridge.confirm(self.history.oldest_commit().unwrap_or(self.history.decoded()));
+    }
+
+    fn measure(&self) {
         self.stats.history_bytes.set(self.history.bytes() as u64);
-        self.bridge.confirm(self.history.oldest_commit().unwrap_or(self.decoded));
+        self.stats.history_events.set(self.history.count());
     }
 
     fn take(&mut self, feed: Feed) {
         match feed {
             Feed::Batch(batch) => self.deliver(batch),
             Feed::Decoded(lsn) => {
-                self.decoded = lsn;
+                self.history.decoded_to(lsn);
                 self.stats.decoded.set(lsn.0);
                 self.confirm();
             }
@@ -214,7 +218,7 @@ impl Stream {
         let batch = Arc::new(batch);
         let first = self.history.push(Arc::clone(&batch), Instant::now());
         self.stats.events_total.add(batch.events.len() as u64);
-        self.stats.history_bytes.set(self.history.bytes() as u64);
+        self.measure();
         for (index, event) in batch.events.iter().enumerate() {
             self.deliver_event(first + index as Seq, Scene { batch: &batch, event, live });
         }

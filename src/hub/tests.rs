@@ -107,6 +107,15 @@ impl World {
         self.feed.send(feed).expect("the hub takes it");
     }
 
+    /// Waits until the hub has taken in the transaction that committed there.
+    fn wait_for(&self, commit: u64) {
+        let deadline = SystemTime::now() + Duration::from_secs(20);
+        while self.stats.position.get() != commit {
+            assert!(SystemTime::now() < deadline, "the hub takes in {commit}");
+            std::thread::yield_now();
+        }
+    }
+
     /// One transaction with one inserted row of that id.
     fn insert(&self, commit: u64, id: i64) {
         let mut batch = Batch::default();
@@ -254,10 +263,7 @@ fn a_revoke_holds_from_the_next_event_on() {
     world.feed(Feed::Catalog(CatalogChange::Relation(TABLE)));
     world.insert(300, 2);
     // Granted again once the hub has asked about the revoke.
-    let asked = || world.stats.position.get() == 300;
-    while !asked() {
-        std::thread::yield_now();
-    }
+    world.wait_for(300);
     *world.granted.lock().expect("not poisoned") = granted;
     world.feed(Feed::Catalog(CatalogChange::All));
     world.insert(400, 3);
@@ -342,6 +348,7 @@ fn the_newest_events_are_given_on_request() {
     for id in 0..10 {
         world.insert(200 + 10 * id, id as i64);
     }
+    world.wait_for(290);
     let client = world.connect();
     world.join(&client, Since::Last(3));
 

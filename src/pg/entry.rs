@@ -5,6 +5,7 @@ use std::ptr::slice_from_raw_parts;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use pgrx::pg_sys;
+use pgrx::prelude::*;
 
 use super::latch::Owner;
 use super::shmem;
@@ -74,7 +75,7 @@ pub(crate) struct WorkerStatus {
     /// How many times it was started again.
     pub(crate) restarts: u32,
     /// When the worker that runs now was started.
-    pub(crate) started_at: Option<pg_sys::TimestampTz>,
+    pub(crate) started_at: Option<TimestampWithTimeZone>,
 }
 
 /// Written and read under the lock.
@@ -119,16 +120,22 @@ impl Entry {
             && self.is_deserted()
     }
 
-    /// Under the lock only.
-    pub(super) fn status(&self) -> WorkerStatus {
+    /// What there is to say of it; the reason is read under the lock by the caller.
+    pub(super) fn status(&self, reason: String) -> WorkerStatus {
         let pid = self.pid();
+        let started_at = self.started_at.load(Ordering::Acquire);
         WorkerStatus {
             state: self.state(),
             pid: (pid != 0).then_some(pid),
-            reason: Some(self.reason.get()).filter(|reason| !reason.is_empty()),
+            reason: Some(reason).filter(|reason| !reason.is_empty()),
             restarts: self.starts.load(Ordering::Acquire).saturating_sub(1),
-            started_at: (pid != 0).then(|| self.started_at.load(Ordering::Acquire)),
+            started_at: (pid != 0).then(|| started_at.try_into().ok()).flatten(),
         }
+    }
+
+    /// Under the lock only.
+    pub(super) fn reason(&self) -> String {
+        self.reason.get()
     }
 
     pub(super) fn ask_recheck(&self) {

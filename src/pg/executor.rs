@@ -33,8 +33,6 @@ fn as_role<R>(role: &str, work: impl FnOnce() -> Result<R, Refusal>) -> Result<R
             pg_sys::NewGUCNestLevel();
             pg_sys::SetUserIdAndSecContext(oid, context as i32);
         }
-        Spi::run("set local search_path to pg_catalog, pg_temp")
-            .map_err(|error| internal(&error.to_string()))?;
         work()
     })
 }

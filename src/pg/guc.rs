@@ -135,8 +135,8 @@ fn define_source() {
     int(
         c"tide.max_slot_wal_keep_size",
         c"Sets how much WAL pg_tide may hold back.",
-        c"Past it the history shrinks, then the slot is given up and a new history begins. \
-          It must exceed twice tide.history_size. -1: no limit.",
+        c"Past it the history shrinks: it gives up its oldest events, whatever its size and \
+          age. It must exceed twice tide.history_size. -1: no limit.",
         &MAX_SLOT_WAL_KEEP_SIZE,
         -1,
         i32::MAX,
@@ -405,6 +405,8 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         idle_timeout: time(&IDLE_TIMEOUT),
         history_size: bytes(&HISTORY_SIZE),
         history_retention: time(&HISTORY_RETENTION),
+        max_slot_wal_keep_size: u64::try_from(MAX_SLOT_WAL_KEEP_SIZE.get())
+            .map_or(u64::MAX, |megabytes| megabytes << 20),
     }
 }
 
@@ -425,11 +427,6 @@ pub(crate) fn publication() -> String {
 /// What the slot's name begins with, if not the usual.
 pub(crate) fn slot_name() -> Option<String> {
     string(&SLOT_NAME)
-}
-
-/// How many bytes of WAL the slot may hold back; `None`: any amount.
-pub(crate) fn max_slot_wal_keep_size() -> Option<u64> {
-    u64::try_from(MAX_SLOT_WAL_KEEP_SIZE.get()).ok().map(|megabytes| megabytes << 20)
 }
 
 pub(crate) fn allow_privileged_roles() -> bool {

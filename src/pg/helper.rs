@@ -13,7 +13,7 @@ use pgrx::{pg_guard, pg_sys};
 
 use super::socket::{FrameSocket, SocketError};
 use super::transaction::Refusal;
-use super::{executor, guc, helper_process, session, steward};
+use super::{executor, guc, helper_process, session, signals, steward};
 use crate::catalog::protocol::{Hello, Reply, Request};
 
 /// Entry point; `arg` is the oid of the database, the worker's `bgw_extra` says which it is to be.
@@ -21,14 +21,15 @@ use crate::catalog::protocol::{Hello, Reply, Request};
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
     let database = pg_sys::Oid::from(arg.value() as u32);
-    if !helper_process::attach(database) {
-        return;
-    }
     let hello = match BackgroundWorker::get_extra() {
         "steward" => Hello::Steward,
         _ => Hello::Executor,
     };
     session::take_signals();
+    if !helper_process::attach(database) {
+        // The database is about to be dropped or renamed: nobody is to connect to it.
+        return;
+    }
     match hello {
         Hello::Steward => session::connect_as_owner(database),
         _ => session::connect_as_authenticator(database),
@@ -46,7 +47,7 @@ fn serve(hello: Hello, socket: &Path) -> Result<(), SocketError> {
     socket.send(&encode(&hello))?;
     loop {
         let frame = socket.receive()?;
-        session::reload_if_asked();
+        signals::reload();
         let answer = answer(hello, &frame);
         socket.send(&encode(&reply(answer)))?;
     }

@@ -3,9 +3,10 @@
 
 use std::ffi::CString;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use pgrx::pg_sys;
+use pgrx::{log, pg_sys};
 
 use super::compat;
 use super::complaint::Complaint;
@@ -24,6 +25,8 @@ const EPOCH_MICROS: i64 = 946_684_800_000_000;
 /// Looking whether a transaction has become visible: soon at first.
 const VISIBLE_FIRST_MS: i64 = 1;
 const VISIBLE_LONGEST_MS: i64 = 100;
+/// A transaction that stays invisible for this long is worth a word.
+const HELD: Duration = Duration::from_secs(5);
 /// Memory of a change up to this is kept for the next.
 const SCRATCH_BYTES: usize = 64 << 10;
 
@@ -41,6 +44,8 @@ pub(super) struct Replay {
     /// Where its rows began in the batch.
     mark: Option<RowStart>,
     complaint: Complaint,
+    /// The hub was told that the stream is held up.
+    was_held: bool,
     old: Tuple,
     new: Tuple,
     /// Memory of Postgres's for one change.
@@ -88,6 +93,7 @@ impl Replay {
             current: None,
             mark: None,
             complaint: Complaint::default(),
+            was_held: false,
             old: Tuple::default(),
             new: Tuple::default(),
             scratch,
@@ -131,8 +137,31 @@ impl Replay {
         let is_visible = || unsafe { !pg_sys::TransactionIdIsInProgress(xid) };
         if !is_visible() {
             self.outlet.flush();
-            nap::until(is_visible, VISIBLE_FIRST_MS, VISIBLE_LONGEST_MS);
+            self.await_visible(is_visible);
         }
+    }
+
+    fn await_visible(&mut self, is_visible: impl Fn() -> bool) {
+        let since = Instant::now();
+        let look = || {
+            let is_visible = is_visible();
+            if !is_visible && !self.was_held && since.elapsed() > HELD {
+                self.was_held = true;
+                let xid = self.transaction.xid;
+                let reason = format!(
+                    "transaction {xid} has committed, but others cannot see it yet: it waits for a synchronous standby"
+                );
+                log!("pg_tide: {reason}");
+                self.outlet.offer(Feed::Stalled { reason });
+            }
+            is_visible
+        };
+        nap::until(look, VISIBLE_FIRST_MS, VISIBLE_LONGEST_MS);
+    }
+
+    /// Whether the hub was told that the stream is held up, since the last call.
+    pub(super) fn take_was_held(&mut self) -> bool {
+        std::mem::take(&mut self.was_held)
     }
 
     /// The transaction is complete.
@@ -250,7 +279,7 @@ impl Replay {
         if let Some(mark) = self.mark.take() {
             self.outlet.batch().abandon_row(&mark);
         }
-        let failure = Failure::from(&error);
+        let failure = Failure::from(&*error);
         self.failed(relation, position, &failure);
     }
 

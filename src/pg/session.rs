@@ -29,6 +29,7 @@ pub(super) fn take_signals() {
 /// back into it by `RESET SESSION AUTHORIZATION` in a client's trigger or policy.
 pub(super) fn connect_as_authenticator(database: pg_sys::Oid) {
     super::compat::connect(database, AUTHENTICATOR);
+    pin_search_path();
 }
 
 /// Connects and becomes the extension's owner, whoever that is now. The worker cannot say who it
@@ -51,20 +52,24 @@ pub(super) fn connect_as_owner(database: pg_sys::Oid) {
             pg_sys::proc_exit(0);
         }
     }
+    pin_search_path();
+}
+
+/// Names mean the same to the steward, who writes types as text, and to the executors, who read
+/// them; and nobody's objects are taken for Postgres's.
+fn pin_search_path() {
+    // SAFETY: outside a transaction, with constants; lasts as long as the session.
+    unsafe {
+        pg_sys::SetConfigOption(
+            c"search_path".as_ptr(),
+            c"pg_catalog, pg_temp".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+        );
+    }
 }
 
 fn extension_owner() -> Option<pg_sys::Oid> {
     let query = "select extowner from pg_catalog.pg_extension where extname = 'pg_tide'";
     pgrx::Spi::get_one(query).ok().flatten()
-}
-
-/// Reads the settings again if the server was asked to.
-pub(super) fn reload_if_asked() {
-    // SAFETY: a flag that a signal handler of this process sets; called outside a transaction.
-    unsafe {
-        if std::ptr::addr_of!(pg_sys::ConfigReloadPending).read_volatile() != 0 {
-            pg_sys::ConfigReloadPending = 0;
-            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
-        }
-    }
 }

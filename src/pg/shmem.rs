@@ -223,7 +223,8 @@ pub(super) fn wake_launcher() {
 
 /// The worker of a database; `None`: it has no entry, or pg_tide was not preloaded.
 pub(crate) fn status(database: pg_sys::Oid) -> Option<WorkerStatus> {
-    shared()?.with(database, Entry::status)
+    let (entry, reason) = shared()?.with(database, |entry| (entry, entry.reason()))?;
+    Some(entry.status(reason))
 }
 
 /// Replaces the worker of a database: it reads its settings again. False: there is none to be.

@@ -12,7 +12,6 @@ use pgrx::prelude::*;
 
 use super::background::{Background, Full, Handle};
 use super::helper_process::Helpers;
-pub(crate) use super::shmem::request_restart;
 use super::shmem::{self, Entry, Wanted, WorkerState};
 use super::stream::{self, Stream};
 use super::threads::Bell;

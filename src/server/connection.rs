@@ -16,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::context::ServerContext;
 use super::http::{self, Front};
+use super::inbound::Metered;
 use super::listen::stopped;
 use super::session;
 use crate::stats::RefusedConnection;
@@ -92,6 +93,7 @@ where
             Ok::<_, Infallible>(answer)
         }
     });
+    let socket = Metered::new(socket, Arc::clone(&context.inbound));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limit)
@@ -99,16 +101,21 @@ where
         .serve_connection(TokioIo::new(socket), service)
         .without_shutdown();
     let mut connection = pin!(connection);
-    let parts = tokio::select! {
+    let ended = tokio::select! {
         // Twice: the header's time, and as much for answers, requests after the first included.
-        ended = timeout(limit * 2, &mut connection) => ended.ok()?.ok()?,
+        ended = timeout(limit * 2, &mut connection) => ended.ok()?,
         () = stopped(&mut stop) => return None,
     };
+    if ended.as_ref().is_err_and(hyper::Error::is_parse) {
+        context.stats.refused_connection(RefusedConnection::Handshake).inc();
+    }
+    let parts = ended.ok()?;
     let mut socket = parts.io.into_inner();
     match front.admission() {
         Some(admission) => {
             // Copied: it is a piece of HTTP's buffer, which is to go.
             let read_ahead = parts.read_buf.to_vec();
+            socket.message_complete();
             Some(Box::pin(session::run(socket, read_ahead, peer, admission, context, stop)))
         }
         None => {

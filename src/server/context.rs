@@ -8,10 +8,15 @@ use super::inbound::Allowance;
 use super::lookup::Lookups;
 use super::role::RoleCache;
 use crate::auth::Verifier;
-use crate::catalog::Catalog;
+use crate::catalog::protocol::{TableAccess, TableName};
+use crate::catalog::{Catalog, CatalogError};
 use crate::config::Config;
+use crate::event::Lsn;
 use crate::hub::Hub;
 use crate::stats::Stats;
+
+/// The tables as the role may see them, and the address as of which.
+type TablesAnswer = Result<(Arc<[TableAccess]>, Lsn), CatalogError>;
 
 #[derive(Debug)]
 pub struct ServerContext {
@@ -21,7 +26,7 @@ pub struct ServerContext {
     pub stats: Arc<Stats>,
     verifier: RwLock<Arc<Verifier>>,
     pub(super) roles: RoleCache,
-    pub(super) lookups: Lookups,
+    pub(super) tables: Lookups<(Arc<str>, Vec<TableName>), TablesAnswer>,
     /// A part of `tide.memory_limit`.
     pub(super) inbound: Arc<Allowance>,
     /// `tide.max_connections` permits.
@@ -45,8 +50,8 @@ impl ServerContext {
             catalog,
             stats,
             verifier: RwLock::new(Arc::new(verifier)),
-            roles: RoleCache::default(),
-            lookups: Lookups::default(),
+            roles: RoleCache::new(),
+            tables: Lookups::new(),
             inbound,
             websockets: Arc::new(Semaphore::new(limit)),
         }

@@ -160,6 +160,7 @@ mod tests {
     use super::*;
 
     use hyper::Request;
+    use proptest::prelude::*;
 
     fn request(uri: &str, headers: &[(&str, &str)]) -> Parts {
         let mut builder = Request::builder().uri(uri);
@@ -257,5 +258,22 @@ mod tests {
             assert_eq!(percent_decoded(raw), None, "{raw}");
         }
         assert_eq!(percent_decoded("%C3%A9+x").as_deref(), Some("é x"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_survives_its_percent_encoding(value in any::<String>()) {
+            let encoded: String = value.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            let query = format!("a=1&apikey={encoded}&b");
+
+            let read = parameter(&query, "apikey");
+
+            prop_assert_eq!(read.as_deref(), Some(&*value));
+        }
+
+        #[test]
+        fn any_query_is_read_without_a_panic(query in "[&=%+a-f0-9éapikey]{0,60}") {
+            parameter(&query, "apikey");
+        }
     }
 }

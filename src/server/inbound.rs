@@ -1,8 +1,9 @@
-//! Memory for messages that are still arriving.
+//! Memory for what is still arriving.
 //!
-//! A client may take its time over a message of `tide.max_message_size`, and ten thousand clients
-//! may do so at once. What has arrived of messages that are not complete yet is counted over all
-//! connections; past the limit those lose their connections that want more.
+//! A client may take its time over a message of `tide.max_message_size`, or over the head of its
+//! first request, and ten thousand clients may do so at once. What has arrived of messages that
+//! are not complete yet is counted over all connections; past the limit those lose their
+//! connections that want more.
 
 use std::io;
 use std::pin::Pin;

@@ -93,6 +93,7 @@ impl Joiner {
         self.identify(payload.access_token.as_deref()).await?;
         match topic.kind() {
             Kind::Table { schema, table } => self.plan_table(payload, schema, table).await,
+            Kind::Tables { schema } => self.plan_tables(payload, schema.as_deref()).await,
             Kind::Reserved => {
                 Err(Refused::request("UnknownTopic: There is no such topic among those of tide:"))
             }
@@ -177,15 +178,7 @@ impl Joiner {
         schema: &str,
         table: &str,
     ) -> Result<Plan, Refused> {
-        let options = &payload.broadcast;
-        if !payload.postgres_changes.is_empty() {
-            return Err(Refused::request(
-                "InvalidJoin: This topic is a subscription itself and takes no postgres_changes",
-            ));
-        }
-        if options.snapshot {
-            return Err(Refused::request("NotSupported: Snapshots are not supported"));
-        }
+        let options = Self::table_options(payload)?;
         let name = TableName { schema: schema.to_owned(), table: table.to_owned() };
         let (tables, asked) = self.tables(vec![name]).await?;
         let refusal = || {
@@ -203,26 +196,57 @@ impl Joiner {
             Some(names) => Some(all.select(names, access).map_err(|e| e.into_refused(&refusal))?),
             None => None,
         };
-        let operations = match &options.events {
-            Some(events) => Operations::of(events.iter().copied()),
-            None => Operations::ALL,
-        };
-        let bindings =
-            vec![Binding { id: 1, operations, target: Target::Table(access.oid), filter, select }];
+        let (operations, target) = (operations(options), Target::Table(access.oid));
+        let bindings = vec![Binding { id: 1, operations, target, filter, select }];
         let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
         self.greet_presence(payload, &mut greeting);
         self.greet_row_security(&bindings, &tables, &mut greeting);
         Ok(Plan { style: Style::Table, bindings, since: since(options, asked)?, greeting })
     }
 
+    /// `tide:table:<schema>.*` and `tide:table:*`.
+    async fn plan_tables(
+        &self,
+        payload: &JoinPayload,
+        schema: Option<&str>,
+    ) -> Result<Plan, Refused> {
+        let options = Self::table_options(payload)?;
+        if options.filter.is_some() || options.select.is_some() {
+            return Err(Refused::request(
+                "InvalidJoin: filter and select need a topic of one table",
+            ));
+        }
+        let target = schema.map_or(Target::All, |schema| Target::Schema(schema.into()));
+        let (operations, filter, select) = (operations(options), None, None);
+        let bindings = vec![Binding { id: 1, operations, target, filter, select }];
+        let (_, asked) = self.tables(Vec::new()).await?;
+        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        self.greet_presence(payload, &mut greeting);
+        Ok(Plan { style: Style::Table, bindings, since: since(options, asked)?, greeting })
+    }
+
+    /// The options of a `tide:table:` topic.
+    fn table_options(payload: &JoinPayload) -> Result<&BroadcastOptions, Refused> {
+        if !payload.postgres_changes.is_empty() {
+            return Err(Refused::request(
+                "InvalidJoin: This topic is a subscription itself and takes no postgres_changes",
+            ));
+        }
+        if payload.broadcast.snapshot {
+            return Err(Refused::request("NotSupported: Snapshots are not supported"));
+        }
+        Ok(&payload.broadcast)
+    }
+
     /// The tables as the role may see them, and the address as of which.
     async fn tables(&self, names: Vec<TableName>) -> Result<(Arc<[TableAccess]>, Lsn), Refused> {
         let (context, role) = (&self.context, &self.credentials.role);
-        let ask = || {
-            let which = Which::Named(names.clone());
-            let ask = || context.catalog.tables(role, which);
-            context.lookups.tables(role, names.clone(), ask)
+        let names = &names;
+        let look_up = async || {
+            let (tables, asked) = context.catalog.tables(role, Which::Named(names.clone())).await?;
+            Ok((tables.into(), asked))
         };
+        let ask = || context.tables.answer((Arc::clone(role), names.clone()), look_up);
         let answer = identity::patiently(context.config.handshake_timeout, ask).await;
         answer.map_err(|error| {
             log::warn!("could not look up the tables of a subscription: {error}");
@@ -325,6 +349,13 @@ fn named_tables(params: &[ChangeParams]) -> Vec<TableName> {
         }
     }
     names
+}
+
+fn operations(options: &BroadcastOptions) -> Operations {
+    match &options.events {
+        Some(events) => Operations::of(events.iter().copied()),
+        None => Operations::ALL,
+    }
 }
 
 fn since(options: &BroadcastOptions, asked: Lsn) -> Result<Since, Refused> {

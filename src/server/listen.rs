@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::connection;
@@ -24,6 +24,9 @@ const FAREWELL: Duration = Duration::from_millis(300);
 
 /// Pause after a failed accept, which is most often a lack of file descriptors.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
+
+/// It may go on for hours, and the log is for others too.
+const BETWEEN_COMPLAINTS: Duration = Duration::from_secs(60);
 
 /// Serves the listeners until `stop` turns true (or its sender is gone); then every connection is
 /// told, and none of the tasks outlives this call.
@@ -59,6 +62,7 @@ impl Listening {
     async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut connections = JoinSet::new();
         let stopping = stop.clone();
+        let mut complained = None;
         loop {
             tokio::select! {
                 () = stopped(&mut stop) => break,
@@ -70,7 +74,7 @@ impl Listening {
                         connections
                             .spawn(connection::serve(socket, peer, tls, context, stop, place));
                     }
-                    Err(error) => pause_after(&error).await,
+                    Err(error) => pause_after(&error, &mut complained).await,
                 },
                 // A panic ends the connection it happened in, nothing else.
                 Some(ended) = connections.join_next() => {
@@ -113,11 +117,15 @@ impl Drop for Place {
     }
 }
 
-async fn pause_after(error: &io::Error) {
+async fn pause_after(error: &io::Error, complained: &mut Option<Instant>) {
     // These are the peer's doing; the next accept is as good as ever.
     let of_peer = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset];
-    if !of_peer.contains(&error.kind()) {
-        log::warn!("could not accept a connection: {error}");
-        sleep(AFTER_FAILURE).await;
+    if of_peer.contains(&error.kind()) {
+        return;
     }
+    if complained.is_none_or(|last| last.elapsed() > BETWEEN_COMPLAINTS) {
+        log::warn!("could not accept a connection: {error}");
+        *complained = Some(Instant::now());
+    }
+    sleep(AFTER_FAILURE).await;
 }

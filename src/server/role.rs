@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::lookup::Lookups;
 use crate::catalog::protocol::RoleStatus;
 use crate::catalog::{Catalog, CatalogError};
 
@@ -14,12 +15,17 @@ const KEPT: Duration = Duration::from_secs(1);
 /// Roles come from signed tokens, so there are few; this many are no attack, but still a bound.
 const LIMIT: usize = 1000;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct RoleCache {
     known: Mutex<HashMap<Arc<str>, (Instant, RoleStatus)>>,
+    asked: Lookups<Arc<str>, Result<RoleStatus, CatalogError>>,
 }
 
 impl RoleCache {
+    pub(super) fn new() -> RoleCache {
+        RoleCache { known: Mutex::default(), asked: Lookups::new() }
+    }
+
     pub(super) async fn status(
         &self,
         catalog: &Catalog,
@@ -28,7 +34,7 @@ impl RoleCache {
         if let Some(status) = self.recall(role, Instant::now()) {
             return Ok(status);
         }
-        let status = catalog.role(role).await?;
+        let status = self.asked.answer(Arc::clone(role), || catalog.role(role)).await?;
         self.remember(Arc::clone(role), status, Instant::now());
         Ok(status)
     }
@@ -58,7 +64,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_remembered_for_a_second() {
-        let cache = RoleCache::default();
+        let cache = RoleCache::new();
         let asked = Instant::now();
 
         cache.remember("web".into(), RoleStatus::Usable, asked);
@@ -70,7 +76,7 @@ mod tests {
 
     #[test]
     fn the_cache_does_not_grow_without_bound() {
-        let cache = RoleCache::default();
+        let cache = RoleCache::new();
 
         for n in 0..LIMIT * 3 {
             cache.remember(format!("role{n}").into(), RoleStatus::Refused, Instant::now());

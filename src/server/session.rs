@@ -67,7 +67,7 @@ enum End {
 
 /// Serves a websocket until it ends or `stop` says so.
 pub(super) async fn run<S>(
-    stream: S,
+    stream: Metered<S>,
     read_ahead: Vec<u8>,
     peer: SocketAddr,
     admission: Admission,
@@ -82,7 +82,6 @@ pub(super) async fn run<S>(
         .write_buffer_size(0)
         .max_message_size(Some(context.config.max_message_size))
         .max_frame_size(Some(context.config.max_message_size));
-    let stream = Metered::new(stream, Arc::clone(&context.inbound));
     let mut socket =
         WebSocketStream::from_partially_read(stream, read_ahead, Role::Server, Some(config)).await;
     let member = Member::new(&context, peer, user_agent);

@@ -1,0 +1,51 @@
+//! `make bench`: what pg_tide costs and delivers, beside other ways to do the same, measured
+//! alternately in one run. See README.md beside this file.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a measurement that cannot go on should stop where it is")]
+#![allow(unreachable_pub, dead_code, reason = "support/ is written like a library")]
+
+mod burst;
+mod crowd;
+mod fanout;
+mod idle;
+mod latency;
+mod nats;
+mod pgbench;
+mod pgoutput;
+mod plan;
+mod process;
+mod reader;
+mod report;
+mod rows;
+mod scan;
+mod server;
+mod session;
+#[path = "../support/mod.rs"]
+mod support;
+mod tps;
+mod websocket;
+
+use plan::Plan;
+use report::Report;
+
+type Figure = (&'static str, fn(&Plan) -> Report);
+
+const FIGURES: [Figure; 6] = [
+    ("rows", rows::run),
+    ("latency", latency::run),
+    ("tps", tps::run),
+    ("fanout", fanout::run),
+    ("idle", idle::run),
+    ("burst", burst::run),
+];
+
+fn main() {
+    let plan = Plan::from_env();
+    process::raise_file_limit();
+    println!("{} pairs of each; see pgrx-tests/bench/README.md for what is measured.", plan.pairs);
+    for (name, run) in FIGURES.iter().filter(|(name, _)| plan.wants(name)) {
+        let report = run(&plan);
+        report.print();
+        report.write(name);
+    }
+}
