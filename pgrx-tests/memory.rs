@@ -137,9 +137,7 @@ fn a_client_that_does_not_read_is_cut_off_alone() {
         let metrics = crate::support::http::get(database.port, "/metrics").body;
         metrics
             .lines()
-            .find(|line| {
-                line.starts_with("tide_") && line.contains("slow") && !line.ends_with(" 0")
-            })
+            .find(|line| line.starts_with("pg_tide_slow_clients_total") && !line.ends_with(" 0"))
             .map(|_| ())
     });
 }

@@ -271,8 +271,13 @@ begin
 
     select p.* into publication from pg_publication as p where p.pubname = tide._publication();
     if not found then
-        execute format('create publication %I with (publish_via_partition_root = true)',
-                       tide._publication());
+        begin
+            execute format('create publication %I with (publish_via_partition_root = true)',
+                           tide._publication());
+        exception when duplicate_object or unique_violation then
+            -- Another session has just made it.
+            null;
+        end;
         select p.* into publication from pg_publication as p where p.pubname = tide._publication();
     end if;
     if publication.puballtables then

@@ -122,7 +122,8 @@ fn deliver(
     messages: usize,
     pace: Pace,
     servers: &[i32],
-    publish: impl FnMut(&[String]) + Send,
+    // Not given away: with it its connection ends, and that connection's process.
+    mut publish: impl FnMut(&[String]) + Send,
 ) -> Sample {
     let clients = members.len();
     let mut crowd = Crowd::new(members);
@@ -132,7 +133,7 @@ fn deliver(
     let client = Stopwatch::start(&[this()]);
     let start = Instant::now();
     std::thread::scope(|scope| {
-        scope.spawn(|| publish_all(messages, pace, &progress, publish));
+        scope.spawn(|| publish_all(messages, pace, &progress, &mut publish));
         while audience.complete < messages {
             crowd.read(DEADLINE, |member, row| audience.receive(member, row));
             progress.report(audience.complete);

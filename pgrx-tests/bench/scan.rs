@@ -27,7 +27,7 @@ impl<'a> Scanner<'a> {
         self.expect(b'"');
         let start = self.at;
         loop {
-            self.at += memchr2(b'"', b'\\', &self.text[self.at..]).unwrap();
+            self.at += quote_or_escape(&self.text[self.at..]);
             if self.byte() == b'"' {
                 self.at += 1;
                 return &self.text[start..self.at - 1];
@@ -96,6 +96,14 @@ impl<'a> Scanner<'a> {
             self.expect(b',');
         }
     }
+}
+
+/// Most strings are short; only in long ones is a call of `memchr` worth it.
+fn quote_or_escape(text: &[u8]) -> usize {
+    let head = &text[..text.len().min(24)];
+    head.iter()
+        .position(|byte| matches!(byte, b'"' | b'\\'))
+        .unwrap_or_else(|| head.len() + memchr2(b'"', b'\\', &text[head.len()..]).unwrap())
 }
 
 /// The row in a frame of pg_tide's, protocol version 2: `postgres_changes`, or the broadcast of a

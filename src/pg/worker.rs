@@ -55,6 +55,7 @@ pub extern "C-unwind" fn tide_worker_main(database: pg_sys::Datum) {
     // SAFETY: a function of this library.
     unsafe { pg_sys::on_shmem_exit(Some(leave), pg_sys::Datum::from(database)) };
     signals::install();
+    signals::ignore_cancel();
     if !entry.should_run() {
         return;
     }
