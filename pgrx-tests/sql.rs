@@ -414,3 +414,29 @@ fn everything_in_the_schema_is_described_and_pinned() {
 
     assert_eq!(faults, Vec::<String>::new());
 }
+
+#[test]
+fn nobody_is_shown_the_secret_that_was_set() {
+    let mut sql = database().sql();
+    sql.batch_execute("set tide.jwt_secret = 'a secret of at least thirty-two bytes'").unwrap();
+
+    let shown: String = sql.query_one("show tide.jwt_secret", &[]).unwrap().get(0);
+
+    assert_eq!(shown, "********");
+}
+
+#[test]
+fn a_client_resumes_from_the_position_that_sql_gave() {
+    let database = database();
+    let table = database.table("s_since", "id int primary key");
+    let mut sql = database.sql();
+    sql.batch_execute(&format!("insert into {table} values (1)")).unwrap();
+    let position: String = sql.query_one("select tide.current_position()", &[]).unwrap().get(0);
+    sql.batch_execute(&format!("insert into {table} values (2)")).unwrap();
+    let topic = format!("realtime:tide:table:public.{table}");
+    let mut client = database.client();
+
+    client.join(&topic, &json!({ "broadcast": { "since": position } }));
+
+    assert_eq!(client.broadcast(&topic)["payload"]["record"]["id"], 2);
+}
