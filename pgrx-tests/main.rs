@@ -15,5 +15,6 @@ mod lifecycle;
 mod memory;
 mod protocol;
 mod slot;
+mod sql;
 mod support;
 mod values;
