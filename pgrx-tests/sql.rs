@@ -237,6 +237,26 @@ fn events_are_shown_to_owners_and_monitors_only() {
 }
 
 #[test]
+fn a_publication_for_all_tables_does_not_stream_the_secrets() {
+    let all = Cluster::shared().database("sql_all_tables");
+    let mut sql = all.sql();
+    sql.batch_execute(
+        "create publication tide for all tables; create table plain (id int primary key);
+         select tide.rotate_jwt_secret(); insert into plain values (1)",
+    )
+    .unwrap();
+
+    let tables = wait_until("the row has been decoded", || {
+        let query = "select schema || '.' || \"table\" from tide.recent(100)";
+        let rows = sql.query(query, &[]).unwrap();
+        let tables: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        tables.iter().any(|table| table == "public.plain").then_some(tables)
+    });
+
+    assert_eq!(tables, ["public.plain"]);
+}
+
+#[test]
 fn connections_are_listed_and_can_be_ended() {
     let database = database();
     let table = database.table("s_connected", "id int primary key");
