@@ -237,6 +237,26 @@ fn events_are_shown_to_owners_and_monitors_only() {
 }
 
 #[test]
+fn a_publication_for_all_tables_does_not_stream_the_secrets() {
+    let all = Cluster::shared().database("sql_all_tables");
+    let mut sql = all.sql();
+    sql.batch_execute(
+        "create publication tide for all tables; create table plain (id int primary key);
+         select tide.rotate_jwt_secret(); insert into plain values (1)",
+    )
+    .unwrap();
+
+    let tables = wait_until("the row has been decoded", || {
+        let query = "select schema || '.' || \"table\" from tide.recent(100)";
+        let rows = sql.query(query, &[]).unwrap();
+        let tables: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        tables.iter().any(|table| table == "public.plain").then_some(tables)
+    });
+
+    assert_eq!(tables, ["public.plain"]);
+}
+
+#[test]
 fn connections_are_listed_and_can_be_ended() {
     let database = database();
     let table = database.table("s_connected", "id int primary key");
@@ -413,4 +433,30 @@ fn everything_in_the_schema_is_described_and_pinned() {
         .collect();
 
     assert_eq!(faults, Vec::<String>::new());
+}
+
+#[test]
+fn nobody_is_shown_the_secret_that_was_set() {
+    let mut sql = database().sql();
+    sql.batch_execute("set tide.jwt_secret = 'a secret of at least thirty-two bytes'").unwrap();
+
+    let shown: String = sql.query_one("show tide.jwt_secret", &[]).unwrap().get(0);
+
+    assert_eq!(shown, "********");
+}
+
+#[test]
+fn a_client_resumes_from_the_position_that_sql_gave() {
+    let database = database();
+    let table = database.table("s_since", "id int primary key");
+    let mut sql = database.sql();
+    sql.batch_execute(&format!("insert into {table} values (1)")).unwrap();
+    let position: String = sql.query_one("select tide.current_position()", &[]).unwrap().get(0);
+    sql.batch_execute(&format!("insert into {table} values (2)")).unwrap();
+    let topic = format!("realtime:tide:table:public.{table}");
+    let mut client = database.client();
+
+    client.join(&topic, &json!({ "broadcast": { "since": position } }));
+
+    assert_eq!(client.broadcast(&topic)["payload"]["record"]["id"], 2);
 }

@@ -576,9 +576,11 @@ begin atomic
     from pg_publication_tables as t
     join pg_namespace as n on n.nspname = t.schemaname
     join pg_class as c on c.relnamespace = n.oid and c.relname = t.tablename
-    where t.pubname = tide._publication();
+    where t.pubname = tide._publication()
+      and t.schemaname <> 'tide';
 end;
-comment on function tide._published_tables() is 'Internal. What the publication comes down to';
+comment on function tide._published_tables() is
+'Internal. What the publication comes down to; pg_tide''s own tables are never streamed';
 
 create function tide._check_server()
 returns table (item text, ok boolean, problem text, fix text)
