@@ -24,6 +24,7 @@ mod latch;
 mod launcher;
 mod log;
 mod nap;
+mod notes;
 mod obstacle;
 mod orphans;
 mod outlet;
