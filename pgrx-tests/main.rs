@@ -15,6 +15,8 @@ mod lifecycle;
 mod memory;
 mod processes;
 mod protocol;
+mod readme;
 mod slot;
+mod sql;
 mod support;
 mod values;

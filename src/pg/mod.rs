@@ -8,6 +8,7 @@
 mod background;
 mod backoff;
 mod compat;
+mod complaint;
 mod control;
 mod databases;
 mod decoder;
