@@ -14,6 +14,8 @@ mod kill;
 mod lifecycle;
 mod memory;
 mod protocol;
+mod readme;
 mod slot;
+mod sql;
 mod support;
 mod values;

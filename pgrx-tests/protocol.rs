@@ -110,9 +110,13 @@ fn equal_bindings_have_equal_ids() {
 }
 
 #[test]
-fn a_join_without_bindings_gets_an_empty_list() {
-    let response = database().client().join("realtime:room", &bindings(json!([])));
+fn a_channel_without_bindings_is_public_which_is_off_to_begin_with() {
+    let reply = database().client().try_join("realtime:room", &bindings(json!([])));
+    assert!(reason(&reply).starts_with("PrivateOnly"), "{reply}");
 
+    let public =
+        Cluster::shared().database_with("protocol_public", &[("tide.public_channels", "on")]);
+    let response = public.client().join("realtime:room", &bindings(json!([])));
     assert_eq!(response["postgres_changes"], json!([]));
 }
 
@@ -419,7 +423,13 @@ fn topics_without_a_name_are_refused() {
 fn broadcasts_and_presence_are_answered_with_an_error() {
     let t = database().table("pushed", "id int primary key");
     let mut client = database().client();
-    client.subscribe("room", &t);
+    client.join(
+        "realtime:room",
+        &json!({
+            "broadcast": { "ack": true },
+            "postgres_changes": [{ "event": "*", "schema": "public", "table": t }],
+        }),
+    );
     for (event, payload) in [
         ("broadcast", json!({ "type": "broadcast", "event": "e", "payload": {} })),
         ("presence", json!({ "type": "presence", "event": "track", "payload": {} })),
@@ -578,7 +588,11 @@ fn an_oversized_message_ends_its_connection() {
 fn limits_are_told_by_the_protocols_own_errors() {
     let limited = Cluster::shared().database_with(
         "protocol_limited",
-        &[("tide.max_connections", "2"), ("tide.max_channels_per_connection", "2")],
+        &[
+            ("tide.max_connections", "2"),
+            ("tide.max_channels_per_connection", "2"),
+            ("tide.public_channels", "on"),
+        ],
     );
     let mut client = limited.client();
     client.join("realtime:a", &json!({}));
@@ -626,7 +640,7 @@ fn health_and_metrics_are_served() {
 
     let metrics = http::get(database().port, "/metrics");
     assert_eq!(metrics.status, 200);
-    assert!(metrics.body.contains("# TYPE tide_"), "{}", metrics.body);
+    assert!(metrics.body.contains("# TYPE pg_tide_"), "{}", metrics.body);
 }
 
 #[test]

@@ -28,6 +28,12 @@ cargo=${CARGO_HOME:-$HOME/.cargo}
 rustup=${RUSTUP_HOME:-$HOME/.rustup}
 bundle=/etc/ssl/certs/ca-certificates.crt
 
+# Where this machine gets its own packages from.
+mirror() {
+    grep -rhoE '(http|https)://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d \
+        2>/dev/null | head -n 1 | tr -d ' '
+}
+
 make_root() {
     if ! command -v debootstrap >/dev/null; then
         apt-get update -q
@@ -38,7 +44,7 @@ make_root() {
     rm -rf --one-file-system "$root"
     mkdir -p "$root"
     debootstrap --variant=minbase --include=ca-certificates,make,util-linux "$suite" "$root" \
-        http://deb.debian.org/debian "$script"
+        "$(mirror)" "$script"
     mkdir -p "$root"/{work,build,cargo,rustup}
     touch "$root/made"
 }

@@ -26,6 +26,15 @@ do $$
 declare
     powers text;
 begin
+    begin
+        create role tide_authenticator login noinherit;
+        comment on role tide_authenticator is
+        'The powerless role as which pg_tide answers for its clients, in every database of this cluster. Granting a role to it lets clients use that role';
+    exception
+        -- There already; or made in another database at this very moment.
+        when duplicate_object or unique_violation then
+            null;
+    end;
     select pg_catalog.concat_ws(' ',
                case when rolsuper then 'nosuperuser' end,
                case when rolbypassrls then 'nobypassrls' end,
@@ -37,12 +46,7 @@ begin
     into powers
     from pg_catalog.pg_roles
     where rolname = 'tide_authenticator';
-
-    if not found then
-        create role tide_authenticator login noinherit;
-        comment on role tide_authenticator is
-        'The powerless role as which pg_tide answers for its clients, in every database of this cluster. Granting a role to it lets clients use that role';
-    elsif powers <> '' then
+    if powers <> '' then
         raise exception using
             errcode = 'invalid_role_specification',
             message = 'role "tide_authenticator" is there already, but is not what it must be',
@@ -118,6 +122,12 @@ declare
     audience text := current_setting('tide.jwt_audience', true);
     seconds numeric := extract(epoch from lifetime);
 begin
+    if token.role is null then
+        raise exception using
+            errcode = 'null_value_not_allowed',
+            message = 'no role given',
+            hint = 'For example: select tide.token(''authenticated'', ''{"sub": "42"}'');';
+    end if;
     select r.* into found_role from pg_roles as r where r.rolname = token.role;
     if not found then
         raise exception using
@@ -271,8 +281,14 @@ begin
 
     select p.* into publication from pg_publication as p where p.pubname = tide._publication();
     if not found then
-        execute format('create publication %I with (publish_via_partition_root = true)',
-                       tide._publication());
+        begin
+            execute format('create publication %I with (publish_via_partition_root = true)',
+                           tide._publication());
+        exception
+            -- Made by another session at this very moment.
+            when duplicate_object or unique_violation then
+                null;
+        end;
         select p.* into publication from pg_publication as p where p.pubname = tide._publication();
     end if;
     if publication.puballtables then
@@ -560,9 +576,11 @@ begin atomic
     from pg_publication_tables as t
     join pg_namespace as n on n.nspname = t.schemaname
     join pg_class as c on c.relnamespace = n.oid and c.relname = t.tablename
-    where t.pubname = tide._publication();
+    where t.pubname = tide._publication()
+      and t.schemaname <> 'tide';
 end;
-comment on function tide._published_tables() is 'Internal. What the publication comes down to';
+comment on function tide._published_tables() is
+'Internal. What the publication comes down to; pg_tide''s own tables are never streamed';
 
 create function tide._check_server()
 returns table (item text, ok boolean, problem text, fix text)
@@ -674,6 +692,21 @@ comment on function tide._check_server() is 'Internal. The part of tide.check() 
 revoke execute on function tide._check_server() from public;
 grant execute on function tide._check_server() to pg_monitor;
 
+create function tide._client_roles() returns setof oid
+language sql stable parallel safe
+set search_path = pg_catalog, pg_temp
+begin atomic
+    -- The newest first: more likely made for this than those that came with the server.
+    select r.oid
+    from pg_roles as a
+    join pg_roles as r on r.oid <> a.oid and pg_has_role(a.oid, r.oid, 'MEMBER')
+    where a.rolname = 'tide_authenticator'
+      and (coalesce(current_setting('tide.allow_privileged_roles', true), 'off')::boolean
+           or not (r.rolsuper or r.rolbypassrls or r.rolreplication))
+    order by r.oid desc;
+end;
+comment on function tide._client_roles() is 'Internal. The roles that clients may use';
+
 create function tide._check_roles()
 returns table (item text, ok boolean, problem text, fix text)
 language plpgsql stable parallel safe
@@ -707,7 +740,7 @@ begin
         format('grant connect on database %I to tide_authenticator;', current_database());
     return query select
         'roles for clients',
-        exists (select from pg_auth_members as m where m.member = authenticator.oid),
+        exists (select from tide._client_roles()),
         'no role is granted to tide_authenticator, so clients can use none',
         'create role authenticated nologin; grant authenticated to tide_authenticator;';
 
@@ -752,9 +785,8 @@ as $$
 declare
     publication pg_publication;
     found_class pg_class;
-    some_role text := coalesce((select m.roleid::regrole::text from pg_auth_members as m
-                                where m.member = to_regrole('tide_authenticator')
-                                order by m.roleid desc limit 1), 'authenticated');
+    client_roles oid[] := array(select tide._client_roles());
+    some_role text := coalesce(client_roles[1]::regrole::text, 'authenticated');
 begin
     select p.* into publication from pg_publication as p where p.pubname = tide._publication();
     return query select
@@ -786,13 +818,12 @@ begin
                 'policies are not evaluated yet: roles that are subject to them get no changes of the table',
                 null::text;
         end if;
-        if not exists (select from pg_auth_members as m
-                       where m.member = to_regrole('tide_authenticator')
-                         and has_schema_privilege(m.roleid, found_class.relnamespace, 'USAGE')
-                         and has_any_column_privilege(m.roleid, found_class.oid, 'SELECT')) then
+        if not exists (select from unnest(client_roles) as role
+                       where has_schema_privilege(role, found_class.relnamespace, 'USAGE')
+                         and has_any_column_privilege(role, found_class.oid, 'SELECT')) then
             return query select
                 format('readers of %s', found_class.oid::regclass), false,
-                'no role granted to tide_authenticator may read the table',
+                'none of the roles that clients may use can read the table',
                 format('grant usage on schema %s to %s; grant select on %s to %s;',
                        found_class.relnamespace::regnamespace, some_role, found_class.oid::regclass, some_role);
         end if;

@@ -35,16 +35,27 @@ async function open(t, path) {
   return { page, foreign, errors }
 }
 
+function live(page) {
+  return page.locator('#state[data-state="live"]').waitFor()
+}
+
 test('a row inserted by SQL appears', { timeout: 120_000 }, async (t) => {
   await sql(`create table page_orders (id int primary key, item text);
     grant select on page_orders to authenticated; select tide.publish('page_orders')`)
   const token = await sql(`select tide.token('authenticated', '{}', interval '1 hour')`)
   const { page, foreign, errors } = await open(t, `/#token=${token}`)
-  await page.getByText(/^(live|connected|subscribed)/i).first().waitFor()
+  await live(page)
 
   await sql(`insert into page_orders values (1, 'a boat from SQL')`)
 
-  await page.locator('#events').getByText('a boat from SQL').first().waitFor()
+  const row = page.locator('#events').getByText('a boat from SQL').first()
+  await row.waitFor()
+  await page.locator('#filter').fill('no such text')
+  await row.waitFor({ state: 'hidden' })
+  await page.locator('#filter').fill('page_orders')
+  await row.waitFor()
+  await page.locator('#snippet').getByText('@supabase/realtime-js').waitFor()
+  await page.locator('#check').getByText('wal_level').first().waitFor()
   assert.deepEqual(foreign.filter((url) => !url.startsWith('ws')), [], 'it loads from elsewhere')
   assert.deepEqual(errors, [])
 })
@@ -61,10 +72,12 @@ test('the worker restarts and the page goes on', { timeout: 120_000 }, async (t)
     grant select on page_again to authenticated; select tide.publish('page_again')`)
   const token = await sql(`select tide.token('authenticated', '{}', interval '1 hour')`)
   const { page } = await open(t, `/#token=${token}`)
-  await page.getByText(/^(live|connected|subscribed)/i).first().waitFor()
+  await live(page)
 
   await sql(`select pg_terminate_backend(pid) from pg_stat_activity
     where backend_type = 'pg_tide worker' and datname = current_database()`)
+  await page.locator('#state:not([data-state="live"])').waitFor()
+  await live(page)
   await sql(`insert into page_again values (1, 'after the restart')`)
 
   await page.locator('#events').getByText('after the restart').first().waitFor()

@@ -211,7 +211,9 @@ test('a key that is no token is refused and the client keeps trying', limits, as
 test('heartbeats are answered', limits, async (t) => {
   const beats = new Inbox()
   const client = await connect(t, { heartbeatIntervalMs: 200, heartbeatCallback: (state) => beats.put(state) })
-  await subscribe(client.channel('room'))
+  const orders = await table('id int primary key')
+  const binding = { event: '*', schema: 'public', table: orders }
+  await subscribe(client.channel('room').on('postgres_changes', binding, () => {}))
 
   await beats.take((state) => state === 'ok')
   await beats.take((state) => state === 'ok')

@@ -37,8 +37,8 @@ export class Inbox {
   #items = []
   #waiters = []
 
-  put = (...item) => {
-    this.#items.push(item.length > 1 ? item : item[0])
+  put = (item) => {
+    this.#items.push(item)
     this.#serve()
   }
 

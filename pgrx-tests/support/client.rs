@@ -150,6 +150,11 @@ impl Client {
         let _ = self.socket.get_mut().write_all(bytes);
     }
 
+    /// The connection itself, for reading what is not to be parsed.
+    pub fn stream(&mut self) -> &mut TcpStream {
+        self.socket.get_mut()
+    }
+
     /// The next frame, those passed over first.
     #[track_caller]
     pub fn next(&mut self) -> Frame {

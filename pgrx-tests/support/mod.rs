@@ -3,6 +3,7 @@
 pub mod client;
 pub mod cluster;
 pub mod database;
+pub mod firehose;
 pub mod http;
 pub mod json;
 pub mod token;

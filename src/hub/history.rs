@@ -1,4 +1,4 @@
-//! The newest events, bounded in bytes and age, for those who resume and those who lag.
+//! The newest events, bounded in bytes, age and WAL held back, for those who resume and those who lag.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,18 +22,24 @@ pub(super) struct History {
     bytes: usize,
     capacity: usize,
     retention: Duration,
+    /// Bytes of WAL that the oldest event may lie back.
+    reach: u64,
+    /// Address up to which everything has been decoded.
+    decoded: Lsn,
     next: Seq,
     /// Whoever has seen this position has missed nothing that is not here.
     floor: Position,
 }
 
 impl History {
-    pub(super) fn new(capacity: usize, retention: Duration) -> History {
+    pub(super) fn new(capacity: usize, retention: Duration, reach: u64) -> History {
         History {
             entries: VecDeque::new(),
             bytes: 0,
             capacity,
             retention,
+            reach,
+            decoded: Lsn(0),
             next: 0,
             floor: Position::default(),
         }
@@ -53,6 +59,15 @@ impl History {
         self.bytes += size;
         self.entries.push_back(Entry { batch, first, size, arrived: now });
         first
+    }
+
+    /// Everything that committed before `lsn` has been decoded.
+    pub(super) fn decoded_to(&mut self, lsn: Lsn) {
+        self.decoded = lsn;
+    }
+
+    pub(super) fn decoded(&self) -> Lsn {
+        self.decoded
     }
 
     /// The sequence number that the next event will get.
@@ -87,9 +102,10 @@ impl History {
     pub(super) fn due(&self, now: Instant) -> Option<Seq> {
         let oldest = self.entries.front()?;
         let too_much = self.bytes > self.capacity;
-        // The transaction that is being decoded stays whole for as long as there is room.
         let too_old = now.saturating_duration_since(oldest.arrived) >= self.retention;
-        (too_much || too_old).then(|| oldest.first + oldest.batch.events.len() as Seq)
+        let commit = oldest.batch.events.first().map_or(self.decoded, |e| e.position.commit);
+        let too_far = self.decoded.0.saturating_sub(commit.0) > self.reach;
+        (too_much || too_old || too_far).then(|| oldest.first + oldest.batch.events.len() as Seq)
     }
 
     /// Whether the next eviction is for want of room, not for age.
@@ -173,7 +189,7 @@ mod tests {
 
     #[test]
     fn events_are_found_by_position_and_by_number() {
-        let mut history = History::new(usize::MAX, Duration::MAX);
+        let mut history = History::new(usize::MAX, Duration::MAX, u64::MAX);
         history.push(batch(&[10, 20]), Instant::now());
         history.push(batch(&[30]), Instant::now());
 
@@ -187,7 +203,7 @@ mod tests {
 
     #[test]
     fn what_was_evicted_raises_the_floor() {
-        let mut history = History::new(0, Duration::MAX);
+        let mut history = History::new(0, Duration::MAX, u64::MAX);
         history.restart(Lsn(8));
         history.push(batch(&[10]), Instant::now());
         assert_eq!(history.due(Instant::now()), Some(1));
@@ -200,8 +216,19 @@ mod tests {
     }
 
     #[test]
+    fn events_whose_wal_lies_too_far_back_are_not_kept() {
+        let mut history = History::new(usize::MAX, Duration::MAX, 1000);
+        history.push(batch(&[10]), Instant::now());
+
+        history.decoded_to(Lsn(1010));
+        assert!(history.due(Instant::now()).is_none());
+        history.decoded_to(Lsn(1011));
+        assert_eq!(history.due(Instant::now()), Some(1));
+    }
+
+    #[test]
     fn events_grow_too_old_to_keep() {
-        let mut history = History::new(usize::MAX, Duration::from_secs(10));
+        let mut history = History::new(usize::MAX, Duration::from_secs(10), u64::MAX);
         let start = Instant::now();
         history.push(batch(&[10]), start);
 

@@ -25,7 +25,7 @@ use super::subscription::{Since, Subscription};
 use crate::bridge::Bridge;
 use crate::catalog::Catalog;
 use crate::config::Config;
-use crate::event::{Batch, Cursor, EventKind, Feed, Lsn, Position};
+use crate::event::{Batch, Cursor, EventKind, Feed, Position};
 use crate::stats::Stats;
 use crate::wire::encode::{Resync, resync};
 
@@ -54,10 +54,11 @@ pub fn start(
     let budget = Arc::new(Budget::new(config.memory_limit / 2));
     let history = config.history_size.min(config.memory_limit / 2);
     let (hub, ends) = Hub::new(config.send_queue_size, budget);
-    let (retention, feed) = (config.history_retention, parts.feed.clone());
+    let (retention, reach) = (config.history_retention, config.max_slot_wal_keep_size);
+    let feed = parts.feed.clone();
     let thread = std::thread::Builder::new().name("tide hub".into()).spawn(move || {
         let commands = ends.commands.clone();
-        let history = History::new(history, retention);
+        let history = History::new(history, retention, reach);
         Stream::new(parts, ends, history, stopping).run(&commands, &feed);
     })?;
     Ok((hub, thread))
@@ -69,7 +70,6 @@ struct Stream {
     laggards: Laggards,
     entitlements: Entitlements,
     live: Option<Live>,
-    decoded: Lsn,
     announce: watch::Sender<Option<Live>>,
     stalled: Arc<Mutex<Option<String>>>,
     bridge: Arc<Bridge>,
@@ -89,7 +89,6 @@ impl Stream {
             laggards: Laggards::default(),
             entitlements: Entitlements::new(catalog, runtime, Arc::clone(&stopping)),
             live: None,
-            decoded: Lsn(0),
             announce: ends.live,
             stalled: ends.stalled,
             bridge,
@@ -159,7 +158,7 @@ impl Stream {
     /// The slot may move up to what the history still holds, or to the end of what was decoded.
     fn confirm(&self) {
         self.measure();
-        self.bridge.confirm(self.history.oldest_commit().unwrap_or(self.decoded));
+        self.bridge.confirm(self.history.oldest_commit().unwrap_or(self.history.decoded()));
     }
 
     fn measure(&self) {
@@ -171,7 +170,7 @@ impl Stream {
         match feed {
             Feed::Batch(batch) => self.deliver(batch),
             Feed::Decoded(lsn) => {
-                self.decoded = lsn;
+                self.history.decoded_to(lsn);
                 self.stats.decoded.set(lsn.0);
                 self.confirm();
             }

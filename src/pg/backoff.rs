@@ -6,17 +6,22 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Backoff {
     delay: Duration,
+    longest: Duration,
     due: Option<Instant>,
 }
 
 impl Backoff {
     const FIRST: Duration = Duration::from_millis(200);
-    const LAST: Duration = Duration::from_secs(10);
     /// What has lasted this long has not failed quickly.
     const QUICK: Duration = Duration::from_secs(2);
 
+    /// Waits ten seconds at most.
     pub(super) const fn new() -> Backoff {
-        Backoff { delay: Backoff::FIRST, due: None }
+        Backoff::up_to(Duration::from_secs(10))
+    }
+
+    pub(super) const fn up_to(longest: Duration) -> Backoff {
+        Backoff { delay: Backoff::FIRST, longest, due: None }
     }
 
     /// It failed, or ended, after this long.
@@ -25,12 +30,12 @@ impl Backoff {
             self.delay = Backoff::FIRST;
         }
         self.due = Some(Instant::now() + self.delay);
-        self.delay = (self.delay * 2).min(Backoff::LAST);
+        self.delay = (self.delay * 2).min(self.longest);
     }
 
     /// Forgets the failures: at once.
     pub(super) fn reset(&mut self) {
-        *self = Backoff::new();
+        *self = Backoff::up_to(self.longest);
     }
 
     pub(super) fn is_due(&self) -> bool {

@@ -1,6 +1,6 @@
 //! Where the versions of Postgres differ.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_int};
 #[cfg(any(feature = "pg15", feature = "pg16"))]
 use std::ptr::null_mut;
 
@@ -170,5 +170,39 @@ pub(super) unsafe fn primary_key_index(relation: pg_sys::Relation) -> pg_sys::Oi
     #[cfg(feature = "pg18")]
     unsafe {
         pg_sys::RelationGetPrimaryKeyIndex(relation, false)
+    }
+}
+
+/// Sets this process's handler of a signal.
+///
+/// # Safety
+/// Main thread; the handler may only do what signal handlers may.
+pub(super) unsafe fn on_signal(signal: c_int, handler: unsafe extern "C-unwind" fn(c_int)) {
+    // SAFETY: as above.
+    #[cfg(not(feature = "pg18"))]
+    unsafe {
+        pg_sys::pqsignal(signal, Some(handler));
+    }
+    // SAFETY: as above.
+    #[cfg(feature = "pg18")]
+    unsafe {
+        pg_sys::pqsignal_be(signal, Some(handler));
+    }
+}
+
+/// A set of `events` things to wait for, that lives as long as the process.
+///
+/// # Safety
+/// Main thread.
+pub(super) unsafe fn create_wait_event_set(events: c_int) -> *mut pg_sys::WaitEventSet {
+    // SAFETY: as above.
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    unsafe {
+        pg_sys::CreateWaitEventSet(pg_sys::TopMemoryContext, events)
+    }
+    // SAFETY: as above. Owned by nobody.
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    unsafe {
+        pg_sys::CreateWaitEventSet(std::ptr::null_mut(), events)
     }
 }

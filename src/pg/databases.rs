@@ -4,6 +4,9 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
+/// `DATCONNLIMIT_INVALID_DB`.
+const BROKEN: i32 = -2;
+
 /// A row of `pg_database`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Database {
@@ -11,13 +14,15 @@ pub(super) struct Database {
     pub(super) name: String,
     is_template: bool,
     allows_connections: bool,
+    /// DROP DATABASE was interrupted; it can only be dropped again.
+    is_broken: bool,
 }
 
 impl Database {
     /// Whether pg_tide may serve it. Templates are there to be copied, not to be listened to; a
     /// worker would be in the way of every CREATE DATABASE.
     pub(super) fn is_open(&self) -> bool {
-        self.allows_connections && !self.is_template
+        self.allows_connections && !self.is_template && !self.is_broken
     }
 }
 
@@ -67,6 +72,7 @@ unsafe fn read(tuple: pg_sys::HeapTuple) -> Database {
                 .into_owned(),
             is_template: (*row).datistemplate,
             allows_connections: (*row).datallowconn,
+            is_broken: (*row).datconnlimit == BROKEN,
         }
     }
 }

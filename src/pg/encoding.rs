@@ -42,7 +42,11 @@ impl Encoding {
                 return String::from_utf8_lossy(converted.to_bytes());
             }
         }
-        String::from_utf8_lossy(text)
+        // Checked quickly first: nearly every text is valid.
+        match std::str::from_utf8(text) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => String::from_utf8_lossy(text),
+        }
     }
 
     /// An owned copy of a C string.

@@ -19,12 +19,14 @@ pub(super) struct Failure {
 
 /// Runs `work`; an error of Postgres or a panic in it ends it. Whoever calls this has to abort
 /// what was begun.
-pub(super) fn attempt<T>(work: impl FnOnce() -> T + UnwindSafe) -> Result<T, CaughtError> {
-    PgTryBuilder::new(|| Ok(work())).catch_others(Err).execute()
+pub(super) fn attempt<T>(work: impl FnOnce() -> T + UnwindSafe) -> Result<T, Box<CaughtError>> {
+    PgTryBuilder::new(|| Ok(work())).catch_others(|error| Err(Box::new(error))).execute()
 }
 
 /// Runs `work` in a subtransaction, which is undone if it fails.
-pub(super) fn attempt_in_subtransaction<T>(work: impl FnOnce() -> T) -> Result<T, CaughtError> {
+pub(super) fn attempt_in_subtransaction<T>(
+    work: impl FnOnce() -> T,
+) -> Result<T, Box<CaughtError>> {
     // SAFETY: in a transaction: the one that a decoded transaction is replayed in. Resource owner
     // and memory context are put back as they were, as any user of subtransactions does.
     let (owner, memory) = unsafe {

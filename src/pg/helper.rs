@@ -25,7 +25,7 @@ pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
         "steward" => Hello::Steward,
         _ => Hello::Executor,
     };
-    session::take_signals();
+    signals::install();
     if !helper_process::attach(database) {
         // The database is about to be dropped or renamed: nobody is to connect to it.
         return;

@@ -42,6 +42,19 @@ pub(super) fn init() {
     }
 }
 
+/// The transaction is about to be committed, or prepared: the last moment to look at catalogues.
+/// Extensions other than pg_tide are nobody's concern here.
+pub(super) fn before_commit() {
+    if !EXTENSIONS_CHANGED.get() {
+        return;
+    }
+    // SAFETY: still in the transaction.
+    let (database, extension) =
+        unsafe { (pg_sys::MyDatabaseId, pg_sys::get_extension_oid(c"pg_tide".as_ptr(), true)) };
+    let known = shmem::shared().is_some_and(|shared| shared.entry(database).is_some());
+    EXTENSIONS_CHANGED.set(known || extension != pg_sys::InvalidOid);
+}
+
 /// The transaction is committed: the launcher is told.
 pub(super) fn committed() {
     let extensions = EXTENSIONS_CHANGED.replace(false);

@@ -14,7 +14,7 @@ use super::backoff::Backoff;
 use super::databases;
 use super::scout::Scout;
 use super::shmem::{self, Answer, Entry, Shared, Wanted, WorkerState};
-use super::{guc, signals, slots, worker};
+use super::{guc, orphans, signals, worker};
 
 /// The longest it sleeps; everything it waits for wakes it.
 const NAP: Duration = Duration::from_secs(60);
@@ -39,6 +39,7 @@ pub(super) fn register() {
 #[pg_guard]
 pub extern "C-unwind" fn tide_launcher_main(_database: pg_sys::Datum) {
     signals::install();
+    signals::ignore_cancel();
     let Some(shared) = shmem::shared() else { return };
     // SAFETY: first thing in a background worker that asked for a connection, to the shared
     // catalogues only.
@@ -133,7 +134,7 @@ impl Launcher {
         let wanted = if present { Wanted::Yes } else { Wanted::No };
         if !present && self.shared.entry(database).is_none() {
             // Nobody to serve it; what an earlier server left behind goes.
-            slots::drop_unused(database);
+            orphans::drop_slots(database);
             return;
         }
         let taken = self.shared.claim(database, |entry| {
@@ -231,7 +232,7 @@ impl Launcher {
     /// The database is not served any more.
     fn give_up(&mut self, entry: &'static Entry) {
         let database = entry.database();
-        slots::drop_unused(database);
+        orphans::drop_slots(database);
         // A worker that was killed could not take its socket away.
         let _ = std::fs::remove_file(guc::control_socket(database));
         if self.shared.release(entry) {

@@ -1,7 +1,7 @@
 //! The way to the hub: events gather in a batch until it is worth sending, or nobody waits for
 //! more.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Sender, TrySendError};
 use pgrx::prelude::*;
@@ -15,8 +15,11 @@ const FULL_BYTES: usize = 64 << 10;
 const FULL_EVENTS: usize = 512;
 /// A capacity beyond this is given back: one huge row must not make every batch huge.
 const KEPT_BYTES: usize = 2 * FULL_BYTES;
-/// How long to wait at a time for room in the channel. The hub rings when it has made some.
-const NAP_MS: i64 = 10;
+/// How long to wait at a time for room in the channel, which the hub makes all the while.
+const FIRST_NAP_MS: i64 = 1;
+const LONGEST_NAP_MS: i64 = 10;
+/// How long to wait for room for what can be done without.
+const OFFER: Duration = Duration::from_millis(100);
 /// Less of them than this is not worth a message of its own.
 const DECODED_BYTES: u64 = 256 << 10;
 
@@ -139,13 +142,12 @@ impl Outlet {
                 }
             }
         };
-        nap::until(try_again, NAP_MS, NAP_MS);
+        nap::until(try_again, FIRST_NAP_MS, LONGEST_NAP_MS);
     }
 
-    /// Hands over a message if that takes no wait; else it is dropped after a short while.
+    /// Hands over a message, or drops it if there is no room for it soon.
     pub(super) fn offer(&mut self, message: Feed) {
-        let deadline = Instant::now() + Duration::from_secs(1);
-        let _ = self.feed.send_deadline(message, deadline);
+        let _ = self.feed.send_timeout(message, OFFER);
     }
 }
 

@@ -27,6 +27,7 @@ pub(super) fn start(database: pg_sys::Oid) -> Result<Handle, Full> {
 pub extern "C-unwind" fn tide_probe_main(database: pg_sys::Datum) {
     let database = pg_sys::Oid::from(database.value() as u32);
     signals::install();
+    signals::ignore_cancel();
     let Some(shared) = shmem::shared() else { return };
     let (name, extension) = connect(database);
     let installed = extension != pg_sys::InvalidOid;

@@ -55,7 +55,7 @@ pub(super) struct Publishing {
 pub(super) unsafe fn of(relation: pg_sys::Relation, name: &CStr) -> Option<Publishing> {
     // SAFETY: as above. What the catalogue returns stays in the current memory context.
     unsafe {
-        if !pg_sys::is_publishable_relation(relation) {
+        if !pg_sys::is_publishable_relation(relation) || is_own(relation) {
             return None;
         }
         let publication = pg_sys::GetPublicationByName(name.as_ptr(), true).as_ref()?;
@@ -73,6 +73,15 @@ pub(super) unsafe fn of(relation: pg_sys::Relation, name: &CStr) -> Option<Publi
         };
         let (columns, filter) = membership(publication, publish_as);
         Some(Publishing { publish_as, operations, columns, filter })
+    }
+}
+
+/// Whether it is one of pg_tide's own tables: a publication for all tables would stream its secrets.
+unsafe fn is_own(relation: pg_sys::Relation) -> bool {
+    // SAFETY: as for `of`.
+    unsafe {
+        let schema = pg_sys::get_namespace_name((*(*relation).rd_rel).relnamespace);
+        !schema.is_null() && CStr::from_ptr(schema) == c"tide"
     }
 }
 

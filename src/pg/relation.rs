@@ -25,6 +25,8 @@ pub(super) struct Published {
     pub(super) columns: Vec<PublishedColumn>,
     /// Published as another table, of which it is a partition.
     pub(super) is_via_root: bool,
+    /// The hub knows that there are events of it.
+    is_announced: bool,
     origins: Origins,
     _memory: Memory,
 }
@@ -80,9 +82,15 @@ impl Relations {
         self.entries.get_mut(index)?.as_mut()
     }
 
-    /// Whether this is the first event of the table in this process's life.
-    pub(super) fn is_first(&mut self, table: u32) -> bool {
-        self.seen.insert(table)
+    /// The table that will have an event now, if it is its first in this process's life.
+    pub(super) fn first_event(&mut self, index: usize) -> Option<u32> {
+        let published = self.entries.get_mut(index)?.as_mut()?;
+        if published.is_announced {
+            return None;
+        }
+        published.is_announced = true;
+        let table = published.relation.oid;
+        self.seen.insert(table).then_some(table)
     }
 
     /// Whether there has ever been an event of the table.
@@ -193,6 +201,7 @@ impl Published {
                 filter,
                 columns: published,
                 is_via_root: (*target).rd_id != (*table).rd_id,
+                is_announced: false,
                 origins,
                 _memory: memory,
             }

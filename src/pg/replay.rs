@@ -3,12 +3,13 @@
 
 use std::ffi::CString;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use pgrx::pg_sys;
-use pgrx::prelude::*;
+use pgrx::{log, pg_sys};
 
 use super::compat;
+use super::complaint::Complaint;
 use super::failure::{self, Failure};
 use super::invalidation;
 use super::nap;
@@ -16,8 +17,7 @@ use super::outlet::Outlet;
 use super::relation::Relations;
 use super::tuple::{self, Image, Tuple};
 use crate::event::{
-    CatalogChange, Change, Event, EventKind, Feed, Lsn, Operation, Position, Relation, Row,
-    RowStart,
+    CatalogChange, Change, Event, EventKind, Feed, Lsn, Operation, Position, Row, RowStart,
 };
 
 /// Microseconds between the epochs of Unix and Postgres.
@@ -25,6 +25,8 @@ const EPOCH_MICROS: i64 = 946_684_800_000_000;
 /// Looking whether a transaction has become visible: soon at first.
 const VISIBLE_FIRST_MS: i64 = 1;
 const VISIBLE_LONGEST_MS: i64 = 100;
+/// A transaction that stays invisible for this long is worth a word.
+const HELD: Duration = Duration::from_secs(5);
 /// Memory of a change up to this is kept for the next.
 const SCRATCH_BYTES: usize = 64 << 10;
 
@@ -41,6 +43,9 @@ pub(super) struct Replay {
     current: Option<Position>,
     /// Where its rows began in the batch.
     mark: Option<RowStart>,
+    complaint: Complaint,
+    /// The hub was told that the stream is held up.
+    was_held: bool,
     old: Tuple,
     new: Tuple,
     /// Memory of Postgres's for one change.
@@ -87,6 +92,8 @@ impl Replay {
             is_careful: false,
             current: None,
             mark: None,
+            complaint: Complaint::default(),
+            was_held: false,
             old: Tuple::default(),
             new: Tuple::default(),
             scratch,
@@ -130,8 +137,31 @@ impl Replay {
         let is_visible = || unsafe { !pg_sys::TransactionIdIsInProgress(xid) };
         if !is_visible() {
             self.outlet.flush();
-            nap::until(is_visible, VISIBLE_FIRST_MS, VISIBLE_LONGEST_MS);
+            self.await_visible(is_visible);
         }
+    }
+
+    fn await_visible(&mut self, is_visible: impl Fn() -> bool) {
+        let since = Instant::now();
+        let look = || {
+            let is_visible = is_visible();
+            if !is_visible && !self.was_held && since.elapsed() > HELD {
+                self.was_held = true;
+                let xid = self.transaction.xid;
+                let reason = format!(
+                    "transaction {xid} has committed, but others cannot see it yet: it waits for a synchronous standby"
+                );
+                log!("pg_tide: {reason}");
+                self.outlet.offer(Feed::Stalled { reason });
+            }
+            is_visible
+        };
+        nap::until(look, VISIBLE_FIRST_MS, VISIBLE_LONGEST_MS);
+    }
+
+    /// Whether the hub was told that the stream is held up, since the last call.
+    pub(super) fn take_was_held(&mut self) -> bool {
+        std::mem::take(&mut self.was_held)
     }
 
     /// The transaction is complete.
@@ -249,7 +279,7 @@ impl Replay {
         if let Some(mark) = self.mark.take() {
             self.outlet.batch().abandon_row(&mark);
         }
-        let failure = Failure::from(&error);
+        let failure = Failure::from(&*error);
         self.failed(relation, position, &failure);
     }
 
@@ -267,7 +297,7 @@ impl Replay {
             None => "a table".to_owned(),
         };
         let message = format!("could not decode a change of {table}: {}", failure.condition);
-        log!("pg_tide: {message} (SQLSTATE {}) at {position}", failure.sqlstate);
+        self.complaint.about(&format!("{message} (SQLSTATE {})", failure.sqlstate));
         self.outlet.make_room();
         let sqlstate = failure.sqlstate.clone();
         self.add(position, EventKind::Failed { relation, sqlstate, message: message.into() });
@@ -345,10 +375,7 @@ impl Replay {
     /// Before a table's first event the hub asks what it knows of it again: it hears of changes
     /// to the catalogue only for tables that have had events.
     fn announce(&mut self, index: usize) {
-        let Some(published) = self.relations.get(index) else { return };
-        let relation: &Arc<Relation> = &published.relation;
-        let table = relation.oid;
-        if self.relations.is_first(table) {
+        if let Some(table) = self.relations.first_event(index) {
             self.outlet.catalog(CatalogChange::Relation(table));
         }
     }

@@ -28,7 +28,8 @@ impl Scout {
             shared,
             waiting: VecDeque::new(),
             running: None,
-            backoff: Backoff::new(),
+            // Each failure is a line in the log that nobody can do anything about at once.
+            backoff: Backoff::up_to(Duration::from_secs(60)),
             complained: false,
         }
     }

@@ -4,27 +4,6 @@ use pgrx::pg_sys;
 
 use super::role::AUTHENTICATOR;
 
-mod raw {
-    use std::ffi::c_int;
-
-    // As plain function pointers: pgrx's wrappers cannot be signal handlers.
-    unsafe extern "C-unwind" {
-        pub(super) fn die(signal: c_int);
-        pub(super) fn SignalHandlerForConfigReload(signal: c_int);
-    }
-}
-
-/// SIGTERM ends the process at the next safe point, also in the middle of a query; SIGHUP asks
-/// for the settings to be read again.
-pub(super) fn take_signals() {
-    // SAFETY: both handlers are Postgres's own; called once, before anything else.
-    unsafe {
-        pg_sys::pqsignal(libc::SIGTERM, Some(raw::die));
-        pg_sys::pqsignal(libc::SIGHUP, Some(raw::SignalHandlerForConfigReload));
-        pg_sys::BackgroundWorkerUnblockSignals();
-    }
-}
-
 /// Connects as `tide_authenticator`, really: a session that began as another role could be turned
 /// back into it by `RESET SESSION AUTHORIZATION` in a client's trigger or policy.
 pub(super) fn connect_as_authenticator(database: pg_sys::Oid) {

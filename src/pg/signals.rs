@@ -4,6 +4,8 @@ use std::ffi::c_int;
 
 use pgrx::pg_sys;
 
+use super::compat::on_signal;
+
 mod raw {
     use std::ffi::c_int;
 
@@ -15,15 +17,20 @@ mod raw {
 }
 
 /// SIGTERM ends the process at the next safe point (by FATAL, exit code 1), SIGHUP asks it to
-/// read the settings again, SIGINT is for those who run queries. Before connecting.
+/// read the settings again. SIGINT stays what it is: it cancels a query. Before connecting.
 pub(super) fn install() {
     // SAFETY: called once by a background worker's main thread; the handlers are Postgres's own.
     unsafe {
-        pg_sys::pqsignal(libc::SIGTERM, Some(raw::die));
-        pg_sys::pqsignal(libc::SIGHUP, Some(raw::SignalHandlerForConfigReload));
-        pg_sys::pqsignal(libc::SIGINT, Some(ignore));
+        on_signal(libc::SIGTERM, raw::die);
+        on_signal(libc::SIGHUP, raw::SignalHandlerForConfigReload);
         pg_sys::BackgroundWorkerUnblockSignals();
     }
+}
+
+/// For a process that runs no queries: there is nothing to cancel.
+pub(super) fn ignore_cancel() {
+    // SAFETY: the handler does nothing.
+    unsafe { on_signal(libc::SIGINT, ignore) };
 }
 
 unsafe extern "C-unwind" fn ignore(_signal: c_int) {}

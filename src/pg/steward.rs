@@ -25,6 +25,7 @@ pub(super) fn secrets() -> Result<String, Refusal> {
 }
 
 pub(super) fn role(role: &str) -> Result<String, Refusal> {
+    forget_catalogue();
     let status: RoleStatus = rolled_back(TIMEOUT, || Ok(role::look_up(role).0))?;
     encode(&status)
 }
@@ -33,6 +34,7 @@ pub(super) fn role(role: &str) -> Result<String, Refusal> {
 pub(super) fn tables(role: &str, publication: &str, which: &Which) -> Result<String, Refusal> {
     // SAFETY: reads a number from shared memory.
     let lsn = unsafe { pg_sys::GetXLogInsertRecPtr() };
+    forget_catalogue();
     let (mut schemas, mut names, mut oids) = (Vec::new(), Vec::new(), Vec::new());
     match which {
         Which::Named(tables) => {
@@ -51,6 +53,14 @@ pub(super) fn tables(role: &str, publication: &str, which: &Which) -> Result<Str
 
 pub(super) fn check() -> Result<String, Refusal> {
     rolled_back(TIMEOUT, || text(CHECK, &[]))
+}
+
+/// Has the next look-up read the catalogue itself. A transaction tells other processes to drop what
+/// they remember only after it has become visible: without this, a REVOKE that clients are already
+/// asked about could be missed.
+fn forget_catalogue() {
+    // SAFETY: outside a transaction, where nothing of the caches is in use.
+    unsafe { pg_sys::InvalidateSystemCaches() };
 }
 
 /// The one text that a query answers with.

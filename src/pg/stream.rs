@@ -268,6 +268,10 @@ impl Stream {
                 self.announce(position);
             }
         }
+        if self.replay().take_was_held() {
+            self.announced = None;
+            self.announce(position);
+        }
         let replay = self.replay();
         replay.pass_on_invalidations();
         replay.outlet.flush();

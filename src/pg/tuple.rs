@@ -1,10 +1,15 @@
 //! Rows: from the heap's form to a row in a batch.
 
 use pgrx::pg_sys;
+use pgrx::prelude::*;
 
 use super::relation::Published;
 use super::value;
 use crate::event::{Batch, Row};
+
+/// Bytes of a row, unpacked, that an event may have: memory that cannot be had would end the
+/// whole server.
+const LARGEST: usize = 128 << 20;
 
 /// A row taken apart: its values are valid for as long as the row it was taken from.
 #[derive(Debug, Default)]
@@ -77,6 +82,7 @@ pub(super) unsafe fn write(
     image: Image,
 ) -> Row {
     let start = batch.begin_row();
+    let mut size = 0;
     for column in &mut published.columns {
         if image == Image::Key && !column.is_identity {
             batch.push_absent();
@@ -86,13 +92,29 @@ pub(super) unsafe fn write(
             batch.push_null();
             continue;
         };
-        // SAFETY: as above.
-        if column.is_varlena && unsafe { value::is_on_disk(datum) } {
-            batch.push_unchanged();
-            continue;
+        if column.is_varlena {
+            // SAFETY: as above.
+            unsafe {
+                if value::is_on_disk(datum) {
+                    batch.push_unchanged();
+                    continue;
+                }
+                size += value::size(datum);
+            }
+            if size > LARGEST {
+                too_large();
+            }
         }
         // SAFETY: as above; the value is of the column's type.
         batch.push_json(|out| unsafe { column.value.write(datum, out) });
     }
     batch.end_row(&start)
+}
+
+fn too_large() -> ! {
+    ereport!(
+        ERROR,
+        PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+        "the row is too large for an event"
+    );
 }

@@ -10,7 +10,7 @@ mod varlena;
 use std::collections::BTreeSet;
 use std::ffi::CStr;
 
-use pgrx::pg_sys;
+use pgrx::{error, pg_sys};
 
 use self::array::Array;
 use self::composite::Composite;
@@ -18,7 +18,7 @@ use self::varlena::Bytes;
 use super::encoding::Encoding;
 use crate::{fragment, json};
 
-pub(super) use self::varlena::is_on_disk;
+pub(super) use self::varlena::{is_on_disk, size};
 
 /// Types that contain types nest no deeper than this; what does is printed as text.
 const DEEPEST: usize = 32;
@@ -139,48 +139,41 @@ impl Value {
     /// A value of the type this was made for, not NULL, and none that is TOASTed on disk. Takes
     /// memory from the current context and does not give it back.
     pub(super) unsafe fn write(&mut self, datum: pg_sys::Datum, out: &mut Vec<u8>) {
-        // The truncations take a value out of the word that holds it.
-        match self {
-            Value::Bool => {
-                let text: &[u8] = if datum.value() as u8 == 0 { b"false" } else { b"true" };
-                out.extend_from_slice(text);
-            }
-            Value::Int2 => integer(out, i64::from(datum.value() as i16)),
-            Value::Int4 => integer(out, i64::from(datum.value() as i32)),
-            Value::Int8 => integer(out, datum.value() as i64),
-            Value::Date => fragment::date(out, datum.value() as i32),
-            Value::Timestamp => fragment::timestamp(out, datum.value() as i64, false),
-            Value::Timestamptz => fragment::timestamp(out, datum.value() as i64, true),
-            // SAFETY: as above; a uuid is sixteen bytes.
-            Value::Uuid => unsafe {
-                uuid(out, &*datum.cast_mut_ptr::<[u8; 16]>());
-            },
-            // SAFETY: as above, for all that follow.
-            Value::Number(output) => {
-                fragment::number(out, unsafe { output.text(datum) }.to_bytes())
-            }
-            Value::Text(encoding) => {
-                let bytes = unsafe { Bytes::of(datum) };
-                json::write_str(out, &encoding.utf8(bytes.get()));
-            }
-            Value::Bytea => bytea(out, unsafe { Bytes::of(datum) }.get()),
-            Value::Json(encoding) => {
-                let bytes = unsafe { Bytes::of(datum) };
-                let text = encoding.utf8(bytes.get());
-                if fragment::normalise(out, text.as_bytes()).is_err() {
-                    // Cannot be: the type checked it.
-                    out.extend_from_slice(b"null");
+        // SAFETY: as above, throughout: the value is what the type says. The truncations take it
+        // out of the word that holds it.
+        unsafe {
+            match self {
+                Value::Bool => {
+                    let text: &[u8] = if datum.value() as u8 == 0 { b"false" } else { b"true" };
+                    out.extend_from_slice(text);
                 }
-            }
-            Value::Jsonb(output, encoding) => {
-                let text = unsafe { output.text(datum) };
-                out.extend_from_slice(encoding.utf8(text.to_bytes()).as_bytes());
-            }
-            Value::Array(array) => unsafe { array.write(datum, out) },
-            Value::Composite(composite) => unsafe { composite.write(datum, out) },
-            Value::Other(output, encoding) => {
-                let text = unsafe { output.text(datum) };
-                json::write_str(out, &encoding.utf8(text.to_bytes()));
+                Value::Int2 => integer(out, i64::from(datum.value() as i16)),
+                Value::Int4 => integer(out, i64::from(datum.value() as i32)),
+                Value::Int8 => integer(out, datum.value() as i64),
+                Value::Date => fragment::date(out, datum.value() as i32),
+                Value::Timestamp => fragment::timestamp(out, datum.value() as i64, false),
+                Value::Timestamptz => fragment::timestamp(out, datum.value() as i64, true),
+                Value::Uuid => uuid(out, &*datum.cast_mut_ptr::<[u8; 16]>()),
+                Value::Number(output) => fragment::number(out, output.text(datum).to_bytes()),
+                Value::Text(encoding) => {
+                    json::write_str(out, &encoding.utf8(Bytes::of(datum).get()));
+                }
+                Value::Bytea => bytea(out, Bytes::of(datum).get()),
+                Value::Json(encoding) => {
+                    let text = encoding.utf8(Bytes::of(datum).get());
+                    if fragment::normalise(out, text.as_bytes()).is_err() {
+                        error!("a value of type json is not JSON");
+                    }
+                }
+                Value::Jsonb(output, encoding) => {
+                    let text = encoding.utf8(output.text(datum).to_bytes());
+                    out.extend_from_slice(text.as_bytes());
+                }
+                Value::Array(array) => array.write(datum, out),
+                Value::Composite(composite) => composite.write(datum, out),
+                Value::Other(output, encoding) => {
+                    json::write_str(out, &encoding.utf8(output.text(datum).to_bytes()));
+                }
             }
         }
     }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use pgrx::pg_sys;
 
+use super::compat;
+
 /// Made once; making one costs several system calls.
 #[derive(Debug)]
 pub(super) struct WaitSet(*mut pg_sys::WaitEventSet);
@@ -14,7 +16,7 @@ impl WaitSet {
     pub(super) fn new(bell: RawFd) -> WaitSet {
         // SAFETY: the set lives as long as the process, as do its latch and the bell.
         unsafe {
-            let set = pg_sys::CreateWaitEventSet(pg_sys::TopMemoryContext, 3);
+            let set = compat::create_wait_event_set(3);
             let add = |events, fd, latch| {
                 pg_sys::AddWaitEventToSet(set, events, fd, latch, null_mut());
             };

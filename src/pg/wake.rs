@@ -38,6 +38,9 @@ unsafe extern "C-unwind" fn on_transaction(event: pg_sys::XactEvent::Type, _arg:
             wake_worker();
             hooks::committed();
         }
+        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
+            hooks::before_commit();
+        }
         pg_sys::XactEvent::XACT_EVENT_PREPARE => hooks::prepared(),
         pg_sys::XactEvent::XACT_EVENT_ABORT => hooks::aborted(),
         _ => {}

@@ -12,7 +12,6 @@ use pgrx::prelude::*;
 
 use super::background::{Background, Full, Handle};
 use super::helper_process::Helpers;
-pub(crate) use super::shmem::request_restart;
 use super::shmem::{self, Entry, Wanted, WorkerState};
 use super::stream::{self, Stream};
 use super::threads::Bell;
@@ -56,6 +55,7 @@ pub extern "C-unwind" fn tide_worker_main(database: pg_sys::Datum) {
     // SAFETY: a function of this library.
     unsafe { pg_sys::on_shmem_exit(Some(leave), pg_sys::Datum::from(database)) };
     signals::install();
+    signals::ignore_cancel();
     if !entry.should_run() {
         return;
     }

@@ -66,3 +66,19 @@ pub(in crate::pg) unsafe fn is_on_disk(datum: pg_sys::Datum) -> bool {
     // SAFETY: as above; the tag follows the first byte.
     unsafe { pgrx::varatt_is_1b_e(value) && *value.cast::<u8>().add(1) == ON_DISK }
 }
+
+/// Bytes of the value when it is unpacked.
+///
+/// # Safety
+/// As for [`Bytes::of`].
+pub(in crate::pg) unsafe fn size(datum: pg_sys::Datum) -> usize {
+    let value = datum.cast_mut_ptr::<pg_sys::varlena>();
+    // SAFETY: as above.
+    unsafe {
+        if pgrx::varatt_is_1b_e(value) || pgrx::varatt_is_4b_c(value) {
+            pg_sys::toast_raw_datum_size(datum)
+        } else {
+            pgrx::varsize_any(value)
+        }
+    }
+}

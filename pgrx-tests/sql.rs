@@ -1,0 +1,462 @@
+//! The SQL functions, and who may call them.
+
+use std::sync::{Arc, LazyLock, Mutex};
+
+use postgres::NoTls;
+use postgres::error::DbError;
+use serde_json::{Value, json};
+
+use crate::support::cluster::{as_owner, succeed};
+use crate::support::{Cluster, Database, wait_until};
+
+fn database() -> &'static Database<'static> {
+    static DATABASE: LazyLock<Database<'static>> =
+        LazyLock::new(|| Cluster::shared().database("sql"));
+    &DATABASE
+}
+
+#[track_caller]
+fn refused(sql: &mut postgres::Client, statement: &str) -> DbError {
+    let error = sql.batch_execute(statement).expect_err(statement);
+    error.as_db_error().unwrap_or_else(|| panic!("{error}")).clone()
+}
+
+/// Rows of tide.check() whose item is this one, as (ok, problem, fix).
+fn finding(database: &Database<'_>, item: &str) -> Option<(bool, String, String)> {
+    let query =
+        "select ok, coalesce(problem, ''), coalesce(fix, '') from tide.check() where item = $1";
+    let row = database.sql().query_opt(query, &[&item]).unwrap()?;
+    Some((row.get(0), row.get(1), row.get(2)))
+}
+
+#[test]
+fn what_has_no_changes_cannot_be_published() {
+    let mut sql = database().sql();
+    sql.batch_execute(
+        "create view s_view as select 1 as x;
+         create materialized view s_matview as select 1 as x;
+         create unlogged table s_unlogged (id int primary key);
+         create temporary table s_temporary (id int primary key);
+         create sequence s_sequence",
+    )
+    .unwrap();
+
+    for relation in [
+        "s_view",
+        "s_matview",
+        "s_unlogged",
+        "s_temporary",
+        "s_sequence",
+        "pg_class",
+        "tide.secret",
+    ] {
+        let error = refused(&mut sql, &format!("select tide.publish('{relation}')"));
+        assert_eq!(error.code().code(), "42809", "{relation}: {error}");
+        assert!(error.message().contains(relation), "{error}");
+        assert!(error.hint().is_some(), "{error}");
+    }
+    assert_eq!(refused(&mut sql, "select tide.publish('s_nowhere')").code().code(), "42P01");
+    assert_eq!(refused(&mut sql, "select tide.publish(null)").code().code(), "22004");
+}
+
+#[test]
+fn publishing_twice_does_no_harm_and_unpublishing_ends_it() {
+    let mut sql = database().sql();
+    sql.batch_execute("create table \"S \"\"Odd\" (id int primary key)").unwrap();
+    let published = |sql: &mut postgres::Client| -> i64 {
+        let query = "select count(*) from pg_publication_tables
+                     where pubname = 'tide' and tablename = 'S \"Odd'";
+        sql.query_one(query, &[]).unwrap().get(0)
+    };
+
+    sql.batch_execute("select tide.publish('\"S \"\"Odd\"', '\"S \"\"Odd\"')").unwrap();
+    sql.batch_execute("select tide.publish('\"S \"\"Odd\"')").unwrap();
+    assert_eq!(published(&mut sql), 1);
+
+    sql.batch_execute("select tide.unpublish('\"S \"\"Odd\"')").unwrap();
+    sql.batch_execute("select tide.unpublish('\"S \"\"Odd\"')").unwrap();
+    assert_eq!(published(&mut sql), 0);
+}
+
+#[test]
+fn a_table_whose_updates_would_fail_is_warned_of() {
+    let notices = Arc::new(Mutex::new(Vec::<DbError>::new()));
+    let heard = Arc::clone(&notices);
+    let mut sql = postgres::Config::new()
+        .host_path(database().cluster.host())
+        .port(5432)
+        .user("postgres")
+        .dbname(&database().name)
+        .notice_callback(move |notice| heard.lock().unwrap().push(notice))
+        .connect(NoTls)
+        .unwrap();
+    sql.batch_execute(
+        "create table s_bare (id int);
+         create table s_keyed (id int primary key);
+         create table s_full (id int); alter table s_full replica identity full;
+         create table s_parted (id int) partition by range (id);
+         create table s_part partition of s_parted for values from (0) to (9);
+         select tide.publish('s_keyed', 's_full', 's_bare', 's_parted')",
+    )
+    .unwrap();
+
+    let notices = notices.lock().unwrap();
+    let warnings: Vec<&str> =
+        notices.iter().filter(|n| n.severity() == "WARNING").map(DbError::message).collect();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[0].contains("public.s_bare"), "{warnings:?}");
+    assert!(warnings[1].contains("public.s_part "), "{warnings:?}");
+    drop(notices);
+    let item = "replica identity of public.s_part";
+    let (ok, _, fix) = finding(database(), item).unwrap();
+    assert!(!ok);
+    sql.batch_execute(&fix).unwrap();
+    assert_eq!(finding(database(), item), None);
+    // For the tests that look for anything wrong.
+    sql.batch_execute("drop table s_bare, s_parted").unwrap();
+}
+
+#[test]
+fn an_owner_publishes_without_being_superuser() {
+    let owned = Cluster::shared().database("sql_owner");
+    owned
+        .sql()
+        .batch_execute(
+            "create role s_owner login; grant create on database sql_owner to s_owner;
+             create schema authorization s_owner;
+             create table not_owned (id int primary key)",
+        )
+        .unwrap();
+    let mut sql = owned.cluster.try_connect("sql_owner", "s_owner").unwrap();
+
+    sql.batch_execute("create table mine (id int primary key); select tide.publish('mine')")
+        .unwrap();
+    let error = refused(&mut sql, "select tide.publish('not_owned')");
+
+    assert_eq!(error.code().code(), "42501", "{error}");
+}
+
+#[test]
+fn tokens_are_made_for_roles_that_clients_may_use() {
+    let mut sql = database().sql();
+    sql.batch_execute(
+        "create role s_ungranted;
+         create role s_bypass bypassrls; grant s_bypass to tide_authenticator;",
+    )
+    .unwrap();
+    for (arguments, code) in [
+        ("'s_nobody'", "42704"),
+        ("null", "22004"),
+        ("'s_ungranted'", "42501"),
+        ("'tide_authenticator'", "42501"),
+        ("'s_bypass'", "42501"),
+        ("'authenticated', '[]'", "22023"),
+        ("'authenticated', null", "22023"),
+        ("'authenticated', '{}', '0 seconds'", "22023"),
+        ("'authenticated', '{}', null", "22023"),
+    ] {
+        let error = refused(&mut sql, &format!("select tide.token({arguments})"));
+        assert_eq!(error.code().code(), code, "{arguments}: {error}");
+    }
+
+    // A hint is what is to be done.
+    let hint = refused(&mut sql, "select tide.token('s_ungranted')").hint().unwrap().to_owned();
+    sql.batch_execute(&hint).unwrap();
+    sql.batch_execute("select tide.token('s_ungranted')").unwrap();
+    sql.batch_execute("set tide.allow_privileged_roles = on; select tide.token('s_bypass')")
+        .unwrap();
+}
+
+#[test]
+fn a_rotated_secret_is_good_until_the_next_rotation() {
+    let rotated = Cluster::shared().database("sql_rotated");
+    let first = rotated.token("authenticated");
+    let rotate = || rotated.sql().batch_execute("select tide.rotate_jwt_secret()").unwrap();
+    let accepted = |token: &str| rotated.try_connect(&format!("apikey={token}&vsn=2.0.0")).is_ok();
+
+    rotate();
+    let second = rotated.token("authenticated");
+    wait_until("the new secret counts", || accepted(&second).then_some(()));
+    assert!(accepted(&first));
+
+    rotate();
+    wait_until("the first secret counts no more", || (!accepted(&first)).then_some(()));
+    assert!(accepted(&second));
+}
+
+#[test]
+fn each_fix_mends_what_check_found() {
+    let broken = Cluster::shared().database_with("sql_broken", &[("tide.anon_role", "s_anon")]);
+    let mut sql = broken.sql();
+    let (_, _, fix) = finding(&broken, "publication").unwrap();
+    assert_eq!(fix, "select tide.publish('my_table');");
+    sql.batch_execute(
+        "create schema closed; create table closed.my_table (id int);
+         set search_path to closed; select tide.publish('my_table');
+         revoke connect on database sql_broken from public",
+    )
+    .unwrap();
+
+    for item in [
+        "replica identity of closed.my_table",
+        "readers of closed.my_table",
+        "CONNECT for tide_authenticator",
+        "tide.anon_role",
+    ] {
+        let (ok, problem, fix) = finding(&broken, item).unwrap_or_else(|| panic!("no {item}"));
+        assert!(!ok && !problem.is_empty(), "{item}");
+        sql.batch_execute(&fix).unwrap_or_else(|error| panic!("{item}: {fix}: {error}"));
+        let mended = finding(&broken, item);
+        assert!(mended.as_ref().is_none_or(|(ok, ..)| *ok), "{item}: {mended:?}");
+    }
+}
+
+#[test]
+fn events_are_shown_to_owners_and_monitors_only() {
+    let database = database();
+    let table = database.table("s_recent", "id int primary key");
+    let mut sql = database.sql();
+    sql.batch_execute(&format!(
+        "create role s_stranger login; create role s_monitor login in role pg_monitor;
+         create role s_recent_owner login; alter table {table} owner to s_recent_owner;
+         grant select on {table} to s_stranger;
+         insert into {table} values (9007199254740993 % 1000000007)"
+    ))
+    .unwrap();
+    let seen = |user: &str| -> i64 {
+        let mut sql = database.cluster.try_connect(&database.name, user).unwrap();
+        let query = "select count(*) from tide.recent(10000) where \"table\" = $1";
+        sql.query_one(query, &[&table]).unwrap().get(0)
+    };
+
+    wait_until("the event is decoded", || (seen("postgres") == 1).then_some(()));
+
+    assert_eq!(seen("s_recent_owner"), 1);
+    assert_eq!(seen("s_monitor"), 1);
+    assert_eq!(seen("s_stranger"), 0);
+}
+
+#[test]
+fn a_publication_for_all_tables_does_not_stream_the_secrets() {
+    let all = Cluster::shared().database("sql_all_tables");
+    let mut sql = all.sql();
+    sql.batch_execute(
+        "create publication tide for all tables; create table plain (id int primary key);
+         select tide.rotate_jwt_secret(); insert into plain values (1)",
+    )
+    .unwrap();
+
+    let tables = wait_until("the row has been decoded", || {
+        let query = "select schema || '.' || \"table\" from tide.recent(100)";
+        let rows = sql.query(query, &[]).unwrap();
+        let tables: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        tables.iter().any(|table| table == "public.plain").then_some(tables)
+    });
+
+    assert_eq!(tables, ["public.plain"]);
+}
+
+#[test]
+fn connections_are_listed_and_can_be_ended() {
+    let database = database();
+    let table = database.table("s_connected", "id int primary key");
+    let topic = format!("realtime:{table}");
+    let mut client = database.client();
+    client.subscribe(&table, &table);
+    let mut sql = database.sql();
+
+    let query = "select c.connection, c.role, c.bindings, s.channels::int8, s.address
+                 from tide.stat_channels c join tide.stat_connections s on s.id = c.connection
+                 where c.topic = $1";
+    let row = sql.query_one(query, &[&topic]).unwrap();
+    assert_eq!(row.get::<_, &str>(1), "authenticated");
+    assert_eq!(row.get::<_, i32>(2), 1);
+    assert_eq!(row.get::<_, i64>(3), 1);
+    assert!(row.get::<_, &str>(4).starts_with("127.0.0.1:"));
+
+    let id: i64 = row.get(0);
+    let found: bool = sql.query_one("select tide.disconnect($1)", &[&id]).unwrap().get(0);
+    assert!(found);
+    wait_until("the connection is gone", || {
+        sql.query_opt(query, &[&topic]).unwrap().is_none().then_some(())
+    });
+    let found: bool = sql.query_one("select tide.disconnect($1)", &[&id]).unwrap().get(0);
+    assert!(!found);
+}
+
+#[test]
+fn status_says_where_the_stream_is() {
+    let status = database().json("select to_jsonb(s)::text from tide.status() s");
+
+    assert_eq!(status["state"], "live", "{status:#}");
+    assert_eq!(status["pid"], json!(database().worker()));
+    assert_eq!(status["url"], json!(format!("http://localhost:{}", database().port)));
+    for present in ["slot", "epoch", "decoded_lsn", "confirmed_lsn", "retained_wal", "started_at"] {
+        assert_ne!(status[present], Value::Null, "{present}: {status:#}");
+    }
+}
+
+#[test]
+fn a_dump_has_no_secrets_and_restores() {
+    let mut dump = as_owner("pg_dump");
+    dump.arg("-h").arg(database().cluster.host()).args(["-U", "postgres", &database().name]);
+    let dump = String::from_utf8(succeed(&mut dump).stdout).unwrap();
+
+    assert!(dump.to_ascii_lowercase().contains("create extension if not exists pg_tide"));
+    let secret: String =
+        database().sql().query_one("select secret from tide.secret", &[]).unwrap().get(0);
+    assert!(!dump.contains(&secret));
+    assert!(!dump.contains("tide.secret"));
+}
+
+/// A filter's value is cast by the column's type, whose domain check is code of whoever owns it.
+#[test]
+fn what_a_filter_runs_can_neither_change_its_role_nor_stay() {
+    let database = database();
+    let mut sql = database.sql();
+    sql.batch_execute(
+        "create table s_loot (who text);
+         grant insert on s_loot to public;
+         create function s_check(value int) returns boolean language plpgsql as $$
+         begin
+             perform pg_advisory_lock(4711);
+             begin perform set_config('role', 'postgres', false); return false;
+             exception when others then null; end;
+             begin execute 'reset session authorization'; return false;
+             exception when others then null; end;
+             begin insert into s_loot values (current_user); return false;
+             exception when others then null; end;
+             begin execute 'listen s_channel'; return false;
+             exception when others then null; end;
+             begin execute 'create temp table s_left (id int)'; return false;
+             exception when others then null; end;
+             return current_user = 'authenticated' and session_user = 'tide_authenticator';
+         end $$;",
+    )
+    .unwrap();
+    let table = database.table("s_guarded", "id int primary key");
+    sql.batch_execute(&format!(
+        "create domain s_domain as int check (s_check(value));
+         alter table {table} add column value s_domain"
+    ))
+    .unwrap();
+    let mut client = database.client();
+
+    let binding = json!({
+        "event": "*", "schema": "public", "table": table, "filter": "value=eq.1",
+    });
+    client.subscribe_to("guarded", binding);
+
+    let left: i64 = sql
+        .query_one("select count(*) from pg_locks where locktype = 'advisory'", &[])
+        .unwrap()
+        .get(0);
+    assert_eq!(left, 0);
+    let loot: i64 = sql.query_one("select count(*) from s_loot", &[]).unwrap().get(0);
+    assert_eq!(loot, 0);
+}
+
+#[test]
+fn the_public_may_call_no_more_than_this() {
+    let open: Vec<String> = database()
+        .sql()
+        .query(
+            "select p.proname::text from pg_proc p
+             where p.pronamespace = 'tide'::regnamespace
+               and has_function_privilege('anon', p.oid, 'execute') order by 1",
+            &[],
+        )
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+
+    // Those with an underscore read catalogues that everyone may read.
+    assert_eq!(
+        open,
+        [
+            "_assert_publishable",
+            "_check_roles",
+            "_check_tables",
+            "_client_roles",
+            "_names",
+            "_publication",
+            "_published_tables",
+            "_recent",
+            "_without_replica_identity",
+            "current_position",
+            "publish",
+            "recent",
+            "unpublish",
+        ]
+    );
+    let tables: i64 = database()
+        .sql()
+        .query_one(
+            "select count(*) from pg_class c
+             where c.relnamespace = 'tide'::regnamespace and c.relkind in ('r', 'v')
+               and has_any_column_privilege('anon', c.oid, 'select, insert, update')",
+            &[],
+        )
+        .unwrap()
+        .get(0);
+    assert_eq!(tables, 0);
+}
+
+#[test]
+fn everything_in_the_schema_is_described_and_pinned() {
+    let faults: Vec<String> = database()
+        .sql()
+        .query(
+            "select format('%s has no comment', p.oid::regprocedure) from pg_proc p
+             where p.pronamespace = 'tide'::regnamespace
+               and obj_description(p.oid, 'pg_proc') is null
+             union all
+             select format('%s has no comment', c.oid::regclass) from pg_class c
+             where c.relnamespace = 'tide'::regnamespace and c.relkind in ('r', 'v')
+               and obj_description(c.oid, 'pg_class') is null
+             union all
+             select format('%s.%s has no comment', c.oid::regclass, a.attname)
+             from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0
+             where c.relnamespace = 'tide'::regnamespace and c.relkind in ('r', 'v')
+               and col_description(c.oid, a.attnum) is null
+             union all
+             select format('%s does not pin its search_path', p.oid::regprocedure)
+             from pg_proc p join pg_language l on l.oid = p.prolang
+             where p.pronamespace = 'tide'::regnamespace and l.lanname <> 'c'
+               and not exists (select from unnest(p.proconfig) s where s like 'search_path=%')",
+            &[],
+        )
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+
+    assert_eq!(faults, Vec::<String>::new());
+}
+
+#[test]
+fn nobody_is_shown_the_secret_that_was_set() {
+    let mut sql = database().sql();
+    sql.batch_execute("set tide.jwt_secret = 'a secret of at least thirty-two bytes'").unwrap();
+
+    let shown: String = sql.query_one("show tide.jwt_secret", &[]).unwrap().get(0);
+
+    assert_eq!(shown, "********");
+}
+
+#[test]
+fn a_client_resumes_from_the_position_that_sql_gave() {
+    let database = database();
+    let table = database.table("s_since", "id int primary key");
+    let mut sql = database.sql();
+    sql.batch_execute(&format!("insert into {table} values (1)")).unwrap();
+    let position: String = sql.query_one("select tide.current_position()", &[]).unwrap().get(0);
+    sql.batch_execute(&format!("insert into {table} values (2)")).unwrap();
+    let topic = format!("realtime:tide:table:public.{table}");
+    let mut client = database.client();
+
+    client.join(&topic, &json!({ "broadcast": { "since": position } }));
+
+    assert_eq!(client.broadcast(&topic)["payload"]["record"]["id"], 2);
+}
