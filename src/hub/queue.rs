@@ -192,6 +192,11 @@ impl Queue {
         Some(Taken::Frames { drained })
     }
 
+    /// Bytes of frames that the session has taken so far.
+    pub fn sent_bytes(&self) -> u64 {
+        self.lock().sent_bytes
+    }
+
     pub fn stats(&self) -> QueueStats {
         let inner = self.lock();
         QueueStats {

@@ -1,6 +1,6 @@
 //! Giving lagging and resuming channels what they have not had, from the history.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::entitlement::Entitlements;
@@ -14,14 +14,15 @@ use crate::stats::Stats;
 /// Events looked at per turn, so that a long replay does not hold up the stream.
 const TURN: Seq = 2048;
 
-/// How long a connection at the end of the history is watched before its pace is judged.
-const WATCH: Duration = Duration::from_millis(50);
+/// How long the connections at the end of the history are watched before their pace is judged:
+/// what those that have stalled can delay the stream by, all together and once.
+const WATCH: Duration = Duration::from_millis(250);
 
-/// A connection that drains its queue at least this fast is worth waiting for when the history
-/// is full: the stream slows down to it. Whoever is slower is cut off. 16 MiB/s: no network
-/// client reaches it by much, so in practice only clients on the same machine or rack set the
-/// pace, and only during a burst larger than the history.
-const PACE: u64 = 16 << 20;
+/// A connection that drains its queue at least this fast, in bytes per second, is worth waiting for
+/// when the history is full: the stream slows down to it. Whoever is slower is cut off. Few clients
+/// but those on the same machine or network reach it, so only they set the pace, and only during a
+/// burst larger than the history.
+const PACE: u64 = 8 << 20;
 
 /// The connections that are behind the stream.
 #[derive(Default)]
@@ -29,8 +30,14 @@ pub(super) struct Laggards {
     sessions: HashSet<SessionId>,
     /// Those whose queue has room, so that a turn will get them further.
     ready: Vec<SessionId>,
-    /// The connection that the eviction waits for: when that began, what it had been sent.
-    watched: Option<(SessionId, Instant, u64)>,
+    watch: Option<Watch>,
+}
+
+/// The connections that an eviction waits for.
+struct Watch {
+    since: Instant,
+    /// What each had been sent then.
+    sent: HashMap<SessionId, u64>,
 }
 
 impl Laggards {
@@ -84,37 +91,50 @@ impl Laggards {
         stats: &Stats,
         now: Instant,
     ) -> bool {
-        while let Some(session) = self.sessions.iter().copied().find(|s| needs(*s, end, roster)) {
-            if full && self.is_worth_waiting_for(session, roster, now) {
+        let needing = self.sessions.iter().copied().filter(|session| needs(*session, end, roster));
+        let mut slow: Vec<SessionId> = needing.collect();
+        if slow.is_empty() {
+            self.watch = None;
+            return true;
+        }
+        let sent = |session: SessionId| roster.sessions.get(&session).map(|s| s.queue.sent_bytes());
+        let fast = if full {
+            let Some(watch) = self.watch.as_ref().filter(|w| now - w.since < 2 * WATCH) else {
+                let sent = slow.iter().filter_map(|s| Some((*s, sent(*s)?))).collect();
+                self.watch = Some(Watch { since: now, sent });
+                return false;
+            };
+            let elapsed = now.saturating_duration_since(watch.since);
+            if elapsed < WATCH {
                 return false;
             }
-            self.watched = None;
-            self.remove(session);
-            if let Some(entry) = roster.sessions.get(&session) {
-                stats.slow_clients_total.inc();
-                log::info!("connection {session} is cut off: it reads too slowly");
-                entry.queue.close(Goodbye::Slow);
-            }
-            roster.disconnect(session);
+            let due = PACE * u64::try_from(elapsed.as_millis()).unwrap_or(0) / 1000;
+            let before = slow.len();
+            // Who came to the end during the watch is judged after the next.
+            slow.retain(|session| {
+                let drained =
+                    watch.sent.get(session).map(|then| sent(*session).unwrap_or(0) - then);
+                drained.is_some_and(|drained| drained < due)
+            });
+            before - slow.len()
+        } else {
+            0
+        };
+        self.watch = None;
+        for session in slow {
+            self.cut_off(session, roster, stats);
         }
-        self.watched = None;
-        true
+        fast == 0
     }
 
-    fn is_worth_waiting_for(&mut self, session: SessionId, roster: &Roster, now: Instant) -> bool {
-        let Some(entry) = roster.sessions.get(&session) else { return false };
-        let sent = entry.queue.stats().sent_bytes;
-        let Some((watched, since, before)) = self.watched.filter(|w| w.0 == session) else {
-            self.watched = Some((session, now, sent));
-            return true;
-        };
-        let elapsed = now.saturating_duration_since(since);
-        if elapsed < WATCH {
-            return true;
+    fn cut_off(&mut self, session: SessionId, roster: &mut Roster, stats: &Stats) {
+        self.remove(session);
+        if let Some(entry) = roster.sessions.get(&session) {
+            stats.slow_clients_total.inc();
+            log::info!("connection {session} is cut off: it reads too slowly");
+            entry.queue.close(Goodbye::Slow);
         }
-        self.watched = Some((watched, now, sent));
-        let due = u128::from(PACE) * elapsed.as_micros() / 1_000_000;
-        u128::from(sent.saturating_sub(before)) >= due
+        roster.disconnect(session);
     }
 }
 
