@@ -123,7 +123,8 @@ create table orders (
     created_at timestamptz not null default now()
 );
 grant select on orders to authenticated;
-select from tide.publish('orders');
+\o /dev/null
+select tide.publish('orders');
 SQL
 }
 
