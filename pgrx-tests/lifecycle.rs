@@ -81,6 +81,7 @@ fn a_dropped_extension_leaves_nothing_and_can_be_created_again() {
 fn drop_and_create_in_one_transaction_is_one_extension() {
     let cluster = Cluster::start();
     let database = cluster.database("at_once");
+    let before = database.worker();
 
     database
         .sql()
@@ -88,7 +89,8 @@ fn drop_and_create_in_one_transaction_is_one_extension() {
         .unwrap();
 
     wait_until("one slot is left", || (slots(&cluster).len() == 1).then_some(()));
-    database.wait_until_live();
+    // Another extension, other secrets: another worker.
+    database.wait_for_another_worker(before);
     delivers(&database);
 }
 

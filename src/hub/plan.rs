@@ -16,6 +16,7 @@ use crate::event::{
 use crate::wire::change::{self, ColumnSet};
 use crate::wire::encode;
 use crate::wire::envelope::{self, Envelope, Meta};
+use crate::wire::sheet::Sheet;
 
 /// An event with what it is read by.
 #[derive(Clone, Copy)]
@@ -101,6 +102,7 @@ struct Part {
 pub(super) struct Press<'a> {
     pub(super) entitlements: &'a mut Entitlements,
     pub(super) bodies: &'a mut Bodies,
+    pub(super) sheet: &'a mut Sheet,
     pub(super) out: &'a mut Vec<Bytes>,
 }
 
@@ -222,7 +224,7 @@ impl Plan {
             part.wanted.extend(wanted.map(|binding| binding.id));
             if !part.wanted.is_empty() {
                 part.address(group, change.operation);
-                let frame = part.frame(group, scene, change, previous, press.bodies);
+                let frame = part.frame(group, scene, change, previous, press);
                 press.out.push(frame);
             }
         }
@@ -271,15 +273,16 @@ impl Part {
         scene: Scene<'_>,
         change: &Change,
         previous: Option<Position>,
-        bodies: &mut Bodies,
+        press: &mut Press<'_>,
     ) -> Bytes {
+        let Press { bodies, sheet, .. } = press;
         let Scene { batch, event, .. } = scene;
         let Some(envelope) = &self.envelope else { return Bytes::new() };
         if group.style != Style::Table {
             let body = bodies.get(&self.columns, false, |out| {
                 change::change_data(out, batch, event, change, &self.columns);
             });
-            return envelope.wrap(body);
+            return envelope.wrap_on(sheet, body);
         }
         let body = bodies.get(&self.columns, true, |out| {
             change::table_payload(out, batch, change, &self.columns);
@@ -293,7 +296,7 @@ impl Part {
             mutation_id: None,
             last_in_tx: event.last_in_tx,
         };
-        envelope.wrap_with(body, &meta)
+        envelope.wrap_with_on(sheet, body, &meta)
     }
 }
 

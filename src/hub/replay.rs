@@ -10,6 +10,7 @@ use super::plan::{Bodies, Press, Scene};
 use super::queue::{Goodbye, Push};
 use super::roster::Roster;
 use crate::stats::Stats;
+use crate::wire::sheet::Sheet;
 
 /// Events looked at per turn, so that a long replay does not hold up the stream.
 const TURN: Seq = 2048;
@@ -169,7 +170,7 @@ fn advance(
     entry.queue.resume();
     let groups: Vec<_> = entry.channels.values().copied().collect();
     let end = history.head().min(from + TURN);
-    let mut bodies = Bodies::default();
+    let (mut bodies, mut sheet) = (Bodies::default(), Sheet::default());
     let mut frames = Vec::new();
     for seq in from..end {
         let Some((batch, index)) = history.at(seq) else { continue };
@@ -189,6 +190,7 @@ fn advance(
                 let mut press = Press {
                     entitlements: &mut *entitlements,
                     bodies: &mut bodies,
+                    sheet: &mut sheet,
                     out: &mut frames,
                 };
                 group.plans.frames(&group.key, scene, None, &mut press);

@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::event::{Batch, Cursor, EventKind, Feed, Position};
 use crate::stats::Stats;
 use crate::wire::encode::{Resync, resync};
+use crate::wire::sheet::Sheet;
 
 /// How often the history's age is looked at.
 const TICK: Duration = Duration::from_millis(500);
@@ -76,6 +77,7 @@ struct Stream {
     stats: Arc<Stats>,
     stopping: Arc<AtomicBool>,
     bodies: Bodies,
+    sheet: Sheet,
     frames: Vec<Bytes>,
     candidates: Vec<GroupId>,
 }
@@ -95,6 +97,7 @@ impl Stream {
             stats,
             stopping,
             bodies: Bodies::default(),
+            sheet: Sheet::default(),
             frames: Vec::new(),
             candidates: Vec::new(),
         }
@@ -252,6 +255,7 @@ impl Stream {
         let mut press = Press {
             entitlements: &mut self.entitlements,
             bodies: &mut self.bodies,
+            sheet: &mut self.sheet,
             out: &mut self.frames,
         };
         group.plans.frames(&group.key, scene, group.previous, &mut press);
@@ -382,6 +386,7 @@ impl Stream {
             let mut press = Press {
                 entitlements: &mut self.entitlements,
                 bodies: &mut self.bodies,
+                sheet: &mut self.sheet,
                 out: &mut self.frames,
             };
             plans.frames(key, scene, None, &mut press);

@@ -31,6 +31,8 @@ pub(super) struct Entry {
     recheck: AtomicBool,
     /// The worker is to be replaced.
     restart: AtomicBool,
+    /// The WAL so far can no longer be decoded.
+    forget: AtomicBool,
     state: AtomicU32,
     pid: AtomicI32,
     starts: AtomicU32,
@@ -94,6 +96,7 @@ impl Entry {
         self.holds.store(0, Ordering::Relaxed);
         self.recheck.store(false, Ordering::Relaxed);
         self.restart.store(false, Ordering::Relaxed);
+        self.forget.store(false, Ordering::Relaxed);
         self.state.store(WorkerState::Absent as u32, Ordering::Relaxed);
         self.pid.store(0, Ordering::Relaxed);
         self.starts.store(0, Ordering::Relaxed);
@@ -189,6 +192,16 @@ impl Entry {
 
     pub(super) fn take_restart(&self) -> bool {
         self.restart.swap(false, Ordering::AcqRel)
+    }
+
+    /// The database was moved to another tablespace: records from before name files that its
+    /// catalogue no longer knows, so the next worker needs a new slot.
+    pub(super) fn forget_history(&self) {
+        self.forget.store(true, Ordering::Release);
+    }
+
+    pub(super) fn take_forget_history(&self) -> bool {
+        self.forget.swap(false, Ordering::AcqRel)
     }
 
     /// Launcher and worker are to look at this entry.

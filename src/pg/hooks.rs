@@ -1,35 +1,18 @@
 //! What pg_tide must know of other people's statements: extensions that come and go, and
 //! databases that can only be dropped, renamed, moved or copied while nobody is connected.
 //!
-//! Nothing here decides anything: backends leave a note for the launcher, which has a probe look
-//! at what was committed.
+//! Nothing is decided here; see [`super::notes`].
 
-use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use super::compat;
-use super::shmem::{self, Entry, Shared};
-
-/// How long a statement waits for the worker of its database to leave.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long the worker may take to leave by itself.
-const GRACE: Duration = Duration::from_millis(500);
+use super::shmem::{self, Shared};
+use super::{compat, notes};
 
 static mut PREVIOUS_ACCESS: pg_sys::object_access_hook_type = None;
 static mut PREVIOUS_UTILITY: pg_sys::ProcessUtility_hook_type = None;
-
-thread_local! {
-    /// This transaction created or dropped an extension.
-    static EXTENSIONS_CHANGED: Cell<bool> = const { Cell::new(false) };
-    /// Databases that this transaction made or altered.
-    static CHANGED: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
-    /// Workers that are kept away until this transaction ends.
-    static HELD: RefCell<Vec<&'static Entry>> = const { RefCell::new(Vec::new()) };
-}
 
 /// In `_PG_init` only.
 pub(super) fn init() {
@@ -40,63 +23,6 @@ pub(super) fn init() {
         PREVIOUS_UTILITY = pg_sys::ProcessUtility_hook;
         pg_sys::ProcessUtility_hook = Some(process_utility);
     }
-}
-
-/// The transaction is about to be committed, or prepared: the last moment to look at catalogues.
-/// Extensions other than pg_tide are nobody's concern here.
-pub(super) fn before_commit() {
-    if !EXTENSIONS_CHANGED.get() {
-        return;
-    }
-    // SAFETY: still in the transaction.
-    let (database, extension) =
-        unsafe { (pg_sys::MyDatabaseId, pg_sys::get_extension_oid(c"pg_tide".as_ptr(), true)) };
-    let known = shmem::shared().is_some_and(|shared| shared.entry(database).is_some());
-    EXTENSIONS_CHANGED.set(known || extension != pg_sys::InvalidOid);
-}
-
-/// The transaction is committed: the launcher is told.
-pub(super) fn committed() {
-    let extensions = EXTENSIONS_CHANGED.replace(false);
-    CHANGED.with_borrow_mut(|changed| {
-        if extensions {
-            // SAFETY: a plain variable of this process.
-            changed.push(unsafe { pg_sys::MyDatabaseId });
-        }
-        for database in changed.drain(..) {
-            recheck(database);
-        }
-    });
-    unhold();
-}
-
-/// The transaction's outcome is for COMMIT PREPARED to decide.
-pub(super) fn prepared() {
-    if EXTENSIONS_CHANGED.replace(false)
-        && let Some(shared) = shmem::shared()
-    {
-        shared.prepare_extensions();
-    }
-    CHANGED.with_borrow_mut(Vec::clear);
-    unhold();
-}
-
-/// The transaction came to nothing.
-pub(super) fn aborted() {
-    EXTENSIONS_CHANGED.set(false);
-    CHANGED.with_borrow_mut(Vec::clear);
-    unhold();
-}
-
-fn recheck(database: pg_sys::Oid) {
-    let Some(shared) = shmem::shared() else { return };
-    if !shared.recheck(database) {
-        warning!("pg_tide serves at most {} databases of a server", shmem::DATABASES);
-    }
-}
-
-fn unhold() {
-    HELD.with_borrow_mut(|held| held.drain(..).for_each(Entry::unhold));
 }
 
 mod raw {
@@ -147,18 +73,18 @@ unsafe extern "C-unwind" fn note_access(
     use pg_sys::ObjectAccessType::{OAT_DROP, OAT_POST_ALTER, OAT_POST_CREATE};
     if class == pg_sys::ExtensionRelationId {
         if access == OAT_POST_CREATE || access == OAT_DROP {
-            EXTENSIONS_CHANGED.set(true);
+            notes::extensions_changed();
         }
         return;
     }
     let changed = match access {
         // From here on nobody can connect, and the owner's right has been checked.
-        OAT_DROP => clear(object),
+        OAT_DROP => notes::send_away(object),
         OAT_POST_CREATE | OAT_POST_ALTER => true,
         _ => false,
     };
     if changed {
-        CHANGED.with_borrow_mut(|all| all.push(object));
+        notes::database_changed(object);
     }
 }
 
@@ -200,10 +126,13 @@ unsafe extern "C-unwind" fn note_utility(statement: *mut pg_sys::Node) {
     // SAFETY: a utility statement's parse tree.
     unsafe {
         if let Some(database) = must_be_empty(statement) {
-            clear(database);
+            if (*statement).type_ == pg_sys::NodeTag::T_AlterDatabaseStmt {
+                notes::database_moves(database);
+            }
+            notes::send_away(database);
         }
         if commits_prepared(statement) {
-            EXTENSIONS_CHANGED.set(true);
+            notes::extensions_changed();
         }
     }
 }
@@ -296,43 +225,4 @@ unsafe fn option(options: *mut pg_sys::List, name: &CStr) -> Option<*mut pg_sys:
             .map(|n| (*list.elements.add(n)).ptr_value.cast::<pg_sys::DefElem>());
         all.find(|option| CStr::from_ptr((**option).defname) == name)
     }
-}
-
-/// Keeps the worker away until this transaction ends, and waits until it and its helpers have
-/// left. What still is there after that is for the statement itself to complain about. False: the
-/// database is none of pg_tide's.
-fn clear(database: pg_sys::Oid) -> bool {
-    let Some(shared) = shmem::shared() else { return false };
-    let held = shared.with(database, |entry| {
-        entry.hold();
-        entry
-    });
-    let Some(entry) = held else { return false };
-    HELD.with_borrow_mut(|all| all.push(entry));
-
-    let begun = Instant::now();
-    let mut killed = false;
-    while !entry.is_deserted() && begun.elapsed() < PATIENCE {
-        if !killed && begun.elapsed() > GRACE {
-            killed = true;
-            entry.terminate();
-        }
-        pause(Duration::from_millis(10));
-    }
-    true
-}
-
-fn pause(time: Duration) {
-    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
-    // SAFETY: waits on this process's own latch.
-    unsafe {
-        pg_sys::WaitLatch(
-            pg_sys::MyLatch,
-            events as i32,
-            time.as_millis() as i64,
-            pg_sys::PG_WAIT_EXTENSION,
-        );
-        pg_sys::ResetLatch(pg_sys::MyLatch);
-    }
-    check_for_interrupts!();
 }

@@ -211,6 +211,9 @@ impl Launcher {
             entry.set_wanted(Wanted::No);
             return Duration::ZERO;
         };
+        if entry.take_forget_history() {
+            orphans::drop_slots(database);
+        }
         match worker::start(database, &found.name) {
             Ok(handle) => {
                 watch.started = Some((handle, Instant::now()));

@@ -25,6 +25,7 @@ mod latch;
 mod launcher;
 mod log;
 mod nap;
+mod notes;
 mod obstacle;
 mod orphans;
 mod outlet;

@@ -169,8 +169,8 @@ impl Shared {
         self.extensions_prepared.store(true, Ordering::Release);
     }
 
-    /// Whether COMMIT PREPARED may be about an extension. (After a restart of the server every
-    /// database is probed anyway, but a prepared transaction may still be waiting: true.)
+    /// Whether COMMIT PREPARED may be about an extension. (What was prepared before a restart of
+    /// the server is not known here; such a database is found at the launcher's next start.)
     pub(super) fn extensions_prepared(&self) -> bool {
         self.extensions_prepared.load(Ordering::Acquire)
     }

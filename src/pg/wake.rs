@@ -10,7 +10,7 @@ use std::ptr::null_mut;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use super::hooks;
+use super::notes;
 use super::shmem::{self, Entry, Shared};
 
 /// The entry of this backend's database, as of a generation of the table.
@@ -36,13 +36,13 @@ unsafe extern "C-unwind" fn on_transaction(event: pg_sys::XactEvent::Type, _arg:
     match event {
         pg_sys::XactEvent::XACT_EVENT_COMMIT => {
             wake_worker();
-            hooks::committed();
+            notes::committed();
         }
         pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
-            hooks::before_commit();
+            notes::before_commit();
         }
-        pg_sys::XactEvent::XACT_EVENT_PREPARE => hooks::prepared(),
-        pg_sys::XactEvent::XACT_EVENT_ABORT => hooks::aborted(),
+        pg_sys::XactEvent::XACT_EVENT_PREPARE => notes::prepared(),
+        pg_sys::XactEvent::XACT_EVENT_ABORT => notes::aborted(),
         _ => {}
     }
 }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::Vsn;
 use super::encode::{Address, Frame};
+use super::sheet::Sheet;
 use crate::event::{Cursor, Operation};
 use crate::json;
 
@@ -68,6 +69,18 @@ impl Envelope {
         meta.write(&mut out);
         out.extend_from_slice(&self.suffix);
         out.into()
+    }
+
+    /// [`Envelope::wrap`] on a sheet that is shared with other frames.
+    pub fn wrap_on(&self, sheet: &mut Sheet, data: &[u8]) -> Bytes {
+        sheet.cut(&[&self.prefix, data, &self.suffix])
+    }
+
+    /// [`Envelope::wrap_with`] on a sheet that is shared with other frames.
+    pub fn wrap_with_on(&self, sheet: &mut Sheet, payload: &[u8], meta: &Meta<'_>) -> Bytes {
+        let mut written = Vec::with_capacity(meta.length());
+        meta.write(&mut written);
+        sheet.cut(&[&self.prefix, payload, &written, &self.suffix])
     }
 
     /// Bytes that it keeps in memory.

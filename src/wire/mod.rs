@@ -9,6 +9,7 @@ pub mod envelope;
 mod golden;
 pub mod join;
 mod members;
+pub mod sheet;
 mod timestamp;
 
 /// The protocol's version, chosen by the client's `vsn` parameter.
