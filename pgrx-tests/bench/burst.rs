@@ -39,7 +39,7 @@ pub fn run(plan: &Plan) -> Report {
         ("narrow rows", plan.burst_rows, "'row ' || i"),
         ("rows of 10 kB", plan.burst_wide_rows, "repeat(md5(i::text), 320)"),
     ] {
-        report.measure(&format!("{rows} {case}"), plan.pairs, &WAYS, |way| {
+        report.measure(&format!("{rows} {case}"), plan, &WAYS, |way| {
             measure(&databases[way.extension() as usize], way, rows, body)
         });
     }

@@ -64,7 +64,7 @@ pub fn run(plan: &Plan) -> Report {
         ] {
             let case = format!("{clients} clients {case}");
             let messages = deliveries / clients;
-            report.measure(&case, plan.pairs, &WAYS, |medium| match medium {
+            report.measure(&case, plan, &WAYS, |medium| match medium {
                 Medium::Tide(topic) => tide(&database, topic, clients, messages, pace),
                 Medium::Nats => through_nats(&nats, clients, messages, pace),
             });

@@ -28,7 +28,7 @@ pub fn run(plan: &Plan) -> Report {
     server::publish(&database, Extension::Tide, "feed", "id bigint primary key, body text");
     let mut report = Report::new("(e) memory of an idle connection", METRICS);
     let case = format!("{} connections", plan.idle);
-    report.measure(&case, plan.pairs, &WAYS, |medium| match medium {
+    report.measure(&case, plan, &WAYS, |medium| match medium {
         Medium::Tide => tide(&database, plan.idle),
         Medium::Nats => through_nats(plan.idle),
     });

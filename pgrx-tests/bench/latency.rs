@@ -40,7 +40,7 @@ pub fn run(plan: &Plan) -> Report {
     });
     let mut report = Report::new("(b) from INSERT to the client, fsync on", METRICS);
     for (case, clients, rate) in [("200 transactions/s", 1, Some(200)), ("full load", 8, None)] {
-        report.measure(case, plan.pairs, &WAYS, |way| {
+        report.measure(case, plan, &WAYS, |way| {
             let database = &databases[way.extension() as usize];
             measure(database, way, clients, rate, plan.duration)
         });

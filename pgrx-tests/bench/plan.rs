@@ -8,6 +8,9 @@ pub struct Plan {
     pub pairs: usize,
     /// `BENCH_ONLY=rows,tps`: which figures; empty: all.
     only: Vec<String>,
+    /// `BENCH_WAYS=pg_tide`: only those whose names begin with one of these; empty: all. Ratios
+    /// are then those to the first that is left.
+    ways: Vec<String>,
     /// `BENCH_ROWS`: rows of one run with transactions of 1,000 rows; a fifth of it with
     /// transactions of one.
     pub rows: u64,
@@ -32,6 +35,7 @@ impl Plan {
         Plan {
             pairs: number("BENCH_PAIRS", 5) as usize,
             only: list("BENCH_ONLY"),
+            ways: list("BENCH_WAYS"),
             rows: number("BENCH_ROWS", 500_000),
             duration: Duration::from_secs(number("BENCH_SECONDS", 10)),
             clients: match list("BENCH_CLIENTS") {
@@ -48,6 +52,10 @@ impl Plan {
 
     pub fn wants(&self, figure: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|name| name == figure)
+    }
+
+    pub fn wants_way(&self, name: &str) -> bool {
+        self.ways.is_empty() || self.ways.iter().any(|way| name.starts_with(way.as_str()))
     }
 }
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::plan::Plan;
+
 /// The figures of one run, in the order of [`Report::metrics`].
 pub type Sample = Vec<f64>;
 
@@ -31,16 +33,17 @@ impl Report {
     pub fn measure<W: Copy>(
         &mut self,
         case: &str,
-        pairs: usize,
+        plan: &Plan,
         ways: &[(&'static str, W)],
         mut run: impl FnMut(W) -> Sample,
     ) {
+        let ways: Vec<_> = ways.iter().filter(|(name, _)| plan.wants_way(name)).collect();
         let mut measured: Vec<(&'static str, Vec<Sample>)> =
             ways.iter().map(|(name, _)| (*name, Vec::new())).collect();
-        for pair in 0..pairs {
+        for pair in 0..plan.pairs {
             for turn in 0..ways.len() {
                 let index = (pair + turn) % ways.len();
-                let (name, way) = ways[index];
+                let (name, way) = *ways[index];
                 let sample = run(way);
                 assert_eq!(sample.len(), self.metrics.len());
                 eprintln!("  {case}, {name}: {}", self.describe(&sample));

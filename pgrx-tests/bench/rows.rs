@@ -58,7 +58,7 @@ pub fn run(plan: &Plan) -> Report {
         ("transactions of 1 row", plan.rows / 5, 1),
     ] {
         let mut checksum = None;
-        report.measure(case, plan.pairs, &WAYS, |way| {
+        report.measure(case, plan, &WAYS, |way| {
             let database = &databases[way.extension() as usize];
             let (sample, sum) = measure(database, way, rows, size);
             assert_eq!(*checksum.get_or_insert(sum), sum, "{way:?} delivered something else");

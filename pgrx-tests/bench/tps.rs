@@ -32,7 +32,7 @@ pub fn run(plan: &Plan) -> Report {
         // "Off" and pgoutput have a server each, so that none has the others' past.
         let clusters = WAYS.map(|(_, way)| server::start(extension(way), durability));
         let databases = [0, 1, 2].map(|index| prepare(&clusters[index], extension(WAYS[index].1)));
-        report.measure(case, plan.pairs, &WAYS, |way| {
+        report.measure(case, plan, &WAYS, |way| {
             let index = WAYS.iter().position(|(_, other)| *other == way).unwrap();
             measure(&databases[index], way, plan.duration)
         });
