@@ -23,6 +23,7 @@ use crate::event::{
     Batch, CatalogChange, Change, Column, Cursor, Epoch, Event, EventKind, Feed, Kind, Lsn,
     Operation, Position, Relation,
 };
+use crate::filter::{compile, parse};
 use crate::stats::Stats;
 use crate::wire::Vsn;
 
@@ -148,11 +149,20 @@ impl World {
     }
 
     fn join(&self, client: &Client, since: Since) {
+        self.join_where(client, since, "");
+    }
+
+    fn join_where(&self, client: &Client, since: Since, filter: &str) {
+        let filter = parse(filter).expect("a filter").map(|tree| {
+            let constants = tree.conditions.iter().flat_map(|c| c.test.constants().to_vec());
+            let constants: Vec<Vec<String>> = constants.map(|constant| vec![constant]).collect();
+            Arc::new(compile(&tree, &access(), &constants).expect("a predicate"))
+        });
         let binding = Binding {
             id: 1,
             operations: Operations::ROWS,
             target: Target::Table(TABLE),
-            filter: None,
+            filter,
             select: None,
         };
         let subscription = Subscription {
@@ -249,6 +259,25 @@ fn what_committed_before_the_join_is_not_for_the_joiner() {
     world.insert(300, 2);
 
     assert_eq!(world.ids(&client, 1), [2]);
+}
+
+#[test]
+fn each_client_gets_the_rows_that_its_filter_admits() {
+    let world = World::new(&Config::default());
+    let filters = ["id=eq.3", "id=eq.4", "id=gt.3", ""];
+    let clients = filters.map(|filter| {
+        let client = world.connect();
+        world.join_where(&client, Since::Now(Lsn(100)), filter);
+        client
+    });
+    for id in 1..=5 {
+        world.insert(200 + 10 * id, id as i64);
+    }
+
+    let got: Vec<_> = clients.iter().zip([1, 1, 2, 5]).map(|(c, count)| world.ids(c, count)).collect();
+
+    assert_eq!(got, [vec![3], vec![4], vec![4, 5], vec![1, 2, 3, 4, 5]]);
+    assert_eq!(clients.map(|c| c.queue.stats().queued_frames), [0; 4]);
 }
 
 #[test]
