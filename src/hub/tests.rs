@@ -274,7 +274,8 @@ fn each_client_gets_the_rows_that_its_filter_admits() {
         world.insert(200 + 10 * id, id as i64);
     }
 
-    let got: Vec<_> = clients.iter().zip([1, 1, 2, 5]).map(|(c, count)| world.ids(c, count)).collect();
+    let got: Vec<_> =
+        clients.iter().zip([1, 1, 2, 5]).map(|(c, count)| world.ids(c, count)).collect();
 
     assert_eq!(got, [vec![3], vec![4], vec![4, 5], vec![1, 2, 3, 4, 5]]);
     assert_eq!(clients.map(|c| c.queue.stats().queued_frames), [0; 4]);
