@@ -72,6 +72,7 @@ fn every_transaction_arrives_whole_and_in_order_whoever_is_killed() {
     let last = *ledger.keys().next_back().unwrap();
     let seen = reader.wait_for(last, ledger.len());
     compare(&ledger, &seen);
+    eprintln!("{} rows in {} rounds", ledger.len(), rounds());
 }
 
 /// One row as it arrived.

@@ -19,4 +19,5 @@ mod readme;
 mod slot;
 mod sql;
 mod support;
+mod tls;
 mod values;

@@ -3,7 +3,10 @@
 # until Ctrl-C. The cluster is kept in target/run, so that the next start takes a moment only.
 set -euo pipefail
 
+# Not from the project's own folder, which the owner of the cluster may not be able to enter.
 cd "$(dirname "$0")/.."
+project=$PWD
+cd /
 bin=$("$PG_CONFIG" --bindir)
 database=demo
 
@@ -26,11 +29,11 @@ fail() {
 # The cluster's folder: target/run, or a folder in /tmp behind a link of that name, where the
 # owner cannot get at this one or its name is too long for a socket.
 choose_folder() {
-    local wanted=$PWD/target/run
+    local wanted=$project/target/run
     if [ -L "$wanted" ] && [ ! -d "$wanted" ]; then rm "$wanted"; fi
     if [ ! -e "$wanted" ]; then
-        mkdir -p target
-        if [ ${#wanted} -lt 80 ] && as_owner test -x "$PWD/target" 2>/dev/null; then
+        mkdir -p "$project/target"
+        if [ ${#wanted} -lt 80 ] && as_owner test -x "$project/target" 2>/dev/null; then
             mkdir "$wanted"
         else
             ln -s "$(mktemp -d /tmp/pg_tide.XXXXXX)" "$wanted"

@@ -297,6 +297,16 @@ impl Batch {
         }
     }
 
+    /// An empty batch with room for a little more than this one holds.
+    pub fn likewise(&self) -> Batch {
+        let with_room = |len: usize| len + len / 8;
+        Batch {
+            arena: Vec::with_capacity(with_room(self.arena.len())),
+            fields: Vec::with_capacity(with_room(self.fields.len())),
+            events: Vec::with_capacity(with_room(self.events.len())),
+        }
+    }
+
     /// Bytes that this batch keeps in memory.
     pub fn size(&self) -> usize {
         self.arena.capacity()

@@ -1,6 +1,6 @@
 //! pg_tide makes a Postgres database its own realtime server.
 //!
-//! The pure half (everything but [`pg`]) knows nothing of Postgres and has no unsafe code;
+//! The pure half (everything but `pg`) knows nothing of Postgres and has no unsafe code;
 //! `pg` is the boundary: background workers, decoding, SQL functions.
 
 pub mod auth;

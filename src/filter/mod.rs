@@ -1,7 +1,7 @@
 //! Row filters of `postgres_changes`: parsed, held against a table, evaluated on each event.
 //!
-//! [`parse`] makes a tree of the client's text, [`casts`] says which of its values Postgres has to
-//! cast, [`compile`] makes a [`Predicate`] of the tree and the answers.
+//! [`parse()`] makes a tree of the client's text, [`casts`] says which of its values Postgres has to
+//! cast, [`compile()`] makes a [`Predicate`] of the tree and the answers.
 #![forbid(unsafe_code)]
 
 mod compile;

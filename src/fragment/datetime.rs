@@ -28,11 +28,11 @@ pub fn timestamp(out: &mut Vec<u8>, micros: i64, zone: bool) {
     let micros = micros.rem_euclid(MICROS_PER_DAY);
     let seconds = micros / 1_000_000;
     out.push(b'T');
-    padded(out, seconds / 3600, 2);
+    two_digits(out, seconds / 3600);
     out.push(b':');
-    padded(out, seconds / 60 % 60, 2);
+    two_digits(out, seconds / 60 % 60);
     out.push(b':');
-    padded(out, seconds % 60, 2);
+    two_digits(out, seconds % 60);
     let fraction = micros % 1_000_000;
     if fraction != 0 {
         out.push(b'.');
@@ -51,11 +51,17 @@ pub fn timestamp(out: &mut Vec<u8>, micros: i64, zone: bool) {
 fn day(out: &mut Vec<u8>, days_since_2000: i64) -> bool {
     let (year, month, day) = civil(days_since_2000 + DAYS_1970_TO_2000);
     // There is no year 0: 1 BC comes before AD 1.
-    padded(out, if year > 0 { year } else { 1 - year }, 4);
+    let shown = if year > 0 { year } else { 1 - year };
+    if shown < 10_000 {
+        two_digits(out, shown / 100);
+        two_digits(out, shown % 100);
+    } else {
+        padded(out, shown, 4);
+    }
     out.push(b'-');
-    padded(out, month, 2);
+    two_digits(out, month);
     out.push(b'-');
-    padded(out, day, 2);
+    two_digits(out, day);
     year <= 0
 }
 
@@ -71,6 +77,12 @@ fn civil(days: i64) -> (i64, i64, i64) {
     let day = of_year - (153 * march_month + 2) / 5 + 1;
     let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
     (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+}
+
+/// Writes a number from 0 to 99.
+fn two_digits(out: &mut Vec<u8>, number: i64) {
+    let digit = |number: i64| b'0' + (number % 10) as u8;
+    out.extend_from_slice(&[digit(number / 10), digit(number)]);
 }
 
 /// Writes a number that is not negative with at least `width` digits.

@@ -13,8 +13,8 @@ use crate::event::{Batch, CatalogChange, Event, Feed, Lsn, Position};
 const FULL_BYTES: usize = 64 << 10;
 /// So is one of this many events, whose rows may be tiny.
 const FULL_EVENTS: usize = 512;
-/// A capacity beyond this is given back: one huge row must not make every batch huge.
-const KEPT_BYTES: usize = 2 * FULL_BYTES;
+/// One huge row must not make every batch huge.
+const LIKEWISE_BYTES: usize = 2 * FULL_BYTES;
 /// How long to wait at a time for room in the channel, which the hub makes all the while.
 const FIRST_NAP_MS: i64 = 1;
 const LONGEST_NAP_MS: i64 = 10;
@@ -52,9 +52,13 @@ impl Outlet {
     /// certain: until then the newest event stays here, so that it can still be marked as its
     /// transaction's last.
     pub(super) fn make_room(&mut self) {
-        if self.batch.len() >= FULL_BYTES || self.batch.events.len() >= FULL_EVENTS {
+        if self.is_full() {
             self.flush();
         }
+    }
+
+    fn is_full(&self) -> bool {
+        self.batch.len() >= FULL_BYTES || self.batch.events.len() >= FULL_EVENTS
     }
 
     pub(super) fn add(&mut self, event: Event) {
@@ -80,10 +84,13 @@ impl Outlet {
     /// Sends what there is.
     pub(super) fn flush(&mut self) {
         let Some(newest) = self.batch.events.last().map(|event| event.position) else { return };
-        let mut batch = std::mem::take(&mut self.batch);
-        if batch.size() > KEPT_BYTES {
-            batch.shrink();
-        }
+        // After a full one the next is likely to be as full.
+        let next = if self.is_full() && self.batch.len() <= LIKEWISE_BYTES {
+            self.batch.likewise()
+        } else {
+            Batch::default()
+        };
+        let batch = std::mem::replace(&mut self.batch, next);
         self.send(Feed::Batch(batch));
         self.sent = newest;
     }

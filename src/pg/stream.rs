@@ -118,6 +118,9 @@ impl Stream {
     pub(crate) fn close(&mut self) {
         self.own_resources();
         let closed = attempt(AssertUnwindSafe(|| {
+            if let Some(decoder) = &mut self.decoder {
+                decoder.confirm(self.bridge.confirmed().min(decoder.position()));
+            }
             if let Some(decoder) = self.decoder.take() {
                 decoder.close();
             }
