@@ -61,6 +61,11 @@ impl Decoder {
         // the context's own; what replaying a transaction leaves as current memory is not ours.
         unsafe {
             let reader = (*self.context).reader;
+            // A read past the end would make the reader forget its segment: the next one would
+            // open that again, and read its first page.
+            if pg_sys::GetFlushRecPtr(null_mut()) <= (*reader).EndRecPtr {
+                return false;
+            }
             let record = pg_sys::XLogReadRecord(reader, &raw mut message);
             if !message.is_null() {
                 let message = CStr::from_ptr(message).to_string_lossy();
