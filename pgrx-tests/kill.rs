@@ -4,7 +4,7 @@
 //! and asks for what came after the last event it saw. What it got must be the ledger, in commit
 //! order, whole.
 //!
-//! `TIDE_KILL_ROUNDS` sets the number of rounds; it takes turns through the three ways to die.
+//! `TIDE_KILL_ROUNDS` sets the number of rounds, which take turns through the three ways to die.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ const WRITERS: usize = 3;
 const TOPIC: &str = "realtime:tide:table:public.ledger";
 
 fn rounds() -> usize {
-    std::env::var("TIDE_KILL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(12)
+    std::env::var("TIDE_KILL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(50)
 }
 
 #[test]
