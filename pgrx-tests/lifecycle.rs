@@ -7,21 +7,6 @@ use crate::support::cluster::{Shutdown, signal};
 use crate::support::database::WORKER;
 use crate::support::{Cluster, Database, wait_until};
 
-/// Publishes a new table, subscribes to it, and sees a row arrive.
-#[track_caller]
-fn delivers(database: &Database<'_>) {
-    let t = database.table("delivered", "id int primary key");
-    let mut client = database.client();
-    client.subscribe("room", &t);
-    database.sql().batch_execute(&format!("insert into {t} values (1)")).unwrap();
-    assert_eq!(client.change()["record"]["id"], 1);
-}
-
-#[track_caller]
-fn wait_until_gone(database: &Database<'_>) {
-    wait_until("no process is left", || database.processes("pg_tide").is_empty().then_some(()));
-}
-
 fn slots(cluster: &Cluster) -> Vec<String> {
     cluster
         .connect("postgres")
@@ -63,17 +48,17 @@ fn two_databases_are_served_each_its_own_rows() {
 fn a_dropped_extension_leaves_nothing_and_can_be_created_again() {
     let cluster = Cluster::start();
     let database = cluster.database("again");
-    delivers(&database);
+    database.delivers();
     let before = slots(&cluster);
     assert_eq!(before.len(), 1);
 
     database.sql().batch_execute("drop extension pg_tide").unwrap();
-    wait_until_gone(&database);
+    database.wait_until_gone();
     wait_until("the slot is dropped", || slots(&cluster).is_empty().then_some(()));
 
     database.sql().batch_execute("create extension pg_tide").unwrap();
     database.wait_until_live();
-    delivers(&database);
+    database.delivers();
     assert_ne!(slots(&cluster), before);
 }
 
@@ -91,7 +76,7 @@ fn drop_and_create_in_one_transaction_is_one_extension() {
     wait_until("one slot is left", || (slots(&cluster).len() == 1).then_some(()));
     // Another extension, other secrets: another worker.
     database.wait_for_another_worker(before);
-    delivers(&database);
+    database.delivers();
 }
 
 #[test]
@@ -104,7 +89,7 @@ fn what_is_rolled_back_changes_nothing() {
     database.sql().batch_execute("begin; drop extension pg_tide; rollback").unwrap();
     other.sql().batch_execute("begin; create extension pg_tide; rollback").unwrap();
 
-    delivers(&database);
+    database.delivers();
     assert_eq!(database.worker(), worker);
     assert!(other.processes("pg_tide").is_empty());
     assert_eq!(slots(&cluster).len(), 1);
@@ -117,7 +102,7 @@ fn a_database_with_the_extension_can_be_dropped() {
 
     cluster.connect("postgres").batch_execute("drop database doomed").unwrap();
 
-    wait_until_gone(&database);
+    database.wait_until_gone();
     assert_eq!(slots(&cluster), Vec::<String>::new());
 }
 
@@ -134,14 +119,14 @@ fn a_database_that_could_not_be_dropped_is_served_again() {
     drop(holder);
     database.worker();
     database.wait_until_live();
-    delivers(&database);
+    database.delivers();
 }
 
 #[test]
 fn a_renamed_database_is_served_under_its_new_name() {
     let cluster = Cluster::start();
     let mut database = cluster.database("old_name");
-    delivers(&database);
+    database.delivers();
 
     cluster
         .connect("postgres")
@@ -151,7 +136,7 @@ fn a_renamed_database_is_served_under_its_new_name() {
     database.name = "new_name".to_owned();
     database.worker();
     database.wait_until_live();
-    delivers(&database);
+    database.delivers();
     assert_eq!(slots(&cluster).len(), 1);
 }
 
@@ -159,16 +144,16 @@ fn a_renamed_database_is_served_under_its_new_name() {
 fn a_database_can_be_copied_and_original_and_copy_are_served() {
     let cluster = Cluster::start();
     let original = cluster.database("original");
-    delivers(&original);
+    original.delivers();
 
     let copy = Database::template(&cluster, "copied", "original");
 
     original.worker();
     original.wait_until_live();
-    delivers(&original);
+    original.delivers();
     copy.worker();
     copy.wait_until_live();
-    delivers(&copy);
+    copy.delivers();
     assert_eq!(slots(&cluster).len(), 2);
 }
 
@@ -176,7 +161,7 @@ fn a_database_can_be_copied_and_original_and_copy_are_served() {
 fn terminated_processes_come_back() {
     let cluster = Cluster::start();
     let database = cluster.database("terminated");
-    delivers(&database);
+    database.delivers();
 
     for kind in ["pg_tide worker", "pg_tide steward", "pg_tide executor", "pg_tide launcher"] {
         let mut sql = cluster.connect("postgres");
@@ -203,7 +188,7 @@ fn terminated_processes_come_back() {
             (now.len() == before.len() && now.iter().all(|pid| !before.contains(pid))).then_some(())
         });
         database.wait_until_live();
-        delivers(&database);
+        database.delivers();
     }
 }
 
@@ -211,7 +196,7 @@ fn terminated_processes_come_back() {
 fn a_killed_worker_comes_back_with_the_server() {
     let cluster = Cluster::start();
     let database = cluster.database("killed_once");
-    delivers(&database);
+    database.delivers();
     let worker = database.worker();
 
     signal("KILL", worker);
@@ -224,7 +209,7 @@ fn a_killed_worker_comes_back_with_the_server() {
         (row.get::<_, i32>(0) != worker).then_some(())
     });
     database.wait_until_live();
-    delivers(&database);
+    database.delivers();
     assert_eq!(slots(&cluster).len(), 1);
 }
 
@@ -242,7 +227,7 @@ fn it_survives_every_kind_of_shutdown() {
         client.wait_until_closed();
         cluster.resume();
         database.wait_until_live();
-        delivers(&database);
+        database.delivers();
         assert_eq!(slots(&cluster), before);
     }
 }
@@ -269,14 +254,14 @@ fn a_fast_shutdown_in_the_middle_of_a_large_transaction_does_not_wait_for_it() {
 
     cluster.resume();
     database.wait_until_live();
-    delivers(&database);
+    database.delivers();
 }
 
 #[test]
 fn nothing_outlives_the_postmaster() {
     let cluster = Cluster::start();
     let database = cluster.database("orphaned");
-    delivers(&database);
+    database.delivers();
     let pids = database.processes("pg_tide");
     assert!(pids.len() >= 3, "{pids:?}");
 
@@ -302,7 +287,7 @@ fn settings_of_the_database_take_hold_at_a_reload() {
     cluster.reload();
 
     wait_until("the anonymous may connect", || database.try_connect("vsn=2.0.0").ok());
-    delivers(&database);
+    database.delivers();
 }
 
 #[test]
@@ -333,7 +318,7 @@ fn without_permission_to_decode_it_says_what_to_add_and_goes_on_when_it_is_added
     cluster.reload();
 
     database.wait_until_live();
-    delivers(&database);
+    database.delivers();
     let complaints = cluster.log().matches("may not be used as an output plugin").count();
     assert!(complaints < 20, "{complaints} complaints: a hot loop");
 }
@@ -351,7 +336,7 @@ fn permission_to_decode_taken_away_and_given_back() {
         eprintln!("this Postgres has no output_plugin_libraries: nothing to test");
         return;
     }
-    delivers(&database);
+    database.delivers();
 
     cluster.configure("output_plugin_libraries = 'pgoutput'");
     cluster.reload();
@@ -361,14 +346,14 @@ fn permission_to_decode_taken_away_and_given_back() {
     cluster.reload();
 
     database.wait_until_live();
-    delivers(&database);
+    database.delivers();
 }
 
 #[test]
 fn an_invalidated_slot_is_replaced() {
     let cluster = Cluster::with("min_wal_size = 32MB\nmax_wal_size = 32MB");
     let database = cluster.database("invalidated");
-    delivers(&database);
+    database.delivers();
     let before = slots(&cluster);
     let worker = database.worker();
     let mut sql = database.sql();
@@ -395,7 +380,7 @@ fn an_invalidated_slot_is_replaced() {
         (now.len() == 1 && now != before).then_some(())
     });
     database.wait_until_live();
-    delivers(&database);
+    database.delivers();
 }
 
 #[test]
@@ -441,5 +426,5 @@ fn dropped_publications_and_tables_are_survived() {
 
     assert_eq!(client.change()["record"]["id"], 2);
     sql.batch_execute(&format!("drop table {t}")).unwrap();
-    delivers(&database);
+    database.delivers();
 }

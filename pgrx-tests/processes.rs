@@ -4,21 +4,6 @@
 use crate::support::database::WORKER;
 use crate::support::{Cluster, Database, wait_until};
 
-/// Publishes a new table, subscribes to it, and sees a row arrive.
-#[track_caller]
-fn delivers(database: &Database<'_>) {
-    let t = database.table("delivered", "id int primary key");
-    let mut client = database.client();
-    client.subscribe("room", &t);
-    database.sql().batch_execute(&format!("insert into {t} values (1)")).unwrap();
-    assert_eq!(client.change()["record"]["id"], 1);
-}
-
-#[track_caller]
-fn wait_until_gone(database: &Database<'_>) {
-    wait_until("no process is left", || database.processes("pg_tide").is_empty().then_some(()));
-}
-
 #[test]
 fn every_kind_of_commit_wakes_the_worker() {
     let cluster = Cluster::start();
@@ -55,7 +40,7 @@ fn a_prepared_drop_counts_once_it_is_committed() {
     assert_eq!(database.worker(), worker);
 
     sql.batch_execute("commit prepared 'dropped'").unwrap();
-    wait_until_gone(&database);
+    database.wait_until_gone();
     wait_until("the slot is dropped", || database.slot("slot_name").is_none().then_some(()));
 }
 
@@ -63,7 +48,7 @@ fn a_prepared_drop_counts_once_it_is_committed() {
 fn a_database_can_be_moved_to_another_tablespace() {
     let cluster = Cluster::with("allow_in_place_tablespaces = on");
     let database = cluster.database("moved");
-    delivers(&database);
+    database.delivers();
     let mut sql = cluster.connect("postgres");
 
     sql.batch_execute("create tablespace elsewhere location ''").unwrap();
@@ -71,7 +56,7 @@ fn a_database_can_be_moved_to_another_tablespace() {
 
     database.worker();
     database.wait_until_live();
-    delivers(&database);
+    database.delivers();
 }
 
 #[test]
@@ -81,18 +66,18 @@ fn a_template_is_not_served_but_what_is_made_of_it_is() {
     let mut sql = cluster.connect("postgres");
 
     sql.batch_execute("alter database mould is_template true").unwrap();
-    wait_until_gone(&mould);
+    mould.wait_until_gone();
     wait_until("the slot is dropped", || mould.slot("slot_name").is_none().then_some(()));
 
     let cast = Database::template(&cluster, "casting", "mould");
     cast.worker();
     cast.wait_until_live();
-    delivers(&cast);
+    cast.delivers();
 
     sql.batch_execute("alter database mould is_template false").unwrap();
     mould.worker();
     mould.wait_until_live();
-    delivers(&mould);
+    mould.delivers();
 }
 
 #[test]
@@ -114,7 +99,7 @@ fn those_who_may_not_touch_a_database_do_not_disturb_its_worker() {
     }
 
     assert_eq!(database.worker(), worker);
-    delivers(&database);
+    database.delivers();
 }
 
 #[test]
@@ -140,7 +125,7 @@ fn there_is_nothing_to_cancel_in_a_worker() {
 
     database.sql().execute("select pg_cancel_backend($1)", &[&worker]).unwrap();
 
-    delivers(&database);
+    database.delivers();
     assert_eq!(database.worker(), worker);
 }
 
@@ -153,7 +138,7 @@ fn asked_to_it_starts_again() {
     database.sql().batch_execute("select tide.restart_worker()").unwrap();
 
     database.wait_for_another_worker(worker);
-    delivers(&database);
+    database.delivers();
 }
 
 #[test]
@@ -177,7 +162,7 @@ fn a_statement_in_its_way_ends_a_worker_in_the_middle_of_a_transaction() {
     database.name = "busier".to_owned();
     database.worker();
     database.wait_until_live();
-    delivers(&database);
+    database.delivers();
 }
 
 #[test]
@@ -213,9 +198,9 @@ fn a_worker_that_finds_its_port_taken_says_so_and_takes_it_when_it_is_free() {
     let worker = second.worker();
 
     first.sql().batch_execute("drop extension pg_tide").unwrap();
-    wait_until_gone(&first);
+    first.wait_until_gone();
 
     second.wait_until_live();
-    delivers(&second);
+    second.delivers();
     assert_eq!(second.worker(), worker);
 }

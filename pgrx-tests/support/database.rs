@@ -144,6 +144,22 @@ impl<'a> Database<'a> {
         .collect()
     }
 
+    /// Publishes a new table, subscribes to it, and sees a row arrive.
+    #[track_caller]
+    pub fn delivers(&self) {
+        let t = self.table("delivered", "id int primary key");
+        let mut client = self.client();
+        client.subscribe("room", &t);
+        self.sql().batch_execute(&format!("insert into {t} values (1)")).unwrap();
+        assert_eq!(client.change()["record"]["id"], 1);
+    }
+
+    /// Waits until none of the extension's processes serves the database any more.
+    #[track_caller]
+    pub fn wait_until_gone(&self) {
+        wait_until("no process is left", || self.processes("pg_tide").is_empty().then_some(()));
+    }
+
     /// Terminates the worker and waits until another one is live.
     pub fn restart_worker(&self) {
         let before = self.restart_worker_without_waiting();
