@@ -6,5 +6,6 @@ cd "$(dirname "$0")/.."
 if [ -z "${TIDE_CHROOT_INSIDE:-}" ] && [ ! -x "$PG_CONFIG" ] && [ "$PG" != "$(scripts/pg-version.sh)" ]; then
     exec scripts/chroot-test.sh "$PG"
 fi
+scripts/setup.sh build
 cargo test --no-default-features
 make --no-print-directory test-e2e
