@@ -1,8 +1,31 @@
 //! The processes around the worker: who may send it away, what brings it back, and that nobody
 //! else notices.
 
+use crate::support::cluster::signal;
 use crate::support::database::WORKER;
 use crate::support::{Cluster, Database, wait_until};
+
+#[test]
+fn a_steward_that_ends_while_everybody_waits_for_it_is_replaced() {
+    const ROWS: i64 = 50_000;
+    let cluster = Cluster::start();
+    let database = cluster.database("waiting");
+    let t = database.table("t", "id int primary key, pad text default repeat('x', 100)");
+    let mut client = database.client();
+    client.subscribe("room", &t);
+    let [steward] = database.processes("pg_tide steward")[..] else { panic!("one steward") };
+
+    // The hub asks it about the first event, and the decoder waits for the hub.
+    signal("STOP", steward);
+    let insert = format!("insert into {t} select generate_series(1, {ROWS})");
+    database.sql().batch_execute(&insert).unwrap();
+    signal("TERM", steward);
+    signal("CONT", steward);
+
+    for id in 1..=ROWS {
+        assert_eq!(client.change()["record"]["id"], id);
+    }
+}
 
 #[test]
 fn every_kind_of_commit_wakes_the_worker() {

@@ -1,6 +1,7 @@
 //! The worker's helpers: one steward and some executors, each a process of its own. They connect
 //! to the worker's socket by themselves, and end when it closes.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
@@ -26,9 +27,26 @@ impl HelperKind {
     }
 }
 
-/// Keeps them running; belongs to the worker.
+thread_local! {
+    /// The worker's, on its main thread. Not in its loop, since the decoder has to tend them as
+    /// well: it may be waiting for the hub, and the hub for a steward that has ended.
+    static HELPERS: RefCell<Option<Helpers>> = const { RefCell::new(None) };
+}
+
+/// From now on [`tend`] keeps a steward and so many executors running.
+pub(super) fn employ(database: pg_sys::Oid, executors: usize) {
+    HELPERS.set(Some(Helpers::new(database, executors)));
+}
+
+/// Starts those that are missing; says when to look again at the latest. Main thread; also inside
+/// a callback of the decoder.
+pub(super) fn tend() -> Option<Duration> {
+    HELPERS.with_borrow_mut(|helpers| helpers.as_mut()?.tend())
+}
+
+/// Keeps them running.
 #[derive(Debug)]
-pub(super) struct Helpers {
+struct Helpers {
     database: pg_sys::Oid,
     places: Vec<Place>,
     /// Said once that there is no room for one.
@@ -49,14 +67,13 @@ impl Place {
 }
 
 impl Helpers {
-    pub(super) fn new(database: pg_sys::Oid, executors: usize) -> Helpers {
+    fn new(database: pg_sys::Oid, executors: usize) -> Helpers {
         let mut places = vec![Place::new(HelperKind::Steward)];
         places.extend((0..executors).map(|_| Place::new(HelperKind::Executor)));
         Helpers { database, places, complained: false }
     }
 
-    /// Starts those that are missing; says when to look again at the latest.
-    pub(super) fn tend(&mut self) -> Option<Duration> {
+    fn tend(&mut self) -> Option<Duration> {
         let mut next: Option<Duration> = None;
         for place in &mut self.places {
             if let Some((_, since)) = place.process.take_if(|(handle, _)| handle.has_ended()) {

@@ -3,6 +3,8 @@
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use super::helper_process;
+
 /// Naps until `done`, looking after `first` milliseconds, then ever more rarely down to every
 /// `longest`, and whenever the latch is set. What the latch was set for is not lost: it is set
 /// again at the end.
@@ -22,6 +24,8 @@ pub(super) fn until(mut done: impl FnMut() -> bool, first: i64, longest: i64) {
             unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) };
         }
         check_for_interrupts!();
+        // The hub that is waited for may itself be waiting for a helper that has ended.
+        helper_process::tend();
         nap = (nap * 2).min(longest);
     }
     if woken {

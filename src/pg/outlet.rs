@@ -65,13 +65,13 @@ impl Outlet {
         self.batch.events.push(event);
     }
 
-    /// The transaction that began its commit record at `commit` is complete.
+    /// The transaction that began its commit record at `commit` is complete. It is not sent at
+    /// once: where small transactions crowd, one batch takes many, and the next nudge is near.
     pub(super) fn end_transaction(&mut self, commit: Lsn) {
         let Some(newest) = self.batch.events.last_mut() else { return };
         if newest.position.commit == commit {
             newest.last_in_tx = true;
         }
-        self.nudge();
     }
 
     /// Sends what there is if the hub has nothing to do.

@@ -11,12 +11,11 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::background::{Background, Full, Handle};
-use super::helper_process::Helpers;
 use super::shmem::{self, Entry, Wanted, WorkerState};
 use super::stream::{self, Stream};
 use super::threads::Bell;
 use super::wait::WaitSet;
-use super::{guc, log, probe, signals, threads};
+use super::{guc, helper_process, log, probe, signals, threads};
 use crate::bridge::Bridge;
 use crate::config::Config;
 use crate::event::Feed;
@@ -92,7 +91,6 @@ struct Worker {
     bell: Bell,
     bridge: Arc<Bridge>,
     stream: Stream,
-    helpers: Helpers,
     /// The stream's other end, until the network half has it.
     feed: Receiver<Feed>,
     serving: bool,
@@ -110,14 +108,13 @@ impl Worker {
         let (sender, feed): (Sender<Feed>, _) = bounded(FEED);
         let prefix = guc::slot_name().unwrap_or_default();
         let stream = Stream::new(prefix, config.publication.clone(), sender, Arc::clone(&bridge));
-        let helpers = Helpers::new(entry.database(), guc::executors());
+        helper_process::employ(entry.database(), guc::executors());
         Worker {
             entry,
             config,
             bell,
             bridge,
             stream,
-            helpers,
             feed,
             serving: false,
             tried: None,
@@ -137,7 +134,7 @@ impl Worker {
             log::drain();
             if self.serve() {
                 let _ = self.bridge.take_helper_lost();
-                next = next.min(self.helpers.tend().unwrap_or(NAP));
+                next = next.min(helper_process::tend().unwrap_or(NAP));
                 next = next.min(self.flush().unwrap_or(NAP));
                 next = next.min(self.stream.round().wait.unwrap_or(NAP));
             } else {
