@@ -26,6 +26,11 @@ const NAP: Duration = Duration::from_secs(5);
 const SERVE_AGAIN: Duration = Duration::from_secs(5);
 /// Between two flushes on behalf of asynchronous commits, which did not want to wait for one.
 const FLUSH_AGAIN: Duration = Duration::from_millis(10);
+/// Commits that follow each other this fast are decoded several at a time: each wake-up costs the
+/// committing backend and three threads of ours more than the decoding does.
+const CROWDED: Duration = Duration::from_millis(1);
+/// How long they may gather, in microseconds.
+const GATHER_MICROS: i64 = 250;
 /// Batches on their way to the hub; when they are that many, decoding waits.
 const FEED: usize = 16;
 
@@ -140,8 +145,13 @@ impl Worker {
             } else {
                 next = next.min(SERVE_AGAIN);
             }
+            let began = Instant::now();
             if waits.wait(next) {
                 self.bell.silence();
+            }
+            if began.elapsed() < CROWDED {
+                // SAFETY: sleeps; the latch stays set meanwhile, so that commits need not wake us.
+                unsafe { pg_sys::pg_usleep(GATHER_MICROS) };
             }
             // SAFETY: this process's own latch. It is reset before anything is looked at.
             unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) };
