@@ -16,5 +16,11 @@ if ! cmp -s "$library" "$pkglibdir/pg_tide.so"; then
     as_root rm -f "$pkglibdir/pg_tide.so"
     as_root install -m 755 "$library" "$pkglibdir/pg_tide.so"
 fi
-as_root install -m 644 pg_tide.control sql/pg_tide--*.sql "$extensions/"
+# The script of CREATE EXTENSION is kept in one file per subject, which run in the order of their names.
+version=$(sed -n "s/^default_version = '\(.*\)'/\1/p" pg_tide.control)
+script=$(mktemp)
+trap 'rm -f "$script"' EXIT
+cat sql/extension/*.sql > "$script"
+as_root install -m 644 "$script" "$extensions/pg_tide--$version.sql"
+as_root install -m 644 pg_tide.control "$extensions/"
 echo "Installed pg_tide for $("$PG_CONFIG" --version) in $pkglibdir"

@@ -1,5 +1,5 @@
 //! The SQL functions that are more than SQL. What users call is declared, described and granted in
-//! `sql/pg_tide--*.sql`.
+//! `sql/extension/`.
 
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, SystemTime};

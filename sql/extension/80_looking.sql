@@ -1,0 +1,195 @@
+-- What the worker does, as seen from SQL.
+
+create function tide._control(request jsonb) returns jsonb
+language c volatile strict parallel unsafe
+as 'MODULE_PATHNAME', 'tide_control_wrapper';
+comment on function tide._control(jsonb) is 'Internal. Asks the worker of this database';
+revoke execute on function tide._control(jsonb) from public;
+
+create function tide._worker_status() returns jsonb
+language c volatile strict parallel unsafe
+as 'MODULE_PATHNAME', 'tide_worker_status_wrapper';
+comment on function tide._worker_status() is
+'Internal. What the worker of this database says of itself, or why it does not';
+revoke execute on function tide._worker_status() from public;
+
+create function tide.status(
+    out pid integer,
+    out state text,
+    out reason text,
+    out started_at timestamptz,
+    out restarts integer,
+    out slot name,
+    out epoch text,
+    out decoded_lsn pg_lsn,
+    out confirmed_lsn pg_lsn,
+    out retained_wal bigint,
+    out history_events bigint,
+    out history_bytes bigint,
+    out connections bigint,
+    out channels bigint,
+    out url text,
+    out listener_error text,
+    out steward boolean,
+    out executors integer
+)
+language sql volatile parallel unsafe
+security definer
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select w.pid, w.state, w.reason, to_timestamp(w.started_at / 1e6), w.restarts, s.slot_name, w.epoch,
+           case when w.decoded_lsn > 0 then '0/0'::pg_lsn + w.decoded_lsn end,
+           s.confirmed_flush_lsn,
+           case when not pg_is_in_recovery()
+                then pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::bigint
+           end,
+           w.history_events, w.history_bytes,
+           coalesce(w.connections, 0), coalesce(w.channels, 0),
+           w.url, w.listener_error,
+           coalesce(w.steward, false), coalesce(w.executors, 0)
+    from jsonb_to_record(tide._worker_status()) as w (
+        pid integer, state text, reason text, started_at bigint, restarts integer,
+        epoch text, decoded_lsn numeric,
+        history_events bigint, history_bytes bigint, connections bigint, channels bigint,
+        url text, listener_error text, steward boolean, executors integer
+    )
+    left join lateral (
+        select r.slot_name, r.confirmed_flush_lsn, r.restart_lsn
+        from pg_replication_slots as r
+        where r.database = current_database() and r.plugin = 'pg_tide'
+        order by r.active_pid = w.pid desc nulls last
+        limit 1
+    ) as s on true;
+end;
+comment on function tide.status() is
+'How the worker of this database is: its process, whether it is live and if not, why, how far it has decoded, what it keeps, who is connected, where it listens. One row, also when it is stopped. For members of pg_monitor';
+revoke execute on function tide.status() from public;
+grant execute on function tide.status() to pg_monitor;
+
+create function tide._recent(n integer)
+returns table (
+    id text,
+    commit_time timestamptz,
+    schema text,
+    "table" text,
+    operation text,
+    record text,
+    old_record text
+)
+language c volatile strict parallel unsafe
+as 'MODULE_PATHNAME', 'tide_recent_wrapper';
+comment on function tide._recent(integer) is
+'Internal. The newest events of the tables that the caller may see all of';
+
+create function tide.recent(n integer default 20)
+returns table (
+    id text,
+    commit_time timestamptz,
+    schema text,
+    "table" text,
+    operation text,
+    record jsonb,
+    old_record jsonb
+)
+language sql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select r.id, r.commit_time, r.schema, r."table", r.operation,
+           r.record::jsonb, r.old_record::jsonb
+    from tide._recent(coalesce(n, 20)) as r;
+end;
+comment on function tide.recent(integer) is
+'The newest events, oldest first, as far as the worker still has them. Superusers and members of pg_monitor see all, others those of tables they own';
+
+create function tide._connections()
+returns table (connection jsonb)
+language sql volatile parallel unsafe
+security definer
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select c.value
+    from jsonb_array_elements(tide._control('{"op": "connections"}') -> 'connections') as c;
+end;
+comment on function tide._connections() is 'Internal. What the views of connections and channels show';
+revoke execute on function tide._connections() from public;
+grant execute on function tide._connections() to pg_monitor;
+
+create view tide.stat_connections as
+select c.id,
+       c.address,
+       c.user_agent,
+       pg_catalog.to_timestamp(c.connected_at / 1e6) as connected_at,
+       pg_catalog.jsonb_array_length(c.channels) as channels,
+       c.sent_frames,
+       c.sent_bytes,
+       c.queued_frames,
+       c.queued_bytes,
+       c.lagging
+from tide._connections() as l
+cross join lateral pg_catalog.jsonb_to_record(l.connection) as c (
+    id bigint, address text, user_agent text, connected_at bigint, channels jsonb,
+    sent_frames bigint, sent_bytes bigint, queued_frames bigint, queued_bytes bigint, lagging boolean
+);
+comment on view tide.stat_connections is 'The clients that are connected. For members of pg_monitor';
+comment on column tide.stat_connections.id is 'For tide.disconnect()';
+comment on column tide.stat_connections.address is 'Address and port of the client, or of the proxy before it';
+comment on column tide.stat_connections.user_agent is 'What the client calls itself';
+comment on column tide.stat_connections.connected_at is 'Since when';
+comment on column tide.stat_connections.channels is 'How many channels it has joined; tide.stat_channels has them';
+comment on column tide.stat_connections.sent_frames is 'Frames written to its socket';
+comment on column tide.stat_connections.sent_bytes is 'Bytes of them';
+comment on column tide.stat_connections.queued_frames is 'Frames that wait for it';
+comment on column tide.stat_connections.queued_bytes is 'Bytes of them; bounded by tide.send_queue_size';
+comment on column tide.stat_connections.lagging is 'It reads so slowly that it is served from the history';
+revoke all on table tide.stat_connections from public;
+grant select on table tide.stat_connections to pg_monitor;
+
+create view tide.stat_channels as
+select c.id as connection,
+       h.topic,
+       h.role,
+       h.bindings
+from tide._connections() as l
+cross join lateral pg_catalog.jsonb_to_record(l.connection) as c (id bigint, channels jsonb)
+cross join lateral pg_catalog.jsonb_to_recordset(c.channels) as h (
+    topic text, role text, bindings integer
+);
+comment on view tide.stat_channels is 'What connected clients have joined. For members of pg_monitor';
+comment on column tide.stat_channels.connection is 'The id in tide.stat_connections';
+comment on column tide.stat_channels.topic is 'As the client wrote it';
+comment on column tide.stat_channels.role is 'The role of its token, whose privileges decide what it gets';
+comment on column tide.stat_channels.bindings is 'How many things it is subscribed to';
+revoke all on table tide.stat_channels from public;
+grant select on table tide.stat_channels to pg_monitor;
+
+create function tide.disconnect(id bigint) returns boolean
+language sql volatile strict parallel unsafe
+security definer
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select (tide._control(jsonb_build_object('op', 'disconnect', 'id', disconnect.id)) -> 'found')::boolean;
+end;
+comment on function tide.disconnect(bigint) is
+'Ends a client''s connection; the id is from tide.stat_connections. False: there was none. The client may come back. For members of pg_monitor and pg_signal_backend';
+revoke execute on function tide.disconnect(bigint) from public;
+grant execute on function tide.disconnect(bigint) to pg_monitor, pg_signal_backend;
+
+create function tide.current_position() returns text
+language sql volatile parallel unsafe
+security definer
+set search_path = pg_catalog, pg_temp
+begin atomic
+    -- Before the record that would be written next, after everything written so far.
+    select epoch || '.' || lpad(to_hex((pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint - 1), 16, '0')
+           || 'ffffffff'
+    from jsonb_to_record(tide._worker_status()) as w (epoch text);
+end;
+comment on function tide.current_position() is
+'A position for "since": a client that resumes from it gets what commits after this call. NULL if the worker is not live';
+
+create function tide.restart_worker() returns boolean
+language c volatile strict parallel unsafe
+as 'MODULE_PATHNAME', 'tide_restart_worker_wrapper';
+comment on function tide.restart_worker() is
+'Has the worker of this database stop and start with the settings as they are now. Clients reconnect by themselves and resume. False: there is none. Superuser only';
+revoke execute on function tide.restart_worker() from public;
