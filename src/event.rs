@@ -256,9 +256,83 @@ pub struct Change {
     pub new: Option<Row>,
 }
 
+/// A piece of a batch's arena: see [`Batch::bytes`].
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    start: u32,
+    len: u32,
+}
+
+/// What was said to a channel: by `tide.send`, or by a row of an outbox.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// As applications call it, without `realtime:`.
+    pub channel: Arc<str>,
+    pub name: Box<str>,
+    /// For those only who joined the channel as a private one; else only for the others.
+    pub private: bool,
+    /// A JSON object.
+    pub payload: Span,
+    /// The sender's data were no object: they are the payload's `data`.
+    pub wrapped: bool,
+    /// `None`: sent without one.
+    pub row: Option<OutboxRow>,
+}
+
+/// What an outbox has besides the message itself.
+#[derive(Clone, Debug)]
+pub struct OutboxRow {
+    /// The outbox, by oid.
+    pub table: u32,
+    pub sequence_id: i64,
+    pub mutation_id: Box<str>,
+    pub rejected: bool,
+    /// A JSON value.
+    pub headers: Option<Span>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum SchemaOperation {
+    CreateTable,
+    AlterTable,
+    DropTable,
+    CreateSchema,
+    DropSchema,
+}
+
+impl SchemaOperation {
+    pub fn name(self) -> &'static str {
+        match self {
+            SchemaOperation::CreateTable => "CREATE_TABLE",
+            SchemaOperation::AlterTable => "ALTER_TABLE",
+            SchemaOperation::DropTable => "DROP_TABLE",
+            SchemaOperation::CreateSchema => "CREATE_SCHEMA",
+            SchemaOperation::DropSchema => "DROP_SCHEMA",
+        }
+    }
+}
+
+/// A table or schema was made, altered or dropped.
+#[derive(Clone, Debug)]
+pub struct SchemaChange {
+    pub operation: SchemaOperation,
+    pub schema: Box<str>,
+    /// `None`: it is about the schema itself.
+    pub table: Option<Box<str>>,
+    /// Of the table, or of the schema.
+    pub oid: u32,
+    /// A JSON object: what clients are told.
+    pub payload: Span,
+    /// Of something dropped: the clients' roles that could see it until then.
+    pub readers: Option<Box<[Box<str>]>>,
+}
+
 #[derive(Clone, Debug)]
 pub enum EventKind {
     Change(Change),
+    Message(Message),
+    Schema(SchemaChange),
     /// A change that could not be turned into an event. The text has the SQLSTATE and the
     /// relation, never a value.
     Failed {
@@ -277,6 +351,8 @@ pub struct Event {
     /// Microseconds since the Unix epoch.
     pub commit_time: i64,
     pub last_in_tx: bool,
+    /// Of `tide.set_mutation_id`, for all events of the transaction.
+    pub mutation_id: Option<Arc<str>>,
     pub kind: EventKind,
 }
 
@@ -358,6 +434,19 @@ impl Batch {
         let len = self.arena.len() - start;
         self.fields.push(Field { start: start as u32, len: len as u32 });
         result
+    }
+
+    /// Adds bytes that belong to no row: `write` appends them to the arena.
+    pub fn push_span<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> (Span, R) {
+        let start = self.arena.len();
+        let result = write(&mut self.arena);
+        let len = self.arena.len() - start;
+        (Span { start: start as u32, len: len as u32 }, result)
+    }
+
+    pub fn bytes(&self, span: Span) -> &[u8] {
+        let start = span.start as usize;
+        self.arena.get(start..start + span.len as usize).unwrap_or_default()
     }
 
     /// Gives back the memory that growth left over, before the batch is kept in the history.

@@ -129,6 +129,8 @@ pub struct Stats {
     pub failed_events_total: Counter,
     /// Clients cut off because they read too slowly.
     pub slow_clients_total: Counter,
+    /// Broadcasts, presence and notifications that a client did not get: its queue was full.
+    pub dropped_casts_total: Counter,
     /// Joins with a position that was still at hand.
     pub resumes_total: Counter,
     /// Joins with a position that was not.
@@ -191,6 +193,11 @@ impl Stats {
             ),
             ("frames_sent_total", "Frames written to clients.", &self.frames_sent_total),
             ("bytes_sent_total", "Bytes written to clients.", &self.bytes_sent_total),
+            (
+                "dropped_casts_total",
+                "Broadcasts, presence and notifications that a client did not get: its queue was full.",
+                &self.dropped_casts_total,
+            ),
             ("slow_clients_total", "Clients cut off for reading slowly.", &self.slow_clients_total),
             ("resumes_total", "Joins that resumed from a position.", &self.resumes_total),
             ("resyncs_total", "Joins whose position was gone.", &self.resyncs_total),

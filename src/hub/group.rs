@@ -6,7 +6,7 @@ use super::handle::SessionId;
 use super::history::Seq;
 use super::plan::Plans;
 use super::queue::Queue;
-use super::subscription::{Binding, Style, Subscription, Target};
+use super::subscription::{Binding, Facet, Style, Subscription, Target};
 use crate::event::{Position, Relation};
 use crate::wire::Vsn;
 
@@ -18,18 +18,22 @@ pub(super) struct GroupKey {
     pub(super) topic: Arc<str>,
     pub(super) vsn: Vsn,
     pub(super) style: Style,
-    pub(super) role: Arc<str>,
+    /// Whose privileges decide; nobody's where rows are not involved, so that all share a group.
+    pub(super) role: Option<Arc<str>>,
+    pub(super) private: bool,
     pub(super) bindings: Arc<[Binding]>,
 }
 
 impl GroupKey {
-    pub(super) fn of(subscription: &Subscription) -> GroupKey {
+    pub(super) fn of(subscription: &Subscription, facet: &Facet) -> GroupKey {
+        let has_role = facet.style.is_of_rows() || facet.style == Style::Schema;
         GroupKey {
             topic: Arc::clone(&subscription.topic),
             vsn: subscription.vsn,
-            style: subscription.style,
-            role: Arc::clone(&subscription.role),
-            bindings: Arc::clone(&subscription.bindings),
+            style: facet.style,
+            role: has_role.then(|| Arc::clone(&subscription.role)),
+            private: facet.private,
+            bindings: Arc::clone(&facet.bindings),
         }
     }
 

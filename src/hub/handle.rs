@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::{oneshot, watch};
 
@@ -30,6 +31,20 @@ pub struct Live {
     pub from: Lsn,
 }
 
+/// Something that is said to a topic now, and never again: it has no position.
+#[derive(Clone, Debug)]
+pub struct Cast {
+    /// As on the wire, `realtime:...`.
+    pub topic: Arc<str>,
+    /// For those only who joined the channel as a private one; else only for the others.
+    pub private: bool,
+    /// The whole frame, for clients of either version.
+    pub v1: Bytes,
+    pub v2: Bytes,
+    /// Who said it, if it is not to hear it.
+    pub except: Option<SessionId>,
+}
+
 /// What the hub's thread is asked to do.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -37,6 +52,7 @@ pub(super) enum Command {
     Join { session: SessionId, subscription: Subscription, joined: oneshot::Sender<()> },
     SetRole { session: SessionId, topic: Arc<str>, role: Arc<str> },
     Leave { session: SessionId, topic: Arc<str> },
+    Cast { cast: Cast },
     Drained { session: SessionId },
     Disconnect { session: SessionId },
     Recent { limit: usize, tables: Option<Vec<u32>>, answer: oneshot::Sender<Vec<RecentEvent>> },
@@ -115,6 +131,13 @@ impl Hub {
 
     pub fn leave(&self, session: SessionId, topic: &str) {
         self.send(Command::Leave { session, topic: topic.into() });
+    }
+
+    /// Gives frames to everybody in a topic. At most once: a client whose queue is full, or that
+    /// reads from the history, does not get them (counted as `dropped_casts_total`). In the order
+    /// of the calls for any one caller.
+    pub fn cast(&self, cast: Cast) {
+        self.send(Command::Cast { cast });
     }
 
     /// The session's queue has room again ([`super::queue::Taken::Frames`] said `drained`).

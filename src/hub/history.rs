@@ -171,6 +171,7 @@ mod tests {
             xid: 1,
             commit_time: 0,
             last_in_tx: true,
+            mutation_id: None,
             kind: EventKind::Failed {
                 relation: None,
                 sqlstate: "XX000".into(),

@@ -11,11 +11,11 @@ use super::group::{GroupKey, is_about};
 use super::handle::Live;
 use super::subscription::{Binding, Style};
 use crate::event::{
-    Batch, Change, Cursor, Datum, Event, EventKind, Operation, Position, Relation, RowRef,
+    Batch, Change, Cursor, Datum, Event, EventKind, Message, Operation, Position, Relation, RowRef,
 };
 use crate::wire::change::{self, ColumnSet};
 use crate::wire::encode;
-use crate::wire::envelope::{self, Envelope, Meta};
+use crate::wire::envelope::{Envelope, MessageMeta, Meta, RowMeta};
 use crate::wire::sheet::Sheet;
 
 /// An event with what it is read by.
@@ -121,6 +121,8 @@ impl Plans {
                 let plan = self.plan(group, &change.relation, press.entitlements);
                 plan.frames(group, scene, change, previous, press);
             }
+            EventKind::Message(message) => said(group, scene, message, previous, press),
+            EventKind::Schema(_) => {}
             EventKind::Failed { relation, sqlstate, .. } => {
                 failure(group, scene, relation.as_deref(), sqlstate, press);
             }
@@ -154,7 +156,8 @@ impl Plan {
         if !group.targets(relation) {
             return plan;
         }
-        let entitlement = entitlements.of(&group.role, relation.oid);
+        let Some(role) = &group.role else { return plan };
+        let entitlement = entitlements.of(role, relation.oid);
         if !entitlement.is_granted() {
             return plan;
         }
@@ -262,7 +265,7 @@ impl Part {
             self.envelope = Some(match group.style {
                 Style::Changes => Envelope::changes(vsn, topic, &self.ids),
                 Style::Legacy => Envelope::legacy(vsn, topic, operation),
-                Style::Table => Envelope::broadcast(vsn, topic, operation.name()),
+                _ => Envelope::broadcast(vsn, topic, operation.name()),
             });
         }
     }
@@ -278,11 +281,11 @@ impl Part {
         let Press { bodies, sheet, .. } = press;
         let Scene { batch, event, .. } = scene;
         let Some(envelope) = &self.envelope else { return Bytes::new() };
-        if group.style != Style::Table {
+        if matches!(group.style, Style::Changes | Style::Legacy) {
             let body = bodies.get(&self.columns, false, |out| {
                 change::change_data(out, batch, event, change, &self.columns);
             });
-            return envelope.wrap_on(sheet, body);
+            return envelope.wrap(sheet, body);
         }
         let body = bodies.get(&self.columns, true, |out| {
             change::table_payload(out, batch, change, &self.columns);
@@ -293,11 +296,43 @@ impl Part {
             id: scene.cursor(event.position),
             prev: previous.map(|position| scene.cursor(position)),
             unchanged: &unchanged,
-            mutation_id: None,
+            message: None,
+            mutation_id: event.mutation_id.as_deref(),
             last_in_tx: event.last_in_tx,
         };
-        envelope.wrap_with_on(sheet, body, &meta)
+        envelope.wrap_with(sheet, body, &meta)
     }
+}
+
+/// A message, for those who have joined its channel in the same way, private or not.
+fn said(
+    group: &GroupKey,
+    scene: Scene<'_>,
+    message: &Message,
+    previous: Option<Position>,
+    press: &mut Press<'_>,
+) {
+    let is_for = group.style == Style::Channel
+        && group.private == message.private
+        && group.topic.strip_prefix(crate::topic::PREFIX) == Some(&message.channel);
+    if !is_for {
+        return;
+    }
+    let Scene { batch, event, .. } = scene;
+    let row = message.row.as_ref().map(|row| RowMeta {
+        sequence_id: row.sequence_id,
+        rejected: row.rejected,
+        headers: row.headers.map_or(&[], |headers| batch.bytes(headers)),
+    });
+    let own_id = message.row.as_ref().map(|row| &*row.mutation_id);
+    let meta = Meta {
+        prev: previous.map(|position| scene.cursor(position)),
+        message: Some(MessageMeta { row, wrapped: message.wrapped }),
+        mutation_id: own_id.or(event.mutation_id.as_deref()),
+        ..Meta::of(scene.cursor(event.position))
+    };
+    let envelope = Envelope::broadcast(group.vsn, &group.topic, &message.name);
+    press.out.push(envelope.wrap_with(press.sheet, batch.bytes(message.payload), &meta));
 }
 
 /// A change that could not be decoded is told to those it might have been for.
@@ -308,9 +343,9 @@ fn failure(
     sqlstate: &str,
     press: &mut Press<'_>,
 ) {
+    let Some(role) = &group.role else { return };
     if let Some(relation) = relation
-        && !(group.targets(relation)
-            && press.entitlements.of(&group.role, relation.oid).is_granted())
+        && !(group.targets(relation) && press.entitlements.of(role, relation.oid).is_granted())
     {
         return;
     }
@@ -321,7 +356,7 @@ fn failure(
             let ids: Vec<u32> = about.map(|binding| binding.id).collect();
             let mut data = Vec::new();
             change::failed_data(&mut data, scene.event, relation, sqlstate);
-            envelope::changes_frame(vsn, topic, &ids, &data)
+            Envelope::changes(vsn, topic, &ids).wrap(press.sheet, &data)
         }
         (_, relation) => {
             let table = relation.map(|relation| (&*relation.schema, &*relation.name));

@@ -124,6 +124,23 @@ impl Queue {
         Push::Queued
     }
 
+    /// Offers a frame that will not be offered again: a queue that is full, or whose client reads
+    /// from the history, refuses it, and stays as it is.
+    pub fn offer(&self, frame: &Bytes) -> Push {
+        let mut inner = self.lock();
+        if inner.goodbye.is_some() {
+            return Push::Closed;
+        }
+        let full = inner.bytes + frame.len() > self.capacity || self.budget.is_spent();
+        if inner.lagging || (inner.bytes > 0 && full) {
+            return Push::Full;
+        }
+        self.append(&mut inner, frame.clone());
+        drop(inner);
+        self.filled.notify_one();
+        Push::Queued
+    }
+
     /// Queues an answer to the client's own request, past the limit: the session asks for no more
     /// than one at a time.
     pub fn reply(&self, frame: Bytes) {

@@ -34,6 +34,7 @@ fn relation(event: &Event) -> Option<&Relation> {
     match &event.kind {
         EventKind::Change(change) => Some(&change.relation),
         EventKind::Failed { relation, .. } => relation.as_deref(),
+        EventKind::Message(_) | EventKind::Schema(_) => None,
     }
 }
 
@@ -42,6 +43,8 @@ fn recent_event(batch: &Batch, event: &Event, epoch: Epoch) -> RecentEvent {
     let (operation, new, old) = match &event.kind {
         EventKind::Change(change) => (change.operation.name(), change.new, change.old),
         EventKind::Failed { .. } => ("ERROR", None, None),
+        EventKind::Message(_) => ("MESSAGE", None, None),
+        EventKind::Schema(change) => (change.operation.name(), None, None),
     };
     let image = |row: Option<Row>| Some(record(batch, relation?, row?)).flatten();
     RecentEvent {
@@ -83,11 +86,14 @@ pub(super) fn connections(roster: &Roster, laggards: &Laggards) -> Vec<Connectio
         .map(|(id, session)| {
             let queue = session.queue.stats();
             let since = session.peer.connected_at.duration_since(UNIX_EPOCH).unwrap_or_default();
-            let groups = session.channels.values().filter_map(|group| roster.group(*group));
-            let channels = groups.map(|group| Channel {
-                topic: group.key.topic.to_string(),
-                role: group.key.role.to_string(),
-                bindings: u32::try_from(group.key.bindings.len()).unwrap_or(u32::MAX),
+            let channels = session.channels.iter().map(|(topic, channel)| {
+                let groups = channel.groups.iter().filter_map(|group| roster.group(*group));
+                let bindings: usize = groups.map(|group| group.key.bindings.len()).sum();
+                Channel {
+                    topic: topic.to_string(),
+                    role: channel.role.to_string(),
+                    bindings: u32::try_from(bindings).unwrap_or(u32::MAX),
+                }
             });
             Connection {
                 id: *id,

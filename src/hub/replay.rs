@@ -147,7 +147,7 @@ fn needs(session: SessionId, end: Seq, roster: &Roster) -> bool {
 /// The first event that any of the connection's channels has not been given.
 fn lag(session: SessionId, roster: &Roster) -> Option<Seq> {
     let entry = roster.sessions.get(&session)?;
-    let groups = entry.channels.values().filter_map(|id| roster.group(*id));
+    let groups = entry.groups().filter_map(|id| roster.group(id));
     let members = groups.filter_map(|g| g.members.iter().find(|m| m.session == session));
     members.filter_map(|member| member.lag).min()
 }
@@ -168,7 +168,7 @@ fn advance(
     let Some(from) = lag(session, roster) else { return Progress::CaughtUp };
     let Some(entry) = roster.sessions.get(&session) else { return Progress::CaughtUp };
     entry.queue.resume();
-    let groups: Vec<_> = entry.channels.values().copied().collect();
+    let groups: Vec<_> = entry.groups().collect();
     let end = history.head().min(from + TURN);
     let (mut bodies, mut sheet) = (Bodies::default(), Sheet::default());
     let mut frames = Vec::new();

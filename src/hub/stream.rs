@@ -14,19 +14,20 @@ use tokio::sync::watch;
 
 use super::entitlement::Entitlements;
 use super::group::{GroupId, GroupKey};
-use super::handle::{Command, Ends, Hub, Live, SessionId};
+use super::handle::{Cast, Command, Ends, Hub, Live, SessionId};
 use super::history::{History, Seq, before};
 use super::plan::{Bodies, Plans, Press, Scene};
 use super::queue::{Budget, Goodbye, Push};
 use super::recent;
 use super::replay::Laggards;
-use super::roster::{Roster, Session};
-use super::subscription::{Since, Subscription};
+use super::roster::{Roster, Seat, Session};
+use super::subscription::{Since, Style, Subscription};
 use crate::bridge::Bridge;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::event::{Batch, Cursor, EventKind, Feed, Position};
 use crate::stats::Stats;
+use crate::wire::Vsn;
 use crate::wire::encode::{Resync, resync};
 use crate::wire::sheet::Sheet;
 
@@ -237,9 +238,19 @@ impl Stream {
             EventKind::Change(change) => {
                 self.roster.candidates(scene.batch, change, &mut candidates);
             }
+            EventKind::Message(message) => {
+                candidates.extend(self.roster.of_topic(&wire_topic(&message.channel)));
+            }
+            EventKind::Schema(change) => {
+                candidates.extend(self.roster.of_topic("realtime:tide:schema"));
+                for kind in ["schema", "records"] {
+                    let topic = format!("realtime:tide:{kind}:{}", change.schema);
+                    candidates.extend(self.roster.of_topic(&topic));
+                }
+            }
             EventKind::Failed { .. } => {
                 self.stats.failed_events_total.inc();
-                candidates.extend(self.roster.group_ids());
+                candidates.extend(self.roster.row_groups());
             }
         }
         self.bodies.clear();
@@ -286,11 +297,12 @@ impl Stream {
                 let _ = joined.send(());
             }
             Command::SetRole { session, topic, role } => {
-                self.roster.set_role(session, &topic, role);
+                self.roster.set_role(session, &topic, &role);
             }
             Command::Leave { session, topic } => {
                 self.roster.leave(session, &topic);
             }
+            Command::Cast { cast } => self.cast(&cast),
             Command::Drained { session } => self.laggards.wake(session),
             Command::Disconnect { session } => {
                 self.laggards.remove(session);
@@ -320,22 +332,45 @@ impl Stream {
         for frame in &subscription.greeting {
             queue.reply(frame.clone());
         }
-        let key = GroupKey::of(&subscription);
-        let (floor, lag) = match subscription.since {
-            Since::Now(lsn) => (before(lsn), None),
-            Since::Last(count) => self.newest(&key, count),
-            Since::Cursor(cursor) => match self.resume(cursor) {
-                Ok(start) => start,
-                Err(reason) => {
-                    queue.reply(self.resync_frame(&key, reason));
+        let keys = subscription.facets.iter().map(|facet| GroupKey::of(&subscription, facet));
+        let seats: Vec<Seat> = match subscription.since {
+            Since::Now(lsn) => {
+                keys.map(|key| Seat { key, floor: before(lsn), lag: None }).collect()
+            }
+            Since::Last(count) => keys.map(|key| self.newest(key, count)).collect(),
+            Since::Cursor(cursor) => {
+                let (floor, lag) = self.resume(cursor).unwrap_or_else(|reason| {
+                    queue.reply(self.resync_frame(&subscription, reason));
                     (self.history.newest().unwrap_or_default(), None)
-                }
-            },
+                });
+                keys.map(|key| Seat { key, floor, lag }).collect()
+            }
         };
-        self.roster.join(session, key, floor, lag);
-        if lag.is_some() {
+        let lags = seats.iter().any(|seat| seat.lag.is_some());
+        self.roster.join(session, &subscription.topic, subscription.role, seats);
+        if lags {
             self.laggards.add(session);
             self.laggards.wake(session);
+        }
+    }
+
+    fn cast(&mut self, cast: &Cast) {
+        for id in self.roster.of_topic(&cast.topic) {
+            let Some(group) = self.roster.group(*id) else { continue };
+            let is_for = matches!(group.key.style, Style::Channel | Style::Notify)
+                && group.key.private == cast.private;
+            if !is_for {
+                continue;
+            }
+            let frame = match group.key.vsn {
+                Vsn::V1 => &cast.v1,
+                Vsn::V2 => &cast.v2,
+            };
+            for member in &group.members {
+                if cast.except != Some(member.session) && member.queue.offer(frame) == Push::Full {
+                    self.stats.dropped_casts_total.inc();
+                }
+            }
         }
     }
 
@@ -358,7 +393,7 @@ impl Stream {
         start
     }
 
-    fn resync_frame(&self, key: &GroupKey, reason: &str) -> Bytes {
+    fn resync_frame(&self, subscription: &Subscription, reason: &str) -> Bytes {
         let epoch = self.live.map(|live| live.epoch).unwrap_or_default();
         let cursor = |position| Cursor { epoch, position };
         let resync_of = Resync {
@@ -366,13 +401,13 @@ impl Stream {
             oldest: self.history.newest().map(|_| cursor(self.history.floor())),
             newest: self.history.newest().map(cursor),
         };
-        resync(key.vsn, None, &key.topic, resync_of)
+        resync(subscription.vsn, None, &subscription.topic, resync_of)
     }
 
     /// Where to begin so that the newest `count` events of the group are given.
-    fn newest(&mut self, key: &GroupKey, count: u32) -> (Position, Option<Seq>) {
+    fn newest(&mut self, key: GroupKey, count: u32) -> Seat {
         let now = self.history.newest().unwrap_or_default();
-        let Some(live) = self.live else { return (now, None) };
+        let Some(live) = self.live else { return Seat { key, floor: now, lag: None } };
         let mut plans = Plans::default();
         let mut found = 0;
         let mut start = None;
@@ -389,15 +424,18 @@ impl Stream {
                 sheet: &mut self.sheet,
                 out: &mut self.frames,
             };
-            plans.frames(key, scene, None, &mut press);
+            plans.frames(&key, scene, None, &mut press);
             if !self.frames.is_empty() {
                 found += 1;
                 start = Some(seq);
             }
         }
-        match start {
-            Some(seq) => (Position::default(), Some(seq)),
-            None => (now, None),
-        }
+        let floor = if start.is_some() { Position::default() } else { now };
+        Seat { key, floor, lag: start }
     }
+}
+
+/// A channel's topic on the wire.
+fn wire_topic(channel: &str) -> String {
+    [crate::topic::PREFIX, channel].concat()
 }

@@ -17,6 +17,21 @@ pub enum Style {
     Legacy,
     /// `tide:table:<schema>.<table>`: a broadcast whose `meta.id` is the position.
     Table,
+    /// `tide:records:<schema>`: a broadcast of the record's key.
+    Records,
+    /// Messages, client broadcasts and presence of the channel itself.
+    Channel,
+    /// `tide:schema[:<schema>]`: tables and schemas that are made, altered or dropped.
+    Schema,
+    /// `tide:notify:<channel>`.
+    Notify,
+}
+
+impl Style {
+    /// What it gets depends on what its role may see of tables.
+    pub fn is_of_rows(self) -> bool {
+        matches!(self, Style::Changes | Style::Legacy | Style::Table | Style::Records)
+    }
 }
 
 /// The operations a binding asks for.
@@ -72,15 +87,35 @@ pub enum Since {
     Last(u32),
 }
 
+/// One of the things that a channel of a connection receives.
+#[derive(Clone, Debug)]
+pub struct Facet {
+    pub style: Style,
+    /// Of [`Style::Channel`]: joined as a private channel.
+    pub private: bool,
+    /// Of styles that are about rows; else none.
+    pub bindings: Arc<[Binding]>,
+}
+
+impl Facet {
+    pub fn of_rows(style: Style, bindings: Vec<Binding>) -> Facet {
+        Facet { style, private: false, bindings: bindings.into() }
+    }
+
+    pub fn of_topic(style: Style, private: bool) -> Facet {
+        Facet { style, private, bindings: Arc::default() }
+    }
+}
+
 /// A join that has passed all checks.
 #[derive(Clone, Debug)]
 pub struct Subscription {
     /// As the client wrote it, `realtime:...`.
     pub topic: Arc<str>,
     pub vsn: Vsn,
-    pub style: Style,
     pub role: Arc<str>,
-    pub bindings: Arc<[Binding]>,
+    /// At most one of each style.
+    pub facets: Vec<Facet>,
     pub since: Since,
     /// Frames that go out before the first event: the join reply and what follows it.
     pub greeting: Vec<Bytes>,

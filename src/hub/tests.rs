@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
-use super::handle::{Hub, Peer, SessionId};
+use super::handle::{Cast, Hub, Peer, SessionId};
 use super::queue::{Goodbye, Queue, Taken};
-use super::subscription::{Binding, Operations, Since, Style, Subscription, Target};
+use super::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
 use super::{Parts, start};
 use crate::bridge::Bridge;
 use crate::catalog::protocol::{ColumnAccess, Hello, Request, TableAccess};
@@ -21,13 +21,14 @@ use crate::catalog::{Catalog, frame};
 use crate::config::Config;
 use crate::event::{
     Batch, CatalogChange, Change, Column, Cursor, Epoch, Event, EventKind, Feed, Kind, Lsn,
-    Operation, Position, Relation,
+    Message, Operation, Position, Relation,
 };
 use crate::filter::{compile, parse};
 use crate::stats::Stats;
 use crate::wire::Vsn;
 
 const TABLE: u32 = 16_400;
+const ROOM: &str = "realtime:room";
 const EPOCH: Epoch = Epoch { generation: 7, timeline: 1 };
 
 struct World {
@@ -129,6 +130,7 @@ impl World {
             xid: 1,
             commit_time: 0,
             last_in_tx: true,
+            mutation_id: None,
             kind: EventKind::Change(Change {
                 relation: Arc::clone(&self.relation),
                 operation: Operation::Insert,
@@ -168,13 +170,60 @@ impl World {
         let subscription = Subscription {
             topic: "realtime:tide:table:public.t".into(),
             vsn: Vsn::V2,
-            style: Style::Table,
             role: "anon".into(),
-            bindings: [binding].into(),
+            facets: vec![Facet::of_rows(Style::Table, vec![binding])],
             since,
             greeting: vec![Bytes::from_static(b"[null,null,\"t\",\"hello\",{}]")],
         };
         self.runtime.block_on(self.hub.join(client.session, subscription));
+    }
+
+    /// Joins `room` for its messages.
+    fn join_room(&self, client: &Client, private: bool, since: Since) {
+        let subscription = Subscription {
+            topic: ROOM.into(),
+            vsn: Vsn::V2,
+            role: "anon".into(),
+            facets: vec![Facet::of_topic(Style::Channel, private)],
+            since,
+            greeting: Vec::new(),
+        };
+        self.runtime.block_on(self.hub.join(client.session, subscription));
+    }
+
+    /// One transaction that says something to `room`.
+    fn say(&self, commit: u64, name: &str, private: bool) {
+        let mut batch = Batch::default();
+        let (payload, ()) = batch.push_span(|out| out.extend_from_slice(b"{}"));
+        let message = Message {
+            channel: "room".into(),
+            name: name.into(),
+            private,
+            payload,
+            wrapped: false,
+            row: None,
+        };
+        batch.events.push(Event {
+            position: at(commit),
+            end: Lsn(commit + 8),
+            xid: 1,
+            commit_time: 0,
+            last_in_tx: true,
+            mutation_id: Some("m1".into()),
+            kind: EventKind::Message(message),
+        });
+        self.feed(Feed::Batch(batch));
+    }
+
+    /// The names of the broadcasts up to and including `last`.
+    fn heard(&self, client: &Client, last: &str) -> Vec<String> {
+        let mut names = Vec::new();
+        self.read(client, |frame| {
+            let name = frame[4]["event"].as_str().unwrap_or_default().to_owned();
+            names.push(name);
+            names.last().is_some_and(|name| name == last)
+        });
+        names
     }
 
     /// Reads until `wanted` says so; gives up after a while.
@@ -395,4 +444,62 @@ fn the_slot_may_move_when_nothing_is_kept() {
         assert!(SystemTime::now() < deadline, "confirmed {}", world.bridge.confirmed());
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn messages_reach_those_who_joined_their_channel_in_the_same_way() {
+    let world = World::new(&Config::default());
+    let (public, private, elsewhere) = (world.connect(), world.connect(), world.connect());
+    world.join_room(&public, false, Since::Now(Lsn(0)));
+    world.join_room(&private, true, Since::Now(Lsn(0)));
+    world.join(&elsewhere, Since::Now(Lsn(0)));
+
+    world.say(200, "secret", true);
+    world.say(300, "open", false);
+    world.insert(400, 1);
+    world.say(500, "secret end", true);
+
+    assert_eq!(world.heard(&public, "open"), ["open"]);
+    assert_eq!(world.heard(&private, "secret end"), ["secret", "secret end"]);
+    assert_eq!(world.heard(&elsewhere, "INSERT"), ["", "INSERT"]);
+}
+
+#[test]
+fn messages_are_resumed_as_rows_are() {
+    let world = World::new(&Config::default());
+    let rooms = ["one", "two", "three"];
+    for (commit, name) in (2..).zip(rooms) {
+        world.say(commit * 100, name, true);
+    }
+    world.wait_for(400);
+    let (resumes, newest) = (world.connect(), world.connect());
+
+    let seen = Cursor { epoch: EPOCH, position: at(200) };
+    world.join_room(&resumes, true, Since::Cursor(seen));
+    world.join_room(&newest, true, Since::Last(1));
+
+    assert_eq!(world.heard(&resumes, "three"), ["two", "three"]);
+    assert_eq!(world.heard(&newest, "three"), ["three"]);
+}
+
+#[test]
+fn a_cast_is_for_everybody_in_the_topic_but_its_sender() {
+    let world = World::new(&Config::default());
+    let (sender, other) = (world.connect(), world.connect());
+    world.join_room(&sender, false, Since::Now(Lsn(0)));
+    world.join_room(&other, false, Since::Now(Lsn(0)));
+    let cast = |name: &str, private, except| Cast {
+        topic: ROOM.into(),
+        private,
+        v1: Bytes::new(),
+        v2: format!(r#"[null,null,"r","broadcast",{{"event":"{name}"}}]"#).into(),
+        except,
+    };
+
+    world.hub.cast(cast("private", true, None));
+    world.hub.cast(cast("to others", false, Some(sender.session)));
+    world.hub.cast(cast("to all", false, None));
+
+    assert_eq!(world.heard(&sender, "to all"), ["to all"]);
+    assert_eq!(world.heard(&other, "to all"), ["to others", "to all"]);
 }

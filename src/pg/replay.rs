@@ -382,6 +382,14 @@ impl Replay {
 
     fn add(&mut self, position: Position, kind: EventKind) {
         let Transaction { end, xid, commit_time, .. } = self.transaction;
-        self.outlet.add(Event { position, end, xid, commit_time, last_in_tx: false, kind });
+        self.outlet.add(Event {
+            position,
+            end,
+            xid,
+            commit_time,
+            last_in_tx: false,
+            mutation_id: None,
+            kind,
+        });
     }
 }

@@ -12,7 +12,7 @@ use super::identity::{self, Credentials, Refusal};
 use crate::catalog::protocol::{TableAccess, TableName, Which};
 use crate::event::{Cursor, Lsn};
 use crate::hub::handle::SessionId;
-use crate::hub::subscription::{Binding, Operations, Since, Style, Subscription, Target};
+use crate::hub::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
 use crate::stats::RefusedJoin;
 use crate::topic::{Kind, LegacyParts, Topic};
 use crate::wire::Vsn;
@@ -53,8 +53,7 @@ impl From<Refusal> for Refused {
 
 /// What a channel will receive, before the hub knows of it.
 struct Plan {
-    style: Style,
-    bindings: Vec<Binding>,
+    facets: Vec<Facet>,
     since: Since,
     greeting: Vec<Bytes>,
 }
@@ -66,9 +65,8 @@ pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outco
             let subscription = Subscription {
                 topic: Arc::clone(&joiner.address.topic),
                 vsn: joiner.vsn,
-                style: plan.style,
                 role: Arc::clone(&joiner.credentials.role),
-                bindings: plan.bindings.into(),
+                facets: plan.facets,
                 since: plan.since,
                 greeting: plan.greeting,
             };
@@ -138,7 +136,12 @@ impl Joiner {
         self.greet_failures(&failures, &mut greeting);
         self.greet_row_security(&bindings, &tables, &mut greeting);
         let since = since(&payload.broadcast, asked)?;
-        Ok(Plan { style: Style::Changes, bindings, since, greeting })
+        let mut facets = vec![Facet::of_rows(Style::Changes, bindings)];
+        // Messages to the channel as well, if anybody may have them.
+        if !payload.private && self.context.config.public_channels {
+            facets.push(Facet::of_topic(Style::Channel, false));
+        }
+        Ok(Plan { facets, since, greeting })
     }
 
     /// realtime-js 1.x: the topic's name is the subscription.
@@ -150,10 +153,10 @@ impl Joiner {
         self.greet_failures(&failures, &mut greeting);
         self.greet_row_security(&bindings, &tables, &mut greeting);
         let since = since(&payload.broadcast, asked)?;
-        Ok(Plan { style: Style::Legacy, bindings, since, greeting })
+        Ok(Plan { facets: vec![Facet::of_rows(Style::Legacy, bindings)], since, greeting })
     }
 
-    /// A channel for broadcasts and presence alone.
+    /// A channel for messages, broadcasts and presence alone.
     async fn plan_quiet(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
         if payload.private {
             let name = self.address.topic.strip_prefix(crate::topic::PREFIX).unwrap_or_default();
@@ -167,8 +170,8 @@ impl Joiner {
         let (_, asked) = self.tables(Vec::new()).await?;
         let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
         self.greet_presence(payload, &mut greeting);
-        let since = Since::Now(asked);
-        Ok(Plan { style: Style::Changes, bindings: Vec::new(), since, greeting })
+        let facets = vec![Facet::of_topic(Style::Channel, false)];
+        Ok(Plan { facets, since: since(&payload.broadcast, asked)?, greeting })
     }
 
     /// `tide:table:<schema>.<table>`.
@@ -201,7 +204,8 @@ impl Joiner {
         let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
         self.greet_presence(payload, &mut greeting);
         self.greet_row_security(&bindings, &tables, &mut greeting);
-        Ok(Plan { style: Style::Table, bindings, since: since(options, asked)?, greeting })
+        let facets = vec![Facet::of_rows(Style::Table, bindings)];
+        Ok(Plan { facets, since: since(options, asked)?, greeting })
     }
 
     /// `tide:table:<schema>.*` and `tide:table:*`.
@@ -222,7 +226,8 @@ impl Joiner {
         let (_, asked) = self.tables(Vec::new()).await?;
         let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
         self.greet_presence(payload, &mut greeting);
-        Ok(Plan { style: Style::Table, bindings, since: since(options, asked)?, greeting })
+        let facets = vec![Facet::of_rows(Style::Table, bindings)];
+        Ok(Plan { facets, since: since(options, asked)?, greeting })
     }
 
     /// The options of a `tide:table:` topic.

@@ -51,58 +51,17 @@ impl Envelope {
         Envelope { prefix: prefix.into(), suffix: [close, &end].concat().into() }
     }
 
-    /// The whole frame, in one allocation of its exact size.
-    pub fn wrap(&self, data: &[u8]) -> Bytes {
-        let mut out = Vec::with_capacity(self.prefix.len() + data.len() + self.suffix.len());
-        out.extend_from_slice(&self.prefix);
-        out.extend_from_slice(data);
-        out.extend_from_slice(&self.suffix);
-        out.into()
-    }
-
-    /// [`Envelope::wrap`] with `meta` beside the payload: for [`Envelope::broadcast`] only.
-    pub fn wrap_with(&self, payload: &[u8], meta: &Meta<'_>) -> Bytes {
-        let length = self.prefix.len() + payload.len() + meta.length() + self.suffix.len();
-        let mut out = Vec::with_capacity(length);
-        out.extend_from_slice(&self.prefix);
-        out.extend_from_slice(payload);
-        meta.write(&mut out);
-        out.extend_from_slice(&self.suffix);
-        out.into()
-    }
-
-    /// [`Envelope::wrap`] on a sheet that is shared with other frames.
-    pub fn wrap_on(&self, sheet: &mut Sheet, data: &[u8]) -> Bytes {
+    /// The whole frame.
+    pub fn wrap(&self, sheet: &mut Sheet, data: &[u8]) -> Bytes {
         sheet.cut(&[&self.prefix, data, &self.suffix])
     }
 
-    /// [`Envelope::wrap_with`] on a sheet that is shared with other frames.
-    pub fn wrap_with_on(&self, sheet: &mut Sheet, payload: &[u8], meta: &Meta<'_>) -> Bytes {
+    /// [`Envelope::wrap`] with `meta` beside the payload: for [`Envelope::broadcast`] only.
+    pub fn wrap_with(&self, sheet: &mut Sheet, payload: &[u8], meta: &Meta<'_>) -> Bytes {
         let mut written = Vec::with_capacity(meta.length());
         meta.write(&mut written);
         sheet.cut(&[&self.prefix, payload, &written, &self.suffix])
     }
-
-    /// Bytes that it keeps in memory.
-    pub fn size(&self) -> usize {
-        self.prefix.len() + self.suffix.len()
-    }
-}
-
-/// [`Envelope::changes`] at once.
-pub fn changes_frame(vsn: Vsn, topic: &str, ids: &[u32], data: &[u8]) -> Bytes {
-    Envelope::changes(vsn, topic, ids).wrap(data)
-}
-
-/// [`Envelope::legacy`] at once.
-pub fn legacy_frame(vsn: Vsn, topic: &str, operation: Operation, data: &[u8]) -> Bytes {
-    Envelope::legacy(vsn, topic, operation).wrap(data)
-}
-
-/// A `tide:table:` event at once: a broadcast named `event` (the operation, or `SNAPSHOT`) around
-/// what [`super::change::table_payload`] wrote.
-pub fn table_frame(vsn: Vsn, topic: &str, event: &str, payload: &[u8], meta: &Meta<'_>) -> Bytes {
-    Envelope::broadcast(vsn, topic, event).wrap_with(payload, meta)
 }
 
 /// `meta` of a broadcast of ours.
@@ -114,19 +73,45 @@ pub struct Meta<'a> {
     pub prev: Option<Cursor>,
     /// A JSON list, from [`super::change::unchanged_list`]; empty: none.
     pub unchanged: &'a [u8],
+    /// Of a message to a channel.
+    pub message: Option<MessageMeta<'a>>,
     pub mutation_id: Option<&'a str>,
     /// The last event of its transaction.
     pub last_in_tx: bool,
 }
 
-impl Meta<'_> {
+/// What `meta` says of a message besides.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MessageMeta<'a> {
+    /// Of its row in the outbox, and what else that has. Sent without one: none.
+    pub row: Option<RowMeta<'a>>,
+    /// The sender's data were no object: they are the payload's `data`.
+    pub wrapped: bool,
+}
+
+/// A row of an outbox.
+#[derive(Clone, Copy, Debug)]
+pub struct RowMeta<'a> {
+    pub sequence_id: i64,
+    pub rejected: bool,
+    /// A JSON value; empty: none.
+    pub headers: &'a [u8],
+}
+
+impl<'a> Meta<'a> {
+    /// Nothing but the position.
+    pub fn of(id: Cursor) -> Meta<'a> {
+        Meta { id, prev: None, unchanged: b"", message: None, mutation_id: None, last_in_tx: false }
+    }
+
     /// How long it gets, mostly; a mutation's id with escapes in it makes the buffer grow.
     fn length(&self) -> usize {
         /// Bytes of a cursor's text.
         const CURSOR: usize = 39;
         const FIXED: usize =
             r#","meta":{"id":"","prev":"","unchanged":,"mutation_id":"","last_in_tx":true}"#.len();
-        FIXED + 2 * CURSOR + self.unchanged.len() + self.mutation_id.map_or(0, str::len)
+        let message = self.message.map_or(0, |message| message.length());
+        FIXED + 2 * CURSOR + self.unchanged.len() + message + self.mutation_id.map_or(0, str::len)
     }
 
     fn write(&self, out: &mut Vec<u8>) {
@@ -142,6 +127,9 @@ impl Meta<'_> {
             out.extend_from_slice(b",\"unchanged\":");
             out.extend_from_slice(self.unchanged);
         }
+        if let Some(message) = &self.message {
+            message.write(out);
+        }
         if let Some(mutation_id) = self.mutation_id {
             out.extend_from_slice(b",\"mutation_id\":");
             json::write_str(out, mutation_id);
@@ -150,6 +138,32 @@ impl Meta<'_> {
             out.extend_from_slice(b",\"last_in_tx\":true");
         }
         out.push(b'}');
+    }
+}
+
+impl MessageMeta<'_> {
+    fn length(&self) -> usize {
+        const FIXED: usize =
+            r#","sequence_id":"9223372036854775807","rejected":false,"headers":,"wrapped":true"#
+                .len();
+        FIXED + self.row.map_or(0, |row| row.headers.len())
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        if let Some(row) = &self.row {
+            // As text: JavaScript's numbers do not hold all of a bigint.
+            out.extend_from_slice(b",\"sequence_id\":\"");
+            out.extend_from_slice(itoa::Buffer::new().format(row.sequence_id).as_bytes());
+            out.extend_from_slice(b"\",\"rejected\":");
+            out.extend_from_slice(if row.rejected { b"true" } else { b"false" });
+            if !row.headers.is_empty() {
+                out.extend_from_slice(b",\"headers\":");
+                out.extend_from_slice(row.headers);
+            }
+        }
+        if self.wrapped {
+            out.extend_from_slice(b",\"wrapped\":true");
+        }
     }
 }
 

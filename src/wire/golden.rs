@@ -5,8 +5,9 @@ use bytes::Bytes;
 use super::Vsn::{self, V1, V2};
 use super::change::{ColumnSet, change_data, failed_data, table_payload, unchanged_list};
 use super::encode::{self, Address, Resync, Status, System};
-use super::envelope::{Envelope, Meta, changes_frame, legacy_frame, table_frame};
+use super::envelope::{Envelope, MessageMeta, Meta, RowMeta};
 use super::join::{ChangeParams, Requested, binding_id};
+use super::sheet::Sheet;
 use crate::event::{
     Batch, Change, Column, Cursor, Epoch, Event, EventKind, Kind, Lsn, Operation, Position,
     Relation, Row,
@@ -28,6 +29,14 @@ fn assert_frame(frame: &Bytes, expected: &str) {
 fn assert_frames(frame: impl Fn(Vsn) -> Bytes, v1: &str, v2: &str) {
     assert_frame(&frame(V1), v1);
     assert_frame(&frame(V2), v2);
+}
+
+fn alone(envelope: &Envelope, data: &[u8]) -> Bytes {
+    envelope.wrap(&mut Sheet::default(), data)
+}
+
+fn alone_with(vsn: Vsn, topic: &str, event: &str, payload: &[u8], meta: &Meta<'_>) -> Bytes {
+    Envelope::broadcast(vsn, topic, event).wrap_with(&mut Sheet::default(), payload, meta)
 }
 
 fn params(raw: &str) -> ChangeParams {
@@ -310,6 +319,7 @@ fn event(kind: EventKind) -> Event {
         xid: 7,
         commit_time: 1_763_511_760_877_123,
         last_in_tx: true,
+        mutation_id: None,
         kind,
     }
 }
@@ -408,12 +418,12 @@ fn columns_outside_the_set_are_nowhere_to_be_seen() {
 fn change_is_wrapped_for_each_topic() {
     let data = br#"{"schema":"public","type":"INSERT"}"#;
     assert_frames(
-        |vsn| changes_frame(vsn, ROOM, &[104_868_189, 2], data),
+        |vsn| alone(&Envelope::changes(vsn, ROOM, &[104_868_189, 2]), data),
         r#"{"topic":"realtime:room1","event":"postgres_changes","payload":{"ids":[104868189,2],"data":{"schema":"public","type":"INSERT"}},"ref":null}"#,
         r#"[null,null,"realtime:room1","postgres_changes",{"ids":[104868189,2],"data":{"schema":"public","type":"INSERT"}}]"#,
     );
     assert_frames(
-        |vsn| legacy_frame(vsn, "realtime:public:test", Operation::Insert, data),
+        |vsn| alone(&Envelope::legacy(vsn, "realtime:public:test", Operation::Insert), data),
         r#"{"topic":"realtime:public:test","event":"INSERT","payload":{"schema":"public","type":"INSERT"},"ref":null}"#,
         r#"[null,null,"realtime:public:test","INSERT",{"schema":"public","type":"INSERT"}]"#,
     );
@@ -426,22 +436,44 @@ fn table_events_are_broadcasts_that_carry_their_position() {
         id: cursor(2),
         prev: Some(cursor(1)),
         unchanged: br#"["doc"]"#,
+        message: None,
         mutation_id: Some("680f\""),
         last_in_tx: true,
     };
-    let few = Meta { prev: None, unchanged: b"", mutation_id: None, last_in_tx: false, ..meta };
+    let few = Meta::of(cursor(2));
     assert_frame(
-        &table_frame(V2, topic, "UPDATE", br#"{"table":"test"}"#, &meta),
+        &alone_with(V2, topic, "UPDATE", br#"{"table":"test"}"#, &meta),
         r#"[null,null,"realtime:tide:table:public.test","broadcast",{"type":"broadcast","event":"UPDATE","payload":{"table":"test"},"meta":{"id":"0000002a000001.000000000100000000000002","prev":"0000002a000001.000000000100000000000001","unchanged":["doc"],"mutation_id":"680f\"","last_in_tx":true}}]"#,
     );
     assert_frame(
-        &table_frame(V1, topic, "SNAPSHOT", b"{}", &few),
+        &alone_with(V1, topic, "SNAPSHOT", b"{}", &few),
         r#"{"topic":"realtime:tide:table:public.test","event":"broadcast","payload":{"type":"broadcast","event":"SNAPSHOT","payload":{},"meta":{"id":"0000002a000001.000000000100000000000002"}},"ref":null}"#,
     );
-    let bare = Envelope::broadcast(V2, "realtime:tide:notify:jobs", "notify").wrap(b"{}");
+    let bare = alone(&Envelope::broadcast(V2, "realtime:tide:notify:jobs", "notify"), b"{}");
     assert_frame(
         &bare,
         r#"[null,null,"realtime:tide:notify:jobs","broadcast",{"type":"broadcast","event":"notify","payload":{}}]"#,
+    );
+}
+
+#[test]
+fn messages_are_broadcasts_of_the_channel_itself() {
+    let row = RowMeta { sequence_id: 42, rejected: false, headers: br#"{"a":1}"# };
+    let message = MessageMeta { row: Some(row), wrapped: true };
+    let meta = Meta {
+        prev: Some(cursor(1)),
+        message: Some(message),
+        mutation_id: Some("680f"),
+        ..Meta::of(cursor(2))
+    };
+    assert_frame(
+        &alone_with(V2, ROOM, "edit", br#"{"data":1}"#, &meta),
+        r#"[null,null,"realtime:room1","broadcast",{"type":"broadcast","event":"edit","payload":{"data":1},"meta":{"id":"0000002a000001.000000000100000000000002","prev":"0000002a000001.000000000100000000000001","sequence_id":"42","rejected":false,"headers":{"a":1},"wrapped":true,"mutation_id":"680f"}}]"#,
+    );
+    let sent = Meta { message: Some(MessageMeta::default()), ..Meta::of(cursor(2)) };
+    assert_frame(
+        &alone_with(V1, ROOM, "edit", b"{}", &sent),
+        r#"{"topic":"realtime:room1","event":"broadcast","payload":{"type":"broadcast","event":"edit","payload":{},"meta":{"id":"0000002a000001.000000000100000000000002"}},"ref":null}"#,
     );
 }
 
@@ -454,8 +486,7 @@ fn position_in_meta_is_the_cursors_own_text() {
             epoch: Epoch { generation, timeline },
             position: Position { commit: Lsn(commit), ordinal },
         };
-        let meta = Meta { id, prev: None, unchanged: b"", mutation_id: None, last_in_tx: false };
-        let frame = Envelope::broadcast(V2, ROOM, "x").wrap_with(b"{}", &meta);
+        let frame = alone_with(V2, ROOM, "x", b"{}", &Meta::of(id));
         let frame: serde_json::Value = serde_json::from_slice(&frame).expect("JSON");
         assert_eq!(frame[4]["meta"]["id"], id.to_string());
     }
@@ -483,8 +514,8 @@ fn measure_change_data() {
     let change = Change { relation: relation.into(), operation: Operation::Insert, old: None, new };
     let event = event(EventKind::Change(change.clone()));
     let envelope = Envelope::changes(V2, ROOM, &[104_868_189]);
-    let meta =
-        Meta { id: cursor(2), prev: None, unchanged: b"", mutation_id: None, last_in_tx: false };
+    let meta = Meta::of(cursor(2));
+    let mut sheet = Sheet::default();
     let broadcast = Envelope::broadcast(V2, ROOM, "INSERT");
     let mut out = Vec::new();
     let mut measure = |name: &str, run: &mut dyn FnMut(&mut Vec<u8>)| {
@@ -501,6 +532,8 @@ fn measure_change_data() {
     measure("table_payload", &mut |out| table_payload(out, &batch, &change, &columns));
     measure("timestamp", &mut |out| super::timestamp::write(out, event.commit_time));
     let data = [b'x'; 400];
-    measure("wrap", &mut |_| drop(std::hint::black_box(envelope.wrap(&data))));
-    measure("wrap_with", &mut |_| drop(std::hint::black_box(broadcast.wrap_with(&data, &meta))));
+    measure("wrap", &mut |_| drop(std::hint::black_box(envelope.wrap(&mut sheet, &data))));
+    measure("wrap_with", &mut |_| {
+        drop(std::hint::black_box(broadcast.wrap_with(&mut sheet, &data, &meta)));
+    });
 }

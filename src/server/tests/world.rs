@@ -109,6 +109,7 @@ impl World {
             xid: 1,
             commit_time: 0,
             last_in_tx: true,
+            mutation_id: None,
             kind: EventKind::Change(Change {
                 relation: Arc::clone(&self.relation),
                 operation: Operation::Insert,
