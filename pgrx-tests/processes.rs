@@ -168,17 +168,7 @@ fn asked_to_it_starts_again() {
 fn a_statement_in_its_way_ends_a_worker_in_the_middle_of_a_transaction() {
     let cluster = Cluster::start();
     let mut database = cluster.database("busy");
-    let t = database.table("large", "id int primary key, pad text");
-    let mut client = database.client();
-    client.subscribe("room", &t);
-    database
-        .sql()
-        .batch_execute(&format!(
-            "insert into {t} select g, repeat('x', 200) from generate_series(1, 300000) g"
-        ))
-        .unwrap();
-    // It has begun: the reader has the first row, and reads no more.
-    client.change();
+    let _client = database.in_the_middle_of_a_large_transaction();
 
     cluster.connect("postgres").batch_execute("alter database busy rename to busier").unwrap();
 

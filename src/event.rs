@@ -356,6 +356,22 @@ pub struct Event {
     pub kind: EventKind,
 }
 
+#[cfg(test)]
+impl Event {
+    /// The only event of a transaction.
+    pub(crate) fn alone(commit: u64, kind: EventKind) -> Event {
+        Event {
+            position: Position { commit: Lsn(commit), ordinal: 0 },
+            end: Lsn(commit + 8),
+            xid: 1,
+            commit_time: 0,
+            last_in_tx: true,
+            mutation_id: None,
+            kind,
+        }
+    }
+}
+
 /// Events with the bytes of their rows. Built by the decoder, then shared and never changed.
 #[derive(Debug, Default)]
 pub struct Batch {

@@ -11,6 +11,9 @@ use super::{http, wait_until};
 /// Background workers of a database, by what they are.
 pub const WORKER: &str = "pg_tide worker";
 
+/// Rows of a transaction that takes long enough to be interrupted in its middle.
+pub const LARGE: usize = 300_000;
+
 #[derive(Debug)]
 pub struct Database<'a> {
     pub cluster: &'a Cluster,
@@ -152,6 +155,18 @@ impl<'a> Database<'a> {
         client.subscribe("room", &t);
         self.sql().batch_execute(&format!("insert into {t} values (1)")).unwrap();
         assert_eq!(client.change()["record"]["id"], 1);
+    }
+
+    /// Has a transaction of [`LARGE`] rows begin to arrive at the client that is returned, which has
+    /// read the first of them.
+    pub fn in_the_middle_of_a_large_transaction(&self) -> Client {
+        let t = self.table("large", "id int primary key, pad text");
+        let mut client = self.client();
+        client.subscribe("room", &t);
+        let rows = format!("select g, repeat('x', 200) from generate_series(1, {LARGE}) g");
+        self.sql().batch_execute(&format!("insert into {t} {rows}")).unwrap();
+        client.change();
+        client
     }
 
     /// Waits until none of the extension's processes serves the database any more.

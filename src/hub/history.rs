@@ -165,19 +165,9 @@ mod tests {
     use crate::event::EventKind;
 
     fn batch(commits: &[u64]) -> Arc<Batch> {
-        let event = |commit: &u64| Event {
-            position: Position { commit: Lsn(*commit), ordinal: 0 },
-            end: Lsn(commit + 1),
-            xid: 1,
-            commit_time: 0,
-            last_in_tx: true,
-            mutation_id: None,
-            kind: EventKind::Failed {
-                relation: None,
-                sqlstate: "XX000".into(),
-                message: "".into(),
-            },
-        };
+        let failed =
+            || EventKind::Failed { relation: None, sqlstate: "XX000".into(), message: "".into() };
+        let event = |commit: &u64| Event::alone(*commit, failed());
         let events = commits.iter().map(event).collect();
         let mut batch = Batch::default();
         batch.events = events;

@@ -124,20 +124,9 @@ impl World {
         let start = batch.begin_row();
         batch.push_json(|out| out.extend_from_slice(id.to_string().as_bytes()));
         let row = batch.end_row(&start);
-        batch.events.push(Event {
-            position: at(commit),
-            end: Lsn(commit + 8),
-            xid: 1,
-            commit_time: 0,
-            last_in_tx: true,
-            mutation_id: None,
-            kind: EventKind::Change(Change {
-                relation: Arc::clone(&self.relation),
-                operation: Operation::Insert,
-                old: None,
-                new: Some(row),
-            }),
-        });
+        let relation = Arc::clone(&self.relation);
+        let change = Change { relation, operation: Operation::Insert, old: None, new: Some(row) };
+        batch.events.push(Event::alone(commit, EventKind::Change(change)));
         self.feed(Feed::Batch(batch));
     }
 
@@ -203,15 +192,7 @@ impl World {
             wrapped: false,
             row: None,
         };
-        batch.events.push(Event {
-            position: at(commit),
-            end: Lsn(commit + 8),
-            xid: 1,
-            commit_time: 0,
-            last_in_tx: true,
-            mutation_id: Some("m1".into()),
-            kind: EventKind::Message(message),
-        });
+        batch.events.push(Event::alone(commit, EventKind::Message(message)));
         self.feed(Feed::Batch(batch));
     }
 

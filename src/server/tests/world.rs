@@ -24,7 +24,7 @@ use crate::catalog::protocol::{ColumnAccess, Request, TableAccess, Which};
 use crate::catalog::{Catalog, frame};
 use crate::config::Config;
 use crate::event::{
-    Batch, Change, Column, Epoch, Event, EventKind, Feed, Kind, Lsn, Operation, Position, Relation,
+    Batch, Change, Column, Epoch, Event, EventKind, Feed, Kind, Lsn, Operation, Relation,
 };
 use crate::hub;
 use crate::server::{self, ServerContext};
@@ -103,20 +103,9 @@ impl World {
         batch.push_json(|out| out.extend_from_slice(id.to_string().as_bytes()));
         batch.push_json(|out| crate::json::write_str(out, note));
         let row = batch.end_row(&start);
-        batch.events.push(Event {
-            position: Position { commit: Lsn(commit), ordinal: 0 },
-            end: Lsn(commit + 8),
-            xid: 1,
-            commit_time: 0,
-            last_in_tx: true,
-            mutation_id: None,
-            kind: EventKind::Change(Change {
-                relation: Arc::clone(&self.relation),
-                operation: Operation::Insert,
-                old: None,
-                new: Some(row),
-            }),
-        });
+        let relation = Arc::clone(&self.relation);
+        let change = Change { relation, operation: Operation::Insert, old: None, new: Some(row) };
+        batch.events.push(Event::alone(commit, EventKind::Change(change)));
         self.feed.send(Feed::Batch(batch)).unwrap();
     }
 
