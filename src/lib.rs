@@ -16,6 +16,7 @@ pub mod json;
 pub mod listener;
 #[cfg(feature = "pg")]
 mod pg;
+pub mod presence;
 pub mod server;
 pub mod service;
 pub mod stats;

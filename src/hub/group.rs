@@ -26,12 +26,16 @@ pub(super) struct GroupKey {
 
 impl GroupKey {
     pub(super) fn of(subscription: &Subscription, facet: &Facet) -> GroupKey {
+        GroupKey::new(&subscription.topic, subscription.vsn, &subscription.role, facet)
+    }
+
+    pub(super) fn new(topic: &Arc<str>, vsn: Vsn, role: &Arc<str>, facet: &Facet) -> GroupKey {
         let has_role = facet.style.is_of_rows() || facet.style == Style::Schema;
         GroupKey {
-            topic: Arc::clone(&subscription.topic),
-            vsn: subscription.vsn,
+            topic: Arc::clone(topic),
+            vsn,
             style: facet.style,
-            role: has_role.then(|| Arc::clone(&subscription.role)),
+            role: has_role.then(|| Arc::clone(role)),
             private: facet.private,
             bindings: Arc::clone(&facet.bindings),
         }

@@ -1,18 +1,20 @@
 //! The handle by which sessions and SQL functions talk to the hub's thread.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::catalog::protocol::{Connection, RecentEvent};
 use crate::event::{Epoch, Lsn};
 use crate::hub::queue::{Budget, Queue};
-use crate::hub::subscription::Subscription;
+use crate::hub::subscription::{Facet, Style, Subscription};
+use crate::wire::Vsn;
 
 pub type SessionId = u64;
 
@@ -36,9 +38,11 @@ pub struct Live {
 pub struct Cast {
     /// As on the wire, `realtime:...`.
     pub topic: Arc<str>,
+    /// For those who have joined for this: messages, presence, notifications.
+    pub to: Style,
     /// For those only who joined the channel as a private one; else only for the others.
     pub private: bool,
-    /// The whole frame, for clients of either version.
+    /// The whole frame, for clients of either version; empty: it cannot be said to them.
     pub v1: Bytes,
     pub v2: Bytes,
     /// Who said it, if it is not to hear it.
@@ -52,7 +56,9 @@ pub(super) enum Command {
     Join { session: SessionId, subscription: Subscription, joined: oneshot::Sender<()> },
     SetRole { session: SessionId, topic: Arc<str>, role: Arc<str> },
     Leave { session: SessionId, topic: Arc<str> },
+    Receive { session: SessionId, topic: Arc<str>, vsn: Vsn, facet: Facet, receive: bool },
     Cast { cast: Cast },
+    Tell { session: SessionId, frame: Bytes },
     Drained { session: SessionId },
     Disconnect { session: SessionId },
     Recent { limit: usize, tables: Option<Vec<u32>>, answer: oneshot::Sender<Vec<RecentEvent>> },
@@ -69,9 +75,10 @@ pub struct Hub {
 
 #[derive(Debug)]
 struct Shared {
-    /// Not bounded by itself, but by its senders: a session has one join under way at a time, and
-    /// every other command is the end of something that was joined.
+    /// Not bounded by itself, but by its senders: a session has one join under way at a time, casts
+    /// wait for [`Hub::ready`], and every other command is the end of something that was joined.
     commands: Sender<Command>,
+    casts: Arc<Casts>,
     live: watch::Receiver<Option<Live>>,
     stalled: Arc<Mutex<Option<String>>>,
     next_session: AtomicU64,
@@ -79,8 +86,50 @@ struct Shared {
     budget: Arc<Budget>,
 }
 
+/// Casts that the hub's thread has not dealt with yet.
+#[derive(Debug, Default)]
+pub(super) struct Casts {
+    bytes: AtomicUsize,
+    dealt_with: Notify,
+}
+
+impl Casts {
+    /// Bytes of casts that may wait before those who make more have to.
+    const LIMIT: usize = 4 << 20;
+
+    fn add(&self, cast: &Cast) {
+        self.bytes.fetch_add(cast.bytes(), Ordering::Relaxed);
+    }
+
+    pub(super) fn remove(&self, cast: &Cast) {
+        let before = self.bytes.fetch_sub(cast.bytes(), Ordering::Relaxed);
+        if before > Casts::LIMIT && before - cast.bytes() <= Casts::LIMIT {
+            self.dealt_with.notify_waiters();
+        }
+    }
+
+    async fn ready(&self) {
+        loop {
+            // Registered before the look, so that no notification falls in between.
+            let mut dealt_with = pin!(self.dealt_with.notified());
+            dealt_with.as_mut().enable();
+            if self.bytes.load(Ordering::Relaxed) <= Casts::LIMIT {
+                return;
+            }
+            dealt_with.await;
+        }
+    }
+}
+
+impl Cast {
+    fn bytes(&self) -> usize {
+        size_of::<Command>() + self.v1.len() + self.v2.len()
+    }
+}
+
 /// The hub's own ends of what the handle holds.
 pub(super) struct Ends {
+    pub(super) casts: Arc<Casts>,
     pub(super) commands: Receiver<Command>,
     pub(super) live: watch::Sender<Option<Live>>,
     pub(super) stalled: Arc<Mutex<Option<String>>>,
@@ -91,15 +140,17 @@ impl Hub {
         let (commands, received) = crossbeam_channel::unbounded();
         let (live_sender, live) = watch::channel(None);
         let stalled = Arc::new(Mutex::new(None));
+        let casts = Arc::<Casts>::default();
         let shared = Shared {
             commands,
+            casts: Arc::clone(&casts),
             live,
             stalled: Arc::clone(&stalled),
             next_session: AtomicU64::new(1),
             queue_size,
             budget,
         };
-        let ends = Ends { commands: received, live: live_sender, stalled };
+        let ends = Ends { casts, commands: received, live: live_sender, stalled };
         (Hub { shared: Arc::new(shared) }, ends)
     }
 
@@ -137,7 +188,32 @@ impl Hub {
     /// reads from the history, does not get them (counted as `dropped_casts_total`). In the order
     /// of the calls for any one caller.
     pub fn cast(&self, cast: Cast) {
+        self.shared.casts.add(&cast);
         self.send(Command::Cast { cast });
+    }
+
+    /// Waits until the hub keeps up with the casts: to be called by whoever is about to take in
+    /// what may become one. Cancel safe.
+    pub async fn ready(&self) {
+        self.shared.casts.ready().await;
+    }
+
+    /// Gives a frame to one connection, in its place among the casts.
+    pub fn tell(&self, session: SessionId, frame: Bytes) {
+        self.send(Command::Tell { session, frame });
+    }
+
+    /// From now on a joined channel receives this as well, or no more. For facets without bindings.
+    pub fn receive(
+        &self,
+        session: SessionId,
+        topic: &Arc<str>,
+        vsn: Vsn,
+        facet: Facet,
+        receive: bool,
+    ) {
+        let topic = Arc::clone(topic);
+        self.send(Command::Receive { session, topic, vsn, facet, receive });
     }
 
     /// The session's queue has room again ([`super::queue::Taken::Frames`] said `drained`).

@@ -70,15 +70,19 @@ struct Inner {
     sent_frames: u64,
     /// The hub wants to hear when the queue is half empty.
     lagging: bool,
+    /// The client has not been told of somebody who came or went.
+    missed_presence: bool,
     goodbye: Option<Goodbye>,
 }
 
 /// What a session took from its queue.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Taken {
-    /// Frames were added to the buffer; `drained`: tell the hub that there is room again.
+    /// Frames were added to the buffer; `drained`: tell the hub that there is room again;
+    /// `missed_presence`: [`Queue::miss_presence`] was called, and there is room to make up for it.
     Frames {
         drained: bool,
+        missed_presence: bool,
     },
     Goodbye(Goodbye),
 }
@@ -139,6 +143,12 @@ impl Queue {
         drop(inner);
         self.filled.notify_one();
         Push::Queued
+    }
+
+    /// A frame about presence was refused: what the client believes of it is not true any more, and
+    /// its session has to tell it afresh once there is room.
+    pub fn miss_presence(&self) {
+        self.lock().missed_presence = true;
     }
 
     /// Queues an answer to the client's own request, past the limit: the session asks for no more
@@ -206,7 +216,8 @@ impl Queue {
         let half = self.capacity / 2;
         let drained = inner.lagging && before > half && inner.bytes <= half
             || inner.lagging && inner.bytes == 0;
-        Some(Taken::Frames { drained })
+        let missed_presence = inner.bytes <= half && std::mem::take(&mut inner.missed_presence);
+        Some(Taken::Frames { drained, missed_presence })
     }
 
     /// Bytes of frames that the session has taken so far.

@@ -9,8 +9,9 @@ use super::history::Seq;
 use super::plan::Plans;
 use super::queue::Queue;
 use super::route::Routes;
-use super::subscription::Style;
+use super::subscription::{Facet, Style};
 use crate::event::Position;
+use crate::wire::Vsn;
 
 pub(super) struct Session {
     pub(super) queue: Arc<Queue>,
@@ -107,6 +108,49 @@ impl Roster {
         }
         if let Some(entry) = self.sessions.get_mut(&session) {
             entry.channels.insert(Arc::clone(topic), Channel { role, groups });
+        }
+    }
+
+    /// Adds a facet without bindings to a joined channel, or takes it away.
+    pub(super) fn receive(
+        &mut self,
+        session: SessionId,
+        topic: &Arc<str>,
+        vsn: Vsn,
+        facet: &Facet,
+        receive: bool,
+    ) {
+        let Some(entry) = self.sessions.get(&session) else { return };
+        let Some(channel) = entry.channels.get(topic) else { return };
+        let key = GroupKey::new(topic, vsn, &channel.role, facet);
+        let known = self.by_key.get(&key).filter(|id| channel.groups.contains(id)).copied();
+        match (known, receive) {
+            (None, true) => {
+                let queue = Arc::clone(&entry.queue);
+                let id = self.group_of(key);
+                if let Some(group) = self.groups.get_mut(&id) {
+                    let floor = Position::default();
+                    group.members.push(Member { session, queue, floor, lag: None });
+                }
+                self.change_groups(session, topic, |groups| groups.push(id));
+            }
+            (Some(id), false) => {
+                self.stand_up(session, id);
+                self.change_groups(session, topic, |groups| groups.retain(|other| *other != id));
+            }
+            _ => {}
+        }
+    }
+
+    fn change_groups(
+        &mut self,
+        session: SessionId,
+        topic: &str,
+        change: impl FnOnce(&mut Vec<GroupId>),
+    ) {
+        let entry = self.sessions.get_mut(&session);
+        if let Some(channel) = entry.and_then(|entry| entry.channels.get_mut(topic)) {
+            change(&mut channel.groups);
         }
     }
 

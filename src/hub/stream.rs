@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::entitlement::Entitlements;
 use super::group::{GroupId, GroupKey};
-use super::handle::{Cast, Command, Ends, Hub, Live, SessionId};
+use super::handle::{Cast, Casts, Command, Ends, Hub, Live, SessionId};
 use super::history::{History, Seq, before};
 use super::plan::{Bodies, Plans, Press, Scene};
 use super::queue::{Budget, Goodbye, Push};
@@ -77,6 +77,7 @@ struct Stream {
     bridge: Arc<Bridge>,
     stats: Arc<Stats>,
     stopping: Arc<AtomicBool>,
+    casts: Arc<Casts>,
     bodies: Bodies,
     sheet: Sheet,
     frames: Vec<Bytes>,
@@ -97,6 +98,7 @@ impl Stream {
             bridge,
             stats,
             stopping,
+            casts: ends.casts,
             bodies: Bodies::default(),
             sheet: Sheet::default(),
             frames: Vec::new(),
@@ -302,7 +304,18 @@ impl Stream {
             Command::Leave { session, topic } => {
                 self.roster.leave(session, &topic);
             }
-            Command::Cast { cast } => self.cast(&cast),
+            Command::Receive { session, topic, vsn, facet, receive } => {
+                self.roster.receive(session, &topic, vsn, &facet, receive);
+            }
+            Command::Cast { cast } => {
+                self.casts.remove(&cast);
+                self.cast(&cast);
+            }
+            Command::Tell { session, frame } => {
+                if let Some(entry) = self.roster.sessions.get(&session) {
+                    entry.queue.reply(frame);
+                }
+            }
             Command::Drained { session } => self.laggards.wake(session),
             Command::Disconnect { session } => {
                 self.laggards.remove(session);
@@ -357,9 +370,7 @@ impl Stream {
     fn cast(&mut self, cast: &Cast) {
         for id in self.roster.of_topic(&cast.topic) {
             let Some(group) = self.roster.group(*id) else { continue };
-            let is_for = matches!(group.key.style, Style::Channel | Style::Notify)
-                && group.key.private == cast.private;
-            if !is_for {
+            if group.key.style != cast.to || group.key.private != cast.private {
                 continue;
             }
             let frame = match group.key.vsn {
@@ -367,8 +378,14 @@ impl Stream {
                 Vsn::V2 => &cast.v2,
             };
             for member in &group.members {
-                if cast.except != Some(member.session) && member.queue.offer(frame) == Push::Full {
+                if cast.except == Some(member.session) || frame.is_empty() {
+                    continue;
+                }
+                if member.queue.offer(frame) == Push::Full {
                     self.stats.dropped_casts_total.inc();
+                    if cast.to == Style::Presence {
+                        member.queue.miss_presence();
+                    }
                 }
             }
         }

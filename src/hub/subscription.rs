@@ -19,8 +19,10 @@ pub enum Style {
     Table,
     /// `tide:records:<schema>`: a broadcast of the record's key.
     Records,
-    /// Messages, client broadcasts and presence of the channel itself.
+    /// Messages and client broadcasts of the channel itself.
     Channel,
+    /// Who comes to the channel and who goes.
+    Presence,
     /// `tide:schema[:<schema>]`: tables and schemas that are made, altered or dropped.
     Schema,
     /// `tide:notify:<channel>`.
@@ -91,7 +93,7 @@ pub enum Since {
 #[derive(Clone, Debug)]
 pub struct Facet {
     pub style: Style,
-    /// Of [`Style::Channel`]: joined as a private channel.
+    /// Of [`Style::Channel`] and [`Style::Presence`]: joined as a private channel.
     pub private: bool,
     /// Of styles that are about rows; else none.
     pub bindings: Arc<[Binding]>,

@@ -1,18 +1,20 @@
 //! The hub's thread with a steward made up for the test and queues instead of sockets.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use crossbeam_channel::Sender;
+use futures_util::FutureExt;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
-use super::handle::{Cast, Hub, Peer, SessionId};
-use super::queue::{Goodbye, Queue, Taken};
+use super::handle::{Cast, Command, Hub, Peer, SessionId};
+use super::queue::{Budget, Goodbye, Push, Queue, Taken};
 use super::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
 use super::{Parts, start};
 use crate::bridge::Bridge;
@@ -213,7 +215,7 @@ impl World {
             loop {
                 let mut frames = Vec::new();
                 let taken = client.queue.take(&mut frames, 1 << 12).await;
-                let Taken::Frames { drained } = taken else { panic!("cut off: {taken:?}") };
+                let Taken::Frames { drained, .. } = taken else { panic!("cut off: {taken:?}") };
                 if drained {
                     self.hub.drained(client.session);
                 }
@@ -471,6 +473,7 @@ fn a_cast_is_for_everybody_in_the_topic_but_its_sender() {
     world.join_room(&other, false, Since::Now(Lsn(0)));
     let cast = |name: &str, private, except| Cast {
         topic: ROOM.into(),
+        to: Style::Channel,
         private,
         v1: Bytes::new(),
         v2: format!(r#"[null,null,"r","broadcast",{{"event":"{name}"}}]"#).into(),
@@ -483,4 +486,70 @@ fn a_cast_is_for_everybody_in_the_topic_but_its_sender() {
 
     assert_eq!(world.heard(&sender, "to all"), ["to all"]);
     assert_eq!(world.heard(&other, "to all"), ["to others", "to all"]);
+}
+
+#[test]
+fn a_channel_may_begin_and_cease_to_receive_presence() {
+    let world = World::new(&Config::default());
+    let client = world.connect();
+    world.join_room(&client, false, Since::Now(Lsn(0)));
+    let cast = |to, name: &str| {
+        let frame = format!(r#"[null,null,"r","broadcast",{{"event":"{name}"}}]"#);
+        let (v1, v2) = (Bytes::new(), frame.into());
+        world.hub.cast(Cast { topic: ROOM.into(), to, private: false, v1, v2, except: None });
+    };
+    let receive = |receive| {
+        let facet = Facet::of_topic(Style::Presence, false);
+        world.hub.receive(client.session, &ROOM.into(), Vsn::V2, facet, receive);
+    };
+
+    cast(Style::Presence, "before");
+    receive(true);
+    receive(true);
+    cast(Style::Presence, "once");
+    cast(Style::Channel, "message");
+    receive(false);
+    receive(false);
+    cast(Style::Presence, "after");
+    cast(Style::Channel, "end");
+
+    assert_eq!(world.heard(&client, "end"), ["once", "message", "end"]);
+}
+
+#[test]
+fn a_queue_says_once_it_has_room_that_presence_was_missed() {
+    let queue = Queue::new(100, Arc::new(Budget::new(1 << 20)));
+    let frame = Bytes::from(vec![b'x'; 80]);
+    assert_eq!(queue.offer(&frame), Push::Queued);
+    assert_eq!(queue.offer(&frame), Push::Full);
+    queue.miss_presence();
+
+    let mut taken = Vec::new();
+    let mut take = || queue.take(&mut taken, 1).now_or_never();
+
+    let missed = Taken::Frames { drained: false, missed_presence: true };
+    assert_eq!(take(), Some(missed));
+    queue.reply(frame);
+    let nothing_missed = Taken::Frames { drained: false, missed_presence: false };
+    assert_eq!(take(), Some(nothing_missed));
+}
+
+#[test]
+fn those_who_cast_faster_than_the_hub_wait_for_it() {
+    let (hub, ends) = Hub::new(1 << 20, Arc::new(Budget::new(1 << 20)));
+    let frame = Bytes::from(vec![b'x'; 3 << 20]);
+    let cast = || {
+        let (to, v1, v2) = (Style::Channel, Bytes::new(), frame.clone());
+        hub.cast(Cast { topic: ROOM.into(), to, private: false, v1, v2, except: None });
+    };
+    cast();
+    assert!(hub.ready().now_or_never().is_some());
+    cast();
+    let mut ready = pin!(hub.ready());
+    assert!(ready.as_mut().now_or_never().is_none());
+
+    let Ok(Command::Cast { cast }) = ends.commands.recv() else { panic!("a cast") };
+    ends.casts.remove(&cast);
+
+    assert!(ready.now_or_never().is_some());
 }

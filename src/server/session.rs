@@ -155,7 +155,7 @@ where
             let step = tokio::select! {
                 () = &mut stopping => Err(End::Goodbye(Goodbye::Shutdown)),
                 taken = self.member.queue.take(&mut frames, BATCH) => match taken {
-                    Taken::Frames { drained } => {
+                    Taken::Frames { drained, .. } => {
                         let written = self.write(&frames, stopping.as_mut()).await;
                         give_back(&mut frames);
                         if drained {
