@@ -13,6 +13,7 @@ mod identity;
 mod kill;
 mod lifecycle;
 mod memory;
+mod messages;
 mod processes;
 mod protocol;
 mod readme;

@@ -387,6 +387,7 @@ fn the_public_may_call_no_more_than_this() {
             "current_position",
             "publish",
             "recent",
+            "set_mutation_id",
             "unpublish",
         ]
     );

@@ -130,6 +130,7 @@ impl Control {
             history_bytes: self.stats.history_bytes.get(),
             connections: self.stats.connections.get(),
             channels: self.stats.channels.get(),
+            forged_messages: self.stats.forged_messages_total.get(),
             url: self.listener.url(),
             listener_error: self.listener.error(),
             steward: stewards > 0,

@@ -499,6 +499,8 @@ pub enum Feed {
     },
     Batch(Batch),
     Catalog(CatalogChange),
+    /// So many messages in the WAL had our prefix, but not our seal.
+    Forged(u64),
     /// Everything that committed before this address has been fed.
     Decoded(Lsn),
     /// The stream cannot go on for now (sent once per cause; `Live` follows when it can).

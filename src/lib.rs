@@ -21,4 +21,5 @@ pub mod server;
 pub mod service;
 pub mod stats;
 pub mod topic;
+pub mod wal;
 pub mod wire;

@@ -127,6 +127,8 @@ pub struct Stats {
     pub events_total: Counter,
     /// Changes that could not be turned into events.
     pub failed_events_total: Counter,
+    /// Messages in the WAL that had our prefix, but not our seal.
+    pub forged_messages_total: Counter,
     /// Clients cut off because they read too slowly.
     pub slow_clients_total: Counter,
     /// Broadcasts, presence and notifications that a client did not get: its queue was full.
@@ -190,6 +192,11 @@ impl Stats {
                 "failed_events_total",
                 "Changes that could not be decoded.",
                 &self.failed_events_total,
+            ),
+            (
+                "forged_messages_total",
+                "Messages in the WAL with pg_tide's prefix that were not its own.",
+                &self.forged_messages_total,
             ),
             ("frames_sent_total", "Frames written to clients.", &self.frames_sent_total),
             ("bytes_sent_total", "Bytes written to clients.", &self.bytes_sent_total),

@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tungstenite::protocol::WebSocketConfig;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Error, Message, WebSocket};
 
@@ -58,7 +59,9 @@ impl Client {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let url = format!("ws://localhost:{port}{path}");
-        match tungstenite::client(url, stream) {
+        // What the server sends is never too large.
+        let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
+        match tungstenite::client::client_with_config(url, stream, Some(config)) {
             Ok((socket, _)) => Ok(Client { socket, version, next_ref: 1, passed: VecDeque::new() }),
             Err(tungstenite::HandshakeError::Failure(Error::Http(response))) => Err(Refusal {
                 status: response.status().as_u16(),

@@ -197,6 +197,9 @@ pub struct Status {
     pub history_bytes: u64,
     pub connections: u64,
     pub channels: u64,
+    /// Messages in the WAL that were not ours, since the worker started.
+    #[serde(default)]
+    pub forged_messages: u64,
     /// Base URL of the listener, if there is one.
     #[serde(default)]
     pub url: Option<String>,

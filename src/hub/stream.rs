@@ -184,6 +184,7 @@ impl Stream {
                 self.entitlements.forget(&change);
                 self.roster.routes.forget(&change);
             }
+            Feed::Forged(count) => self.stats.forged_messages_total.add(count),
             Feed::Live { epoch, from } => self.go_live(Live { epoch, from }),
             Feed::Stalled { reason } => {
                 *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);

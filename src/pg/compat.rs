@@ -1,6 +1,6 @@
 //! Where the versions of Postgres differ.
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, c_char, c_int};
 #[cfg(any(feature = "pg15", feature = "pg16"))]
 use std::ptr::null_mut;
 
@@ -204,5 +204,44 @@ pub(super) unsafe fn create_wait_event_set(events: c_int) -> *mut pg_sys::WaitEv
     #[cfg(any(feature = "pg17", feature = "pg18"))]
     unsafe {
         pg_sys::CreateWaitEventSet(std::ptr::null_mut(), events)
+    }
+}
+
+/// Writes a transactional message to the WAL.
+///
+/// # Safety
+/// In a transaction that may write.
+pub(super) unsafe fn log_message(prefix: &CStr, content: &[u8]) {
+    mod raw {
+        use super::{c_char, pg_sys};
+
+        unsafe extern "C-unwind" {
+            #[cfg(any(feature = "pg15", feature = "pg16"))]
+            pub(super) fn LogLogicalMessage(
+                prefix: *const c_char,
+                message: *const c_char,
+                size: pg_sys::Size,
+                transactional: bool,
+            ) -> pg_sys::XLogRecPtr;
+            #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+            pub(super) fn LogLogicalMessage(
+                prefix: *const c_char,
+                message: *const c_char,
+                size: pg_sys::Size,
+                transactional: bool,
+                flush: bool,
+            ) -> pg_sys::XLogRecPtr;
+        }
+    }
+
+    let (prefix, message, size) = (prefix.as_ptr(), content.as_ptr().cast(), content.len());
+    // SAFETY: as above; the closure owns nothing. Not flushed: the commit is.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            #[cfg(any(feature = "pg15", feature = "pg16"))]
+            raw::LogLogicalMessage(prefix, message, size, true);
+            #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+            raw::LogLogicalMessage(prefix, message, size, true, false);
+        });
     }
 }

@@ -74,7 +74,7 @@ impl Decoder {
             if record.is_null() {
                 return false;
             }
-            sys::process_record(self.context, reader);
+            decode(self.context, reader, record);
             pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
         }
         true
@@ -126,6 +126,30 @@ impl Decoder {
             }
             pg_sys::MemoryContextDelete((*self.context).context);
         }
+    }
+}
+
+/// Decodes the record that has just been read.
+///
+/// Postgres files a logical message under the end of its record, which is the beginning of the
+/// next. Where the two are of different subtransactions of one transaction, nothing would say which
+/// of them comes first; a byte less does.
+///
+/// # Safety
+/// The context is open, and the record its reader's.
+unsafe fn decode(
+    context: *mut pg_sys::LogicalDecodingContext,
+    reader: *mut pg_sys::XLogReaderState,
+    record: *const pg_sys::XLogRecord,
+) {
+    // SAFETY: as above. After an error the reader is not used again.
+    unsafe {
+        let end = (*reader).EndRecPtr;
+        if u32::from((*record).xl_rmid) == pg_sys::RmgrIds::RM_LOGICALMSG_ID {
+            (*reader).EndRecPtr = end - 1;
+        }
+        sys::process_record(context, reader);
+        (*reader).EndRecPtr = end;
     }
 }
 

@@ -112,6 +112,11 @@ pub(crate) fn slot_name() -> Option<String> {
     string(&SLOT_NAME)
 }
 
+/// Bytes of one message.
+pub(crate) fn max_message_size() -> usize {
+    bytes(&MAX_MESSAGE_SIZE)
+}
+
 pub(crate) fn allow_privileged_roles() -> bool {
     ALLOW_PRIVILEGED_ROLES.get()
 }

@@ -108,7 +108,7 @@ impl Outlet {
         }
         self.flush();
         // Without waiting: the next one says the same and more.
-        if self.feed.try_send(Feed::Decoded(lsn)).is_ok() {
+        if self.try_send(Feed::Decoded(lsn)) {
             self.decoded = lsn;
         }
     }
@@ -150,6 +150,11 @@ impl Outlet {
             }
         };
         nap::until(try_again, FIRST_NAP_MS, LONGEST_NAP_MS);
+    }
+
+    /// Hands over a message if there is room for it right now.
+    pub(super) fn try_send(&self, message: Feed) -> bool {
+        self.feed.try_send(message).is_ok()
     }
 
     /// Hands over a message, or drops it if there is no room for it soon.

@@ -3,7 +3,7 @@
 //! Not registered, on purpose: streaming and prepare callbacks (a transaction is decoded when it
 //! has committed, whole) and the origin filter (all changes count, wherever they began).
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{CStr, c_char, c_int};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -99,16 +99,20 @@ unsafe extern "C-unwind" fn on_truncate(
 #[pg_guard]
 unsafe extern "C-unwind" fn on_message(
     _context: *mut pg_sys::LogicalDecodingContext,
-    _transaction: *mut pg_sys::ReorderBufferTXN,
+    transaction: *mut pg_sys::ReorderBufferTXN,
     _lsn: pg_sys::XLogRecPtr,
     is_transactional: bool,
-    _prefix: *const c_char,
-    _size: pg_sys::Size,
-    _message: *const c_char,
+    prefix: *const c_char,
+    size: pg_sys::Size,
+    content: *const c_char,
 ) {
-    if is_transactional {
-        // SAFETY: a callback.
-        unsafe { replay().message() }
+    // SAFETY: a callback, with a live transaction if there is one, a C string, and bytes of the
+    // size.
+    unsafe {
+        let prefix = CStr::from_ptr(prefix);
+        let content = std::slice::from_raw_parts(content.cast(), size);
+        let transaction = is_transactional.then_some(transaction.cast_const());
+        replay().message(transaction, prefix, content);
     }
 }
 

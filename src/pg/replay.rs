@@ -1,7 +1,7 @@
 //! What the decoder's callbacks do: the changes of one transaction after the other, each made an
 //! event, or none.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,14 +11,17 @@ use pgrx::{log, pg_sys};
 use super::compat;
 use super::complaint::Complaint;
 use super::failure::{self, Failure};
+use super::inbox::Inbox;
 use super::invalidation;
 use super::nap;
 use super::outlet::Outlet;
 use super::relation::Relations;
 use super::tuple::{self, Image, Tuple};
 use crate::event::{
-    CatalogChange, Change, Event, EventKind, Feed, Lsn, Operation, Position, Row, RowStart,
+    CatalogChange, Change, Event, EventKind, Feed, Lsn, Message, Operation, Position, Row, RowStart,
 };
+use crate::wal::{self, WalMessage};
+use crate::wire::message::write_payload;
 
 /// Microseconds between the epochs of Unix and Postgres.
 const EPOCH_MICROS: i64 = 946_684_800_000_000;
@@ -27,6 +30,8 @@ const VISIBLE_FIRST_MS: i64 = 1;
 const VISIBLE_LONGEST_MS: i64 = 100;
 /// A transaction that stays invisible for this long is worth a word.
 const HELD: Duration = Duration::from_secs(5);
+/// Anybody may write to the WAL under any prefix.
+const FORGED: &str = "ignored a message in the WAL that is not pg_tide's, but has its prefix";
 /// Memory of a change up to this is kept for the next.
 const SCRATCH_BYTES: usize = 64 << 10;
 
@@ -36,6 +41,7 @@ pub(super) struct Replay {
     pub(super) outlet: Outlet,
     relations: Relations,
     publication: CString,
+    inbox: Inbox,
     transaction: Transaction,
     /// Each change in a subtransaction, so that an error costs no more than that change.
     is_careful: bool,
@@ -53,7 +59,7 @@ pub(super) struct Replay {
 }
 
 /// The transaction that is being replayed.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Transaction {
     commit: Lsn,
     end: Lsn,
@@ -61,6 +67,7 @@ struct Transaction {
     commit_time: i64,
     /// Changes so far, before any filter.
     changes: u32,
+    mutation_id: Option<Arc<str>>,
 }
 
 /// A row change as the decoder gives it.
@@ -88,6 +95,7 @@ impl Replay {
             outlet: Outlet::new(feed),
             relations: Relations::default(),
             publication,
+            inbox: Inbox::default(),
             transaction: Transaction::default(),
             is_careful: false,
             current: None,
@@ -108,6 +116,7 @@ impl Replay {
     pub(super) fn recover(&mut self) -> Option<Position> {
         self.outlet.discard();
         self.relations.clear();
+        self.inbox.forget_keys();
         self.mark = None;
         // SAFETY: nothing of the failed change is used any more.
         unsafe { pg_sys::MemoryContextReset(self.scratch) };
@@ -128,8 +137,10 @@ impl Replay {
                 xid: transaction.xid.into_inner(),
                 commit_time: transaction.xact_time.commit_time.saturating_add(EPOCH_MICROS),
                 changes: 0,
+                mutation_id: None,
             }
         };
+        self.inbox.begin();
         let xid = pg_sys::TransactionId::from(self.transaction.xid);
         // The commit record is flushed before the transaction ends for others: mostly it has by
         // now; a missing synchronous standby makes it last.
@@ -193,7 +204,7 @@ impl Replay {
         };
         let row = RowChange { relation, operation, old, new };
         // SAFETY: as above.
-        self.guarded(relation, position, |replay| unsafe { replay.row(position, row) });
+        self.guarded(Some(relation), position, |replay| unsafe { replay.row(position, row) });
     }
 
     /// Tables were emptied.
@@ -208,19 +219,48 @@ impl Replay {
             }
             // SAFETY: as above.
             let one = |replay: &mut Replay| unsafe { replay.truncated(position, *relation) };
-            self.guarded(*relation, position, one);
+            self.guarded(Some(*relation), position, one);
         }
     }
 
-    /// A transactional message: not an event yet, but it counts.
-    pub(super) fn message(&mut self) {
-        self.next_position();
+    /// A logical message was written; without a transaction if it did not wait for its commit.
+    ///
+    /// # Safety
+    /// As called by the decoder.
+    pub(super) unsafe fn message(
+        &mut self,
+        transaction: Option<*const pg_sys::ReorderBufferTXN>,
+        prefix: &CStr,
+        content: &[u8],
+    ) {
+        let is_ours = prefix == wal::PREFIX;
+        let Some(transaction) = transaction else {
+            if is_ours {
+                self.inbox.refuse();
+            }
+            return;
+        };
+        let position = self.next_position();
+        if is_ours {
+            // SAFETY: as above.
+            let work = |replay: &mut Replay| unsafe { replay.open(position, transaction, content) };
+            self.guarded(None, position, work);
+        }
+    }
+
+    /// Tells the hub how many messages have turned out not to be ours.
+    pub(super) fn report_forged(&mut self) {
+        let forged = self.inbox.forged();
+        if forged > 0 && self.outlet.try_send(Feed::Forged(forged)) {
+            self.inbox.forget_forged();
+        }
     }
 
     /// Passes on what the catalogue's invalidations have made stale.
     pub(super) fn pass_on_invalidations(&mut self) {
         let Some(stale) = invalidation::take() else { return };
         self.relations.forget(&stale);
+        self.inbox.forget(&stale);
         if stale.all_relations || stale.entitlements {
             return self.outlet.catalog(CatalogChange::All);
         }
@@ -242,7 +282,7 @@ impl Replay {
     /// Does the work on one change in memory of its own and, if need be, in a subtransaction.
     fn guarded(
         &mut self,
-        relation: pg_sys::Relation,
+        relation: Option<pg_sys::Relation>,
         position: Position,
         work: impl FnOnce(&mut Replay),
     ) {
@@ -268,7 +308,7 @@ impl Replay {
 
     fn carefully(
         &mut self,
-        relation: pg_sys::Relation,
+        relation: Option<pg_sys::Relation>,
         position: Position,
         work: impl FnOnce(&mut Replay),
     ) {
@@ -284,11 +324,16 @@ impl Replay {
     }
 
     /// One event says that the change could not be one.
-    fn failed(&mut self, relation: pg_sys::Relation, position: Position, failure: &Failure) {
+    fn failed(
+        &mut self,
+        relation: Option<pg_sys::Relation>,
+        position: Position,
+        failure: &Failure,
+    ) {
         // SAFETY: the relation is open; what is known of it is from before the error, or it is
         // found out again, in a subtransaction as well.
         let relation = failure::attempt_in_subtransaction(|| unsafe {
-            let index = self.relations.find(relation, &self.publication);
+            let index = self.relations.find(relation?, &self.publication);
             self.relations.get(index).map(|published| Arc::clone(&published.relation))
         });
         let relation = relation.unwrap_or_default();
@@ -301,6 +346,32 @@ impl Replay {
         self.outlet.make_room();
         let sqlstate = failure.sqlstate.clone();
         self.add(position, EventKind::Failed { relation, sqlstate, message: message.into() });
+    }
+
+    /// One of pg_tide's own messages, if it is genuine.
+    unsafe fn open(
+        &mut self,
+        position: Position,
+        transaction: *const pg_sys::ReorderBufferTXN,
+        content: &[u8],
+    ) {
+        // SAFETY: as for `message`.
+        match unsafe { self.inbox.open(transaction, content) } {
+            Some(WalMessage::MutationId(id)) => self.transaction.mutation_id = Some(id.into()),
+            Some(WalMessage::Channel { channel, name, private, data })
+                if !self.outlet.has_sent(position) =>
+            {
+                self.outlet.make_room();
+                let (payload, wrapped) =
+                    self.outlet.batch().push_span(|out| write_payload(out, data));
+                let (channel, name) = (channel.into(), name.into());
+                let row = None;
+                let message = Message { channel, name, private, payload, wrapped, row };
+                self.add(position, EventKind::Message(message));
+            }
+            Some(WalMessage::Channel { .. }) => {}
+            None => self.complaint.about(FORGED),
+        }
     }
 
     unsafe fn row(&mut self, position: Position, mut change: RowChange) {
@@ -382,13 +453,14 @@ impl Replay {
 
     fn add(&mut self, position: Position, kind: EventKind) {
         let Transaction { end, xid, commit_time, .. } = self.transaction;
+        let mutation_id = self.transaction.mutation_id.clone();
         self.outlet.add(Event {
             position,
             end,
             xid,
             commit_time,
             last_in_tx: false,
-            mutation_id: None,
+            mutation_id,
             kind,
         });
     }

@@ -277,6 +277,7 @@ impl Stream {
         }
         let replay = self.replay();
         replay.pass_on_invalidations();
+        replay.report_forged();
         replay.outlet.flush();
         replay.outlet.decoded(position, true);
     }

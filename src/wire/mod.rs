@@ -9,6 +9,7 @@ pub mod envelope;
 mod golden;
 pub mod join;
 mod members;
+pub mod message;
 pub mod sheet;
 mod timestamp;
 

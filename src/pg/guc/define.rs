@@ -252,8 +252,8 @@ fn define_limits() {
     );
     int(
         c"tide.max_message_size",
-        c"Sets the largest message that a client may send.",
-        c"A larger one ends the connection.",
+        c"Sets the largest message that a client or tide.send() may send.",
+        c"A larger one ends the client's connection, or fails the sender's transaction.",
         &MAX_MESSAGE_SIZE,
         1,
         MAX_KB,
