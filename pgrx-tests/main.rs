@@ -14,6 +14,7 @@ mod kill;
 mod lifecycle;
 mod memory;
 mod messages;
+mod notify;
 mod processes;
 mod protocol;
 mod readme;

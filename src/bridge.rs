@@ -1,26 +1,53 @@
-//! What the network half tells the main thread: a few numbers and a nudge.
+//! What the network half and the main thread tell each other besides the events: a few numbers, a
+//! nudge, and notifications.
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
+
 use crate::event::Lsn;
+use crate::listening::{Listening, Notification};
+
+/// Batches of notifications on their way to the hub; when they are that many, draining waits.
+const NOTICES: usize = 16;
 
 /// Shared by both halves. The main thread reads it whenever it wakes.
 pub struct Bridge {
     confirm: AtomicU64,
     helper_lost: AtomicBool,
-    wake: Box<dyn Fn() + Send + Sync>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+    /// Whose notifications are wanted.
+    pub listening: Listening,
+    /// Those that have come, from the main thread to the hub.
+    notices: (Sender<Vec<Notification>>, Receiver<Vec<Notification>>),
 }
 
 impl Bridge {
     /// `wake` makes the main thread look again; it must be callable from any thread.
     pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Bridge {
+        let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(wake);
+        let nudge = Arc::clone(&wake);
         Bridge {
             confirm: AtomicU64::new(0),
             helper_lost: AtomicBool::new(false),
-            wake: Box::new(wake),
+            wake,
+            listening: Listening::new(move || nudge()),
+            notices: bounded(NOTICES),
         }
+    }
+
+    /// Where the main thread puts notifications, in the order they came. Bounded: the main thread
+    /// waits for room, and Postgres keeps what it has not read.
+    pub fn notices(&self) -> &Sender<Vec<Notification>> {
+        &self.notices.0
+    }
+
+    /// Where the hub takes them from.
+    pub fn notified(&self) -> Receiver<Vec<Notification>> {
+        self.notices.1.clone()
     }
 
     /// The history no longer needs anything before `lsn`: the slot may move up to it.

@@ -25,6 +25,8 @@ pub struct Config {
     pub allow_privileged_roles: bool,
 
     pub public_channels: bool,
+    /// Patterns of the NOTIFY channels that clients may hear; `*` stands for any characters.
+    pub notify_channels: Vec<String>,
     /// Origins a browser may connect from; empty: any (tokens, not cookies, carry identity).
     pub allowed_origins: Vec<String>,
     pub ssl: bool,
@@ -69,6 +71,7 @@ impl Default for Config {
             jwt_audience: None,
             allow_privileged_roles: false,
             public_channels: false,
+            notify_channels: Vec::new(),
             allowed_origins: Vec::new(),
             ssl: false,
             ssl_cert_file: None,

@@ -14,6 +14,7 @@ pub mod fragment;
 pub mod hub;
 pub mod json;
 pub mod listener;
+pub mod listening;
 #[cfg(feature = "pg")]
 mod pg;
 pub mod presence;

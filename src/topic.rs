@@ -10,6 +10,13 @@ pub const PREFIX: &str = "realtime:";
 /// Bytes of a topic, prefix included: its length must fit a byte of a binary frame.
 pub const MAX_LENGTH: usize = 255;
 
+/// What a topic of notifications begins with, after [`PREFIX`].
+pub const NOTIFY: &str = "tide:notify:";
+const SCHEMA: &str = "tide:schema";
+
+/// The longest name that Postgres gives a channel, in bytes.
+const MAX_CHANNEL: usize = 63;
+
 /// A checked topic, `realtime:` and a name. A cheap clone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Topic {
@@ -24,6 +31,11 @@ pub enum Kind {
     Table { schema: Arc<str>, table: Arc<str> },
     /// `tide:table:<schema>.*`: those of all tables of a schema; `tide:table:*`: of all.
     Tables { schema: Option<Arc<str>> },
+    /// `tide:notify:<channel>`: what is notified to a channel of Postgres's.
+    Notify { channel: Arc<str> },
+    /// `tide:schema:<schema>`: tables that are made, altered or dropped in a schema, and the schema
+    /// itself; `tide:schema`: in all of them.
+    Schema { schema: Option<Arc<str>> },
     /// Any other `tide:...`: not for clients to use as they like.
     Reserved,
     /// A channel of the application's own.
@@ -44,6 +56,10 @@ pub enum TopicError {
         "TopicNameInvalid: Expected tide:table:<schema>.<table>, names with dots in double quotes"
     )]
     TableName,
+    #[error("TopicNameInvalid: Expected tide:notify:<channel>, a channel's name of 1 to 63 bytes")]
+    NotifyName,
+    #[error("TopicNameInvalid: Expected tide:schema or tide:schema:<schema>")]
+    SchemaName,
 }
 
 impl Topic {
@@ -57,6 +73,10 @@ impl Topic {
         }
         let kind = if let Some(table) = name.strip_prefix("tide:table:") {
             table_kind(table)?
+        } else if let Some(channel) = name.strip_prefix(NOTIFY) {
+            notify_kind(channel)?
+        } else if let Some(schema) = name.strip_prefix(SCHEMA) {
+            schema_kind(schema)?
         } else if name.starts_with("tide:") {
             Kind::Reserved
         } else {
@@ -115,6 +135,38 @@ fn table_kind(text: &str) -> Result<Kind, TopicError> {
     } else {
         Kind::Table { schema: schema.into(), table: table.into() }
     })
+}
+
+/// Whether a name is of the form of a pattern, in which `*` stands for any characters.
+pub fn fits(pattern: &str, name: &str) -> bool {
+    let Some((begin, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(mut name) = name.strip_prefix(begin) else { return false };
+    let (middle, end) = rest.rsplit_once('*').unwrap_or(("", rest));
+    // The first place for each piece leaves the most for those after it.
+    for piece in middle.split('*') {
+        let Some((_, after)) = name.split_once(piece) else { return false };
+        name = after;
+    }
+    name.ends_with(end)
+}
+
+/// Any characters but those that end a string of Postgres's.
+fn notify_kind(channel: &str) -> Result<Kind, TopicError> {
+    if channel.is_empty() || channel.len() > MAX_CHANNEL || channel.contains('\0') {
+        return Err(TopicError::NotifyName);
+    }
+    Ok(Kind::Notify { channel: channel.into() })
+}
+
+/// Nothing, or a colon and a schema's name as it is, without quotes.
+fn schema_kind(text: &str) -> Result<Kind, TopicError> {
+    if text.is_empty() {
+        return Ok(Kind::Schema { schema: None });
+    }
+    match text.strip_prefix(':') {
+        Some(schema) if !schema.is_empty() => Ok(Kind::Schema { schema: Some(schema.into()) }),
+        _ => Err(TopicError::SchemaName),
+    }
 }
 
 /// [`Topic::legacy_parts`]. `None` is all of them.
@@ -187,7 +239,7 @@ mod tests {
         assert_eq!(parse("realtime:realtime:tide:x").kind(), &Kind::Channel);
         assert_eq!(parse("realtime:tide:").kind(), &Kind::Reserved);
         assert_eq!(parse("realtime:tide:table").kind(), &Kind::Reserved);
-        assert_eq!(parse("realtime:tide:notify:jobs").kind(), &Kind::Reserved);
+        assert_eq!(parse("realtime:tide:notify").kind(), &Kind::Reserved);
         let room = parse("realtime:a:b");
         assert_eq!((room.as_str(), room.name()), ("realtime:a:b", "a:b"));
         assert_eq!(room.to_string(), "realtime:a:b");
@@ -212,6 +264,48 @@ mod tests {
     }
 
     #[test]
+    fn a_channel_of_postgres_has_a_name_of_any_characters() {
+        for channel in ["jobs", "a:b.c", "Ünï \"x\"", "*", &"x".repeat(63)] {
+            let topic = parse(&format!("realtime:tide:notify:{channel}"));
+            assert_eq!(topic.kind(), &Kind::Notify { channel: channel.into() });
+        }
+    }
+
+    #[test]
+    fn a_star_in_a_pattern_stands_for_any_characters() {
+        for (pattern, name, expected) in [
+            ("jobs", "jobs", true),
+            ("jobs", "jobs2", false),
+            ("jobs", "Jobs", false),
+            ("", "jobs", false),
+            ("*", "any.thing", true),
+            ("job*", "jobs", true),
+            ("job*", "job", true),
+            ("job*", "a job", false),
+            ("*.done", "jobs.done", true),
+            ("*.done", "jobs.done.not", false),
+            ("a*b*c", "a-b-c", true),
+            ("a*b*c", "abc", true),
+            ("a*b*c", "acb", false),
+            ("ab*ba", "aba", false),
+            ("*ab*ab*", "abab", true),
+            ("*ab*ab*", "ab", false),
+            ("**", "", true),
+            ("ü*ß", "ü und ß", true),
+        ] {
+            assert_eq!(fits(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn schema_changes_are_of_one_schema_or_of_all() {
+        let kind = |text| parse(text).kind().clone();
+        assert_eq!(kind("realtime:tide:schema"), Kind::Schema { schema: None });
+        let schema = Some("Of me:x".into());
+        assert_eq!(kind("realtime:tide:schema:Of me:x"), Kind::Schema { schema });
+    }
+
+    #[test]
     fn what_is_no_topic_is_refused() {
         let long = format!("realtime:{}", "x".repeat(247));
         for (text, error) in [
@@ -231,6 +325,11 @@ mod tests {
             (r#"realtime:tide:table:"a"b.c"#, TopicError::TableName),
             (r#"realtime:tide:table:a.b"c"#, TopicError::TableName),
             (r#"realtime:tide:table:""."c""#, TopicError::TableName),
+            ("realtime:tide:notify:", TopicError::NotifyName),
+            (&format!("realtime:tide:notify:{}", "x".repeat(64)), TopicError::NotifyName),
+            ("realtime:tide:notify:a\0b", TopicError::NotifyName),
+            ("realtime:tide:schema:", TopicError::SchemaName),
+            ("realtime:tide:schemas", TopicError::SchemaName),
         ] {
             assert_eq!(Topic::parse(text), Err(error), "{text}");
         }

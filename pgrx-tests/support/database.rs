@@ -45,9 +45,19 @@ impl<'a> Database<'a> {
         name: &str,
         settings: &[(&str, &str)],
     ) -> Database<'a> {
+        Database::without_extension_with(cluster, name, "", settings)
+    }
+
+    /// The same with options of `CREATE DATABASE`.
+    pub fn without_extension_with(
+        cluster: &'a Cluster,
+        name: &str,
+        options: &str,
+        settings: &[(&str, &str)],
+    ) -> Database<'a> {
         let port = free_port();
         let mut sql = cluster.connect("postgres");
-        sql.batch_execute(&format!("create database {name}")).unwrap();
+        sql.batch_execute(&format!("create database {name} {options}")).unwrap();
         sql.batch_execute(&format!("alter database {name} set tide.port = {port}")).unwrap();
         for (setting, value) in settings {
             sql.batch_execute(&format!("alter database {name} set {setting} = '{value}'")).unwrap();

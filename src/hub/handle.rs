@@ -14,6 +14,7 @@ use crate::catalog::protocol::{Connection, RecentEvent};
 use crate::event::{Epoch, Lsn};
 use crate::hub::queue::{Budget, Queue};
 use crate::hub::subscription::{Facet, Style, Subscription};
+use crate::listening::{Lease, Listening};
 use crate::wire::Vsn;
 
 pub type SessionId = u64;
@@ -84,6 +85,7 @@ struct Shared {
     next_session: AtomicU64,
     queue_size: usize,
     budget: Arc<Budget>,
+    listening: Listening,
 }
 
 /// Casts that the hub's thread has not dealt with yet.
@@ -136,7 +138,7 @@ pub(super) struct Ends {
 }
 
 impl Hub {
-    pub(super) fn new(queue_size: usize, budget: Arc<Budget>) -> (Hub, Ends) {
+    pub(super) fn new(queue_size: usize, budget: Arc<Budget>, listening: Listening) -> (Hub, Ends) {
         let (commands, received) = crossbeam_channel::unbounded();
         let (live_sender, live) = watch::channel(None);
         let stalled = Arc::new(Mutex::new(None));
@@ -149,6 +151,7 @@ impl Hub {
             next_session: AtomicU64::new(1),
             queue_size,
             budget,
+            listening,
         };
         let ends = Ends { casts, commands: received, live: live_sender, stalled };
         (Hub { shared: Arc::new(shared) }, ends)
@@ -182,6 +185,12 @@ impl Hub {
 
     pub fn leave(&self, session: SessionId, topic: &str) {
         self.send(Command::Leave { session, topic: topic.into() });
+    }
+
+    /// Has the database listen to a NOTIFY channel for as long as the lease lives. `None`: to too
+    /// many already.
+    pub fn listen(&self, channel: &str) -> Option<Lease> {
+        self.shared.listening.lease(channel)
     }
 
     /// Gives frames to everybody in a topic. At most once: a client whose queue is full, or that

@@ -6,6 +6,8 @@ mod entitlement;
 mod group;
 pub mod handle;
 mod history;
+mod notices;
+mod pace;
 mod plan;
 pub mod queue;
 mod recent;

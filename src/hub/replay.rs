@@ -1,11 +1,12 @@
 //! Giving lagging and resuming channels what they have not had, from the history.
 
-use std::collections::{HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::collections::HashSet;
+use std::time::Instant;
 
 use super::entitlement::Entitlements;
 use super::handle::{Live, SessionId};
 use super::history::{History, Seq};
+use super::pace::Judge;
 use super::plan::{Bodies, Press, Scene};
 use super::queue::{Goodbye, Push};
 use super::roster::Roster;
@@ -15,30 +16,13 @@ use crate::wire::sheet::Sheet;
 /// Events looked at per turn, so that a long replay does not hold up the stream.
 const TURN: Seq = 2048;
 
-/// How long the connections at the end of the history are watched before their pace is judged:
-/// what those that have stalled can delay the stream by, all together and once.
-const WATCH: Duration = Duration::from_millis(250);
-
-/// A connection that drains its queue at least this fast, in bytes per second, is worth waiting for
-/// when the history is full: the stream slows down to it. Whoever is slower is cut off. Few clients
-/// but those on the same machine or network reach it, so only they set the pace, and only during a
-/// burst larger than the history.
-const PACE: u64 = 8 << 20;
-
 /// The connections that are behind the stream.
 #[derive(Default)]
 pub(super) struct Laggards {
     sessions: HashSet<SessionId>,
     /// Those whose queue has room, so that a turn will get them further.
     ready: Vec<SessionId>,
-    watch: Option<Watch>,
-}
-
-/// The connections that an eviction waits for.
-struct Watch {
-    since: Instant,
-    /// What each had been sent then.
-    sent: HashMap<SessionId, u64>,
+    judge: Judge,
 }
 
 impl Laggards {
@@ -66,20 +50,21 @@ impl Laggards {
         !self.ready.is_empty()
     }
 
-    /// Gives one connection its next events.
+    /// Gives one connection its next events. Returns it if its queue still has room.
     pub(super) fn turn(
         &mut self,
         roster: &mut Roster,
         history: &History,
         entitlements: &mut Entitlements,
         live: Live,
-    ) {
-        let Some(session) = self.ready.pop() else { return };
+    ) -> Option<SessionId> {
+        let session = self.ready.pop()?;
         match advance(session, roster, history, entitlements, live) {
             Progress::CaughtUp => self.remove(session),
             Progress::More => self.ready.insert(0, session),
-            Progress::Full => {}
+            Progress::Full => return None,
         }
+        Some(session)
     }
 
     /// Whether the events before `end` may be dropped. Cuts off those who need them and are too
@@ -93,39 +78,21 @@ impl Laggards {
         now: Instant,
     ) -> bool {
         let needing = self.sessions.iter().copied().filter(|session| needs(*session, end, roster));
-        let mut slow: Vec<SessionId> = needing.collect();
-        if slow.is_empty() {
-            self.watch = None;
-            return true;
-        }
-        let sent = |session: SessionId| roster.sessions.get(&session).map(|s| s.queue.sent_bytes());
-        let fast = if full {
-            let Some(watch) = self.watch.as_ref().filter(|w| now - w.since < 2 * WATCH) else {
-                let sent = slow.iter().filter_map(|s| Some((*s, sent(*s)?))).collect();
-                self.watch = Some(Watch { since: now, sent });
-                return false;
-            };
-            let elapsed = now.saturating_duration_since(watch.since);
-            if elapsed < WATCH {
-                return false;
+        let needing: Vec<SessionId> = needing.collect();
+        let slow = if full && !needing.is_empty() {
+            match self.judge.slow(&needing, roster, now) {
+                Some(slow) => slow,
+                None => return false,
             }
-            let due = PACE * u64::try_from(elapsed.as_millis()).unwrap_or(0) / 1000;
-            let before = slow.len();
-            // Who came to the end during the watch is judged after the next.
-            slow.retain(|session| {
-                let drained =
-                    watch.sent.get(session).map(|then| sent(*session).unwrap_or(0) - then);
-                drained.is_some_and(|drained| drained < due)
-            });
-            before - slow.len()
         } else {
-            0
+            self.judge.dismiss();
+            needing.clone()
         };
-        self.watch = None;
+        let all_are_slow = slow.len() == needing.len();
         for session in slow {
             self.cut_off(session, roster, stats);
         }
-        fast == 0
+        all_are_slow
     }
 
     fn cut_off(&mut self, session: SessionId, roster: &mut Roster, stats: &Stats) {

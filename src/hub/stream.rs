@@ -16,6 +16,7 @@ use super::entitlement::Entitlements;
 use super::group::{GroupId, GroupKey};
 use super::handle::{Cast, Casts, Command, Ends, Hub, Live, SessionId};
 use super::history::{History, Seq, before};
+use super::notices::Notices;
 use super::plan::{Bodies, Plans, Press, Scene};
 use super::queue::{Budget, Goodbye, Push};
 use super::recent;
@@ -52,16 +53,18 @@ pub fn start(
     parts: Parts,
     stopping: Arc<AtomicBool>,
 ) -> io::Result<(Hub, JoinHandle<()>)> {
-    // Half for the history, half for what waits to be written.
-    let budget = Arc::new(Budget::new(config.memory_limit / 2));
+    // Half for the history, the rest for what waits to be written: an eighth for notifications.
+    let eighth = config.memory_limit / 8;
+    let budget = Arc::new(Budget::new(3 * eighth));
     let history = config.history_size.min(config.memory_limit / 2);
-    let (hub, ends) = Hub::new(config.send_queue_size, budget);
+    let (hub, ends) = Hub::new(config.send_queue_size, budget, parts.bridge.listening.clone());
+    let notices = Notices::new(eighth);
     let (retention, reach) = (config.history_retention, config.max_slot_wal_keep_size);
     let feed = parts.feed.clone();
     let thread = std::thread::Builder::new().name("tide hub".into()).spawn(move || {
         let commands = ends.commands.clone();
         let history = History::new(history, retention, reach);
-        Stream::new(parts, ends, history, stopping).run(&commands, &feed);
+        Stream::new(parts, ends, history, notices, stopping).run(&commands, &feed);
     })?;
     Ok((hub, thread))
 }
@@ -70,6 +73,7 @@ struct Stream {
     history: History,
     roster: Roster,
     laggards: Laggards,
+    notices: Notices,
     entitlements: Entitlements,
     live: Option<Live>,
     announce: watch::Sender<Option<Live>>,
@@ -85,12 +89,19 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(parts: Parts, ends: Ends, history: History, stopping: Arc<AtomicBool>) -> Stream {
+    fn new(
+        parts: Parts,
+        ends: Ends,
+        history: History,
+        notices: Notices,
+        stopping: Arc<AtomicBool>,
+    ) -> Stream {
         let Parts { bridge, catalog, runtime, stats, .. } = parts;
         Stream {
             history,
             roster: Roster::default(),
             laggards: Laggards::default(),
+            notices,
             entitlements: Entitlements::new(catalog, runtime, Arc::clone(&stopping)),
             live: None,
             announce: ends.live,
@@ -107,12 +118,15 @@ impl Stream {
     }
 
     fn run(mut self, commands: &Receiver<Command>, feed: &Receiver<Feed>) {
-        let closed = never();
+        let (closed, notified, deaf) = (never(), self.bridge.notified(), never());
         while !self.stopping.load(Ordering::Acquire) {
             let has_room = self.make_room();
             // Without room in the history the decoder waits: its channel fills up.
             let feed = if has_room { feed } else { &closed };
-            let wait = match (self.laggards.has_work(), has_room) {
+            let hears = self.notices.has_room(&self.roster, &self.stats, Instant::now());
+            let notified = if hears { &notified } else { &deaf };
+            let has_work = self.laggards.has_work() || self.notices.has_work();
+            let wait = match (has_work, has_room && hears) {
                 (true, _) => Duration::ZERO,
                 (false, false) => SHORT_TICK,
                 (false, true) => TICK,
@@ -131,15 +145,30 @@ impl Stream {
                     }
                     Err(_) => break,
                 },
+                recv(notified) -> said => for said in said.iter().flatten() {
+                    self.notices.deliver(said, &self.roster, &self.stats);
+                },
                 default(wait) => {}
             }
-            if let (true, Some(live)) = (self.laggards.has_work(), self.live) {
-                let (history, entitlements) = (&self.history, &mut self.entitlements);
-                self.laggards.turn(&mut self.roster, history, entitlements, live);
-            }
+            self.serve_laggards();
         }
         for session in self.roster.sessions.values() {
             session.queue.close(Goodbye::Shutdown);
+        }
+    }
+
+    /// Gives those who lag, in events or notifications, some more. Who lags in both has one queue:
+    /// while it has room, each makes sure of the other's turn.
+    fn serve_laggards(&mut self) {
+        if let (true, Some(live)) = (self.laggards.has_work(), self.live) {
+            let (history, entitlements) = (&self.history, &mut self.entitlements);
+            let served = self.laggards.turn(&mut self.roster, history, entitlements, live);
+            if let Some(session) = served {
+                self.notices.wake(session, &self.roster);
+            }
+        }
+        if let Some(session) = self.notices.turn(&self.roster) {
+            self.laggards.wake(session);
         }
     }
 
@@ -317,8 +346,12 @@ impl Stream {
                     entry.queue.reply(frame);
                 }
             }
-            Command::Drained { session } => self.laggards.wake(session),
+            Command::Drained { session } => {
+                self.laggards.wake(session);
+                self.notices.wake(session, &self.roster);
+            }
             Command::Disconnect { session } => {
+                self.notices.remove(session);
                 self.laggards.remove(session);
                 self.roster.disconnect(session);
             }

@@ -1,7 +1,7 @@
 //! Texts of the database as UTF-8, which is what goes over the wire.
 
 use std::borrow::Cow;
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, CString, c_char};
 
 use pgrx::pg_sys;
 
@@ -47,6 +47,25 @@ impl Encoding {
             Ok(text) => Cow::Borrowed(text),
             Err(_) => String::from_utf8_lossy(text),
         }
+    }
+
+    /// A text in the encoding of the database, and whether the catalogue was asked how. `None`: it
+    /// has a zero byte in it.
+    ///
+    /// # Safety
+    /// In a transaction.
+    pub(super) unsafe fn server(self, text: &str) -> (Option<CString>, bool) {
+        let Ok(name) = CString::new(text) else { return (None, false) };
+        if self != Encoding::Other || text.is_ascii() {
+            return (Some(name), false);
+        }
+        // SAFETY: as above; a converted text ends with a zero byte.
+        let converted = unsafe {
+            let length = i32::try_from(text.len()).unwrap_or(0);
+            let from = pg_sys::pg_enc::PG_UTF8 as i32;
+            CStr::from_ptr(pg_sys::pg_any_to_server(name.as_ptr(), length, from)).to_owned()
+        };
+        (Some(converted), true)
     }
 
     /// An owned copy of a C string.

@@ -38,6 +38,7 @@ static JWKS_FILE: Text = Text::new(Some(c""));
 static JWT_AUDIENCE: Text = Text::new(Some(c""));
 static ALLOW_PRIVILEGED_ROLES: Flag = Flag::new(false);
 static PUBLIC_CHANNELS: Flag = Flag::new(false);
+static NOTIFY_CHANNELS: Text = Text::new(Some(c""));
 static ALLOWED_ORIGINS: Text = Text::new(Some(c""));
 
 static SSL: Flag = Flag::new(false);
@@ -73,6 +74,7 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         jwt_audience: string(&JWT_AUDIENCE),
         allow_privileged_roles: ALLOW_PRIVILEGED_ROLES.get(),
         public_channels: PUBLIC_CHANNELS.get(),
+        notify_channels: list(&NOTIFY_CHANNELS),
         allowed_origins: list(&ALLOWED_ORIGINS),
         ssl: SSL.get(),
         ssl_cert_file: path(&SSL_CERT_FILE).or_else(|| server_path(c"ssl_cert_file")),

@@ -28,6 +28,7 @@ mod log;
 mod message_key;
 mod nap;
 mod notes;
+mod notify;
 mod obstacle;
 mod orphans;
 mod outlet;

@@ -364,7 +364,7 @@ impl Stream {
 /// same events. To be called once, after the worker has connected to its database.
 pub(crate) fn pin_output_settings() {
     use pg_sys::GucSource::{PGC_S_DYNAMIC_DEFAULT, PGC_S_OVERRIDE};
-    let pinned: [(&CStr, &CStr); 9] = [
+    let pinned: [(&CStr, &CStr); 10] = [
         (c"timezone", c"UTC"),
         (c"datestyle", c"ISO, YMD"),
         (c"intervalstyle", c"postgres"),
@@ -375,6 +375,8 @@ pub(crate) fn pin_output_settings() {
         // Names that depend on it are printed with their schema.
         (c"search_path", c""),
         (c"lock_timeout", c"0"),
+        // No transaction of ours waits for others to end, or has them wait.
+        (c"default_transaction_isolation", c"read committed"),
     ];
     let set = |name: &CStr, value: &CStr, source| {
         // SAFETY: main thread; both are constants.

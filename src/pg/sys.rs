@@ -1,7 +1,7 @@
 //! Postgres functions that pgrx does not bind: each behind a guard that turns a Postgres error
 //! into unwinding.
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{CStr, c_char, c_int};
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
@@ -29,7 +29,57 @@ pub(super) mod raw {
         );
         pub(in crate::pg) fn wal_segment_close(reader: *mut pg_sys::XLogReaderState);
         pub(in crate::pg) fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
+        pub(in crate::pg) fn Async_Listen(channel: *const c_char);
+        pub(in crate::pg) fn Async_Unlisten(channel: *const c_char);
+        pub(in crate::pg) fn ProcessNotifyInterrupt(flush: bool);
+        /// A `volatile sig_atomic_t`, set by a signal's handler.
+        pub(in crate::pg) static notifyInterruptPending: c_int;
+        pub(in crate::pg) static mut PqCommMethods: *const super::PqCommMethods;
     }
+}
+
+/// What Postgres calls to talk to its client.
+#[repr(C)]
+pub(super) struct PqCommMethods {
+    pub(super) comm_reset: unsafe extern "C-unwind" fn(),
+    pub(super) flush: unsafe extern "C-unwind" fn() -> c_int,
+    pub(super) flush_if_writable: unsafe extern "C-unwind" fn() -> c_int,
+    pub(super) is_send_pending: unsafe extern "C-unwind" fn() -> bool,
+    pub(super) putmessage: unsafe extern "C-unwind" fn(c_char, *const c_char, usize) -> c_int,
+    pub(super) putmessage_noblock: unsafe extern "C-unwind" fn(c_char, *const c_char, usize),
+}
+
+/// Whether there may be something in the queue of notifications.
+pub(super) fn notify_pending() -> bool {
+    // SAFETY: a variable of this process that is written whole.
+    unsafe { (&raw const raw::notifyInterruptPending).read_volatile() != 0 }
+}
+
+/// LISTEN, from the end of the transaction on.
+///
+/// # Safety
+/// In a transaction.
+pub(super) unsafe fn listen(channel: &CStr) {
+    // SAFETY: as above; the closure owns nothing.
+    unsafe { pg_guard_ffi_boundary(|| raw::Async_Listen(channel.as_ptr())) }
+}
+
+/// UNLISTEN, from the end of the transaction on.
+///
+/// # Safety
+/// In a transaction.
+pub(super) unsafe fn unlisten(channel: &CStr) {
+    // SAFETY: as above; the closure owns nothing.
+    unsafe { pg_guard_ffi_boundary(|| raw::Async_Unlisten(channel.as_ptr())) }
+}
+
+/// Reads all of the queue that has been committed, and sends it to what is taken for the client.
+///
+/// # Safety
+/// Outside a transaction.
+pub(super) unsafe fn process_notify_interrupt() {
+    // SAFETY: as above; the closure owns nothing.
+    unsafe { pg_guard_ffi_boundary(|| raw::ProcessNotifyInterrupt(false)) }
 }
 
 /// Decodes the record that `reader` has just read.

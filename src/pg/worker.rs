@@ -11,6 +11,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::background::{Background, Full, Handle};
+use super::notify::Ear;
 use super::shmem::{self, Entry, Wanted, WorkerState};
 use super::stream::{self, Stream};
 use super::threads::Bell;
@@ -96,6 +97,7 @@ struct Worker {
     bell: Bell,
     bridge: Arc<Bridge>,
     stream: Stream,
+    ear: Ear,
     /// The stream's other end, until the network half has it.
     feed: Receiver<Feed>,
     serving: bool,
@@ -113,6 +115,7 @@ impl Worker {
         let (sender, feed): (Sender<Feed>, _) = bounded(FEED);
         let prefix = guc::slot_name().unwrap_or_default();
         let stream = Stream::new(prefix, config.publication.clone(), sender, Arc::clone(&bridge));
+        let ear = Ear::new(Arc::clone(&bridge));
         helper_process::employ(entry.database(), guc::executors());
         Worker {
             entry,
@@ -120,6 +123,7 @@ impl Worker {
             bell,
             bridge,
             stream,
+            ear,
             feed,
             serving: false,
             tried: None,
@@ -141,6 +145,7 @@ impl Worker {
                 let _ = self.bridge.take_helper_lost();
                 next = next.min(helper_process::tend().unwrap_or(NAP));
                 next = next.min(self.flush().unwrap_or(NAP));
+                self.ear.tend();
                 next = next.min(self.stream.round().wait.unwrap_or(NAP));
             } else {
                 next = next.min(SERVE_AGAIN);

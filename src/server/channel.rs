@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::identity::Credentials;
+use crate::listening::Lease;
 use crate::stats::Stats;
 
 /// One joined channel.
@@ -13,6 +14,8 @@ pub(super) struct Channel {
     pub(super) credentials: Credentials,
     /// Broadcasts are to be answered.
     pub(super) ack: bool,
+    /// Has the database listen for as long as the channel is joined.
+    pub(super) _lease: Option<Lease>,
 }
 
 impl Channel {
@@ -90,6 +93,7 @@ mod tests {
             join_ref: Some("1".into()),
             credentials: Credentials::new("web".into(), expires, None),
             ack: false,
+            _lease: None,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::timeout;
 
 use super::binding::{BindingError, Bindings};
 use super::channel::Channel;
@@ -13,8 +14,9 @@ use crate::catalog::protocol::{TableAccess, TableName, Which};
 use crate::event::{Cursor, Lsn};
 use crate::hub::handle::SessionId;
 use crate::hub::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
+use crate::listening::Lease;
 use crate::stats::RefusedJoin;
-use crate::topic::{Kind, LegacyParts, Topic};
+use crate::topic::{self, Kind, LegacyParts, Topic};
 use crate::wire::Vsn;
 use crate::wire::encode::{self, Status, System};
 use crate::wire::join::{BroadcastOptions, ChangeParams, JoinPayload, Requested};
@@ -56,6 +58,14 @@ struct Plan {
     facets: Vec<Facet>,
     since: Since,
     greeting: Vec<Bytes>,
+    /// Of `tide:notify:` topics.
+    lease: Option<Lease>,
+}
+
+impl Plan {
+    fn new(facets: Vec<Facet>, since: Since, greeting: Vec<Bytes>) -> Plan {
+        Plan { facets, since, greeting, lease: None }
+    }
 }
 
 /// Checks everything, then waits until the hub has the channel and the stream is live.
@@ -75,6 +85,7 @@ pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outco
                 join_ref: joiner.address.join_ref,
                 credentials: joiner.credentials,
                 ack: payload.broadcast.ack,
+                _lease: plan.lease,
             })
         }
         Err(refused) => Outcome::Refused { address: joiner.address, refused },
@@ -92,6 +103,8 @@ impl Joiner {
         match topic.kind() {
             Kind::Table { schema, table } => self.plan_table(payload, schema, table).await,
             Kind::Tables { schema } => self.plan_tables(payload, schema.as_deref()).await,
+            Kind::Notify { channel } => self.plan_notify(payload, channel).await,
+            Kind::Schema { .. } => self.plan_schema(payload).await,
             Kind::Reserved => {
                 Err(Refused::request("UnknownTopic: There is no such topic among those of tide:"))
             }
@@ -141,7 +154,7 @@ impl Joiner {
         if !payload.private && self.context.config.public_channels {
             facets.push(Facet::of_topic(Style::Channel, false));
         }
-        Ok(Plan { facets, since, greeting })
+        Ok(Plan::new(facets, since, greeting))
     }
 
     /// realtime-js 1.x: the topic's name is the subscription.
@@ -153,25 +166,76 @@ impl Joiner {
         self.greet_failures(&failures, &mut greeting);
         self.greet_row_security(&bindings, &tables, &mut greeting);
         let since = since(&payload.broadcast, asked)?;
-        Ok(Plan { facets: vec![Facet::of_rows(Style::Legacy, bindings)], since, greeting })
+        Ok(Plan::new(vec![Facet::of_rows(Style::Legacy, bindings)], since, greeting))
     }
 
     /// A channel for messages, broadcasts and presence alone.
     async fn plan_quiet(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
-        if payload.private {
-            let name = self.address.topic.strip_prefix(crate::topic::PREFIX).unwrap_or_default();
-            return Err(Refused::request(format!(
-                "Unauthorized: You do not have permissions to read from this Channel topic: {name}"
-            )));
-        }
-        if !self.context.config.public_channels {
-            return Err(Refused::request("PrivateOnly: This project only allows private channels"));
-        }
+        self.authorize(payload)?;
         let (_, asked) = self.tables(Vec::new()).await?;
         let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
         self.greet_presence(payload, &mut greeting);
         let facets = vec![Facet::of_topic(Style::Channel, false)];
-        Ok(Plan { facets, since: since(&payload.broadcast, asked)?, greeting })
+        Ok(Plan::new(facets, since(&payload.broadcast, asked)?, greeting))
+    }
+
+    /// Whether a channel that is not about rows may be joined: a private one by those whom a policy
+    /// admits (nobody yet), any other if the settings allow public channels at all.
+    fn authorize(&self, payload: &JoinPayload) -> Result<(), Refused> {
+        if payload.private {
+            return Err(self.not_permitted());
+        }
+        if !self.context.config.public_channels {
+            return Err(Refused::request("PrivateOnly: This project only allows private channels"));
+        }
+        Ok(())
+    }
+
+    fn not_permitted(&self) -> Refused {
+        let name = self.address.topic.strip_prefix(topic::PREFIX).unwrap_or_default();
+        Refused::request(format!(
+            "Unauthorized: You do not have permissions to read from this Channel topic: {name}"
+        ))
+    }
+
+    /// `tide:notify:<channel>`: for channels that the settings name. What is notified has no
+    /// position, so there is nothing to resume from.
+    async fn plan_notify(&self, payload: &JoinPayload, channel: &str) -> Result<Plan, Refused> {
+        Self::own_options(payload)?;
+        if payload.broadcast.since.is_some() || payload.broadcast.last.is_some() {
+            return Err(Refused::request(
+                "NotSupported: Notifications are not kept: there is no since and no last",
+            ));
+        }
+        let patterns = &self.context.config.notify_channels;
+        if !patterns.iter().any(|pattern| topic::fits(pattern, channel)) {
+            return Err(self.not_permitted());
+        }
+        self.authorize(payload)?;
+        let limit = self.context.config.handshake_timeout;
+        let mut lease = self.context.hub.listen(channel).ok_or_else(|| {
+            Refused::request("TooManyChannels: The server listens to as many channels as it can")
+        })?;
+        if timeout(limit, lease.is_heard()).await != Ok(true) {
+            log::warn!("could not listen to a channel that a client has asked for");
+            return Err(Refusal::Unavailable.into());
+        }
+        let (_, asked) = self.tables(Vec::new()).await?;
+        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        self.greet_presence(payload, &mut greeting);
+        let facets = vec![Facet::of_topic(Style::Notify, payload.private)];
+        Ok(Plan { lease: Some(lease), ..Plan::new(facets, Since::Now(asked), greeting) })
+    }
+
+    /// `tide:schema` and `tide:schema:<schema>`: open to all, since each event is for those only
+    /// who may see what it is about.
+    async fn plan_schema(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
+        let options = Self::own_options(payload)?;
+        let (_, asked) = self.tables(Vec::new()).await?;
+        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        self.greet_presence(payload, &mut greeting);
+        let facets = vec![Facet::of_topic(Style::Schema, payload.private)];
+        Ok(Plan::new(facets, since(options, asked)?, greeting))
     }
 
     /// `tide:table:<schema>.<table>`.
@@ -181,7 +245,7 @@ impl Joiner {
         schema: &str,
         table: &str,
     ) -> Result<Plan, Refused> {
-        let options = Self::table_options(payload)?;
+        let options = Self::own_options(payload)?;
         let name = TableName { schema: schema.to_owned(), table: table.to_owned() };
         let (tables, asked) = self.tables(vec![name]).await?;
         let refusal = || {
@@ -205,7 +269,7 @@ impl Joiner {
         self.greet_presence(payload, &mut greeting);
         self.greet_row_security(&bindings, &tables, &mut greeting);
         let facets = vec![Facet::of_rows(Style::Table, bindings)];
-        Ok(Plan { facets, since: since(options, asked)?, greeting })
+        Ok(Plan::new(facets, since(options, asked)?, greeting))
     }
 
     /// `tide:table:<schema>.*` and `tide:table:*`.
@@ -214,7 +278,7 @@ impl Joiner {
         payload: &JoinPayload,
         schema: Option<&str>,
     ) -> Result<Plan, Refused> {
-        let options = Self::table_options(payload)?;
+        let options = Self::own_options(payload)?;
         if options.filter.is_some() || options.select.is_some() {
             return Err(Refused::request(
                 "InvalidJoin: filter and select need a topic of one table",
@@ -227,11 +291,11 @@ impl Joiner {
         let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
         self.greet_presence(payload, &mut greeting);
         let facets = vec![Facet::of_rows(Style::Table, bindings)];
-        Ok(Plan { facets, since: since(options, asked)?, greeting })
+        Ok(Plan::new(facets, since(options, asked)?, greeting))
     }
 
-    /// The options of a `tide:table:` topic.
-    fn table_options(payload: &JoinPayload) -> Result<&BroadcastOptions, Refused> {
+    /// The options of a topic of ours.
+    fn own_options(payload: &JoinPayload) -> Result<&BroadcastOptions, Refused> {
         if !payload.postgres_changes.is_empty() {
             return Err(Refused::request(
                 "InvalidJoin: This topic is a subscription itself and takes no postgres_changes",

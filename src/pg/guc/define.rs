@@ -141,6 +141,14 @@ fn define_identity() {
         &PUBLIC_CHANNELS,
     );
     text(
+        c"tide.notify_channels",
+        c"Lists the NOTIFY channels that clients may hear, as patterns.",
+        c"Separated by commas; * stands for any characters. Empty: none. A private join also needs a \
+          policy that admits it, any other one tide.public_channels.",
+        &NOTIFY_CHANNELS,
+        LIST,
+    );
+    text(
         c"tide.allowed_origins",
         c"Lists the origins from which browsers may connect.",
         c"Separated by commas, such as https://app.example.com. Empty: any; tokens, not cookies, \

@@ -145,7 +145,7 @@ async fn what_a_table_topic_cannot_give_is_refused_at_the_join() {
     let cases = [
         ("realtime:tide:table:public.secret", json!({}), "Unauthorized: "),
         ("realtime:tide:table:public", json!({}), "TopicNameInvalid: "),
-        ("realtime:tide:schema", json!({}), "UnknownTopic: "),
+        ("realtime:tide:other", json!({}), "UnknownTopic: "),
         ("realtime:tide:table:public.t", json!({"since": "yesterday"}), "InvalidPosition: "),
         ("realtime:tide:table:public.t", json!({"since": 5}), "config.broadcast.since"),
         ("realtime:tide:table:public.t", json!({"filter": "id"}), "InvalidFilter: "),
