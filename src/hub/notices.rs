@@ -333,7 +333,7 @@ mod tests {
         /// Reads like a session: up to so many bytes. The numbers it gets.
         fn read(&mut self, session: SessionId, queue: &Queue, bytes: usize) -> Vec<u32> {
             let mut frames = Vec::new();
-            if let Some(Taken::Frames { drained: true }) =
+            if let Some(Taken::Frames { drained: true, .. }) =
                 queue.take(&mut frames, bytes).now_or_never()
             {
                 self.notices.wake(session, &self.roster);

@@ -26,6 +26,7 @@ use crate::event::{
     Message, Operation, Position, Relation,
 };
 use crate::filter::{compile, parse};
+use crate::listening::Listening;
 use crate::stats::Stats;
 use crate::wire::Vsn;
 
@@ -536,7 +537,7 @@ fn a_queue_says_once_it_has_room_that_presence_was_missed() {
 
 #[test]
 fn those_who_cast_faster_than_the_hub_wait_for_it() {
-    let (hub, ends) = Hub::new(1 << 20, Arc::new(Budget::new(1 << 20)));
+    let (hub, ends) = Hub::new(1 << 20, Arc::new(Budget::new(1 << 20)), Listening::new(|| {}));
     let frame = Bytes::from(vec![b'x'; 3 << 20]);
     let cast = || {
         let (to, v1, v2) = (Style::Channel, Bytes::new(), frame.clone());
