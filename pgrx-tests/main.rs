@@ -15,6 +15,7 @@ mod lifecycle;
 mod memory;
 mod messages;
 mod notify;
+mod outbox;
 mod processes;
 mod protocol;
 mod readme;

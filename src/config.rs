@@ -52,6 +52,8 @@ pub struct Config {
     /// Bytes of events kept for those who resume.
     pub history_size: usize,
     pub history_retention: Duration,
+    /// For how long published rows of outboxes are kept.
+    pub outbox_retention: Duration,
     /// Bytes of WAL that the slot may hold back for the history; `u64::MAX`: any amount.
     pub max_slot_wal_keep_size: u64,
 }
@@ -87,6 +89,7 @@ impl Default for Config {
             idle_timeout: Duration::from_secs(60),
             history_size: 32 << 20,
             history_retention: Duration::from_secs(120),
+            outbox_retention: Duration::ZERO,
             max_slot_wal_keep_size: 1 << 30,
         }
     }

@@ -30,6 +30,8 @@ pub struct Control {
     pub listener: Arc<Listener>,
     /// The secrets are to be read again.
     pub reload: Arc<Notify>,
+    /// Another table is an outbox.
+    pub outboxes: Arc<Notify>,
 }
 
 /// Binds the socket, for nobody but the server's own operating system user.
@@ -106,6 +108,10 @@ impl Control {
             }
             ControlRequest::Reload => {
                 self.reload.notify_one();
+                raw(&())
+            }
+            ControlRequest::Outboxes => {
+                self.outboxes.notify_one();
                 raw(&())
             }
         }

@@ -15,6 +15,7 @@ pub mod hub;
 pub mod json;
 pub mod listener;
 pub mod listening;
+pub mod outbox;
 #[cfg(feature = "pg")]
 mod pg;
 pub mod presence;

@@ -22,6 +22,7 @@ use crate::control::{self, Control};
 use crate::event::Feed;
 use crate::hub::{self, Hub};
 use crate::listener::Listener;
+use crate::outbox::{self, Keeper};
 use crate::server::{self, ServerContext};
 use crate::stats::Stats;
 
@@ -58,16 +59,19 @@ impl Service {
             .build()?;
         let (stats, catalog) = (Arc::<Stats>::default(), Catalog::new(config.publication.clone()));
         let stopping = Arc::new(AtomicBool::new(false));
+        let (receipts, received) = hub::receipts::channel();
         let parts = hub::Parts {
             feed,
             bridge: Arc::clone(&bridge),
             catalog: catalog.clone(),
             runtime: runtime.handle().clone(),
             stats: Arc::clone(&stats),
+            receipts,
         };
         let (hub, hub_thread) = hub::start(&config, parts, Arc::clone(&stopping))?;
         let (stop, stopped) = watch::channel(false);
         let (listener, reload) = (Arc::<Listener>::default(), Arc::<Notify>::default());
+        let outboxes = Arc::<Notify>::default();
         let control = Arc::new(Control {
             hub: hub.clone(),
             catalog: catalog.clone(),
@@ -75,13 +79,26 @@ impl Service {
             bridge,
             listener: Arc::clone(&listener),
             reload: Arc::clone(&reload),
+            outboxes: Arc::clone(&outboxes),
         });
         let socket = {
             let _inside = runtime.enter();
             control::bind(&config.control_socket)?
         };
+        let keeper = Keeper::new(outbox::Parts {
+            catalog: catalog.clone(),
+            stats: Arc::clone(&stats),
+            live: hub.watch_live(),
+            received,
+            changed: outboxes,
+            retention: config.outbox_retention,
+        });
         let clients = Clients { config, hub: hub.clone(), catalog, stats, listener, reload };
-        let tasks = vec![runtime.spawn(control.run(socket)), runtime.spawn(clients.serve(stopped))];
+        let tasks = vec![
+            runtime.spawn(control.run(socket)),
+            runtime.spawn(keeper.run()),
+            runtime.spawn(clients.serve(stopped)),
+        ];
         Ok(Service { runtime, hub, hub_thread, tasks, stop, stopping })
     }
 

@@ -129,6 +129,8 @@ pub struct Stats {
     pub failed_events_total: Counter,
     /// Messages in the WAL that had our prefix, but not our seal.
     pub forged_messages_total: Counter,
+    /// Messages in outboxes for no channel, or for one that is pg_tide's own.
+    pub refused_messages_total: Counter,
     /// Clients cut off because they read too slowly.
     pub slow_clients_total: Counter,
     /// Broadcasts, presence and notifications that a client did not get: its queue was full.
@@ -197,6 +199,11 @@ impl Stats {
                 "forged_messages_total",
                 "Messages in the WAL with pg_tide's prefix that were not its own.",
                 &self.forged_messages_total,
+            ),
+            (
+                "refused_messages_total",
+                "Messages in outboxes for no channel, or for one of pg_tide's own.",
+                &self.refused_messages_total,
             ),
             ("frames_sent_total", "Frames written to clients.", &self.frames_sent_total),
             ("bytes_sent_total", "Bytes written to clients.", &self.bytes_sent_total),

@@ -58,6 +58,7 @@ published as (
     where c.relpersistence = 'p'
       and c.oid >= 16384 -- no system tables
       and n.nspname <> 'tide'
+      and not exists (select from tide.outboxes as o where o.relation = c.oid)
       and case when p.pubviaroot
                -- As the topmost table that is published.
                then c.relkind in ('r', 'p') and l.named and not coalesce(l.named_above, false)

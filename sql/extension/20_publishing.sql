@@ -66,6 +66,9 @@ begin
             kind := 'an unlogged table';
             advice := format('Its changes are not in the WAL. To change that: alter table %s set logged;',
                              relation);
+        when exists (select from tide.outboxes as o where o.relation = found_class.oid) then
+            kind := 'an outbox';
+            advice := 'Its rows are published as messages.';
         else
             return;
     end case;

@@ -15,7 +15,10 @@ use tokio::net::UnixStream;
 
 use crate::event::Lsn;
 use pool::Pool;
-use protocol::{Cast, Request, RoleStatus, Secrets, TableAccess, Tables, Which};
+use protocol::{
+    Cast, Outbox, Request, Retired, RoleStatus, Secrets, TableAccess, Tables, TakenOver,
+    Unpublished, Which,
+};
 
 /// How long a question may wait for a helper and its answer; covers the restart of a helper.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -82,6 +85,50 @@ impl Catalog {
     pub async fn check(&self) -> Result<String, CatalogError> {
         let answer: Box<RawValue> = ask(&self.steward, Request::Check).await?;
         Ok(answer.get().to_owned())
+    }
+
+    /// The tables that are outboxes.
+    pub async fn outboxes(&self) -> Result<Vec<Outbox>, CatalogError> {
+        ask(&self.steward, Request::Outboxes).await
+    }
+
+    /// Puts up to `limit` rows that wait, after `after`, in line for the slot of this generation.
+    pub async fn take_over(
+        &self,
+        table: u32,
+        generation: u32,
+        after: i64,
+        limit: u32,
+    ) -> Result<TakenOver, CatalogError> {
+        ask(&self.steward, Request::TakeOver { table, generation, after, limit }).await
+    }
+
+    /// Has published rows of an outbox deleted, or flagged if they are to be kept; answers which
+    /// of those that are to go are still there.
+    pub async fn retire(
+        &self,
+        table: u32,
+        ids: Vec<i64>,
+        keep: bool,
+    ) -> Result<Vec<i64>, CatalogError> {
+        let answer: Retired = ask(&self.steward, Request::Retire { table, ids, keep }).await?;
+        Ok(answer.kept)
+    }
+
+    /// Up to `limit` rows after `after` that are not flagged, and a WAL address before which they
+    /// have committed.
+    pub async fn unpublished(
+        &self,
+        table: u32,
+        after: i64,
+        limit: u32,
+    ) -> Result<Unpublished, CatalogError> {
+        ask(&self.steward, Request::Unpublished { table, after, limit }).await
+    }
+
+    /// Deletes rows flagged so long ago, of the `limit` oldest; answers how many.
+    pub async fn expire(&self, table: u32, age: Duration, limit: u32) -> Result<u64, CatalogError> {
+        ask(&self.steward, Request::Expire { table, age, limit }).await
     }
 
     /// Lets a connected steward work until its connection ends.

@@ -5,6 +5,8 @@
 //! wants something of the worker connects the same way, says [`Hello::Control`] and asks
 //! [`ControlRequest`]s.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -39,6 +41,19 @@ pub enum Request {
     Cast { role: String, type_sql: String, values: Vec<String> },
     /// (steward) The rows of `tide.check()`, for the page; answers a list of [`Finding`]s.
     Check,
+    /// (steward) The tables that are outboxes; answers a list of [`Outbox`]es.
+    Outboxes,
+    /// (steward) Puts rows of an outbox that wait in line for a new slot, a page at a time; answers
+    /// [`TakenOver`].
+    TakeOver { table: u32, generation: u32, after: i64, limit: u32 },
+    /// (steward) These rows of an outbox have been published: deletes them, but for the newest of
+    /// the table, which is flagged; all are if they are to be kept. Answers [`Retired`].
+    Retire { table: u32, ids: Vec<i64>, keep: bool },
+    /// (steward) Rows of an outbox that are not flagged; answers [`Unpublished`].
+    Unpublished { table: u32, after: i64, limit: u32 },
+    /// (steward) Deletes, of the oldest rows of an outbox, those flagged so long ago; answers how
+    /// many.
+    Expire { table: u32, age: Duration, limit: u32 },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,6 +140,8 @@ pub enum ControlRequest {
     },
     /// The secrets or keys changed: read them again. Answered by `null`.
     Reload,
+    /// A table was made an outbox: take it over. Answered by `null`.
+    Outboxes,
 }
 
 /// Answer to [`Request::Tables`].
@@ -133,6 +150,40 @@ pub struct Tables {
     /// `pg_current_wal_insert_lsn()` taken before the look-up, as a number.
     pub lsn: u64,
     pub tables: Vec<TableAccess>,
+}
+
+/// A table that is an outbox; [`Request::Outboxes`] answers a list of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outbox {
+    /// Its oid.
+    pub table: u32,
+    /// Of the slot that has taken it over.
+    pub generation: Option<i64>,
+}
+
+/// Answer to [`Request::TakeOver`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenOver {
+    /// Where to go on.
+    pub after: i64,
+    /// There is nothing left to do: the outbox is the slot's.
+    pub done: bool,
+}
+
+/// Answer to [`Request::Retire`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retired {
+    /// Those that are still there, and have to be mentioned again.
+    pub kept: Vec<i64>,
+}
+
+/// Answer to [`Request::Unpublished`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpublished {
+    /// In ascending order.
+    pub ids: Vec<i64>,
+    /// They have committed before this address.
+    pub lsn: u64,
 }
 
 /// Answer to [`Request::Cast`]: `to_jsonb` of each value, as text.

@@ -240,6 +240,11 @@ impl Hub {
         *self.shared.live.borrow()
     }
 
+    /// The stream, and when it becomes another.
+    pub fn watch_live(&self) -> watch::Receiver<Option<Live>> {
+        self.shared.live.clone()
+    }
+
     /// Why the stream is not live, if that is known.
     pub fn stalled(&self) -> Option<String> {
         self.shared.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -10,6 +10,7 @@ mod notices;
 mod pace;
 mod plan;
 pub mod queue;
+pub mod receipts;
 mod recent;
 mod replay;
 mod roster;

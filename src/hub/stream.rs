@@ -19,6 +19,7 @@ use super::history::{History, Seq, before};
 use super::notices::Notices;
 use super::plan::{Bodies, Plans, Press, Scene};
 use super::queue::{Budget, Goodbye, Push};
+use super::receipts::Receipts;
 use super::recent;
 use super::replay::Laggards;
 use super::roster::{Roster, Seat, Session};
@@ -26,7 +27,7 @@ use super::subscription::{Since, Style, Subscription};
 use crate::bridge::Bridge;
 use crate::catalog::Catalog;
 use crate::config::Config;
-use crate::event::{Batch, Cursor, EventKind, Feed, Position};
+use crate::event::{Batch, Cursor, EventKind, Feed, Message, Position};
 use crate::stats::Stats;
 use crate::wire::Vsn;
 use crate::wire::encode::{Resync, resync};
@@ -45,6 +46,7 @@ pub struct Parts {
     pub catalog: Catalog,
     pub runtime: Handle,
     pub stats: Arc<Stats>,
+    pub receipts: Receipts,
 }
 
 /// Starts the hub's thread. Once `stopping` is set it no longer waits for anything.
@@ -80,6 +82,7 @@ struct Stream {
     stalled: Arc<Mutex<Option<String>>>,
     bridge: Arc<Bridge>,
     stats: Arc<Stats>,
+    receipts: Receipts,
     stopping: Arc<AtomicBool>,
     casts: Arc<Casts>,
     bodies: Bodies,
@@ -96,7 +99,7 @@ impl Stream {
         notices: Notices,
         stopping: Arc<AtomicBool>,
     ) -> Stream {
-        let Parts { bridge, catalog, runtime, stats, .. } = parts;
+        let Parts { bridge, catalog, runtime, stats, receipts, .. } = parts;
         Stream {
             history,
             roster: Roster::default(),
@@ -108,6 +111,7 @@ impl Stream {
             stalled: ends.stalled,
             bridge,
             stats,
+            receipts,
             stopping,
             casts: ends.casts,
             bodies: Bodies::default(),
@@ -271,7 +275,14 @@ impl Stream {
                 self.roster.candidates(scene.batch, change, &mut candidates);
             }
             EventKind::Message(message) => {
-                candidates.extend(self.roster.of_topic(&wire_topic(&message.channel)));
+                if let Some(row) = &message.row {
+                    self.receipts.note(row);
+                }
+                if is_anybodys(&message.channel) {
+                    candidates.extend(self.roster.of_topic(&wire_topic(&message.channel)));
+                } else {
+                    self.refuse(message);
+                }
             }
             EventKind::Schema(change) => {
                 candidates.extend(self.roster.of_topic("realtime:tide:schema"));
@@ -290,6 +301,19 @@ impl Stream {
             self.deliver_to_group(*id, seq, scene);
         }
         self.candidates = candidates;
+    }
+
+    /// A row of an outbox that was adopted can name any channel.
+    fn refuse(&self, message: &Message) {
+        self.stats.refused_messages_total.inc();
+        let count = self.stats.refused_messages_total.get();
+        // Not one line for each of a million.
+        if count.is_power_of_two() {
+            let table = message.row.as_ref().map_or(0, |row| row.table);
+            log::warn!(
+                "a message in the outbox with oid {table} is for no channel, or for one of pg_tide's own: not published ({count} so far)"
+            );
+        }
     }
 
     fn deliver_to_group(&mut self, id: GroupId, seq: Seq, scene: Scene<'_>) {
@@ -484,6 +508,11 @@ impl Stream {
         let floor = if start.is_some() { Position::default() } else { now };
         Seat { key, floor, lag: start }
     }
+}
+
+/// Whether messages can be sent to it.
+fn is_anybodys(channel: &str) -> bool {
+    !channel.is_empty() && !channel.starts_with("tide:")
 }
 
 /// A channel's topic on the wire.

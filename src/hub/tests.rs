@@ -101,6 +101,7 @@ impl World {
             catalog,
             runtime: runtime.handle().clone(),
             stats: Arc::clone(&stats),
+            receipts: super::receipts::channel().0,
         };
         let (hub, _) = start(config, parts, Arc::new(AtomicBool::new(false))).expect("a hub");
         let world = World { runtime, hub, feed, bridge, stats, relation: relation(), granted };

@@ -43,16 +43,24 @@ pub(super) fn ask<R: DeserializeOwned>(request: &ControlRequest) -> Result<R, Co
     }
 }
 
-/// Tells the worker of this database to read the secrets again, and waits for nothing. For the
-/// end of a transaction: no call into Postgres, and no error.
+/// Tells the worker of this database to read the secrets again.
 pub(super) fn nudge_reload() {
+    nudge(&ControlRequest::Reload);
+}
+
+/// Tells the worker of this database that there is another outbox.
+pub(super) fn nudge_outboxes() {
+    nudge(&ControlRequest::Outboxes);
+}
+
+/// Tells the worker something, and waits for nothing. For the end of a transaction: no call into
+/// Postgres, and no error.
+fn nudge(request: &ControlRequest) {
     // SAFETY: set when this backend connected to its database.
     let path = guc::control_socket(unsafe { pg_sys::MyDatabaseId });
     let Ok(mut stream) = UnixStream::connect(path) else { return };
     let _ = stream.set_write_timeout(Some(Duration::from_millis(200)));
-    for message in
-        [serde_json::to_vec(&Hello::Control), serde_json::to_vec(&ControlRequest::Reload)]
-    {
+    for message in [serde_json::to_vec(&Hello::Control), serde_json::to_vec(request)] {
         let Ok(message) = message else { return };
         let length = u32::try_from(message.len()).unwrap_or(0).to_be_bytes();
         let frame = [&length[..], &message].concat();

@@ -56,6 +56,7 @@ static IDLE_TIMEOUT: Int = Int::new(60_000);
 
 static HISTORY_SIZE: Int = Int::new(32 << 10);
 static HISTORY_RETENTION: Int = Int::new(120_000);
+static OUTBOX_RETENTION: Int = Int::new(0);
 static MAX_SLOT_WAL_KEEP_SIZE: Int = Int::new(1 << 10);
 static POLICY_TIMEOUT: Int = Int::new(1_000);
 
@@ -90,6 +91,7 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         idle_timeout: time(&IDLE_TIMEOUT),
         history_size: bytes(&HISTORY_SIZE),
         history_retention: time(&HISTORY_RETENTION),
+        outbox_retention: Duration::from_secs(u64::from(OUTBOX_RETENTION.get().unsigned_abs())),
         max_slot_wal_keep_size: u64::try_from(MAX_SLOT_WAL_KEEP_SIZE.get())
             .map_or(u64::MAX, |megabytes| megabytes << 20),
     }

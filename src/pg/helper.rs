@@ -11,6 +11,7 @@ use std::path::Path;
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::{pg_guard, pg_sys};
 
+use super::outbox::chores;
 use super::socket::{FrameSocket, SocketError};
 use super::transaction::Refusal;
 use super::{executor, guc, helper_process, session, signals, steward};
@@ -66,6 +67,17 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
             steward::tables(&role, &publication, &which)
         }
         (Hello::Steward, Request::Check) => steward::check(),
+        (Hello::Steward, Request::Outboxes) => chores::list(),
+        (Hello::Steward, Request::TakeOver { table, generation, after, limit }) => {
+            chores::take_over(table, generation, after, limit)
+        }
+        (Hello::Steward, Request::Retire { table, ids, keep }) => chores::retire(table, ids, keep),
+        (Hello::Steward, Request::Unpublished { table, after, limit }) => {
+            chores::unpublished(table, after, limit)
+        }
+        (Hello::Steward, Request::Expire { table, age, limit }) => {
+            chores::expire(table, age, limit)
+        }
         (Hello::Executor, Request::Cast { role, type_sql, values }) => {
             executor::cast(&role, &type_sql, &values)
         }

@@ -31,6 +31,7 @@ mod notes;
 mod notify;
 mod obstacle;
 mod orphans;
+mod outbox;
 mod outlet;
 mod plugin;
 mod preload;

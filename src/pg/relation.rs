@@ -1,5 +1,5 @@
-//! Tables as of the change that is being decoded: how they are published, and how their rows
-//! become events. Found out once and kept until the catalogue says that something has changed.
+//! Tables as of the change that is being decoded: whether they are outboxes, or how they are
+//! published, and how their rows become events. Found out once and kept until the catalogue says that something has changed.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::CStr;
@@ -10,6 +10,7 @@ use pgrx::pg_sys;
 use super::compat;
 use super::encoding::Encoding;
 use super::invalidation::Stale;
+use super::outbox::decode::{Outbox, Registration};
 use super::publication::{self, Operations, Publishing};
 use super::row_filter::{self, RowFilter};
 use super::value::{Origins, Value};
@@ -40,10 +41,22 @@ pub(super) struct PublishedColumn {
     pub(super) value: Value,
 }
 
+/// What is known of a table that has changed.
+#[derive(Debug)]
+enum Known {
+    /// Its changes are nobody's business; or this entry is stale.
+    Nothing,
+    Published(Published),
+    Outbox {
+        outbox: Outbox,
+        _memory: Memory,
+    },
+}
+
 /// What is known of tables that have changed, published or not.
 #[derive(Debug, Default)]
 pub(super) struct Relations {
-    entries: Vec<Option<Published>>,
+    entries: Vec<Known>,
     index: HashMap<u32, usize>,
     /// The last one found: changes come in runs.
     last: Option<(u32, usize)>,
@@ -67,7 +80,7 @@ impl Relations {
             Some(index) => *index,
             None => {
                 // SAFETY: as above.
-                let entry = unsafe { Published::new(relation, publication) };
+                let entry = unsafe { Known::of(relation, publication) };
                 self.entries.push(entry);
                 self.index.insert(id, self.entries.len() - 1);
                 self.entries.len() - 1
@@ -79,12 +92,20 @@ impl Relations {
 
     /// The table at that place; `None`: not published.
     pub(super) fn get(&mut self, index: usize) -> Option<&mut Published> {
-        self.entries.get_mut(index)?.as_mut()
+        self.entries.get_mut(index)?.published()
+    }
+
+    /// The outbox at that place; `None`: the table is none.
+    pub(super) fn outbox(&mut self, index: usize) -> Option<&mut Outbox> {
+        match self.entries.get_mut(index)? {
+            Known::Outbox { outbox, .. } => Some(outbox),
+            _ => None,
+        }
     }
 
     /// The table that will have an event now, if it is its first in this process's life.
     pub(super) fn first_event(&mut self, index: usize) -> Option<u32> {
-        let published = self.entries.get_mut(index)?.as_mut()?;
+        let published = self.entries.get_mut(index)?.published()?;
         if published.is_announced {
             return None;
         }
@@ -108,9 +129,9 @@ impl Relations {
         self.index.retain(|id, index| {
             let Some(entry) = entries.get_mut(*index) else { return false };
             let is_stale = stale.relations.contains(id)
-                || entry.as_ref().is_some_and(|published| published.is_stale(stale));
+                || entry.published().is_some_and(|published| published.is_stale(stale));
             if is_stale {
-                *entry = None;
+                *entry = Known::Nothing;
             }
             !is_stale
         });
@@ -126,6 +147,31 @@ impl Relations {
         self.last = None;
         self.index.clear();
         self.entries.clear();
+    }
+}
+
+impl Known {
+    unsafe fn of(relation: pg_sys::Relation, publication: &CStr) -> Known {
+        // SAFETY: as for `Relations::find`. An outbox is none of the publication's business, even
+        // if that is for all tables.
+        unsafe {
+            if let Some(registration) = Registration::of((*relation).rd_id) {
+                let memory = Memory::new();
+                let outbox = Outbox::new(relation, registration, memory.0);
+                return Known::Outbox { outbox, _memory: memory };
+            }
+            match Published::new(relation, publication) {
+                Some(published) => Known::Published(published),
+                None => Known::Nothing,
+            }
+        }
+    }
+
+    fn published(&mut self) -> Option<&mut Published> {
+        match self {
+            Known::Published(published) => Some(published),
+            _ => None,
+        }
     }
 }
 

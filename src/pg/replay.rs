@@ -42,6 +42,8 @@ pub(super) struct Replay {
     relations: Relations,
     publication: CString,
     inbox: Inbox,
+    /// Of the slot that is read.
+    generation: u32,
     transaction: Transaction,
     /// Each change in a subtransaction, so that an error costs no more than that change.
     is_careful: bool,
@@ -96,6 +98,7 @@ impl Replay {
             relations: Relations::default(),
             publication,
             inbox: Inbox::default(),
+            generation: 0,
             transaction: Transaction::default(),
             is_careful: false,
             current: None,
@@ -106,6 +109,11 @@ impl Replay {
             new: Tuple::default(),
             scratch,
         }
+    }
+
+    /// Which slot is read from now on.
+    pub(super) fn set_generation(&mut self, generation: u32) {
+        self.generation = generation;
     }
 
     pub(super) fn set_careful(&mut self, is_careful: bool) {
@@ -332,17 +340,24 @@ impl Replay {
     ) {
         // SAFETY: the relation is open; what is known of it is from before the error, or it is
         // found out again, in a subtransaction as well.
-        let relation = failure::attempt_in_subtransaction(|| unsafe {
+        let known = failure::attempt_in_subtransaction(|| unsafe {
             let index = self.relations.find(relation?, &self.publication);
-            self.relations.get(index).map(|published| Arc::clone(&published.relation))
+            let published = self.relations.get(index);
+            let relation = published.map(|published| Arc::clone(&published.relation));
+            Some((relation, self.relations.outbox(index).is_some()))
         });
-        let relation = relation.unwrap_or_default();
+        let (relation, is_outbox) = known.ok().flatten().unwrap_or_default();
         let table = match &relation {
             Some(relation) => format!("{}.{}", relation.schema, relation.name),
+            None if is_outbox => "an outbox".to_owned(),
             None => "a table".to_owned(),
         };
         let message = format!("could not decode a change of {table}: {}", failure.condition);
         self.complaint.about(&format!("{message} (SQLSTATE {})", failure.sqlstate));
+        if is_outbox {
+            // Nobody but its channel's members is to hear of a message.
+            return;
+        }
         self.outlet.make_room();
         let sqlstate = failure.sqlstate.clone();
         self.add(position, EventKind::Failed { relation, sqlstate, message: message.into() });
@@ -378,6 +393,9 @@ impl Replay {
         // SAFETY: as for `change`, for all of this.
         unsafe {
             let index = self.relations.find(change.relation, &self.publication);
+            if self.relations.outbox(index).is_some() {
+                return self.outbox_row(position, index, change);
+            }
             let Replay { relations, old, new, .. } = self;
             let Some(published) = relations.get(index) else { return };
             // A DELETE without an old row, of a table without a replica identity, says nothing.
@@ -405,6 +423,28 @@ impl Replay {
             self.outlet.make_room();
             self.write(position, index, change);
         }
+    }
+
+    /// A row that was inserted into an outbox is a message. What becomes of it there is nobody's
+    /// business.
+    unsafe fn outbox_row(&mut self, position: Position, index: usize, change: RowChange) {
+        if change.operation != Operation::Insert || change.new.is_null() {
+            return;
+        }
+        let Replay { relations, outlet, mark, new, generation, .. } = self;
+        let Some(outbox) = relations.outbox(index) else { return };
+        // SAFETY: as for `change`.
+        let message = unsafe {
+            new.read(change.new, (*change.relation).rd_att);
+            if !outbox.publishes(new, *generation) {
+                return;
+            }
+            outlet.make_room();
+            let batch = outlet.batch();
+            *mark = Some(batch.begin_row());
+            outbox.message(new, batch)
+        };
+        self.add(position, EventKind::Message(message));
     }
 
     /// Writes the rows and adds the event.

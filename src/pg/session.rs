@@ -48,7 +48,8 @@ fn pin_search_path() {
     }
 }
 
-fn extension_owner() -> Option<pg_sys::Oid> {
+/// Needs a transaction.
+pub(super) fn extension_owner() -> Option<pg_sys::Oid> {
     let query = "select extowner from pg_catalog.pg_extension where extname = 'pg_tide'";
     pgrx::Spi::get_one(query).ok().flatten()
 }

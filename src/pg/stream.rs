@@ -193,6 +193,7 @@ impl Stream {
         // SAFETY: reads shared memory, set before any worker runs.
         let timeline = unsafe { pg_sys::GetWALInsertionTimeLine() };
         self.epoch = Epoch { generation: slot.generation, timeline };
+        self.replay().set_generation(slot.generation);
         let from = decoder.confirmed();
         self.decoder = Some(decoder);
         self.announce(from);

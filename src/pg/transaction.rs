@@ -1,4 +1,4 @@
-//! Questions to the database that leave nothing behind: one transaction each, never committed.
+//! Questions to the database that leave nothing behind, and chores that do: one transaction each.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -50,6 +50,34 @@ pub(super) fn rolled_back<R>(
     result
 }
 
+/// Runs `work` in a transaction that is committed if that succeeds, within `timeout`. To be called
+/// as [`rolled_back`] is.
+pub(super) fn committed<R>(
+    timeout: Duration,
+    work: impl FnOnce() -> Result<R, Refusal>,
+) -> Result<R, Refusal> {
+    let work = AssertUnwindSafe(|| {
+        begin(timeout);
+        // SAFETY: in a transaction that has done nothing yet, whatever its default is.
+        unsafe { pg_sys::XactReadOnly = false };
+        let result = work()?;
+        commit();
+        Ok(result)
+    });
+    let result = PgTryBuilder::new(work).catch_others(|error| Err(refusal(&error))).execute();
+    abort();
+    result
+}
+
+fn commit() {
+    // SAFETY: ends the transaction that `begin` started.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| raw::disable_timeout(STATEMENT_TIMEOUT, false));
+        pg_sys::PopActiveSnapshot();
+        pg_sys::CommitTransactionCommand();
+    }
+}
+
 fn begin(timeout: Duration) {
     let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX).max(1);
     // SAFETY: the caller is not in a transaction; the timeouts were set up when the process
@@ -65,7 +93,7 @@ fn begin(timeout: Duration) {
     }
 }
 
-/// Takes back everything: the role, the settings, the snapshot, the locks. What a role's code
+/// Takes back everything that was not committed: the role, the settings, the snapshot, the locks. What a role's code
 /// could leave beyond a transaction is refused in a security-restricted one, except for session
 /// level advisory locks.
 fn abort() {

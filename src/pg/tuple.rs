@@ -101,9 +101,7 @@ pub(super) unsafe fn write(
                 }
                 size += value::size(datum);
             }
-            if size > LARGEST {
-                too_large();
-            }
+            assert_size(size);
         }
         // SAFETY: as above; the value is of the column's type.
         batch.push_json(|out| unsafe { column.value.write(datum, out) });
@@ -111,10 +109,13 @@ pub(super) unsafe fn write(
     batch.end_row(&start)
 }
 
-fn too_large() -> ! {
-    ereport!(
-        ERROR,
-        PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-        "the row is too large for an event"
-    );
+/// An error if an event cannot have so many bytes.
+pub(super) fn assert_size(size: usize) {
+    if size > LARGEST {
+        ereport!(
+            ERROR,
+            PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            "the row is too large for an event"
+        );
+    }
 }

@@ -179,6 +179,16 @@ impl Value {
     }
 }
 
+/// The text in a value of text or varchar.
+///
+/// # Safety
+/// Such a value, not NULL, and none that is TOASTed on disk. Takes memory from the current context
+/// and does not give it back.
+pub(super) unsafe fn text(datum: pg_sys::Datum, encoding: Encoding) -> String {
+    // SAFETY: as above.
+    encoding.utf8(unsafe { Bytes::of(datum) }.get()).into_owned()
+}
+
 /// A type's output function.
 #[derive(Debug)]
 pub(super) struct Output(Box<pg_sys::FmgrInfo>);

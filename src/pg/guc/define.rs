@@ -325,6 +325,15 @@ fn define_history() {
         7 * DAY_MS,
         GucFlags::UNIT_MS,
     );
+    int(
+        c"tide.outbox_retention",
+        c"Sets for how long published rows stay in outboxes.",
+        c"They are flagged by locked_by = 'published'. The newest row of an outbox always stays.",
+        &OUTBOX_RETENTION,
+        0,
+        i32::MAX,
+        GucFlags::UNIT_S,
+    );
 }
 
 fn text(

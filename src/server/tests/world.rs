@@ -72,6 +72,7 @@ impl World {
             catalog: catalog.clone(),
             runtime: Handle::current(),
             stats: Arc::clone(&stats),
+            receipts: hub::receipts::channel().0,
         };
         let (hub, _) = hub::start(&config, parts, Arc::new(AtomicBool::new(false))).unwrap();
         let verifier = Verifier::new(vec![SECRET.into()], None, None).unwrap();
