@@ -301,7 +301,10 @@ fn what_cannot_be_an_outbox_is_told_why() {
         ("seen", "it is a view"),
         ("elsewhere", "it is a foreign table"),
         ("unkeyed", "no unique index"),
-        ("few", "column \"lock_expiry\" is missing; column \"locked_by\" is missing; column \"name\""),
+        (
+            "few",
+            "column \"lock_expiry\" is missing; column \"locked_by\" is missing; column \"name\"",
+        ),
         ("odd", "column \"sequence_id\" is of type numeric, not integer or bigint"),
         ("odd", "column \"data\" is of type text, not json or jsonb"),
         ("tide.secret", "one of pg_tide's own tables"),

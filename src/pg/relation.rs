@@ -48,7 +48,7 @@ enum Known {
     Nothing,
     Published(Published),
     Outbox {
-        outbox: Outbox,
+        outbox: Box<Outbox>,
         _memory: Memory,
     },
 }
@@ -157,7 +157,7 @@ impl Known {
         unsafe {
             if let Some(registration) = Registration::of((*relation).rd_id) {
                 let memory = Memory::new();
-                let outbox = Outbox::new(relation, registration, memory.0);
+                let outbox = Box::new(Outbox::new(relation, registration, memory.0));
                 return Known::Outbox { outbox, _memory: memory };
             }
             match Published::new(relation, publication) {
