@@ -81,25 +81,29 @@ $$;
 comment on function tide._assert_publishable(regclass) is
 'Internal. Fails, saying why, if a relation has no changes to publish';
 
-create function tide.publish(variadic tables regclass[]) returns void
-language plpgsql volatile parallel unsafe
+create function tide._assert_given(tables regclass[]) returns void
+language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-    publication pg_publication;
-    relation regclass;
-    bare regclass;
 begin
     if cardinality(tables) = 0 or array_position(tables, null) is not null then
         raise exception using
             errcode = 'null_value_not_allowed',
             message = 'no table given',
-            hint = 'For example: select tide.publish(''orders'', ''customers'');';
+            hint = 'Name one or more, such as ''orders'', ''shop.customers''.';
     end if;
-    foreach relation in array tables loop
-        perform tide._assert_publishable(relation);
-    end loop;
+end
+$$;
+comment on function tide._assert_given(regclass[]) is
+'Internal. Fails if there is no table in the list, or a null';
 
+create function tide._make_publication() returns pg_publication
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    publication pg_publication;
+begin
     select p.* into publication from pg_publication as p where p.pubname = tide._publication();
     if not found then
         begin
@@ -112,6 +116,27 @@ begin
         end;
         select p.* into publication from pg_publication as p where p.pubname = tide._publication();
     end if;
+    return publication;
+end
+$$;
+comment on function tide._make_publication() is
+'Internal. The publication, which is made if it is not there; for that the caller needs CREATE on the database';
+
+create function tide.publish(variadic tables regclass[]) returns void
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    publication pg_publication;
+    relation regclass;
+    bare regclass;
+begin
+    perform tide._assert_given(tables);
+    foreach relation in array tables loop
+        perform tide._assert_publishable(relation);
+    end loop;
+
+    publication := tide._make_publication();
     if publication.puballtables then
         raise notice 'publication "%" has all tables already', publication.pubname;
     end if;
@@ -144,12 +169,7 @@ declare
     publication pg_publication;
     relation regclass;
 begin
-    if cardinality(tables) = 0 or array_position(tables, null) is not null then
-        raise exception using
-            errcode = 'null_value_not_allowed',
-            message = 'no table given',
-            hint = 'For example: select tide.unpublish(''orders'');';
-    end if;
+    perform tide._assert_given(tables);
     select p.* into publication from pg_publication as p where p.pubname = tide._publication();
     if publication.puballtables then
         raise exception using

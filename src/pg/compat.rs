@@ -48,6 +48,23 @@ pub(super) unsafe fn owns_database(database: pg_sys::Oid, role: pg_sys::Oid) -> 
     }
 }
 
+/// Whether the role owns the schema, or has an owner's rights.
+///
+/// # Safety
+/// In a transaction only.
+pub(super) unsafe fn owns_schema(schema: pg_sys::Oid, role: pg_sys::Oid) -> bool {
+    // SAFETY: as above.
+    #[cfg(feature = "pg15")]
+    unsafe {
+        pg_sys::pg_namespace_ownercheck(schema, role)
+    }
+    // SAFETY: as above.
+    #[cfg(not(feature = "pg15"))]
+    unsafe {
+        pg_sys::object_ownercheck(pg_sys::NamespaceRelationId, schema, role)
+    }
+}
+
 /// The index of `ReplicationSlotControlLock` among the named locks, the same in 15 to 18.
 const REPLICATION_SLOT_CONTROL_LOCK: usize = 37;
 

@@ -37,6 +37,7 @@ mod plugin;
 mod preload;
 mod probe;
 mod publication;
+mod records;
 mod relation;
 mod replay;
 mod report;

@@ -1,0 +1,128 @@
+//! Who may do what with each object of schema `tide`, and that each says what it is.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use crate::support::{Cluster, Database};
+
+fn database() -> &'static Database<'static> {
+    static DATABASE: LazyLock<Database<'static>> =
+        LazyLock::new(|| Cluster::shared().database("privileges"));
+    &DATABASE
+}
+
+/// Every object of the schema, and who besides superusers may use it: `public`; `backend`, a role
+/// with the grants that the README names; `monitor`, a member of `pg_monitor`. Tables, views and
+/// sequences say what for. A new object has to be put here.
+///
+/// Functions with an underscore that are open to all are those that open functions, which run with
+/// their caller's rights, call.
+const EXPECTED: &[(&str, &str)] = &[
+    ("function _assert_given(regclass[])", "public"),
+    ("function _assert_name(text,text)", "public"),
+    ("function _assert_place(text,text)", "public"),
+    ("function _assert_publishable(regclass)", "public"),
+    ("function _check_roles()", "public"),
+    ("function _check_server()", "monitor"),
+    ("function _check_tables()", "public"),
+    ("function _client_roles()", "public"),
+    ("function _connections()", "monitor"),
+    ("function _control(jsonb)", ""),
+    ("function _drop_if_empty(text,text)", "public"),
+    ("function _estimated_rows(oid,real)", "public"),
+    ("function _lock_records(text,text,boolean)", "public"),
+    ("function _make_publication()", "public"),
+    ("function _make_record_table(text,text)", "public"),
+    ("function _message_key_changed()", ""),
+    ("function _names(text)", "public"),
+    ("function _publication()", "public"),
+    ("function _publish_schema(oid)", "public"),
+    ("function _published_tables()", "public"),
+    ("function _random_secret()", ""),
+    ("function _recent(integer)", "public"),
+    ("function _record_id(text)", "public"),
+    ("function _record_table(text)", "public"),
+    ("function _refuse_record(text,text,bigint)", "public"),
+    ("function _reload_at_commit()", ""),
+    ("function _require_preload()", ""),
+    ("function _require_record_table(text,text)", "public"),
+    ("function _sign(text,jsonb,bigint)", ""),
+    ("function _without_replica_identity(oid)", "public"),
+    ("function _worker_status()", ""),
+    ("function check()", "monitor"),
+    ("function create_schema(text)", "public"),
+    ("function current_position()", "public"),
+    ("function destroy_schema(text,boolean)", "public"),
+    ("function disconnect(bigint)", "monitor"),
+    ("function publish(regclass[])", "public"),
+    ("function recent(integer)", "public"),
+    ("function record_delete(text,bigint,text,boolean)", "public"),
+    ("function record_delete_many(text[],text,boolean)", "public"),
+    ("function record_get(text,text)", "public"),
+    ("function record_get_many(text[],text)", "public"),
+    ("function record_set(text,jsonb,bigint,bigint,text)", "public"),
+    ("function record_set_many(text[],jsonb[],bigint[],bigint[],text)", "public"),
+    ("function restart_worker()", ""),
+    ("function rotate_jwt_secret()", ""),
+    ("function rotate_message_key()", ""),
+    ("function schema_overview(text,boolean)", "public"),
+    ("function send(text,text,jsonb,boolean)", "backend"),
+    ("function set_mutation_id(text)", "public"),
+    ("function status()", "monitor"),
+    ("function token(text,jsonb,interval)", "backend"),
+    ("function unpublish(regclass[])", "public"),
+    ("schema tide", "public: USAGE"),
+    ("sequence message_key_id_seq", ""),
+    ("sequence secret_id_seq", ""),
+    ("table message_key", ""),
+    ("table secret", ""),
+    ("view stat_channels", "monitor: SELECT"),
+    ("view stat_connections", "monitor: SELECT"),
+];
+
+/// The grants that the README gives a backend's role, `app` there.
+fn backend_grants() -> String {
+    const README: &str = include_str!("../README.md");
+    let grants = README.lines().filter(|line| line.starts_with("grant ") && line.contains("tide."));
+    let grants = grants.map(|line| line.split("--").next().unwrap_or(line));
+    let own = grants.filter(|line| line.contains(" to app"));
+    own.map(|line| line.replace(" to app", " to p_backend")).collect()
+}
+
+#[test]
+fn everyone_may_do_with_each_object_what_is_written_here() {
+    let mut sql = database().sql();
+    sql.batch_execute(&format!(
+        "create role p_nobody; create role p_backend; create role p_monitor in role pg_monitor; {}",
+        backend_grants()
+    ))
+    .unwrap();
+
+    let found: BTreeMap<String, String> = sql
+        .query(include_str!("privileges.sql"), &[])
+        .unwrap()
+        .iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect();
+    let expected: BTreeMap<String, String> =
+        EXPECTED.iter().map(|(object, who)| ((*object).into(), (*who).into())).collect();
+
+    let differ = |object: &&String| found.get(*object) != expected.get(*object);
+    let differences: Vec<String> = (found.keys().chain(expected.keys()).filter(differ))
+        .map(|object| format!("{object}: {:?}, not {:?}", found.get(object), expected.get(object)))
+        .collect();
+    assert_eq!(differences, Vec::<String>::new());
+}
+
+#[test]
+fn everything_in_the_schema_is_described_and_pinned() {
+    let faults: Vec<String> = database()
+        .sql()
+        .query(include_str!("documentation.sql"), &[])
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+
+    assert_eq!(faults, Vec::<String>::new());
+}
