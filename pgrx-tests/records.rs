@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use postgres::error::DbError;
 use serde_json::{Value, json};
 
+use crate::support::client::Client;
 use crate::support::{Cluster, Database, wait_until};
 
 fn database() -> &'static Database<'static> {
@@ -462,4 +463,129 @@ fn an_overview_has_what_the_caller_may_see() {
     sql.batch_execute("set role authenticated").unwrap();
     let visible: Vec<_> = estimates(&mut sql).into_iter().map(|(table, _)| table).collect();
     assert_eq!(visible, ["counted", "part", "parted"]);
+}
+
+fn topic(schema: &str) -> String {
+    format!("realtime:tide:records:{schema}")
+}
+
+/// The event and payload of the next broadcast.
+#[track_caller]
+fn told(client: &mut Client, schema: &str) -> (String, Value) {
+    let frame = client.broadcast(&topic(schema));
+    (frame["event"].as_str().unwrap().to_owned(), frame["payload"].clone())
+}
+
+#[test]
+fn clients_are_told_of_records_and_of_plain_sql_on_their_tables() {
+    let (s, mut sql, mut client) = (schema("Told Of"), database().sql(), database().client());
+    client.join(&topic(&s), &json!({}));
+    let mut with_values = database().client();
+    with_values.join(&topic(&s), &json!({ "broadcast": { "values": true } }));
+
+    set(&mut sql, &s, "cars/k:with:colons", &json!({ "km": 1 }));
+    sql.batch_execute(&format!(
+        "update \"{s}\".cars set val = '2', version = 2;
+         update \"{s}\".cars set id = 'renamed';
+         delete from \"{s}\".cars;
+         create table \"{s}\".texts (id text primary key, version int, val text);
+         insert into \"{s}\".texts values ('t', 1, '{{\"a\": \"b\"}}');
+         create table \"{s}\".others (id text primary key); insert into \"{s}\".others values ('x');
+         truncate \"{s}\".texts, \"{s}\".others;
+         select tide.record_set('last/x', 'null', schema => '{s}')"
+    ))
+    .unwrap();
+
+    let key = "k:with:colons";
+    for (event, short, long) in [
+        ("INSERT", json!({ "key": key }), json!({ "version": 1, "value": { "km": 1 } })),
+        ("UPDATE", json!({ "key": key }), json!({ "version": 2, "value": 2 })),
+        (
+            "UPDATE",
+            json!({ "key": "renamed", "old_key": key }),
+            json!({ "version": 2, "value": 2 }),
+        ),
+        ("DELETE", json!({ "key": "renamed" }), json!({})),
+        ("INSERT", json!({ "key": "t" }), json!({ "version": 1, "value": { "a": "b" } })),
+        ("TRUNCATE", json!({}), json!({})),
+        ("INSERT", json!({ "key": "x" }), json!({ "version": 1, "value": null })),
+    ] {
+        let table = match event {
+            "TRUNCATE" => "texts",
+            _ if short["key"] == "t" => "texts",
+            _ if short["key"] == "x" => "last",
+            _ => "cars",
+        };
+        let merge = |parts: &[&Value]| {
+            let members = parts.iter().flat_map(|part| part.as_object().unwrap().clone());
+            let table = ("table".to_owned(), json!(table));
+            Value::Object(std::iter::once(table).chain(members).collect())
+        };
+        assert_eq!(told(&mut client, &s), (event.to_owned(), merge(&[&short])));
+        assert_eq!(told(&mut with_values, &s), (event.to_owned(), merge(&[&short, &long])));
+    }
+}
+
+#[test]
+fn a_client_goes_on_with_records_where_it_left_off() {
+    let (s, mut sql, mut client) = (schema("resume"), database().sql(), database().client());
+    client.join(&topic(&s), &json!({}));
+    for key in ["t/1", "t/2", "t/3"] {
+        set(&mut sql, &s, key, &json!(1));
+    }
+    let first = client.broadcast(&topic(&s));
+    let id = first["meta"]["id"].as_str().unwrap();
+
+    let mut resumed = database().client();
+    resumed.join(&topic(&s), &json!({ "broadcast": { "since": id } }));
+    assert_eq!(told(&mut resumed, &s).1["key"], "2");
+    assert_eq!(told(&mut resumed, &s).1["key"], "3");
+    let mut newest = database().client();
+    newest.join(&topic(&s), &json!({ "broadcast": { "last": 1 } }));
+    assert_eq!(told(&mut newest, &s).1["key"], "3");
+    let mut deletes = database().client();
+    deletes.join(&topic(&s), &json!({ "broadcast": { "since": id, "events": ["DELETE"] } }));
+    sql.batch_execute(&format!("select tide.record_delete('t/1', schema => '{s}')")).unwrap();
+    assert_eq!(told(&mut deletes, &s), ("DELETE".into(), json!({ "table": "t", "key": "1" })));
+}
+
+#[test]
+fn clients_are_told_only_of_records_they_may_read() {
+    let (s, mut sql, mut client) = (schema("private"), database().sql(), database().client());
+    client.join(&topic(&s), &json!({ "broadcast": { "values": true } }));
+    sql.batch_execute(&format!(
+        "select tide.record_set_many('{{hidden/0,keys/0,open/0}}', '{{0,0,0}}', schema => '{s}');
+         revoke all on {s}.hidden, {s}.keys from authenticated;
+         grant select (id) on {s}.keys to authenticated;
+         create table {s}.valued (id text primary key, version int, val jsonb);
+         revoke all on {s}.valued from authenticated;
+         grant select (version, val) on {s}.valued to authenticated;"
+    ))
+    .unwrap();
+    sql.batch_execute(&format!(
+        "select tide.record_set_many('{{hidden/x,valued/x,keys/x,open/x}}', '{{1,2,3,4}}', schema => '{s}');"
+    ))
+    .unwrap();
+
+    let mut heard = Vec::new();
+    while heard.last().is_none_or(|payload: &Value| payload["value"] != 4) {
+        heard.push(told(&mut client, &s).1);
+    }
+    heard.retain(|payload| payload["key"] == "x");
+    assert_eq!(
+        heard,
+        [
+            json!({ "table": "keys", "key": "x" }),
+            json!({ "table": "open", "key": "x", "version": 1, "value": 4 }),
+        ]
+    );
+}
+
+#[test]
+fn a_topic_of_records_takes_no_filter() {
+    let mut client = database().client();
+    for options in [json!({ "filter": "id=eq.1" }), json!({ "select": ["id"] })] {
+        let reply = client.try_join(&topic("ds"), &json!({ "broadcast": options }));
+        assert_eq!(reply["status"], "error", "{reply}");
+    }
 }

@@ -13,6 +13,7 @@ pub const MAX_LENGTH: usize = 255;
 /// What a topic of notifications begins with, after [`PREFIX`].
 pub const NOTIFY: &str = "tide:notify:";
 const SCHEMA: &str = "tide:schema";
+const RECORDS: &str = "tide:records:";
 
 /// The longest name that Postgres gives a channel, in bytes.
 const MAX_CHANNEL: usize = 63;
@@ -36,6 +37,8 @@ pub enum Kind {
     /// `tide:schema:<schema>`: tables that are made, altered or dropped in a schema, and the schema
     /// itself; `tide:schema`: in all of them.
     Schema { schema: Option<Arc<str>> },
+    /// `tide:records:<schema>`: the records of a schema.
+    Records { schema: Arc<str> },
     /// Any other `tide:...`: not for clients to use as they like.
     Reserved,
     /// A channel of the application's own.
@@ -60,6 +63,8 @@ pub enum TopicError {
     NotifyName,
     #[error("TopicNameInvalid: Expected tide:schema or tide:schema:<schema>")]
     SchemaName,
+    #[error("TopicNameInvalid: Expected tide:records:<schema>")]
+    RecordsName,
 }
 
 impl Topic {
@@ -77,6 +82,8 @@ impl Topic {
             notify_kind(channel)?
         } else if let Some(schema) = name.strip_prefix(SCHEMA) {
             schema_kind(schema)?
+        } else if let Some(schema) = name.strip_prefix(RECORDS) {
+            records_kind(schema)?
         } else if name.starts_with("tide:") {
             Kind::Reserved
         } else {
@@ -167,6 +174,14 @@ fn schema_kind(text: &str) -> Result<Kind, TopicError> {
         Some(schema) if !schema.is_empty() => Ok(Kind::Schema { schema: Some(schema.into()) }),
         _ => Err(TopicError::SchemaName),
     }
+}
+
+/// The schema's name as it is, without quotes.
+fn records_kind(schema: &str) -> Result<Kind, TopicError> {
+    if schema.is_empty() {
+        return Err(TopicError::RecordsName);
+    }
+    Ok(Kind::Records { schema: schema.into() })
 }
 
 /// [`Topic::legacy_parts`]. `None` is all of them.
@@ -306,6 +321,14 @@ mod tests {
     }
 
     #[test]
+    fn records_are_those_of_a_schema_whatever_its_name() {
+        for schema in ["ds", "Mixed Case", "a:b.c", "\"*\"", "süß"] {
+            let topic = parse(&format!("realtime:tide:records:{schema}"));
+            assert_eq!(topic.kind(), &Kind::Records { schema: schema.into() });
+        }
+    }
+
+    #[test]
     fn what_is_no_topic_is_refused() {
         let long = format!("realtime:{}", "x".repeat(247));
         for (text, error) in [
@@ -325,6 +348,7 @@ mod tests {
             (r#"realtime:tide:table:"a"b.c"#, TopicError::TableName),
             (r#"realtime:tide:table:a.b"c"#, TopicError::TableName),
             (r#"realtime:tide:table:""."c""#, TopicError::TableName),
+            ("realtime:tide:records:", TopicError::RecordsName),
             ("realtime:tide:notify:", TopicError::NotifyName),
             (&format!("realtime:tide:notify:{}", "x".repeat(64)), TopicError::NotifyName),
             ("realtime:tide:notify:a\0b", TopicError::NotifyName),

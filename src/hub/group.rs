@@ -8,7 +8,7 @@ use super::plan::Plans;
 use super::queue::Queue;
 use super::subscription::{Binding, Facet, Style, Subscription, Target};
 use crate::event::{Position, Relation};
-use crate::wire::Vsn;
+use crate::wire::{Vsn, record};
 
 pub(super) type GroupId = usize;
 
@@ -43,6 +43,9 @@ impl GroupKey {
 
     /// Whether any binding is about the table.
     pub(super) fn targets(&self, relation: &Relation) -> bool {
+        if self.style == Style::Records && !record::is_table_of(relation) {
+            return false;
+        }
         self.bindings.iter().any(|binding| is_about(&binding.target, relation))
     }
 }

@@ -12,10 +12,12 @@ use super::handle::Live;
 use super::subscription::{Binding, Style};
 use crate::event::{
     Batch, Change, Cursor, Datum, Event, EventKind, Message, Operation, Position, Relation, RowRef,
+    SchemaChange, SchemaOperation,
 };
 use crate::wire::change::{self, ColumnSet};
 use crate::wire::encode;
 use crate::wire::envelope::{Envelope, MessageMeta, Meta, RowMeta};
+use crate::wire::record;
 use crate::wire::sheet::Sheet;
 
 /// An event with what it is read by.
@@ -32,10 +34,18 @@ impl Scene<'_> {
     }
 }
 
+/// How a change is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Supabase,
+    Table,
+    Record,
+}
+
 /// Bodies of one event that several groups share: encoded once per column set and style.
 #[derive(Default)]
 pub(super) struct Bodies {
-    encoded: Vec<(*const ColumnSet, bool, Vec<u8>)>,
+    encoded: Vec<(*const ColumnSet, Form, Vec<u8>)>,
     spare: Vec<Vec<u8>>,
 }
 
@@ -52,15 +62,15 @@ impl Bodies {
     fn get(
         &mut self,
         columns: &Rc<ColumnSet>,
-        table: bool,
+        form: Form,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> &[u8] {
         let key = Rc::as_ptr(columns);
-        let known = self.encoded.iter().position(|(set, kind, _)| *set == key && *kind == table);
+        let known = self.encoded.iter().position(|(set, known, _)| *set == key && *known == form);
         let index = known.unwrap_or_else(|| {
             let mut body = self.spare.pop().unwrap_or_default();
             encode(&mut body);
-            self.encoded.push((key, table, body));
+            self.encoded.push((key, form, body));
             self.encoded.len() - 1
         });
         self.encoded.get(index).map_or(&[], |(.., body)| body)
@@ -122,7 +132,11 @@ impl Plans {
                 plan.frames(group, scene, change, previous, press);
             }
             EventKind::Message(message) => said(group, scene, message, previous, press),
-            EventKind::Schema(_) => {}
+            EventKind::Schema(change) => {
+                if group.style == Style::Records && is_known(group, change, press.entitlements) {
+                    came_or_went(group, scene, change, previous, press);
+                }
+            }
             EventKind::Failed { relation, sqlstate, .. } => {
                 failure(group, scene, relation.as_deref(), sqlstate, press);
             }
@@ -186,8 +200,12 @@ impl Plan {
             return;
         }
         let chosen = select(index).and_then(Option::as_ref);
+        let columns = entitlement.columns(&self.relation, chosen);
+        if group.style == Style::Records && !record::has_key(&self.relation, &columns) {
+            return;
+        }
         self.parts.push(Part {
-            columns: entitlement.columns(&self.relation, chosen),
+            columns,
             bindings: vec![index],
             wanted: Vec::new(),
             ids: Vec::new(),
@@ -282,13 +300,15 @@ impl Part {
         let Scene { batch, event, .. } = scene;
         let Some(envelope) = &self.envelope else { return Bytes::new() };
         if matches!(group.style, Style::Changes | Style::Legacy) {
-            let body = bodies.get(&self.columns, false, |out| {
+            let body = bodies.get(&self.columns, Form::Supabase, |out| {
                 change::change_data(out, batch, event, change, &self.columns);
             });
             return envelope.wrap(sheet, body);
         }
-        let body = bodies.get(&self.columns, true, |out| {
-            change::table_payload(out, batch, change, &self.columns);
+        let form = if group.style == Style::Records { Form::Record } else { Form::Table };
+        let body = bodies.get(&self.columns, form, |out| match form {
+            Form::Record => record::payload(out, batch, change, &self.columns),
+            _ => change::table_payload(out, batch, change, &self.columns),
         });
         let mut unchanged = Vec::new();
         change::unchanged_list(&mut unchanged, batch, change, &self.columns);
@@ -333,6 +353,38 @@ fn said(
     };
     let envelope = Envelope::broadcast(group.vsn, &group.topic, &message.name);
     press.out.push(envelope.wrap_with(press.sheet, batch.bytes(message.payload), &meta));
+}
+
+/// Whether the group's role may know of a table: one that is there if it may read it, one that is
+/// gone if it could.
+fn is_known(group: &GroupKey, change: &SchemaChange, entitlements: &mut Entitlements) -> bool {
+    let Some(role) = &group.role else { return false };
+    match &change.readers {
+        Some(readers) => readers.iter().any(|reader| **reader == **role),
+        None => entitlements.of(role, change.oid).is_granted(),
+    }
+}
+
+/// A table of a schema of records that was made or dropped.
+fn came_or_went(
+    group: &GroupKey,
+    scene: Scene<'_>,
+    change: &SchemaChange,
+    previous: Option<Position>,
+    press: &mut Press<'_>,
+) {
+    let is_told =
+        matches!(change.operation, SchemaOperation::CreateTable | SchemaOperation::DropTable);
+    let Some(table) = change.table.as_deref().filter(|_| is_told) else { return };
+    let meta = Meta {
+        prev: previous.map(|position| scene.cursor(position)),
+        mutation_id: scene.event.mutation_id.as_deref(),
+        ..Meta::of(scene.cursor(scene.event.position))
+    };
+    let mut payload = Vec::new();
+    record::table(&mut payload, table);
+    let envelope = Envelope::broadcast(group.vsn, &group.topic, change.operation.name());
+    press.out.push(envelope.wrap_with(press.sheet, &payload, &meta));
 }
 
 /// A change that could not be decoded is told to those it might have been for.

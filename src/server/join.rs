@@ -20,6 +20,7 @@ use crate::topic::{self, Kind, LegacyParts, Topic};
 use crate::wire::Vsn;
 use crate::wire::encode::{self, Status, System};
 use crate::wire::join::{BroadcastOptions, ChangeParams, JoinPayload, Requested};
+use crate::wire::record;
 
 /// Who wants to join, and where the answer goes.
 pub(super) struct Joiner {
@@ -105,6 +106,7 @@ impl Joiner {
             Kind::Tables { schema } => self.plan_tables(payload, schema.as_deref()).await,
             Kind::Notify { channel } => self.plan_notify(payload, channel).await,
             Kind::Schema { .. } => self.plan_schema(payload).await,
+            Kind::Records { schema } => self.plan_records(payload, schema).await,
             Kind::Reserved => {
                 Err(Refused::request("UnknownTopic: There is no such topic among those of tide:"))
             }
@@ -278,19 +280,38 @@ impl Joiner {
         payload: &JoinPayload,
         schema: Option<&str>,
     ) -> Result<Plan, Refused> {
+        let target = schema.map_or(Target::All, |schema| Target::Schema(schema.into()));
+        self.plan_several(payload, Style::Table, target, None).await
+    }
+
+    /// `tide:records:<schema>`.
+    async fn plan_records(&self, payload: &JoinPayload, schema: &str) -> Result<Plan, Refused> {
+        let columns = if payload.broadcast.values { record::ALL } else { record::KEY };
+        let columns = columns.iter().map(|name| Box::from(*name)).collect();
+        let target = Target::Schema(schema.into());
+        self.plan_several(payload, Style::Records, target, Some(columns)).await
+    }
+
+    /// A topic that is about more than one table.
+    async fn plan_several(
+        &self,
+        payload: &JoinPayload,
+        style: Style,
+        target: Target,
+        select: Option<Arc<[Box<str>]>>,
+    ) -> Result<Plan, Refused> {
         let options = Self::own_options(payload)?;
         if options.filter.is_some() || options.select.is_some() {
             return Err(Refused::request(
                 "InvalidJoin: filter and select need a topic of one table",
             ));
         }
-        let target = schema.map_or(Target::All, |schema| Target::Schema(schema.into()));
-        let (operations, filter, select) = (operations(options), None, None);
+        let (operations, filter) = (operations(options), None);
         let bindings = vec![Binding { id: 1, operations, target, filter, select }];
         let (_, asked) = self.tables(Vec::new()).await?;
         let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
         self.greet_presence(payload, &mut greeting);
-        let facets = vec![Facet::of_rows(Style::Table, bindings)];
+        let facets = vec![Facet::of_rows(style, bindings)];
         Ok(Plan::new(facets, since(options, asked)?, greeting))
     }
 

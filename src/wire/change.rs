@@ -75,6 +75,29 @@ impl ColumnSet {
         self.columns.is_empty()
     }
 
+    /// Whether the column of that name is sent.
+    pub(super) fn has(&self, relation: &Relation, name: &str) -> bool {
+        self.named(relation, name).is_some()
+    }
+
+    /// The value of the column of that name, if it is sent; `older` as in records.
+    pub(super) fn datum<'a>(
+        &self,
+        relation: &Relation,
+        name: &str,
+        row: RowRef<'a>,
+        older: Option<RowRef<'a>>,
+    ) -> Datum<'a> {
+        self.named(relation, name).map_or(Datum::Absent, |column| value(column, row, older))
+    }
+
+    fn named(&self, relation: &Relation, name: &str) -> Option<&SentColumn> {
+        let is_named = |column: &&SentColumn| {
+            relation.columns.get(column.index).is_some_and(|column| *column.name == *name)
+        };
+        self.columns.iter().find(is_named)
+    }
+
     /// Appends the row as an object. Values that the WAL does not have are left out, unless
     /// `older`, an image of the row before the change, has them.
     fn write_record(

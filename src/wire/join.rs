@@ -42,6 +42,8 @@ pub struct BroadcastOptions {
     pub filter: Option<String>,
     pub select: Option<Vec<String>>,
     pub events: Option<Vec<Operation>>,
+    /// Of `tide:records:` topics: what a record holds, besides its key.
+    pub values: bool,
 }
 
 /// `config.broadcast.replay`, Supabase's.
@@ -131,6 +133,7 @@ impl BroadcastOptions {
                 operations,
                 "config.broadcast.events must be a list of INSERT, UPDATE, DELETE, TRUNCATE",
             ),
+            values: options.flag("values"),
         }
     }
 }

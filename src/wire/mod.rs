@@ -10,6 +10,7 @@ mod golden;
 pub mod join;
 mod members;
 pub mod message;
+pub mod record;
 pub mod sheet;
 mod timestamp;
 
