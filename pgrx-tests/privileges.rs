@@ -18,6 +18,7 @@ fn database() -> &'static Database<'static> {
 /// Functions with an underscore that are open to all are those that open functions, which run with
 /// their caller's rights, call.
 const EXPECTED: &[(&str, &str)] = &[
+    ("function _adopt_outbox(regclass,boolean)", ""),
     ("function _assert_given(regclass[])", "public"),
     ("function _assert_name(text,text)", "public"),
     ("function _assert_place(text,text)", "public"),
@@ -30,11 +31,14 @@ const EXPECTED: &[(&str, &str)] = &[
     ("function _control(jsonb)", ""),
     ("function _drop_if_empty(text,text)", "public"),
     ("function _estimated_rows(oid,real)", "public"),
+    ("function _invalidate(regclass)", ""),
     ("function _lock_records(text,text,boolean)", "public"),
     ("function _make_publication()", "public"),
     ("function _make_record_table(text,text)", "public"),
     ("function _message_key_changed()", ""),
     ("function _names(text)", "public"),
+    ("function _outbox_problems(regclass)", ""),
+    ("function _outboxes_changed()", ""),
     ("function _publication()", "public"),
     ("function _publish_schema(oid)", "public"),
     ("function _published_tables()", "public"),
@@ -43,17 +47,21 @@ const EXPECTED: &[(&str, &str)] = &[
     ("function _record_id(text)", "public"),
     ("function _record_table(text)", "public"),
     ("function _refuse_record(text,text,bigint)", "public"),
+    ("function _refuse_reserved_channel()", ""),
+    ("function _release_outbox(regclass)", ""),
     ("function _reload_at_commit()", ""),
     ("function _require_preload()", ""),
     ("function _require_record_table(text,text)", "public"),
     ("function _sign(text,jsonb,bigint)", ""),
     ("function _without_replica_identity(oid)", "public"),
     ("function _worker_status()", ""),
+    ("function adopt_outbox(regclass,boolean)", ""),
     ("function check()", "monitor"),
     ("function create_schema(text)", "public"),
     ("function current_position()", "public"),
     ("function destroy_schema(text,boolean)", "public"),
     ("function disconnect(bigint)", "monitor"),
+    ("function enqueue(text,text,jsonb,text,jsonb,boolean,boolean)", "backend"),
     ("function publish(regclass[])", "public"),
     ("function recent(integer)", "public"),
     ("function record_delete(text,bigint,text,boolean)", "public"),
@@ -62,6 +70,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("function record_get_many(text[],text)", "public"),
     ("function record_set(text,jsonb,bigint,bigint,text)", "public"),
     ("function record_set_many(text[],jsonb[],bigint[],bigint[],text)", "public"),
+    ("function release_outbox(regclass)", ""),
     ("function restart_worker()", ""),
     ("function rotate_jwt_secret()", ""),
     ("function rotate_message_key()", ""),
@@ -73,20 +82,23 @@ const EXPECTED: &[(&str, &str)] = &[
     ("function unpublish(regclass[])", "public"),
     ("schema tide", "public: USAGE"),
     ("sequence message_key_id_seq", ""),
+    ("sequence outbox_sequence_id_seq", ""),
     ("sequence secret_id_seq", ""),
     ("table message_key", ""),
+    ("table outbox", "backend: INSERT"),
+    ("table outboxes", "public: SELECT"),
     ("table secret", ""),
     ("view stat_channels", "monitor: SELECT"),
     ("view stat_connections", "monitor: SELECT"),
 ];
 
-/// The grants that the README gives a backend's role, `app` there.
+/// The grants that the README gives a backend's role.
 fn backend_grants() -> String {
     const README: &str = include_str!("../README.md");
     let grants = README.lines().filter(|line| line.starts_with("grant ") && line.contains("tide."));
     let grants = grants.map(|line| line.split("--").next().unwrap_or(line));
-    let own = grants.filter(|line| line.contains(" to app"));
-    own.map(|line| line.replace(" to app", " to p_backend")).collect()
+    let own = grants.filter(|line| line.contains(" to backend"));
+    own.map(|line| line.replace(" to backend", " to p_backend")).collect()
 }
 
 #[test]
