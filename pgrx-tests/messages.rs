@@ -184,6 +184,31 @@ fn the_payload_is_an_object_whatever_was_sent() {
 }
 
 #[test]
+fn texts_of_any_encoding_arrive_as_utf_8() {
+    let create = "create database latin template template0 encoding 'LATIN1' locale 'C'";
+    cluster().connect("postgres").batch_execute(create).unwrap();
+    let database = Database::template(cluster(), "messages_latin", "latin");
+    database
+        .sql()
+        .batch_execute(
+            "alter database messages_latin set tide.public_channels = on;
+             create extension pg_tide; grant authenticated to tide_authenticator",
+        )
+        .unwrap();
+    database.wait_until_live();
+    let mut client = listener(&database, "realtime:größe");
+
+    database
+        .sql()
+        .batch_execute(r#"select tide.send('größe', 'ä', '{"ö": "ü €"}', false)"#)
+        .unwrap_err();
+    database.sql().batch_execute(r#"select tide.send('größe', 'ä', '{"ö": "ü"}', false)"#).unwrap();
+
+    let message = client.broadcast("realtime:größe");
+    assert_eq!((&message["event"], &message["payload"]), (&json!("ä"), &json!({ "ö": "ü" })));
+}
+
+#[test]
 fn private_messages_are_not_for_public_channels() {
     let (channel, topic) = room();
     let mut client = listener(database(), &topic);
@@ -338,6 +363,20 @@ impl Forgery {
         self.sql.query_one(&select, &[]).unwrap().get(0)
     }
 
+    /// Emits a genuine message with its place changed to where it is emitted: all is right but the
+    /// MAC.
+    fn forge(&mut self, genuine: &[u8]) {
+        let mut changed = genuine.to_vec();
+        self.sql.batch_execute("begin").unwrap();
+        let current = "select pg_current_xact_id()::text::bigint";
+        let id: i64 = self.sql.query_one(current, &[]).unwrap().get(0);
+        // After MAC, version and key.
+        changed[41..49].copy_from_slice(&id.to_be_bytes());
+        changed[49..53].copy_from_slice(&id.to_be_bytes()[4..]);
+        self.emit(&changed);
+        self.sql.batch_execute("commit").unwrap();
+    }
+
     fn emit(&mut self, content: &[u8]) {
         let emit = "select pg_logical_emit_message(true, 'pg_tide', $1::bytea)";
         self.sql.query_one(emit, &[&content]).unwrap();
@@ -355,9 +394,7 @@ fn forged_messages_are_ignored_and_counted() {
     forgery.emit(b"");
     forgery.emit(b"{\"channel\": \"room\"}");
     forgery.emit(&vec![0; 1 << 20]);
-    let mut changed = genuine.clone();
-    *changed.last_mut().unwrap() ^= 1;
-    forgery.emit(&changed);
+    forgery.forge(&genuine);
     let emit = "select pg_logical_emit_message(false, 'pg_tide', 'outside of any transaction')";
     forgery.sql.batch_execute(emit).unwrap();
     // Somebody else's prefix is somebody else's affair.
@@ -457,6 +494,22 @@ fn a_key_may_be_rotated_at_any_time() {
     client.join(ROOM, &json!({ "broadcast": { "since": from } }));
     assert_eq!(names(&mut client, ROOM, "seven"), all);
     assert_eq!(forged(&database), 0);
+}
+
+#[test]
+fn a_message_from_before_two_rotations_counts_when_its_transaction_commits() {
+    let database = cluster().database_with("messages_open", &[PUBLIC]);
+    let mut client = listener(&database, ROOM);
+    let mut slow = database.sql();
+
+    slow.batch_execute(&format!("begin; {}", send("room", "slow"))).unwrap();
+    let rotate = "select tide.rotate_message_key(), tide.rotate_message_key()";
+    database.sql().batch_execute(rotate).unwrap();
+    database.sql().batch_execute(&send("room", "quick")).unwrap();
+    assert_eq!(client.broadcast(ROOM)["event"], "quick");
+    slow.batch_execute("commit").unwrap();
+
+    assert_eq!(client.broadcast(ROOM)["event"], "slow");
 }
 
 /// Names and positions.

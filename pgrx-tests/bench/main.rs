@@ -18,6 +18,7 @@ mod reader;
 mod report;
 mod rows;
 mod scan;
+mod sending;
 mod server;
 mod session;
 #[path = "../support/mod.rs"]
@@ -30,13 +31,14 @@ use report::Report;
 
 type Figure = (&'static str, fn(&Plan) -> Report);
 
-const FIGURES: [Figure; 6] = [
+const FIGURES: [Figure; 7] = [
     ("rows", rows::run),
     ("latency", latency::run),
     ("tps", tps::run),
     ("fanout", fanout::run),
     ("idle", idle::run),
     ("burst", burst::run),
+    ("sending", sending::run),
 ];
 
 fn main() {

@@ -17,13 +17,6 @@ revoke all on table tide.message_key from public;
 
 insert into tide.message_key default values;
 
-create function tide._message_key_changed() returns void
-language c volatile strict parallel unsafe
-as 'MODULE_PATHNAME', 'tide_message_key_changed_wrapper';
-comment on function tide._message_key_changed() is
-'Internal. Has every session and the worker read tide.message_key again when this transaction commits';
-revoke execute on function tide._message_key_changed() from public;
-
 create function tide.rotate_message_key() returns void
 language plpgsql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
@@ -33,7 +26,8 @@ begin
     -- The one before stays, for those who are sending at this moment.
     delete from tide.message_key
     where id not in (select id from tide.message_key order by id desc limit 2);
-    perform tide._message_key_changed();
+    -- Has every session, and the worker at this point of the WAL, read the keys again.
+    perform tide._invalidate('tide.message_key');
 end
 $$;
 comment on function tide.rotate_message_key() is

@@ -36,6 +36,8 @@ fn tide_send(
     data: Option<pgrx::AnyElement>,
     private: Option<bool>,
 ) {
+    // SAFETY: raises an error or does nothing.
+    unsafe { pg_sys::PreventCommandDuringRecovery(c"tide.send()".as_ptr()) };
     let encoding = Encoding::of_database();
     let channel = encoding.utf8(required(channel, "channel"));
     let name = encoding.utf8(required(name, "name"));
@@ -52,6 +54,8 @@ fn tide_send(
 /// Stamps the events of this transaction.
 #[pg_extern]
 fn tide_set_mutation_id(id: Option<&[u8]>) {
+    // SAFETY: raises an error or does nothing.
+    unsafe { pg_sys::PreventCommandDuringRecovery(c"tide.set_mutation_id()".as_ptr()) };
     let id = Encoding::of_database().utf8(required(id, "mutation id"));
     check_name(&id, "mutation id");
     // SAFETY: reads a variable of this process. Whoever has written something has an id.
@@ -65,24 +69,12 @@ fn tide_set_mutation_id(id: Option<&[u8]>) {
     write(&WalMessage::MutationId(&id));
 }
 
-/// Has every backend, and the decoder at this place in the WAL, read the keys again.
-#[pg_extern]
-fn tide_message_key_changed() {
-    // SAFETY: in the transaction of the calling query.
-    unsafe {
-        if let Some(table) = message_key::table() {
-            pg_sys::CacheInvalidateRelcacheByRelid(table);
-        }
-    }
-}
-
 /// Writes a message that arrives if this transaction, and the subtransaction it is in, commits.
 /// Gives the transaction an id.
 pub(super) fn write(message: &WalMessage<'_>) {
     let key = key();
     // SAFETY: in the transaction of the calling query.
     let (transaction, subtransaction) = unsafe {
-        pg_sys::PreventCommandDuringRecovery(c"tide.send()".as_ptr());
         (pg_sys::GetTopFullTransactionId().value, pg_sys::GetCurrentTransactionId().into_inner())
     };
     // Not taken back by a rollback to a savepoint: a number is never used twice.
