@@ -285,6 +285,39 @@ fn connections_are_listed_and_can_be_ended() {
 }
 
 #[test]
+fn a_channel_that_does_not_keep_up_shows_by_how_much() {
+    let slow = Cluster::shared().database_with("sql_slow", &[("tide.send_queue_size", "64kB")]);
+    let table = slow.table("s_slow", "id int, filling text");
+    slow.sql().batch_execute(&format!("alter table {table} replica identity full")).unwrap();
+    let mut client = slow.client();
+    client.subscribe(&table, &table);
+    let mut sql = slow.sql();
+    let query =
+        "select c.role, c.private, c.joined_at between s.connected_at and clock_timestamp(),
+                        c.lag, s.lag, s.lagging, s.queued_bytes
+                 from tide.stat_channels c join tide.stat_connections s on s.id = c.connection";
+    let row = sql.query_one(query, &[]).unwrap();
+    assert_eq!((row.get(0), row.get(1), row.get(2)), ("authenticated", false, true));
+    assert_eq!((row.get(3), row.get(4), row.get(5)), (0_i64, 0_i64, false));
+
+    // More than its queue and the sockets between hold.
+    let fill =
+        format!("insert into {table} select i, repeat('x', 10000) from generate_series(1, 2000) i");
+    sql.batch_execute(&fill).unwrap();
+
+    wait_until("it lags", || {
+        // Each view asks the worker by itself.
+        let row = sql.query_one(query, &[]).unwrap();
+        (row.get::<_, i64>(3) > 0 && row.get::<_, i64>(4) > 0 && row.get(5)).then_some(())
+    });
+    client.changes(2000);
+    wait_until("it has caught up", || {
+        let row = sql.query_one(query, &[]).unwrap();
+        (row.get::<_, i64>(3) == 0 && !row.get::<_, bool>(5)).then_some(())
+    });
+}
+
+#[test]
 fn status_says_where_the_stream_is() {
     let status = database().json("select to_jsonb(s)::text from tide.status() s");
 

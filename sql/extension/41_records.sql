@@ -16,6 +16,13 @@ return substr(key, strpos(key, '/') + 1);
 comment on function tide._record_id(text) is
 'Internal. The id of a record: what its key has after the first slash, or all of it';
 
+create function tide._is_place(schema text, key text) returns boolean
+language sql immutable parallel safe
+return key is not null and schema <> '' and octet_length(schema) < 64
+       and tide._record_table(key) <> '' and octet_length(tide._record_table(key)) < 64;
+comment on function tide._is_place(text, text) is
+'Internal. Whether there can be a record of such a key in such a schema. Part of the plan of what calls it, so it costs next to nothing';
+
 create function tide._assert_place(schema text, key text) returns void
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
@@ -30,7 +37,7 @@ begin
 end
 $$;
 comment on function tide._assert_place(text, text) is
-'Internal. Fails if there can be no record of such a key in such a schema';
+'Internal. Fails, saying why, if there can be no record of such a key in such a schema';
 
 create function tide._lock_records(schema text, "table" text, writing boolean) returns boolean
 language c volatile strict parallel unsafe
@@ -130,7 +137,9 @@ language plpgsql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform tide._assert_place(schema, key);
+    if tide._is_place(schema, key) is not true then
+        perform tide._assert_place(schema, key);
+    end if;
     if tide._lock_records(schema, tide._record_table(key), false) then
         return query execute format('select version::bigint, val::jsonb from %I.%I where id = $1',
                                     schema, tide._record_table(key))
@@ -184,14 +193,19 @@ declare
     target text;
     stored bigint;
 begin
-    perform tide._assert_place(schema, key);
+    if tide._is_place(schema, key) is not true then
+        perform tide._assert_place(schema, key);
+    end if;
     if value is null then
         raise exception using
             errcode = 'null_value_not_allowed',
             message = 'no value given',
             hint = 'JSON''s null is a value: ''null''.';
     end if;
-    target := tide._require_record_table(schema, tide._record_table(key));
+    while not tide._lock_records(schema, tide._record_table(key), true) loop
+        perform tide._make_record_table(schema, tide._record_table(key));
+    end loop;
+    target := format('%I.%I', schema, tide._record_table(key));
     if expected_version is null then
         execute format('insert into %s as r (id, version, val) values ($1, coalesce($2, 1), $3)
                         on conflict (id) do update
@@ -376,7 +390,9 @@ as $$
 declare
     deleted bigint := 0;
 begin
-    perform tide._assert_place(schema, key);
+    if tide._is_place(schema, key) is not true then
+        perform tide._assert_place(schema, key);
+    end if;
     if tide._lock_records(schema, tide._record_table(key), true) then
         execute format('delete from %I.%I where id = $1 and ($2 is null or version = $2)',
                        schema, tide._record_table(key))

@@ -125,11 +125,12 @@ select c.id,
        c.sent_bytes,
        c.queued_frames,
        c.queued_bytes,
-       c.lagging
+       c.lagging,
+       c.lag
 from tide._connections() as l
 cross join lateral pg_catalog.jsonb_to_record(l.connection) as c (
     id bigint, address text, user_agent text, connected_at bigint, channels jsonb,
-    sent_frames bigint, sent_bytes bigint, queued_frames bigint, queued_bytes bigint, lagging boolean
+    sent_frames bigint, sent_bytes bigint, queued_frames bigint, queued_bytes bigint, lagging boolean, lag bigint
 );
 comment on view tide.stat_connections is 'The clients that are connected. For members of pg_monitor';
 comment on column tide.stat_connections.id is 'For tide.disconnect()';
@@ -142,6 +143,7 @@ comment on column tide.stat_connections.sent_bytes is 'Bytes of them';
 comment on column tide.stat_connections.queued_frames is 'Frames that wait for it';
 comment on column tide.stat_connections.queued_bytes is 'Bytes of them; bounded by tide.send_queue_size';
 comment on column tide.stat_connections.lagging is 'It reads so slowly that it is served from the history';
+comment on column tide.stat_connections.lag is 'How many events of the history the slowest of its channels has still to be served';
 revoke all on table tide.stat_connections from public;
 grant select on table tide.stat_connections to pg_monitor;
 
@@ -149,19 +151,28 @@ create view tide.stat_channels as
 select c.id as connection,
        h.topic,
        h.role,
-       h.bindings
+       h.private,
+       pg_catalog.to_timestamp(h.joined_at / 1e6) as joined_at,
+       h.bindings,
+       h.lag
 from tide._connections() as l
 cross join lateral pg_catalog.jsonb_to_record(l.connection) as c (id bigint, channels jsonb)
 cross join lateral pg_catalog.jsonb_to_recordset(c.channels) as h (
-    topic text, role text, bindings integer
+    topic text, role text, private boolean, joined_at bigint, bindings integer, lag bigint
 );
 comment on view tide.stat_channels is 'What connected clients have joined. For members of pg_monitor';
 comment on column tide.stat_channels.connection is 'The id in tide.stat_connections';
 comment on column tide.stat_channels.topic is 'As the client wrote it';
 comment on column tide.stat_channels.role is 'The role of its token, whose privileges decide what it gets';
+comment on column tide.stat_channels.private is 'It joined as a private channel';
+comment on column tide.stat_channels.joined_at is 'Since when';
 comment on column tide.stat_channels.bindings is 'How many things it is subscribed to';
+comment on column tide.stat_channels.lag is 'How many events of the history it has still to be served; 0: it keeps up';
 revoke all on table tide.stat_channels from public;
 grant select on table tide.stat_channels to pg_monitor;
+
+-- The name tide.subscriptions is kept for durable subscriptions: a row for each, by its name, with
+-- its owner and the position up to which it has acknowledged.
 
 create function tide.disconnect(id bigint) returns boolean
 language sql volatile strict parallel unsafe

@@ -305,6 +305,8 @@ pub struct Connection {
     pub queued_bytes: u64,
     /// Its queue was full; it is served from the history.
     pub lagging: bool,
+    /// How many events of the history it has still to be served.
+    pub lag: u64,
     pub channels: Vec<Channel>,
 }
 
@@ -313,8 +315,13 @@ pub struct Connection {
 pub struct Channel {
     pub topic: String,
     pub role: String,
+    pub private: bool,
+    /// Microseconds since the Unix epoch.
+    pub joined_at: i64,
     /// How many things it is subscribed to.
     pub bindings: u32,
+    /// How many events of the history it has still to be served.
+    pub lag: u64,
 }
 
 /// Answer to [`ControlRequest::Disconnect`].

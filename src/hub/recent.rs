@@ -1,12 +1,13 @@
 //! What the hub tells SQL: the newest events, and who is connected.
 
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::value::RawValue;
 
-use super::history::History;
+use super::handle::SessionId;
+use super::history::{History, Seq};
 use super::replay::Laggards;
-use super::roster::Roster;
+use super::roster::{self, Roster};
 use crate::catalog::protocol::{Channel, Connection, RecentEvent};
 use crate::event::{Batch, Cursor, Datum, Epoch, Event, EventKind, Relation, Row};
 use crate::json;
@@ -78,37 +79,57 @@ fn record(batch: &Batch, relation: &Relation, row: Row) -> Option<Box<RawValue>>
     RawValue::from_string(String::from_utf8(out).ok()?).ok()
 }
 
-/// Every connection with its channels.
-pub(super) fn connections(roster: &Roster, laggards: &Laggards) -> Vec<Connection> {
+/// Every connection with its channels; `head` is the number of the history's next event.
+pub(super) fn connections(roster: &Roster, laggards: &Laggards, head: Seq) -> Vec<Connection> {
     let mut connections: Vec<Connection> = roster
         .sessions
         .iter()
         .map(|(id, session)| {
             let queue = session.queue.stats();
-            let since = session.peer.connected_at.duration_since(UNIX_EPOCH).unwrap_or_default();
-            let channels = session.channels.iter().map(|(topic, channel)| {
-                let groups = channel.groups.iter().filter_map(|group| roster.group(*group));
-                let bindings: usize = groups.map(|group| group.key.bindings.len()).sum();
-                Channel {
-                    topic: topic.to_string(),
-                    role: channel.role.to_string(),
-                    bindings: u32::try_from(bindings).unwrap_or(u32::MAX),
-                }
-            });
+            let channels: Vec<Channel> = (session.channels.iter())
+                .map(|(topic, channel)| describe(topic, channel, *id, roster, head))
+                .collect();
             Connection {
                 id: *id,
                 address: session.peer.address.to_string(),
                 user_agent: session.peer.user_agent.as_deref().map(str::to_owned),
-                connected_at: i64::try_from(since.as_micros()).unwrap_or(i64::MAX),
+                connected_at: unix_microseconds(session.peer.connected_at),
                 sent_frames: queue.sent_frames,
                 sent_bytes: queue.sent_bytes,
                 queued_frames: queue.queued_frames as u64,
                 queued_bytes: queue.queued_bytes as u64,
                 lagging: laggards.contains(*id),
-                channels: channels.collect(),
+                lag: channels.iter().map(|channel| channel.lag).max().unwrap_or_default(),
+                channels,
             }
         })
         .collect();
     connections.sort_unstable_by_key(|connection| connection.id);
     connections
+}
+
+fn describe(
+    topic: &str,
+    channel: &roster::Channel,
+    session: SessionId,
+    roster: &Roster,
+    head: Seq,
+) -> Channel {
+    let groups = || channel.groups.iter().filter_map(|group| roster.group(*group));
+    let members = groups().filter_map(|group| group.members.iter().find(|m| m.session == session));
+    let next = members.filter_map(|member| member.lag).min().unwrap_or(head);
+    let bindings: usize = groups().map(|group| group.key.bindings.len()).sum();
+    Channel {
+        topic: topic.to_owned(),
+        role: channel.role.to_string(),
+        private: groups().any(|group| group.key.private),
+        joined_at: unix_microseconds(channel.joined_at),
+        bindings: u32::try_from(bindings).unwrap_or(u32::MAX),
+        lag: head.saturating_sub(next),
+    }
+}
+
+fn unix_microseconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::group::{Group, GroupId, GroupKey, Member};
 use super::handle::{Peer, SessionId};
@@ -30,6 +31,7 @@ impl Session {
 /// A topic that a connection has joined.
 pub(super) struct Channel {
     pub(super) role: Arc<str>,
+    pub(super) joined_at: SystemTime,
     /// One for each facet of the subscription.
     pub(super) groups: Vec<GroupId>,
 }
@@ -107,7 +109,9 @@ impl Roster {
             groups.push(id);
         }
         if let Some(entry) = self.sessions.get_mut(&session) {
-            entry.channels.insert(Arc::clone(topic), Channel { role, groups });
+            entry
+                .channels
+                .insert(Arc::clone(topic), Channel { role, joined_at: SystemTime::now(), groups });
         }
     }
 
@@ -181,7 +185,8 @@ impl Roster {
         session: SessionId,
         topic: &str,
     ) -> Option<(Arc<str>, Vec<Seat>)> {
-        let Channel { role, groups } = self.sessions.get_mut(&session)?.channels.remove(topic)?;
+        let Channel { role, groups, .. } =
+            self.sessions.get_mut(&session)?.channels.remove(topic)?;
         let seats = groups.into_iter().filter_map(|id| self.stand_up(session, id));
         Some((role, seats.collect()))
     }

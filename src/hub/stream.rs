@@ -384,7 +384,8 @@ impl Stream {
                 let _ = answer.send(recent::events(&self.history, epoch, limit, tables.as_deref()));
             }
             Command::Connections { answer } => {
-                let _ = answer.send(recent::connections(&self.roster, &self.laggards));
+                let head = self.history.head();
+                let _ = answer.send(recent::connections(&self.roster, &self.laggards, head));
             }
             Command::Expel { session, answer } => {
                 let found = self.roster.sessions.get(&session);
