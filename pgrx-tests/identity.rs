@@ -248,38 +248,6 @@ fn a_table_without_grants_is_not_delivered_by_wildcards() {
 }
 
 #[test]
-fn a_table_with_row_level_security_is_silent_and_the_subscriber_is_told() {
-    let t = database().table("guarded", "id int primary key");
-    let marker = database().table("marker", "id int primary key");
-    let mut before = database().client();
-    before.subscribe("t", &t);
-    before.subscribe("m", &marker);
-    insert(&t, "1");
-    assert_eq!(before.change()["record"]["id"], 1);
-
-    database()
-        .sql()
-        .batch_execute(&format!(
-            "alter table {t} enable row level security;
-             create policy everything on {t} for select using (true)"
-        ))
-        .unwrap();
-    insert(&t, "2");
-    insert(&marker, "1");
-    let next = before.change();
-    assert_eq!(next["table"], json!(marker), "a row behind a policy was sent");
-
-    let mut after = database().client();
-    after.join(
-        "realtime:room",
-        &json!({ "postgres_changes": [{ "event": "*", "schema": "public", "table": t }] }),
-    );
-    after.wait_for("word of row-level security", |frame| {
-        frame.event == "system" && frame.text.to_lowercase().contains("row-level security")
-    });
-}
-
-#[test]
 fn a_renewed_token_changes_what_is_seen() {
     let t = database().fresh_name("renewed");
     let mut sql = database().sql();

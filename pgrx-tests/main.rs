@@ -16,6 +16,7 @@ mod memory;
 mod messages;
 mod notify;
 mod outbox;
+mod policies;
 mod privileges;
 mod processes;
 mod protocol;

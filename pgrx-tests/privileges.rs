@@ -62,6 +62,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("function destroy_schema(text,boolean)", "public"),
     ("function disconnect(bigint)", "monitor"),
     ("function enqueue(text,text,jsonb,text,jsonb,boolean,boolean)", "backend"),
+    ("function explain_policy(regclass,name)", "monitor"),
     ("function publish(regclass[])", "public"),
     ("function recent(integer)", "public"),
     ("function record_delete(text,bigint,text,boolean)", "public"),

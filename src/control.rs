@@ -13,11 +13,13 @@ use tokio::sync::Notify;
 
 use crate::bridge::Bridge;
 use crate::catalog::protocol::{
-    Connections, ControlRequest, Disconnected, Hello, Recent, Reply, State, Status,
+    Connections, ControlRequest, Disconnected, Explanation, Hello, Recent, Reply, State, Status,
+    Which,
 };
 use crate::catalog::{Catalog, frame};
 use crate::hub::Hub;
 use crate::listener::Listener;
+use crate::policy::{Rule, Way};
 use crate::stats::Stats;
 
 /// What the socket's conversations need.
@@ -106,6 +108,7 @@ impl Control {
             ControlRequest::Disconnect { id } => {
                 raw(&Disconnected { found: self.hub.expel(id).await })
             }
+            ControlRequest::Explain { role, table } => raw(&self.explain(&role, table).await),
             ControlRequest::Reload => {
                 self.reload.notify_one();
                 raw(&())
@@ -115,6 +118,33 @@ impl Control {
                 raw(&())
             }
         }
+    }
+
+    async fn explain(&self, role: &str, table: u32) -> Option<Explanation> {
+        let (tables, _) = self.catalog.tables(role, Which::Oids(vec![table])).await.ok()?;
+        let Some(access) = tables.into_iter().find(|access| access.oid == table) else {
+            let reason = "the table is not published, or the role may not read it";
+            return Some(Explanation {
+                way: "constant".into(),
+                reason: reason.into(),
+                condition: "false".into(),
+                claims: Vec::new(),
+                sees_old_rows: true,
+            });
+        };
+        let rule = Rule::of(access.row_security.as_ref(), &access.columns);
+        let way = match rule.way {
+            Way::Constant(_) => "constant",
+            Way::Formula => "worker",
+            Way::Ask => "postgres",
+        };
+        Some(Explanation {
+            way: way.into(),
+            reason: rule.reason.to_string(),
+            condition: rule.condition.to_string(),
+            claims: rule.claims.iter().map(|claim| claim.sql.to_string()).collect(),
+            sees_old_rows: !rule.is_blind_to_the_past(),
+        })
     }
 
     fn status(&self) -> Status {

@@ -18,6 +18,7 @@ pub mod listening;
 pub mod outbox;
 #[cfg(feature = "pg")]
 mod pg;
+pub mod policy;
 pub mod presence;
 pub mod server;
 pub mod service;

@@ -135,6 +135,12 @@ pub struct Stats {
     pub slow_clients_total: Counter,
     /// Broadcasts, presence and notifications that a client did not get: its queue was full.
     pub dropped_casts_total: Counter,
+    /// Questions about policies that executors were asked, and changes that were not delivered to
+    /// somebody because the policy failed or took too long.
+    pub policy_questions_total: Counter,
+    pub policy_failures_total: Counter,
+    /// Times that a channel was sent on because its policies could not keep up with the stream.
+    pub policy_skips_total: Counter,
     /// Joins with a position that was still at hand.
     pub resumes_total: Counter,
     /// Joins with a position that was not.
@@ -213,6 +219,21 @@ impl Stats {
                 &self.dropped_casts_total,
             ),
             ("slow_clients_total", "Clients cut off for reading slowly.", &self.slow_clients_total),
+            (
+                "policy_questions_total",
+                "Questions about policies that executors were asked.",
+                &self.policy_questions_total,
+            ),
+            (
+                "policy_failures_total",
+                "Changes withheld from a client because a policy failed or took too long.",
+                &self.policy_failures_total,
+            ),
+            (
+                "policy_skips_total",
+                "Channels that were sent on because a policy did not keep up.",
+                &self.policy_skips_total,
+            ),
             ("resumes_total", "Joins that resumed from a position.", &self.resumes_total),
             ("resyncs_total", "Joins whose position was gone.", &self.resyncs_total),
         ];

@@ -84,7 +84,7 @@ select coalesce(
                    'oid', t.oid::pg_catalog.int8,
                    'schema', t.nspname,
                    'table', t.relname,
-                   'row_security', t.row_security,
+                   'row_security', case when t.row_security then security.description end,
                    'columns', columns.list
                )
            ),
@@ -131,4 +131,107 @@ cross join lateral (
     where a.attrelid = t.oid
       and a.attnum > 0
       and not a.attisdropped
-) as columns;
+) as columns
+left join lateral (
+    -- What decides about rows, where it does.
+    with recursive policy as (
+        select p.oid, p.polname, p.polpermissive,
+               pg_catalog.pg_get_expr(p.polqual, p.polrelid) as condition
+        from pg_catalog.pg_policy as p
+        where p.polrelid = t.oid
+          and p.polcmd in ('r', '*')
+          and p.polqual is not null
+          and exists (select from pg_catalog.unnest(p.polroles) as member
+                      where member = 0 or pg_catalog.pg_has_role(t.role_oid, member, 'USAGE'))
+    ),
+    -- The functions that the policies name, and those whose names appear in these.
+    used as (
+        select d.refobjid as oid
+        from policy
+        join pg_catalog.pg_depend as d
+          on d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass and d.objid = policy.oid
+         and d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+        union
+        select callee.oid
+        from used
+        join pg_catalog.pg_proc as caller on caller.oid = used.oid
+        join pg_catalog.pg_language as l on l.oid = caller.prolang and l.lanname in ('sql', 'plpgsql')
+        join pg_catalog.pg_proc as callee on callee.oid >= 16384
+        where pg_catalog.strpos(
+                  coalesce(pg_catalog.pg_get_function_sqlbody(caller.oid), caller.prosrc),
+                  callee.proname || '('
+              ) > 0
+    )
+    select pg_catalog.json_build_object(
+               'policies',
+               (select coalesce(
+                           pg_catalog.json_agg(
+                               pg_catalog.json_build_object(
+                                   'name', policy.polname,
+                                   'permissive', policy.polpermissive,
+                                   'condition', policy.condition,
+                                   'columns', seen.columns
+                               )
+                               order by policy.polname
+                           ),
+                           '[]'
+                       )
+                from policy
+                cross join lateral (
+                    -- A whole row, or the table once more: then it may be any column.
+                    select case when pg_catalog.bool_or(d.refobjsubid = 0 and d.deptype = 'n') then null
+                                else coalesce(
+                                         pg_catalog.array_agg(distinct d.refobjsubid)
+                                             filter (where d.refobjsubid > 0),
+                                         '{}'
+                                     )
+                           end as columns
+                    from pg_catalog.pg_depend as d
+                    where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass
+                      and d.objid = policy.oid
+                      and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                      and d.refobjid = t.oid
+                ) as seen),
+               'functions',
+               (select coalesce(
+                           pg_catalog.json_agg(
+                               pg_catalog.json_build_object(
+                                   'schema', n.nspname,
+                                   'name', p.proname,
+                                   'returns', pg_catalog.format_type(p.prorettype, null),
+                                   'volatility', p.provolatile,
+                                   'language', l.lanname,
+                                   'body', case when l.lanname in ('sql', 'plpgsql')
+                                                then coalesce(pg_catalog.pg_get_function_sqlbody(p.oid), p.prosrc)
+                                                else ''
+                                           end
+                               )
+                           ),
+                           '[]'
+                       )
+                from used
+                join pg_catalog.pg_proc as p on p.oid = used.oid and p.oid >= 16384
+                join pg_catalog.pg_namespace as n on n.oid = p.pronamespace
+                join pg_catalog.pg_language as l on l.oid = p.prolang),
+               'identity',
+               array(select a.attnum
+                     from pg_catalog.pg_class as c
+                     join pg_catalog.pg_attribute as a on a.attrelid = c.oid and a.attnum > 0
+                     where c.oid = t.oid
+                       and not a.attisdropped
+                       and case c.relreplident
+                           when 'f' then true
+                           when 'n' then false
+                           else exists (select from pg_catalog.pg_index as i
+                                        where i.indrelid = c.oid
+                                          and case c.relreplident when 'i' then i.indisreplident
+                                                                  else i.indisprimary end
+                                          and a.attnum = any (i.indkey))
+                           end),
+               'nondeterministic',
+               array(select a.attnum
+                     from pg_catalog.pg_attribute as a
+                     join pg_catalog.pg_collation as c on c.oid = a.attcollation
+                     where a.attrelid = t.oid and a.attnum > 0 and not c.collisdeterministic)
+           ) as description
+) as security on t.row_security;

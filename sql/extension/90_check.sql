@@ -255,12 +255,6 @@ begin
                 format('alter table %s replica identity full; -- or give it a primary key', bare)
                 from tide._without_replica_identity(found_class.oid) as bare;
         end if;
-        if found_class.relrowsecurity then
-            return query select
-                format('row-level security of %s', found_class.oid::regclass), false,
-                'policies are not evaluated yet: roles that are subject to them get no changes of the table',
-                null::text;
-        end if;
         if not exists (select from unnest(client_roles) as role
                        where has_schema_privilege(role, found_class.relnamespace, 'USAGE')
                          and has_any_column_privilege(role, found_class.oid, 'SELECT')) then

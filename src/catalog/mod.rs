@@ -16,8 +16,8 @@ use tokio::net::UnixStream;
 use crate::event::Lsn;
 use pool::Pool;
 use protocol::{
-    Cast, Outbox, Request, Retired, RoleStatus, Secrets, TableAccess, Tables, TakenOver,
-    Unpublished, Which,
+    Cast, Evaluation, Evaluations, Judgement, Judgements, Outbox, Request, Retired, RoleStatus,
+    Secrets, TableAccess, Tables, TakenOver, Unpublished, Which,
 };
 
 /// How long a question may wait for a helper and its answer; covers the restart of a helper.
@@ -79,6 +79,35 @@ impl Catalog {
         let request = Request::Cast { role: role.into(), type_sql: type_sql.into(), values };
         let answer: Cast = ask(&self.executors, request).await?;
         Ok(answer.values)
+    }
+
+    /// Which of the rows (a JSON array of objects) the condition admits for each client of the
+    /// role, by its claims. An answer may be for the first of them only.
+    pub async fn judge(
+        &self,
+        role: &str,
+        table: u32,
+        condition: &str,
+        rows: String,
+        claims: Vec<String>,
+    ) -> Result<Vec<Judgement>, CatalogError> {
+        let (role, condition) = (role.into(), condition.into());
+        let request = Request::Judge { role, table, condition, rows, claims };
+        let answer: Judgements = ask(&self.executors, request).await?;
+        Ok(answer.judgements)
+    }
+
+    /// What the expressions are worth to each client of the role, by its claims. An answer may be
+    /// for the first of them only.
+    pub async fn evaluate(
+        &self,
+        role: &str,
+        expressions: Vec<String>,
+        claims: Vec<String>,
+    ) -> Result<Vec<Evaluation>, CatalogError> {
+        let request = Request::Evaluate { role: role.into(), expressions, claims };
+        let answer: Evaluations = ask(&self.executors, request).await?;
+        Ok(answer.evaluations)
     }
 
     /// What `tide.check()` finds: a JSON array of `{"item","ok","problem","fix"}`, as text.

@@ -39,6 +39,11 @@ pub enum Request {
     Tables { role: String, publication: String, which: Which },
     /// (executor) Casts each text to the type, as the role; answers `to_jsonb` of the results.
     Cast { role: String, type_sql: String, values: Vec<String> },
+    /// (executor) Which of the rows the condition admits, for each of the clients, whose claims
+    /// these are. `rows` is a JSON array of objects, one for each row. Answers [`Judgements`].
+    Judge { role: String, table: u32, condition: String, rows: String, claims: Vec<String> },
+    /// (executor) What the expressions are worth to each of the clients. Answers [`Evaluations`].
+    Evaluate { role: String, expressions: Vec<String>, claims: Vec<String> },
     /// (steward) The rows of `tide.check()`, for the page; answers a list of [`Finding`]s.
     Check,
     /// (steward) The tables that are outboxes; answers a list of [`Outbox`]es.
@@ -101,9 +106,48 @@ pub struct TableAccess {
     pub oid: u32,
     pub schema: String,
     pub table: String,
-    /// Row-level security is on and the role is subject to it.
-    pub row_security: bool,
+    /// What row-level security has to say, if it is on and the role is subject to it.
+    #[serde(default)]
+    pub row_security: Option<RowSecurity>,
     pub columns: Vec<ColumnAccess>,
+}
+
+/// The policies that decide which rows of a table a role may see, and what is to be known to
+/// decide without asking Postgres.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowSecurity {
+    /// For SELECT or ALL, of this role or one that it is a member of; by name.
+    pub policies: Vec<Policy>,
+    /// Functions that are not Postgres's own, in the policies and in one another.
+    pub functions: Vec<Function>,
+    /// The columns of old images: the replica identity.
+    pub identity: Vec<i16>,
+    /// Columns whose equal values may be different texts.
+    pub nondeterministic: Vec<i16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    pub name: String,
+    /// One permissive policy has to admit a row, and every other one.
+    pub permissive: bool,
+    /// As `pg_get_expr` prints it with no schema but `pg_catalog` in the `search_path`.
+    pub condition: String,
+    /// The columns that the condition looks at; `None`: any of them.
+    pub columns: Option<Vec<i16>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Function {
+    pub schema: String,
+    pub name: String,
+    /// As `format_type` prints it.
+    pub returns: String,
+    /// `pg_proc.provolatile`
+    pub volatility: char,
+    pub language: String,
+    /// Its source, where the language is SQL or PL/pgSQL.
+    pub body: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +181,11 @@ pub enum ControlRequest {
     Connections,
     Disconnect {
         id: u64,
+    },
+    /// How the policies of a table are evaluated for a role.
+    Explain {
+        role: String,
+        table: u32,
     },
     /// The secrets or keys changed: read them again. Answered by `null`.
     Reload,
@@ -190,6 +239,37 @@ pub struct Unpublished {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cast {
     pub values: Vec<String>,
+}
+
+/// Answer to [`Request::Judge`]: one for each of the clients, in their order; fewer if that takes
+/// longer than a question may.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Judgements {
+    pub judgements: Vec<Judgement>,
+}
+
+/// What a policy says to one client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Judgement {
+    /// For each row whether it is visible.
+    Visible(Vec<bool>),
+    /// The policy failed; with this SQLSTATE.
+    Failed(String),
+}
+
+/// Answer to [`Request::Evaluate`]: one for each of the clients, as in [`Judgements`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Evaluations {
+    pub evaluations: Vec<Evaluation>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Evaluation {
+    /// `to_jsonb` of each expression; `None` is NULL.
+    Values(Vec<Option<String>>),
+    Failed(String),
 }
 
 /// One requirement, whether it is met, and what mends it; [`Request::Check`] answers these.
@@ -322,6 +402,20 @@ pub struct Channel {
     pub bindings: u32,
     /// How many events of the history it has still to be served.
     pub lag: u64,
+}
+
+/// Answer to [`ControlRequest::Explain`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// `constant`, `worker`, `postgres`
+    pub way: String,
+    pub reason: String,
+    /// All the policies in one.
+    pub condition: String,
+    /// The expressions over the claims that are asked for once for each client.
+    pub claims: Vec<String>,
+    /// Rows that leave a client's sight are told to it whatever the change.
+    pub sees_old_rows: bool,
 }
 
 /// Answer to [`ControlRequest::Disconnect`].

@@ -43,7 +43,7 @@ fn table() -> TableAccess {
         oid: 1,
         schema: "public".into(),
         table: "t".into(),
-        row_security: false,
+        row_security: None,
         columns: COLUMNS.iter().enumerate().map(column).collect(),
     }
 }

@@ -9,7 +9,9 @@ use tokio::runtime::Handle;
 
 use crate::catalog::protocol::{TableAccess, Which};
 use crate::catalog::{Catalog, CatalogError};
-use crate::event::{CatalogChange, Relation};
+use crate::event::{CatalogChange, Datum, Relation};
+use crate::json;
+use crate::policy::Rule;
 use crate::wire::change::ColumnSet;
 
 /// Pause before a question that found no steward is asked again.
@@ -19,6 +21,8 @@ const RETRY: Duration = Duration::from_millis(100);
 pub(super) struct Entitlement {
     /// `None`: nothing at all.
     access: Option<TableAccess>,
+    /// Which rows.
+    rule: Arc<Rule>,
     sets: std::cell::RefCell<Vec<CachedSet>>,
 }
 
@@ -29,15 +33,47 @@ struct CachedSet {
 }
 
 impl Entitlement {
-    fn new(access: Option<TableAccess>) -> Entitlement {
-        // Policies are not evaluated yet: whoever is subject to them gets nothing.
-        let access = access.filter(|access| !access.row_security);
-        Entitlement { access, sets: std::cell::RefCell::default() }
+    /// `former`: the rule of the same role and table, for it to stay the same if it does.
+    fn new(access: Option<TableAccess>, former: Option<Arc<Rule>>) -> Entitlement {
+        let security = access.as_ref().and_then(|access| access.row_security.as_ref());
+        let columns = access.as_ref().map_or(&[][..], |access| &access.columns);
+        let rule = Rule::of(security, columns);
+        let rule = former.filter(|former| **former == rule).unwrap_or_else(|| Arc::new(rule));
+        Entitlement { access, rule, sets: std::cell::RefCell::default() }
     }
 
     /// Whether events of the table reach the role at all.
     pub(super) fn is_granted(&self) -> bool {
         self.access.is_some()
+    }
+
+    /// Which rows of the table the role may see.
+    pub(super) fn rule(&self) -> &Arc<Rule> {
+        &self.rule
+    }
+
+    /// The columns that the table has today.
+    pub(super) fn attnums(&self) -> Vec<i16> {
+        let columns = self.access.iter().flat_map(|access| &access.columns);
+        columns.map(|column| column.attnum).collect()
+    }
+
+    /// Writes an image of a row as an object for Postgres to read: the columns that the policies
+    /// look at, by the names that they have today.
+    pub(super) fn write_row<'a>(&self, out: &mut Vec<u8>, value: impl Fn(i16) -> Datum<'a>) {
+        let is_needed = |attnum| self.rule.columns().is_none_or(|some| some.contains(&attnum));
+        let columns = self.access.iter().flat_map(|access| &access.columns);
+        out.push(b'{');
+        let mut is_first = true;
+        for column in columns.filter(|column| is_needed(column.attnum)) {
+            let Datum::Json(json) = value(column.attnum) else { continue };
+            if !std::mem::take(&mut is_first) {
+                out.push(b',');
+            }
+            json::write_key(out, &column.name);
+            out.extend_from_slice(json);
+        }
+        out.push(b'}');
     }
 
     /// The role may read the column, so a filter on it tells nothing that is hidden.
@@ -89,6 +125,9 @@ impl Entitlement {
 /// since an event may be delivered neither before nor without the answer.
 pub(super) struct Entitlements {
     known: HashMap<(Arc<str>, u32), Rc<Entitlement>>,
+    /// Rules of tables that have changed, while the functions and roles are what they were: what was
+    /// worked out by a rule holds for as long as the rule is the same.
+    former: HashMap<(Arc<str>, u32), Arc<Rule>>,
     /// Counts the changes of the catalogue.
     generation: u64,
     catalog: Catalog,
@@ -102,7 +141,8 @@ impl Entitlements {
         runtime: Handle,
         stopping: Arc<std::sync::atomic::AtomicBool>,
     ) -> Entitlements {
-        Entitlements { known: HashMap::new(), generation: 0, catalog, runtime, stopping }
+        let (known, former) = (HashMap::new(), HashMap::new());
+        Entitlements { known, former, generation: 0, catalog, runtime, stopping }
     }
 
     pub(super) fn of(&mut self, role: &Arc<str>, table: u32) -> Rc<Entitlement> {
@@ -111,7 +151,7 @@ impl Entitlements {
         if let Some(known) = self.known.get(&key) {
             return Rc::clone(known);
         }
-        let asked = Rc::new(Entitlement::new(self.ask(role, table)));
+        let asked = Rc::new(Entitlement::new(self.ask(role, table), self.former.remove(&key)));
         self.known.insert(key, Rc::clone(&asked));
         asked
     }
@@ -124,8 +164,15 @@ impl Entitlements {
     pub(super) fn forget(&mut self, change: &CatalogChange) {
         self.generation += 1;
         match change {
-            CatalogChange::All => self.known.clear(),
-            CatalogChange::Relation(oid) => self.known.retain(|(_, table), _| table != oid),
+            CatalogChange::All => {
+                self.known.clear();
+                self.former.clear();
+            }
+            CatalogChange::Relation(oid) => {
+                let stale = self.known.extract_if(|(_, table), _| table == oid);
+                let rules = stale.map(|(key, entitlement)| (key, Arc::clone(entitlement.rule())));
+                self.former.extend(rules);
+            }
         }
     }
 

@@ -1,13 +1,18 @@
 //! Channels that get the same frames: evaluated once, encoded once, whatever their number.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use super::handle::SessionId;
 use super::history::Seq;
 use super::plan::Plans;
 use super::queue::Queue;
-use super::subscription::{Binding, Facet, Style, Subscription, Target};
+use super::route::Anchors;
+use super::subscription::{Binding, Facet, Identity, Style, Subscription, Target};
 use crate::event::{Position, Relation};
+use crate::policy::Rule;
 use crate::wire::{Vsn, record};
 
 pub(super) type GroupId = usize;
@@ -20,13 +25,15 @@ pub(super) struct GroupKey {
     pub(super) style: Style,
     /// Whose privileges decide; nobody's where rows are not involved, so that all share a group.
     pub(super) role: Option<Arc<str>>,
+    /// Whose rows, where policies tell clients of the role apart.
+    pub(super) identity: Option<Arc<Identity>>,
     pub(super) private: bool,
     pub(super) bindings: Arc<[Binding]>,
 }
 
 impl GroupKey {
     pub(super) fn of(subscription: &Subscription, facet: &Facet) -> GroupKey {
-        GroupKey::new(&subscription.topic, subscription.vsn, &subscription.role, facet)
+        GroupKey::new(&subscription.topic, subscription.vsn, &subscription.identity.role, facet)
     }
 
     pub(super) fn new(topic: &Arc<str>, vsn: Vsn, role: &Arc<str>, facet: &Facet) -> GroupKey {
@@ -36,6 +43,7 @@ impl GroupKey {
             vsn,
             style: facet.style,
             role: has_role.then(|| Arc::clone(role)),
+            identity: None,
             private: facet.private,
             bindings: Arc::clone(&facet.bindings),
         }
@@ -66,6 +74,28 @@ pub(super) struct Member {
     pub(super) floor: Position,
     /// The first event it has not been given, if it does not keep up or is resuming.
     pub(super) lag: Option<Seq>,
+    /// It is to be given only the newest of what it reads from the history.
+    pub(super) latest: Option<Box<Latest>>,
+}
+
+/// The newest frames of a part of the history that has to be read from its beginning, since the
+/// policies have to be asked about it.
+#[derive(Debug)]
+pub(super) struct Latest {
+    pub(super) count: usize,
+    /// The first event after that part.
+    pub(super) until: Seq,
+    /// Of each event.
+    pub(super) frames: VecDeque<Vec<Bytes>>,
+}
+
+impl Latest {
+    pub(super) fn keep(&mut self, frames: Vec<Bytes>) {
+        self.frames.push_back(frames);
+        if self.frames.len() > self.count {
+            self.frames.pop_front();
+        }
+    }
 }
 
 pub(super) struct Group {
@@ -74,4 +104,16 @@ pub(super) struct Group {
     pub(super) members: Vec<Member>,
     /// Position of the group's previous event, for `meta.prev`.
     pub(super) previous: Option<Position>,
+}
+
+impl Group {
+    /// What rows must have for the group to see them by the rule.
+    pub(super) fn anchors(&self, rule: &Arc<Rule>) -> Anchors {
+        rule.anchors(self.plans.hearing.values(rule)?)
+    }
+
+    /// The first event that one of its members has not been given.
+    pub(super) fn lag(&self) -> Option<Seq> {
+        self.members.iter().filter_map(|member| member.lag).min()
+    }
 }

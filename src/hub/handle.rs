@@ -13,7 +13,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::catalog::protocol::{Connection, RecentEvent};
 use crate::event::{Epoch, Lsn};
 use crate::hub::queue::{Budget, Queue};
-use crate::hub::subscription::{Facet, Style, Subscription};
+use crate::hub::subscription::{Facet, Identity, Style, Subscription};
 use crate::listening::{Lease, Listening};
 use crate::wire::Vsn;
 
@@ -55,7 +55,7 @@ pub struct Cast {
 pub(super) enum Command {
     Connect { session: SessionId, queue: Arc<Queue>, peer: Peer },
     Join { session: SessionId, subscription: Subscription, joined: oneshot::Sender<()> },
-    SetRole { session: SessionId, topic: Arc<str>, role: Arc<str> },
+    SetIdentity { session: SessionId, topic: Arc<str>, identity: Arc<Identity> },
     Leave { session: SessionId, topic: Arc<str> },
     Receive { session: SessionId, topic: Arc<str>, vsn: Vsn, facet: Facet, receive: bool },
     Cast { cast: Cast },
@@ -178,9 +178,9 @@ impl Hub {
         let _ = done.await;
     }
 
-    /// The channel's token was renewed with another role.
-    pub fn set_role(&self, session: SessionId, topic: &str, role: Arc<str>) {
-        self.send(Command::SetRole { session, topic: topic.into(), role });
+    /// The channel's token was renewed with another role or other claims.
+    pub fn set_identity(&self, session: SessionId, topic: &str, identity: Arc<Identity>) {
+        self.send(Command::SetIdentity { session, topic: topic.into(), identity });
     }
 
     pub fn leave(&self, session: SessionId, topic: &str) {

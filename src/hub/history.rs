@@ -75,6 +75,11 @@ impl History {
         self.next
     }
 
+    /// The sequence number of the oldest event that is kept; the head if there is none.
+    pub(super) fn start(&self) -> Seq {
+        self.entries.front().map_or(self.next, |oldest| oldest.first)
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }

@@ -6,6 +6,7 @@ mod entitlement;
 mod group;
 pub mod handle;
 mod history;
+mod inquiry;
 mod notices;
 mod pace;
 mod plan;

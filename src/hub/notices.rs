@@ -269,6 +269,7 @@ mod tests {
     use super::super::roster::Seat;
     use super::*;
     use crate::event::Position;
+    use crate::hub::subscription::Identity;
 
     const TOPIC: &str = "realtime:tide:notify:jobs";
     /// Bytes of a client's queue: a few notifications.
@@ -310,11 +311,13 @@ mod tests {
                 vsn,
                 style: Style::Notify,
                 role: None,
+                identity: None,
                 private: false,
                 bindings: Arc::default(),
             };
-            let seat = Seat { key, floor: Position::default(), lag: None };
-            self.roster.join(session, &topic, "anon".into(), vec![seat]);
+            let seat = Seat::new(key, Position::default(), None);
+            let identity = Identity { role: "anon".into(), claims: "{}".into() };
+            self.roster.join(session, &topic, identity.into(), vec![seat]);
             queue
         }
 

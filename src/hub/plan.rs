@@ -9,11 +9,14 @@ use bytes::Bytes;
 use super::entitlement::{Entitlement, Entitlements};
 use super::group::{GroupKey, is_about};
 use super::handle::Live;
+use super::history::Seq;
+use super::inquiry::{Hearing, Verdict};
 use super::subscription::{Binding, Style};
 use crate::event::{
-    Batch, Change, Cursor, Datum, Event, EventKind, Message, Operation, Position, Relation, RowRef,
+    Batch, Change, Cursor, Datum, Event, EventKind, Message, Operation, Position, Relation,
     SchemaChange, SchemaOperation,
 };
+use crate::policy::{Images, Seen, Sight, Way};
 use crate::wire::change::{self, ColumnSet};
 use crate::wire::encode;
 use crate::wire::envelope::{Envelope, MessageMeta, Meta, RowMeta};
@@ -25,7 +28,17 @@ use crate::wire::sheet::Sheet;
 pub(super) struct Scene<'a> {
     pub(super) batch: &'a Batch,
     pub(super) event: &'a Event,
+    pub(super) seq: Seq,
     pub(super) live: Live,
+}
+
+/// What is missing to say what an event is to a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// Its members see different rows: they have to be told apart.
+    Identity,
+    /// An answer about the policies of this table.
+    Verdict { table: u32 },
 }
 
 impl Scene<'_> {
@@ -45,7 +58,7 @@ enum Form {
 /// Bodies of one event that several groups share: encoded once per column set and style.
 #[derive(Default)]
 pub(super) struct Bodies {
-    encoded: Vec<(*const ColumnSet, Form, Vec<u8>)>,
+    encoded: Vec<(*const ColumnSet, Form, Operation, Vec<u8>)>,
     spare: Vec<Vec<u8>>,
 }
 
@@ -63,14 +76,17 @@ impl Bodies {
         &mut self,
         columns: &Rc<ColumnSet>,
         form: Form,
+        operation: Operation,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> &[u8] {
         let key = Rc::as_ptr(columns);
-        let known = self.encoded.iter().position(|(set, known, _)| *set == key && *known == form);
+        let mut encoded = self.encoded.iter();
+        let known = encoded
+            .position(|(set, known, told, _)| *set == key && *known == form && *told == operation);
         let index = known.unwrap_or_else(|| {
             let mut body = self.spare.pop().unwrap_or_default();
             encode(&mut body);
-            self.encoded.push((key, form, body));
+            self.encoded.push((key, form, operation, body));
             self.encoded.len() - 1
         });
         self.encoded.get(index).map_or(&[], |(.., body)| body)
@@ -81,18 +97,20 @@ impl Bodies {
 #[derive(Default)]
 pub(super) struct Plans {
     newest: Option<Plan>,
+    pub(super) hearing: Hearing,
 }
 
 /// A group's dealings with one shape of one table, for as long as the catalogue stays as it is.
 struct Plan {
     relation: Arc<Relation>,
     generation: u64,
+    entitlement: Option<Rc<Entitlement>>,
     /// One per distinct `select`; none if the role may see nothing.
     parts: Vec<Part>,
     /// Some binding names TRUNCATE.
     names_truncate: bool,
-    /// Columns that filters may look at: attnum, index in the row.
-    readable: Vec<(i16, usize)>,
+    /// Columns that filters may look at.
+    readable: Vec<i16>,
 }
 
 /// Bindings with the same `select` share a frame; a channel rarely has more than one.
@@ -117,6 +135,11 @@ pub(super) struct Press<'a> {
 }
 
 impl Plans {
+    /// Forgets what can be worked out again.
+    pub(super) fn rest(&mut self) {
+        self.newest = None;
+    }
+
     /// Appends the frames that the event becomes for the group: none, one, or one per distinct
     /// `select`.
     pub(super) fn frames(
@@ -125,11 +148,28 @@ impl Plans {
         scene: Scene<'_>,
         previous: Option<Position>,
         press: &mut Press<'_>,
-    ) {
+    ) -> Result<(), Missing> {
         match &scene.event.kind {
             EventKind::Change(change) => {
-                let plan = self.plan(group, &change.relation, press.entitlements);
-                plan.frames(group, scene, change, previous, press);
+                let (plan, hearing) = self.plan(group, &change.relation, press.entitlements);
+                let images = Images::of(scene.batch, change);
+                if !plan.concerns(group, change, &images) {
+                    return Ok(());
+                }
+                match plan.sight(group, scene.seq, change, &images, hearing)? {
+                    Verdict::Sight(sight) => {
+                        hearing.told = false;
+                        plan.frames(group, scene, change, sight, previous, press);
+                    }
+                    Verdict::Failed(sqlstate) => {
+                        if !std::mem::replace(&mut hearing.told, true) {
+                            let Relation { schema, name, .. } = &*change.relation;
+                            let (vsn, topic) = (group.vsn, &group.topic);
+                            let table = (&**schema, &**name);
+                            press.out.push(encode::policy_failed(vsn, topic, table, &sqlstate));
+                        }
+                    }
+                }
             }
             EventKind::Message(message) => said(group, scene, message, previous, press),
             EventKind::Schema(change) => {
@@ -141,6 +181,7 @@ impl Plans {
                 failure(group, scene, relation.as_deref(), sqlstate, press);
             }
         }
+        Ok(())
     }
 
     fn plan(
@@ -148,13 +189,14 @@ impl Plans {
         group: &GroupKey,
         relation: &Arc<Relation>,
         entitlements: &mut Entitlements,
-    ) -> &mut Plan {
+    ) -> (&mut Plan, &mut Hearing) {
         let generation = entitlements.generation();
         let current = self
             .newest
             .take()
             .filter(|plan| plan.generation == generation && Arc::ptr_eq(&plan.relation, relation));
-        self.newest.insert(current.unwrap_or_else(|| Plan::new(group, relation, entitlements)))
+        let plan = current.unwrap_or_else(|| Plan::new(group, relation, entitlements));
+        (self.newest.insert(plan), &mut self.hearing)
     }
 }
 
@@ -163,6 +205,7 @@ impl Plan {
         let mut plan = Plan {
             relation: Arc::clone(relation),
             generation: entitlements.generation(),
+            entitlement: None,
             parts: Vec::new(),
             names_truncate: false,
             readable: Vec::new(),
@@ -176,17 +219,15 @@ impl Plan {
             return plan;
         }
         // A privilege that was revoked since the join: the filter must not tell what is hidden.
-        let columns = relation.columns.iter().enumerate();
-        plan.readable = columns
-            .filter(|(_, column)| entitlement.may_read(column.attnum))
-            .map(|(index, column)| (column.attnum, index))
-            .collect();
+        let columns = relation.columns.iter().map(|column| column.attnum);
+        plan.readable = columns.filter(|attnum| entitlement.may_read(*attnum)).collect();
         for (index, binding) in group.bindings.iter().enumerate() {
             if is_about(&binding.target, relation) {
                 plan.names_truncate |= binding.operations.contains(Operation::Truncate);
                 plan.add(index, group, &entitlement);
             }
         }
+        plan.entitlement = Some(entitlement);
         plan
     }
 
@@ -214,60 +255,112 @@ impl Plan {
         });
     }
 
+    /// Whether the change could be for the group, whatever its policies say.
+    fn concerns(&self, group: &GroupKey, change: &Change, images: &Images<'_>) -> bool {
+        if change.operation == Operation::Truncate {
+            return !self.parts.is_empty();
+        }
+        self.parts.iter().flat_map(|part| &part.bindings).any(|index| {
+            group.bindings.get(*index).is_some_and(|binding| {
+                self.admits(binding, |attnum| images.after(attnum))
+                    || self.admits(binding, |attnum| images.before(attnum))
+            })
+        })
+    }
+
+    /// Whether the binding's filter admits a row.
+    fn admits<'v>(&self, binding: &Binding, value: impl Fn(i16) -> Datum<'v>) -> bool {
+        let Some(filter) = &binding.filter else { return true };
+        filter.matches(
+            |attnum| {
+                if self.readable.contains(&attnum) { value(attnum) } else { Datum::Absent }
+            },
+        )
+    }
+
+    /// Whether the group sees the row before and after the change.
+    fn sight(
+        &self,
+        group: &GroupKey,
+        seq: Seq,
+        change: &Change,
+        images: &Images<'_>,
+        hearing: &Hearing,
+    ) -> Result<Verdict, Missing> {
+        let Some(entitlement) = &self.entitlement else { return Ok(Verdict::Sight(Sight::CLEAR)) };
+        let rule = entitlement.rule();
+        let sight = match rule.way {
+            // TRUNCATE is about the table, not about rows.
+            _ if change.operation == Operation::Truncate => Sight::CLEAR,
+            Way::Constant(visible) => {
+                Sight { before: Seen::from(visible), after: Seen::from(visible) }
+            }
+            _ if rule.is_personal() && group.identity.is_none() => return Err(Missing::Identity),
+            Way::Formula => match (hearing.values(rule), hearing.verdict(seq, rule)) {
+                (Some(values), _) => rule.sight(values, images),
+                // What the claims are worth could not be found out.
+                (None, Some(verdict)) => return Ok(verdict),
+                (None, None) => return Err(Missing::Verdict { table: self.relation.oid }),
+            },
+            Way::Ask => match rule.decidable(images, &entitlement.attnums()) {
+                (false, false) => Sight::unknown(images),
+                _ => {
+                    let heard = hearing.verdict(seq, rule);
+                    return heard.ok_or(Missing::Verdict { table: self.relation.oid });
+                }
+            },
+        };
+        Ok(Verdict::Sight(sight))
+    }
+
     fn frames(
         &mut self,
         group: &GroupKey,
         scene: Scene<'_>,
         change: &Change,
+        sight: Sight,
         previous: Option<Position>,
         press: &mut Press<'_>,
     ) {
-        if change.operation == Operation::Truncate && !self.names_truncate {
-            if !self.parts.is_empty() {
-                let Relation { schema, name, .. } = &*change.relation;
-                press.out.push(encode::truncated(group.vsn, &group.topic, schema, name));
-            }
+        let images = Images::of(scene.batch, change);
+        let Some(operation) = sight.presented(change.operation) else { return };
+        // As it is told: a row that comes into sight is a new one, one that leaves it a deleted one.
+        let told;
+        let change = if operation == change.operation {
+            change
+        } else {
+            told = Change { operation, ..change.clone() };
+            &told
+        };
+        if operation == Operation::Truncate && !self.names_truncate {
+            let Relation { schema, name, .. } = &*change.relation;
+            press.out.push(encode::truncated(group.vsn, &group.topic, schema, name));
             return;
         }
-        let row = match change.operation {
-            Operation::Insert | Operation::Update => change.new,
-            Operation::Delete => change.old,
-            Operation::Truncate => None,
-        };
-        let row = row.map(|row| scene.batch.row(row));
-        for part in &mut self.parts {
+        let mut parts = std::mem::take(&mut self.parts);
+        for part in &mut parts {
             part.wanted.clear();
             let bindings = part.bindings.iter().filter_map(|index| group.bindings.get(*index));
             let wanted = bindings.filter(|binding| {
-                binding.operations.contains(change.operation)
-                    && admits(binding, change.operation, row, &self.readable)
+                binding.operations.contains(operation)
+                    && match operation {
+                        Operation::Insert | Operation::Update => {
+                            self.admits(binding, |attnum| images.after(attnum))
+                        }
+                        Operation::Delete => self.admits(binding, |attnum| images.before(attnum)),
+                        // A filter says which rows; TRUNCATE is about all of them.
+                        Operation::Truncate => true,
+                    }
             });
             part.wanted.extend(wanted.map(|binding| binding.id));
             if !part.wanted.is_empty() {
-                part.address(group, change.operation);
+                part.address(group, operation);
                 let frame = part.frame(group, scene, change, previous, press);
                 press.out.push(frame);
             }
         }
+        self.parts = parts;
     }
-}
-
-/// Whether the binding's filter admits the change: the new row, or the old one of a DELETE.
-fn admits(
-    binding: &Binding,
-    operation: Operation,
-    row: Option<RowRef<'_>>,
-    readable: &[(i16, usize)],
-) -> bool {
-    let Some(filter) = &binding.filter else { return true };
-    let Some(row) = row else {
-        // A filter says which rows; TRUNCATE is about all of them.
-        return operation == Operation::Truncate;
-    };
-    filter.matches(|attnum| {
-        let index = readable.iter().find(|(readable, _)| *readable == attnum);
-        index.map_or(Datum::Absent, |(_, index)| row.get(*index))
-    })
 }
 
 impl Part {
@@ -300,18 +393,20 @@ impl Part {
         let Scene { batch, event, .. } = scene;
         let Some(envelope) = &self.envelope else { return Bytes::new() };
         if matches!(group.style, Style::Changes | Style::Legacy) {
-            let body = bodies.get(&self.columns, Form::Supabase, |out| {
+            let body = bodies.get(&self.columns, Form::Supabase, change.operation, |out| {
                 change::change_data(out, batch, event, change, &self.columns);
             });
             return envelope.wrap(sheet, body);
         }
         let form = if group.style == Style::Records { Form::Record } else { Form::Table };
-        let body = bodies.get(&self.columns, form, |out| match form {
+        let body = bodies.get(&self.columns, form, change.operation, |out| match form {
             Form::Record => record::payload(out, batch, change, &self.columns),
             _ => change::table_payload(out, batch, change, &self.columns),
         });
         let mut unchanged = Vec::new();
-        change::unchanged_list(&mut unchanged, batch, change, &self.columns);
+        if change.operation != Operation::Delete {
+            change::unchanged_list(&mut unchanged, batch, change, &self.columns);
+        }
         let meta = Meta {
             id: scene.cursor(event.position),
             prev: previous.map(|position| scene.cursor(position)),

@@ -121,7 +121,7 @@ fn describe(
     let bindings: usize = groups().map(|group| group.key.bindings.len()).sum();
     Channel {
         topic: topic.to_owned(),
-        role: channel.role.to_string(),
+        role: channel.identity.role.to_string(),
         private: groups().any(|group| group.key.private),
         joined_at: unix_microseconds(channel.joined_at),
         bindings: u32::try_from(bindings).unwrap_or(u32::MAX),

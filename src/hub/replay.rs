@@ -6,11 +6,13 @@ use std::time::Instant;
 use super::entitlement::Entitlements;
 use super::handle::{Live, SessionId};
 use super::history::{History, Seq};
+use super::inquiry::Inquiries;
 use super::pace::Judge;
-use super::plan::{Bodies, Press, Scene};
+use super::plan::{Bodies, Missing, Press, Scene};
 use super::queue::{Goodbye, Push};
 use super::roster::Roster;
 use crate::stats::Stats;
+use crate::wire::encode::{Resync, resync};
 use crate::wire::sheet::Sheet;
 
 /// Events looked at per turn, so that a long replay does not hold up the stream.
@@ -56,15 +58,42 @@ impl Laggards {
         roster: &mut Roster,
         history: &History,
         entitlements: &mut Entitlements,
+        inquiries: &mut Inquiries,
         live: Live,
     ) -> Option<SessionId> {
         let session = self.ready.pop()?;
-        match advance(session, roster, history, entitlements, live) {
+        match advance(session, roster, history, entitlements, inquiries, live) {
             Progress::CaughtUp => self.remove(session),
             Progress::More => self.ready.insert(0, session),
+            Progress::Waiting => {}
             Progress::Full => return None,
         }
         Some(session)
+    }
+
+    /// Sends on the channels that wait for a verdict on an event that is about to be dropped, and
+    /// tells them so: it is not their clients who are slow.
+    fn skip(&mut self, end: Seq, roster: &mut Roster, stats: &Stats) {
+        let sessions: Vec<SessionId> = self.sessions.iter().copied().collect();
+        for session in sessions {
+            let Some(entry) = roster.sessions.get(&session) else { continue };
+            let ids: Vec<_> = entry.groups().collect();
+            for id in ids {
+                let Some(group) = roster.group_mut(id) else { continue };
+                if !group.plans.hearing.is_waiting() {
+                    continue;
+                }
+                let gap = Resync { reason: "policy", oldest: None, newest: None };
+                let frame = || resync(group.key.vsn, None, &group.key.topic, gap);
+                let members = group.members.iter_mut().filter(|member| member.session == session);
+                for member in members.filter(|m| m.lag.is_some_and(|lag| lag < end)) {
+                    member.lag = Some(end);
+                    member.queue.reply(frame());
+                    stats.policy_skips_total.inc();
+                }
+                group.plans.hearing.skip_to(end);
+            }
+        }
     }
 
     /// Whether the events before `end` may be dropped. Cuts off those who need them and are too
@@ -77,6 +106,7 @@ impl Laggards {
         stats: &Stats,
         now: Instant,
     ) -> bool {
+        self.skip(end, roster, stats);
         let needing = self.sessions.iter().copied().filter(|session| needs(*session, end, roster));
         let needing: Vec<SessionId> = needing.collect();
         let slow = if full && !needing.is_empty() {
@@ -119,10 +149,21 @@ fn lag(session: SessionId, roster: &Roster) -> Option<Seq> {
     members.filter_map(|member| member.lag).min()
 }
 
+/// The same of those channels that do not wait for a verdict.
+fn next(session: SessionId, roster: &Roster) -> Option<Seq> {
+    let entry = roster.sessions.get(&session)?;
+    let groups = entry.groups().filter_map(|id| roster.group(id));
+    let ready = groups.filter(|group| !group.plans.hearing.is_waiting());
+    let members = ready.filter_map(|g| g.members.iter().find(|m| m.session == session));
+    members.filter_map(|member| member.lag).min()
+}
+
 enum Progress {
     CaughtUp,
     More,
     Full,
+    /// For verdicts: the inquiries will wake it.
+    Waiting,
 }
 
 fn advance(
@@ -130,9 +171,12 @@ fn advance(
     roster: &mut Roster,
     history: &History,
     entitlements: &mut Entitlements,
+    inquiries: &mut Inquiries,
     live: Live,
 ) -> Progress {
-    let Some(from) = lag(session, roster) else { return Progress::CaughtUp };
+    let Some(from) = next(session, roster) else {
+        return if lag(session, roster).is_none() { Progress::CaughtUp } else { Progress::Waiting };
+    };
     let Some(entry) = roster.sessions.get(&session) else { return Progress::CaughtUp };
     entry.queue.resume();
     let groups: Vec<_> = entry.groups().collect();
@@ -142,10 +186,13 @@ fn advance(
     for seq in from..end {
         let Some((batch, index)) = history.at(seq) else { continue };
         let Some(event) = batch.events.get(index) else { continue };
-        let scene = Scene { batch, event, live };
+        let scene = Scene { batch, event, seq, live };
         bodies.clear();
         for id in &groups {
             let Some(group) = roster.group_mut(*id) else { continue };
+            if group.plans.hearing.is_waiting() {
+                continue;
+            }
             let Some(member) = group.members.iter_mut().find(|m| m.session == session) else {
                 continue;
             };
@@ -160,27 +207,56 @@ fn advance(
                     sheet: &mut sheet,
                     out: &mut frames,
                 };
-                group.plans.frames(&group.key, scene, None, &mut press);
+                match group.plans.frames(&group.key, scene, None, &mut press) {
+                    Ok(()) => {}
+                    Err(Missing::Identity) => {
+                        roster.tell_apart(*id);
+                        return Progress::More;
+                    }
+                    Err(Missing::Verdict { table }) => {
+                        inquiries.raise(*id, seq, table, roster);
+                        continue;
+                    }
+                }
                 if !frames.is_empty() {
-                    match member.queue.push(&frames) {
-                        Push::Queued => {}
-                        Push::Full => return Progress::Full,
-                        Push::Closed => return Progress::CaughtUp,
+                    group.previous = group.previous.max(Some(event.position));
+                    match &mut member.latest {
+                        Some(latest) if seq < latest.until => {
+                            latest.keep(std::mem::take(&mut frames));
+                        }
+                        _ => match member.queue.push(&frames) {
+                            Push::Queued => {}
+                            Push::Full => return Progress::Full,
+                            Push::Closed => return Progress::CaughtUp,
+                        },
                     }
                 }
             }
             member.lag = Some(seq + 1);
+            if let Some(latest) = member.latest.take_if(|latest| seq + 1 >= latest.until) {
+                for frame in latest.frames.into_iter().flatten() {
+                    member.queue.reply(frame);
+                }
+            }
         }
     }
-    if end < history.head() {
-        return Progress::More;
-    }
+    let is_done = end == history.head();
+    let mut waits = false;
     for id in groups {
-        let group = roster.group_mut(id);
-        let members = group.into_iter().flat_map(|group| &mut group.members);
-        for member in members.filter(|member| member.session == session) {
+        let Some(group) = roster.group_mut(id) else { continue };
+        if group.plans.hearing.is_waiting() {
+            waits = true;
+            continue;
+        }
+        for member in group.members.iter_mut().filter(|m| is_done && m.session == session) {
             member.lag = None;
         }
+        let lag = group.lag();
+        group.plans.hearing.forget(lag);
     }
-    Progress::CaughtUp
+    match (is_done, waits) {
+        (false, _) => Progress::More,
+        (true, true) => Progress::Waiting,
+        (true, false) => Progress::CaughtUp,
+    }
 }

@@ -4,14 +4,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::group::{Group, GroupId, GroupKey, Member};
+use super::entitlement::Entitlements;
+use super::group::{Group, GroupId, GroupKey, Latest, Member};
 use super::handle::{Peer, SessionId};
 use super::history::Seq;
 use super::plan::Plans;
 use super::queue::Queue;
 use super::route::Routes;
-use super::subscription::{Facet, Style};
+use super::subscription::{Facet, Identity, Style};
 use crate::event::Position;
+use crate::policy::Rule;
 use crate::wire::Vsn;
 
 pub(super) struct Session {
@@ -30,7 +32,7 @@ impl Session {
 
 /// A topic that a connection has joined.
 pub(super) struct Channel {
-    pub(super) role: Arc<str>,
+    pub(super) identity: Arc<Identity>,
     pub(super) joined_at: SystemTime,
     /// One for each facet of the subscription.
     pub(super) groups: Vec<GroupId>,
@@ -41,6 +43,13 @@ pub(super) struct Seat {
     pub(super) key: GroupKey,
     pub(super) floor: Position,
     pub(super) lag: Option<Seq>,
+    pub(super) latest: Option<Box<Latest>>,
+}
+
+impl Seat {
+    pub(super) fn new(key: GroupKey, floor: Position, lag: Option<Seq>) -> Seat {
+        Seat { key, floor, lag, latest: None }
+    }
 }
 
 /// All connections and groups, with the routes that lead to the groups.
@@ -83,10 +92,28 @@ impl Roster {
         &mut self,
         batch: &crate::event::Batch,
         change: &crate::event::Change,
+        entitlements: &mut Entitlements,
         out: &mut Vec<GroupId>,
     ) {
-        let groups = self.groups.iter().map(|(id, group)| (*id, &group.key));
+        let relation = &change.relation;
+        let groups = self.groups.iter().filter(|(_, group)| group.key.targets(relation));
+        let groups = groups.map(|(id, group)| {
+            let role = group.key.role.as_ref().filter(|_| group.key.identity.is_some());
+            let anchors = role.and_then(|role| {
+                let entitlement = entitlements.of(role, relation.oid);
+                group.anchors(entitlement.rule())
+            });
+            (*id, &group.key, anchors)
+        });
         self.routes.candidates(batch, change, groups, out);
+    }
+
+    /// The group has learnt what the claims in the table's policies are worth to it.
+    pub(super) fn anchor(&mut self, id: GroupId, table: u32, rule: &Arc<Rule>) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        // Most groups now have no more events than their own: what they do not need is not kept.
+        group.plans.rest();
+        self.routes.anchor(id, &group.key, table, group.anchors(rule));
     }
 
     /// Adds the channel, in place of the session's channel of the same topic.
@@ -94,24 +121,20 @@ impl Roster {
         &mut self,
         session: SessionId,
         topic: &Arc<str>,
-        role: Arc<str>,
+        identity: Arc<Identity>,
         seats: Vec<Seat>,
     ) {
         self.leave(session, topic);
-        let Some(entry) = self.sessions.get(&session) else { return };
-        let queue = Arc::clone(&entry.queue);
+        if !self.sessions.contains_key(&session) {
+            return;
+        }
         let mut groups = Vec::with_capacity(seats.len());
-        for Seat { key, floor, lag } in seats {
-            let id = self.group_of(key);
-            if let Some(group) = self.groups.get_mut(&id) {
-                group.members.push(Member { session, queue: Arc::clone(&queue), floor, lag });
-            }
-            groups.push(id);
+        for seat in seats {
+            groups.push(self.sit_down(session, seat));
         }
         if let Some(entry) = self.sessions.get_mut(&session) {
-            entry
-                .channels
-                .insert(Arc::clone(topic), Channel { role, joined_at: SystemTime::now(), groups });
+            let channel = Channel { identity, joined_at: SystemTime::now(), groups };
+            entry.channels.insert(Arc::clone(topic), channel);
         }
     }
 
@@ -126,16 +149,11 @@ impl Roster {
     ) {
         let Some(entry) = self.sessions.get(&session) else { return };
         let Some(channel) = entry.channels.get(topic) else { return };
-        let key = GroupKey::new(topic, vsn, &channel.role, facet);
+        let key = GroupKey::new(topic, vsn, &channel.identity.role, facet);
         let known = self.by_key.get(&key).filter(|id| channel.groups.contains(id)).copied();
         match (known, receive) {
             (None, true) => {
-                let queue = Arc::clone(&entry.queue);
-                let id = self.group_of(key);
-                if let Some(group) = self.groups.get_mut(&id) {
-                    let floor = Position::default();
-                    group.members.push(Member { session, queue, floor, lag: None });
-                }
+                let id = self.sit_down(session, Seat::new(key, Position::default(), None));
                 self.change_groups(session, topic, |groups| groups.push(id));
             }
             (Some(id), false) => {
@@ -174,28 +192,28 @@ impl Roster {
                 self.by_topic.entry(Arc::clone(&key.topic)).or_default().push(id);
             }
         }
-        let plans = Plans::default();
-        self.groups.insert(id, Group { key, plans, members: Vec::new(), previous: None });
+        let (plans, members) = (Plans::default(), Vec::with_capacity(1));
+        self.groups.insert(id, Group { key, plans, members, previous: None });
         id
     }
 
-    /// Removes the channel; gives back its role and where it stood.
+    /// Removes the channel; gives back whose it was and where it stood.
     pub(super) fn leave(
         &mut self,
         session: SessionId,
         topic: &str,
-    ) -> Option<(Arc<str>, Vec<Seat>)> {
-        let Channel { role, groups, .. } =
+    ) -> Option<(Arc<Identity>, Vec<Seat>)> {
+        let Channel { identity, groups, .. } =
             self.sessions.get_mut(&session)?.channels.remove(topic)?;
         let seats = groups.into_iter().filter_map(|id| self.stand_up(session, id));
-        Some((role, seats.collect()))
+        Some((identity, seats.collect()))
     }
 
     /// Takes the connection out of a group, which goes with its last member.
     fn stand_up(&mut self, session: SessionId, id: GroupId) -> Option<Seat> {
         let group = self.groups.get_mut(&id)?;
         let index = group.members.iter().position(|member| member.session == session)?;
-        let Member { floor, lag, .. } = group.members.swap_remove(index);
+        let Member { floor, lag, latest, .. } = group.members.swap_remove(index);
         let key = group.key.clone();
         if group.members.is_empty() {
             self.routes.remove(id, &key);
@@ -208,18 +226,61 @@ impl Roster {
                 }
             }
         }
-        Some(Seat { key, floor, lag })
+        Some(Seat { key, floor, lag, latest })
     }
 
-    /// Moves the channel to the groups of the same bindings under another role.
-    pub(super) fn set_role(&mut self, session: SessionId, topic: &str, role: &Arc<str>) {
+    /// Moves the channel to the groups of the same bindings under another identity.
+    pub(super) fn set_identity(
+        &mut self,
+        session: SessionId,
+        topic: &str,
+        identity: Arc<Identity>,
+    ) {
         let Some((_, mut seats)) = self.leave(session, topic) else { return };
-        for seat in &mut seats {
-            if seat.key.role.is_some() {
-                seat.key.role = Some(Arc::clone(role));
-            }
+        for GroupKey { role, identity: owner, .. } in seats.iter_mut().map(|seat| &mut seat.key) {
+            *role = role.as_ref().map(|_| Arc::clone(&identity.role));
+            *owner = owner.as_ref().map(|_| Arc::clone(&identity));
         }
-        self.join(session, &topic.into(), Arc::clone(role), seats);
+        self.join(session, &topic.into(), identity, seats);
+    }
+
+    /// Tells the members of a group apart: each goes to the group of its own identity.
+    pub(super) fn tell_apart(&mut self, id: GroupId) -> Vec<GroupId> {
+        let Some(group) = self.groups.get(&id) else { return Vec::new() };
+        let sessions: Vec<SessionId> = group.members.iter().map(|m| m.session).collect();
+        let (topic, previous) = (Arc::clone(&group.key.topic), group.previous);
+        let mut ids: Vec<GroupId> = Vec::new();
+        for session in sessions {
+            let Some(channel) = self.sessions.get(&session).and_then(|s| s.channels.get(&topic))
+            else {
+                continue;
+            };
+            let identity = Arc::clone(&channel.identity);
+            let Some(mut seat) = self.stand_up(session, id) else { continue };
+            seat.key.identity = Some(identity);
+            let own = self.sit_down(session, seat);
+            if let Some(group) = self.groups.get_mut(&own) {
+                group.previous = group.previous.max(previous);
+            }
+            self.change_groups(session, &topic, |groups| {
+                groups.iter_mut().filter(|group| **group == id).for_each(|group| *group = own);
+            });
+            ids.push(own);
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// Makes the connection a member of a group, which is made if need be.
+    fn sit_down(&mut self, session: SessionId, seat: Seat) -> GroupId {
+        let Seat { key, floor, lag, latest } = seat;
+        let id = self.group_of(key);
+        let queue = self.sessions.get(&session).map(|entry| Arc::clone(&entry.queue));
+        if let (Some(group), Some(queue)) = (self.groups.get_mut(&id), queue) {
+            group.members.push(Member { session, queue, floor, lag, latest });
+        }
+        id
     }
 
     /// Forgets the connection.

@@ -1,6 +1,7 @@
 //! The hub's thread: takes events from the decoder and requests from sessions, in one loop that
 //! owns all routing state.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,17 +14,18 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::entitlement::Entitlements;
-use super::group::{GroupId, GroupKey};
+use super::group::{GroupId, GroupKey, Latest};
 use super::handle::{Cast, Casts, Command, Ends, Hub, Live, SessionId};
 use super::history::{History, Seq, before};
+use super::inquiry::Inquiries;
 use super::notices::Notices;
-use super::plan::{Bodies, Plans, Press, Scene};
+use super::plan::{Bodies, Missing, Plans, Press, Scene};
 use super::queue::{Budget, Goodbye, Push};
 use super::receipts::Receipts;
 use super::recent;
 use super::replay::Laggards;
 use super::roster::{Roster, Seat, Session};
-use super::subscription::{Since, Style, Subscription};
+use super::subscription::{Identity, Since, Style, Subscription};
 use crate::bridge::Bridge;
 use crate::catalog::Catalog;
 use crate::config::Config;
@@ -77,6 +79,7 @@ struct Stream {
     laggards: Laggards,
     notices: Notices,
     entitlements: Entitlements,
+    inquiries: Inquiries,
     live: Option<Live>,
     announce: watch::Sender<Option<Live>>,
     stalled: Arc<Mutex<Option<String>>>,
@@ -105,6 +108,7 @@ impl Stream {
             roster: Roster::default(),
             laggards: Laggards::default(),
             notices,
+            inquiries: Inquiries::new(catalog.clone(), runtime.clone()),
             entitlements: Entitlements::new(catalog, runtime, Arc::clone(&stopping)),
             live: None,
             announce: ends.live,
@@ -123,6 +127,7 @@ impl Stream {
 
     fn run(mut self, commands: &Receiver<Command>, feed: &Receiver<Feed>) {
         let (closed, notified, deaf) = (never(), self.bridge.notified(), never());
+        let answers = self.inquiries.answers();
         while !self.stopping.load(Ordering::Acquire) {
             let has_room = self.make_room();
             // Without room in the history the decoder waits: its channel fills up.
@@ -130,7 +135,7 @@ impl Stream {
             let hears = self.notices.has_room(&self.roster, &self.stats, Instant::now());
             let notified = if hears { &notified } else { &deaf };
             let has_work = self.laggards.has_work() || self.notices.has_work();
-            let wait = match (has_work, has_room && hears) {
+            let wait = match (has_work, has_room && hears && !self.inquiries.is_resting()) {
                 (true, _) => Duration::ZERO,
                 (false, false) => SHORT_TICK,
                 (false, true) => TICK,
@@ -152,9 +157,17 @@ impl Stream {
                 recv(notified) -> said => for said in said.iter().flatten() {
                     self.notices.deliver(said, &self.roster, &self.stats);
                 },
+                recv(answers) -> answer => if let Ok(answer) = answer {
+                    let (laggards, stats) = (&mut self.laggards, &self.stats);
+                    let (roster, entitlements) = (&mut self.roster, &mut self.entitlements);
+                    self.inquiries.settle(answer, roster, entitlements, laggards, stats);
+                },
                 default(wait) => {}
             }
             self.serve_laggards();
+            let (laggards, stats) = (&mut self.laggards, &self.stats);
+            let (roster, entitlements) = (&mut self.roster, &mut self.entitlements);
+            self.inquiries.ask(roster, &self.history, entitlements, laggards, stats);
         }
         for session in self.roster.sessions.values() {
             session.queue.close(Goodbye::Shutdown);
@@ -166,7 +179,8 @@ impl Stream {
     fn serve_laggards(&mut self) {
         if let (true, Some(live)) = (self.laggards.has_work(), self.live) {
             let (history, entitlements) = (&self.history, &mut self.entitlements);
-            let served = self.laggards.turn(&mut self.roster, history, entitlements, live);
+            let (roster, inquiries) = (&mut self.roster, &mut self.inquiries);
+            let served = self.laggards.turn(roster, history, entitlements, inquiries, live);
             if let Some(session) = served {
                 self.notices.wake(session, &self.roster);
             }
@@ -260,19 +274,20 @@ impl Stream {
         self.stats.events_total.add(batch.events.len() as u64);
         self.measure();
         for (index, event) in batch.events.iter().enumerate() {
-            self.deliver_event(first + index as Seq, Scene { batch: &batch, event, live });
+            self.deliver_event(Scene { batch: &batch, event, seq: first + index as Seq, live });
         }
         if let Some(event) = batch.events.last() {
             self.stats.position.set(event.position.commit.0);
         }
     }
 
-    fn deliver_event(&mut self, seq: Seq, scene: Scene<'_>) {
+    fn deliver_event(&mut self, scene: Scene<'_>) {
         let mut candidates = std::mem::take(&mut self.candidates);
         candidates.clear();
         match &scene.event.kind {
             EventKind::Change(change) => {
-                self.roster.candidates(scene.batch, change, &mut candidates);
+                let entitlements = &mut self.entitlements;
+                self.roster.candidates(scene.batch, change, entitlements, &mut candidates);
             }
             EventKind::Message(message) => {
                 if let Some(row) = &message.row {
@@ -298,7 +313,7 @@ impl Stream {
         }
         self.bodies.clear();
         for id in &candidates {
-            self.deliver_to_group(*id, seq, scene);
+            self.deliver_to_group(*id, scene);
         }
         self.candidates = candidates;
     }
@@ -316,7 +331,7 @@ impl Stream {
         }
     }
 
-    fn deliver_to_group(&mut self, id: GroupId, seq: Seq, scene: Scene<'_>) {
+    fn deliver_to_group(&mut self, id: GroupId, scene: Scene<'_>) {
         let Some(group) = self.roster.group_mut(id) else { return };
         self.frames.clear();
         let mut press = Press {
@@ -325,7 +340,16 @@ impl Stream {
             sheet: &mut self.sheet,
             out: &mut self.frames,
         };
-        group.plans.frames(&group.key, scene, group.previous, &mut press);
+        match group.plans.frames(&group.key, scene, group.previous, &mut press) {
+            Ok(()) => {}
+            Err(Missing::Identity) => {
+                for id in self.roster.tell_apart(id) {
+                    self.deliver_to_group(id, scene);
+                }
+                return;
+            }
+            Err(Missing::Verdict { table }) => return self.hold(id, scene, table),
+        }
         if self.frames.is_empty() {
             return;
         }
@@ -336,9 +360,26 @@ impl Stream {
                 continue;
             }
             if member.queue.push(&self.frames) == Push::Full {
-                member.lag = Some(seq);
+                member.lag = Some(scene.seq);
                 self.laggards.add(member.session);
             }
+        }
+    }
+
+    /// Has a group wait for a verdict on the event; it reads on from the history.
+    fn hold(&mut self, id: GroupId, scene: Scene<'_>, table: u32) {
+        let Some(group) = self.roster.group_mut(id) else { return };
+        let position = scene.event.position;
+        let mut is_held = false;
+        for member in &mut group.members {
+            if member.lag.is_none() && position > member.floor {
+                member.lag = Some(scene.seq);
+                self.laggards.add(member.session);
+                is_held = true;
+            }
+        }
+        if is_held {
+            self.inquiries.raise(id, scene.seq, table, &mut self.roster);
         }
     }
 
@@ -352,8 +393,10 @@ impl Stream {
                 self.join(session, subscription);
                 let _ = joined.send(());
             }
-            Command::SetRole { session, topic, role } => {
-                self.roster.set_role(session, &topic, &role);
+            Command::SetIdentity { session, topic, identity } => {
+                self.roster.set_identity(session, &topic, identity);
+                // It may have waited for an answer that would have been for its former self.
+                self.laggards.wake(session);
             }
             Command::Leave { session, topic } => {
                 self.roster.leave(session, &topic);
@@ -406,20 +449,20 @@ impl Stream {
         }
         let keys = subscription.facets.iter().map(|facet| GroupKey::of(&subscription, facet));
         let seats: Vec<Seat> = match subscription.since {
-            Since::Now(lsn) => {
-                keys.map(|key| Seat { key, floor: before(lsn), lag: None }).collect()
+            Since::Now(lsn) => keys.map(|key| Seat::new(key, before(lsn), None)).collect(),
+            Since::Last(count) => {
+                keys.map(|key| self.newest(key, count, &subscription.identity)).collect()
             }
-            Since::Last(count) => keys.map(|key| self.newest(key, count)).collect(),
             Since::Cursor(cursor) => {
                 let (floor, lag) = self.resume(cursor).unwrap_or_else(|reason| {
                     queue.reply(self.resync_frame(&subscription, reason));
                     (self.history.newest().unwrap_or_default(), None)
                 });
-                keys.map(|key| Seat { key, floor, lag }).collect()
+                keys.map(|key| Seat::new(key, floor, lag)).collect()
             }
         };
         let lags = seats.iter().any(|seat| seat.lag.is_some());
-        self.roster.join(session, &subscription.topic, subscription.role, seats);
+        self.roster.join(session, &subscription.topic, subscription.identity, seats);
         if lags {
             self.laggards.add(session);
             self.laggards.wake(session);
@@ -481,9 +524,9 @@ impl Stream {
     }
 
     /// Where to begin so that the newest `count` events of the group are given.
-    fn newest(&mut self, key: GroupKey, count: u32) -> Seat {
+    fn newest(&mut self, mut key: GroupKey, count: u32, identity: &Arc<Identity>) -> Seat {
         let now = self.history.newest().unwrap_or_default();
-        let Some(live) = self.live else { return Seat { key, floor: now, lag: None } };
+        let Some(live) = self.live else { return Seat::new(key, now, None) };
         let mut plans = Plans::default();
         let mut found = 0;
         let mut start = None;
@@ -493,21 +536,35 @@ impl Stream {
             }
             self.bodies.clear();
             self.frames.clear();
-            let scene = Scene { batch, event, live };
+            let scene = Scene { batch, event, seq, live };
             let mut press = Press {
                 entitlements: &mut self.entitlements,
                 bodies: &mut self.bodies,
                 sheet: &mut self.sheet,
                 out: &mut self.frames,
             };
-            plans.frames(&key, scene, None, &mut press);
+            match plans.frames(&key, scene, None, &mut press) {
+                Ok(()) => {}
+                // How many of the events are for it is only known once the policies were asked.
+                Err(missing) => {
+                    if missing == Missing::Identity {
+                        key.identity = Some(Arc::clone(identity));
+                    }
+                    let count = usize::try_from(count).unwrap_or(usize::MAX);
+                    let until = self.history.head();
+                    let latest = Latest { count, until, frames: VecDeque::new() };
+                    let start = Some(self.history.start());
+                    let seat = Seat::new(key, Position::default(), start);
+                    return Seat { latest: Some(Box::new(latest)), ..seat };
+                }
+            }
             if !self.frames.is_empty() {
                 found += 1;
                 start = Some(seq);
             }
         }
         let floor = if start.is_some() { Position::default() } else { now };
-        Seat { key, floor, lag: start }
+        Seat::new(key, floor, start)
     }
 }
 

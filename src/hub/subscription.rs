@@ -8,6 +8,14 @@ use crate::event::{Cursor, Lsn, Operation};
 use crate::filter::Predicate;
 use crate::wire::Vsn;
 
+/// In whose name a channel is served.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    pub role: Arc<str>,
+    /// The token's payload, a JSON object: what policies see in `request.jwt.claims`.
+    pub claims: Arc<str>,
+}
+
 /// Which frames a channel's events become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Style {
@@ -115,7 +123,7 @@ pub struct Subscription {
     /// As the client wrote it, `realtime:...`.
     pub topic: Arc<str>,
     pub vsn: Vsn,
-    pub role: Arc<str>,
+    pub identity: Arc<Identity>,
     /// At most one of each style.
     pub facets: Vec<Facet>,
     pub since: Since,

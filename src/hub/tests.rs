@@ -15,7 +15,9 @@ use tokio::runtime::Runtime;
 
 use super::handle::{Cast, Command, Hub, Peer, SessionId};
 use super::queue::{Budget, Goodbye, Push, Queue, Taken};
-use super::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
+use super::subscription::{
+    Binding, Facet, Identity, Operations, Since, Style, Subscription, Target,
+};
 use super::{Parts, start};
 use crate::bridge::Bridge;
 use crate::catalog::protocol::{ColumnAccess, Hello, Request, TableAccess};
@@ -55,7 +57,7 @@ fn access() -> TableAccess {
         oid: TABLE,
         schema: "public".into(),
         table: "t".into(),
-        row_security: false,
+        row_security: None,
         columns: vec![ColumnAccess {
             attnum: 1,
             name: "id".into(),
@@ -163,7 +165,7 @@ impl World {
         let subscription = Subscription {
             topic: "realtime:tide:table:public.t".into(),
             vsn: Vsn::V2,
-            role: "anon".into(),
+            identity: Arc::new(Identity { role: "anon".into(), claims: "{}".into() }),
             facets: vec![Facet::of_rows(Style::Table, vec![binding])],
             since,
             greeting: vec![Bytes::from_static(b"[null,null,\"t\",\"hello\",{}]")],
@@ -176,7 +178,7 @@ impl World {
         let subscription = Subscription {
             topic: ROOM.into(),
             vsn: Vsn::V2,
-            role: "anon".into(),
+            identity: Arc::new(Identity { role: "anon".into(), claims: "{}".into() }),
             facets: vec![Facet::of_topic(Style::Channel, private)],
             since,
             greeting: Vec::new(),

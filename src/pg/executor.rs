@@ -24,7 +24,10 @@ pub(super) fn cast(role: &str, type_sql: &str, values: &[String]) -> Result<Stri
 /// Runs `work` as the role, for one transaction that leaves nothing behind: code that belongs to
 /// others (a domain's check, say) may run in it, so it is read only, security-restricted (no way
 /// back to another role, nothing that outlives the transaction) and limited in time.
-fn as_role<R>(role: &str, work: impl FnOnce() -> Result<R, Refusal>) -> Result<R, Refusal> {
+pub(super) fn as_role<R>(
+    role: &str,
+    work: impl FnOnce() -> Result<R, Refusal>,
+) -> Result<R, Refusal> {
     rolled_back(guc::policy_timeout(), || {
         let oid = role::usable(role)?;
         let context = pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE;

@@ -14,7 +14,7 @@ use pgrx::{pg_guard, pg_sys};
 use super::outbox::chores;
 use super::socket::{FrameSocket, SocketError};
 use super::transaction::Refusal;
-use super::{executor, guc, helper_process, session, signals, steward};
+use super::{executor, guc, helper_process, judge, session, signals, steward};
 use crate::catalog::protocol::{Hello, Reply, Request};
 
 /// Entry point; `arg` is the oid of the database, the worker's `bgw_extra` says which it is to be.
@@ -80,6 +80,12 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
         }
         (Hello::Executor, Request::Cast { role, type_sql, values }) => {
             executor::cast(&role, &type_sql, &values)
+        }
+        (Hello::Executor, Request::Judge { role, table, condition, rows, claims }) => {
+            judge::judge(&role, table, &condition, &rows, &claims)
+        }
+        (Hello::Executor, Request::Evaluate { role, expressions, claims }) => {
+            judge::evaluate(&role, &expressions, &claims)
         }
         _ => Err(unknown()),
     }

@@ -22,6 +22,7 @@ mod helper_process;
 mod hooks;
 mod inbox;
 mod invalidation;
+mod judge;
 mod latch;
 mod launcher;
 mod log;

@@ -9,7 +9,9 @@ use serde::Deserialize;
 
 use super::role;
 use super::transaction::{Refusal, rolled_back};
-use crate::catalog::protocol::{ColumnAccess, RoleStatus, Secrets, TableAccess, Tables, Which};
+use crate::catalog::protocol::{
+    ColumnAccess, RoleStatus, RowSecurity, Secrets, TableAccess, Tables, Which,
+};
 use crate::event::Kind;
 
 /// Catalogue look-ups take milliseconds; past this something else is wrong.
@@ -87,7 +89,7 @@ struct FoundTable {
     oid: u32,
     schema: String,
     table: String,
-    row_security: bool,
+    row_security: Option<RowSecurity>,
     columns: Vec<FoundColumn>,
 }
 

@@ -79,7 +79,7 @@ fn commit() {
 }
 
 fn begin(timeout: Duration) {
-    let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX).max(1);
+    let timeout = milliseconds(timeout);
     // SAFETY: the caller is not in a transaction; the timeouts were set up when the process
     // connected to its database.
     unsafe {
@@ -91,6 +91,22 @@ fn begin(timeout: Duration) {
         });
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
     }
+}
+
+/// Within [`rolled_back`]: gives what follows so much time, from now on.
+pub(super) fn allow(timeout: Duration) {
+    let timeout = milliseconds(timeout);
+    // SAFETY: the timeouts were set up when the process connected to its database.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            raw::disable_timeout(STATEMENT_TIMEOUT, false);
+            raw::enable_timeout_after(STATEMENT_TIMEOUT, timeout);
+        });
+    }
+}
+
+fn milliseconds(timeout: Duration) -> i32 {
+    i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX).max(1)
 }
 
 /// Takes back everything that was not committed: the role, the settings, the snapshot, the locks. What a role's code

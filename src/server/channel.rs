@@ -87,11 +87,16 @@ impl Drop for Channels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::subscription::Identity;
 
     fn channel(expires: Option<i64>) -> Channel {
         Channel {
             join_ref: Some("1".into()),
-            credentials: Credentials::new("web".into(), expires, None),
+            credentials: Credentials::new(
+                Identity { role: "web".into(), claims: "{}".into() },
+                expires,
+                None,
+            ),
             ack: false,
             _lease: None,
         }

@@ -255,8 +255,9 @@ impl Conversation {
 
     fn renew(&mut self, topic: &str, credentials: Credentials) {
         let Some(channel) = self.channels.get_mut(topic) else { return };
-        if channel.credentials.role != credentials.role {
-            self.context.hub.set_role(self.session, topic, Arc::clone(&credentials.role));
+        if channel.credentials.identity != credentials.identity {
+            let identity = Arc::clone(&credentials.identity);
+            self.context.hub.set_identity(self.session, topic, identity);
         }
         channel.credentials = credentials;
         self.changed = true;

@@ -7,9 +7,10 @@ use hyper::StatusCode;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::context::ServerContext;
-use crate::auth::{AuthError, Shape, token_shape};
+use crate::auth::{self, AuthError, Shape, token_shape};
 use crate::catalog::CatalogError;
 use crate::catalog::protocol::RoleStatus;
+use crate::hub::subscription::Identity;
 use crate::stats::{RefusedConnection, RefusedJoin};
 
 /// Between two questions to a catalogue that is not ready.
@@ -18,7 +19,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// A role that the client may use, and until when.
 #[derive(Clone, Debug)]
 pub(super) struct Credentials {
-    pub(super) role: Arc<str>,
+    pub(super) identity: Arc<Identity>,
     /// Seconds since the Unix epoch; `None` for those who came without a token.
     pub(super) expires: Option<i64>,
     /// Of the token, so that the same one sent again is known; the token itself is not kept.
@@ -26,8 +27,22 @@ pub(super) struct Credentials {
 }
 
 impl Credentials {
-    pub(super) fn new(role: Arc<str>, expires: Option<i64>, token: Option<&str>) -> Credentials {
-        Credentials { role, expires, digest: token.map(digest) }
+    pub(super) fn new(
+        identity: Identity,
+        expires: Option<i64>,
+        token: Option<&str>,
+    ) -> Credentials {
+        Credentials { identity: Arc::new(identity), expires, digest: token.map(digest) }
+    }
+
+    /// Of those who came without a token.
+    pub(super) fn anonymous(role: &str) -> Credentials {
+        let claims = serde_json::json!({ "role": role }).to_string();
+        Credentials::new(Identity { role: role.into(), claims: claims.into() }, None, None)
+    }
+
+    pub(super) fn role(&self) -> &Arc<str> {
+        &self.identity.role
     }
 
     pub(super) fn has_expired(&self, now: i64) -> bool {
@@ -140,8 +155,8 @@ pub(super) async fn of_handshake(
             let Some(role) = context.config.anon_role.as_deref() else {
                 return Err(if key.is_none() { Refusal::NoKey } else { Refusal::NoAnonymous });
             };
-            let credentials = Credentials::new(role.into(), None, None);
-            check_role(context, &credentials.role).await?;
+            let credentials = Credentials::anonymous(role);
+            check_role(context, credentials.role()).await?;
             Ok(credentials)
         }
     }
@@ -149,9 +164,10 @@ pub(super) async fn of_handshake(
 
 /// The identity that a token proves.
 pub(super) async fn of_token(context: &ServerContext, token: &str) -> Result<Credentials, Refusal> {
-    let identity = context.verifier().verify(token, SystemTime::now())?;
-    let credentials = Credentials::new(identity.role, Some(identity.exp), Some(token));
-    check_role(context, &credentials.role).await?;
+    let auth::Identity { role, claims, exp } =
+        context.verifier().verify(token, SystemTime::now())?;
+    let credentials = Credentials::new(Identity { role, claims }, Some(exp), Some(token));
+    check_role(context, credentials.role()).await?;
     Ok(credentials)
 }
 
@@ -200,18 +216,22 @@ where
 mod tests {
     use super::*;
 
+    fn web() -> Identity {
+        Identity { role: "web".into(), claims: "{}".into() }
+    }
+
     #[test]
     fn the_same_token_is_known_again() {
-        let credentials = Credentials::new("web".into(), Some(10), Some("a.b.c"));
+        let credentials = Credentials::new(web(), Some(10), Some("a.b.c"));
 
         assert!(credentials.are_of("a.b.c"));
         assert!(!credentials.are_of("a.b.d"));
-        assert!(!Credentials::new("web".into(), None, None).are_of("a.b.c"));
+        assert!(!Credentials::anonymous("web").are_of("a.b.c"));
     }
 
     #[test]
     fn credentials_expire_at_their_second() {
-        let credentials = Credentials::new("web".into(), Some(10), None);
+        let credentials = Credentials::new(web(), Some(10), None);
 
         assert!(!credentials.has_expired(9));
         assert!(credentials.has_expired(10));

@@ -15,6 +15,7 @@ use crate::event::{Cursor, Lsn};
 use crate::hub::handle::SessionId;
 use crate::hub::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
 use crate::listening::Lease;
+use crate::policy::Rule;
 use crate::stats::RefusedJoin;
 use crate::topic::{self, Kind, LegacyParts, Topic};
 use crate::wire::Vsn;
@@ -76,7 +77,7 @@ pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outco
             let subscription = Subscription {
                 topic: Arc::clone(&joiner.address.topic),
                 vsn: joiner.vsn,
-                role: Arc::clone(&joiner.credentials.role),
+                identity: Arc::clone(&joiner.credentials.identity),
                 facets: plan.facets,
                 since: plan.since,
                 greeting: plan.greeting,
@@ -129,7 +130,7 @@ impl Joiner {
         if self.credentials.has_expired(now) {
             return Err(Refusal::Expired(self.credentials.expiry_text(now)));
         }
-        identity::check_role(&self.context, &self.credentials.role).await
+        identity::check_role(&self.context, self.credentials.role()).await
     }
 
     /// A channel of `postgres_changes`.
@@ -256,7 +257,7 @@ impl Joiner {
             ))
         };
         let access = tables.first().ok_or_else(refusal)?;
-        let all = Bindings::new(&self.context, &self.credentials.role, &tables);
+        let all = Bindings::new(&self.context, self.credentials.role(), &tables);
         let filter = match options.filter.as_deref() {
             Some(text) => all.filter(text, access).await.map_err(|e| e.into_refused(&refusal))?,
             None => None,
@@ -330,7 +331,7 @@ impl Joiner {
 
     /// The tables as the role may see them, and the address as of which.
     async fn tables(&self, names: Vec<TableName>) -> Result<(Arc<[TableAccess]>, Lsn), Refused> {
-        let (context, role) = (&self.context, &self.credentials.role);
+        let (context, role) = (&self.context, self.credentials.role());
         let names = &names;
         let look_up = async || {
             let (tables, asked) = context.catalog.tables(role, Which::Named(names.clone())).await?;
@@ -350,7 +351,7 @@ impl Joiner {
         params: &[ChangeParams],
         tables: &[TableAccess],
     ) -> Result<(Vec<Binding>, Vec<String>), Refused> {
-        let all = Bindings::new(&self.context, &self.credentials.role, tables);
+        let all = Bindings::new(&self.context, self.credentials.role(), tables);
         let (mut bindings, mut failures) = (Vec::new(), Vec::new());
         for one in params {
             match all.binding(one).await {
@@ -380,7 +381,8 @@ impl Joiner {
         }
     }
 
-    /// Until policies are evaluated, a role that is subject to them gets nothing, and is told.
+    /// Rows that an UPDATE takes out of a client's sight are only told as gone if the WAL has what
+    /// the policies look at.
     fn greet_row_security(
         &self,
         bindings: &[Binding],
@@ -390,12 +392,18 @@ impl Joiner {
         let bound = |table: &TableAccess| {
             bindings.iter().any(|binding| binding.target == Target::Table(table.oid))
         };
-        for table in tables.iter().filter(|table| table.row_security && bound(table)) {
+        for TableAccess { schema, table, row_security, columns, .. } in
+            tables.iter().filter(|table| bound(table))
+        {
+            if !Rule::of(row_security.as_ref(), columns).is_blind_to_the_past() {
+                continue;
+            }
             let text = format!(
-                "row-level security is on for {}.{}: its events are not delivered to this role yet",
-                table.schema, table.table
+                "row-level security of {schema}.{table}: rows that are changed so that they may not be \
+                 seen any more, and deleted rows, are not told where the policies look at columns \
+                 outside the replica identity. HINT: ALTER TABLE ... REPLICA IDENTITY FULL"
             );
-            let details = [("schema", &*table.schema), ("table", &*table.table)];
+            let details = [("schema", &**schema), ("table", &**table)];
             self.greet_system("tide.row_security", Status::Ok, &text, &details, greeting);
         }
     }

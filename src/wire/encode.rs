@@ -225,6 +225,20 @@ pub fn resync(vsn: Vsn, join_ref: Option<&str>, topic: &str, resync: Resync<'_>)
     system(vsn, join_ref, topic, &message)
 }
 
+/// A policy could not be evaluated: changes of the table are missing for this client, which it had
+/// better read afresh. Says nothing of the rows, not even how many there are.
+pub fn policy_failed(vsn: Vsn, topic: &str, table: (&str, &str), sqlstate: &str) -> Bytes {
+    let (schema, name) = table;
+    let text = format!(
+        "row-level security of {schema}.{name} could not be evaluated: SQLSTATE {sqlstate}; \
+         changes are missing until it can"
+    );
+    let details = [("schema", schema), ("table", name), ("sqlstate", sqlstate)];
+    let message =
+        System { extension: "tide.policy", status: Status::Ok, message: &text, details: &details };
+    system(vsn, None, topic, &message)
+}
+
 /// A table was emptied, told to those whose bindings do not name TRUNCATE.
 pub fn truncated(vsn: Vsn, topic: &str, schema: &str, table: &str) -> Bytes {
     let text = format!("TRUNCATE of {schema}.{table}: all of its rows are gone");

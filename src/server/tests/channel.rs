@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::world::{TABLE, World, config, table};
+use crate::catalog::protocol::{Policy, RowSecurity};
 use crate::config::Config;
 
 fn changes(list: Value) -> Value {
@@ -94,10 +95,19 @@ async fn the_good_bindings_of_a_channel_work_beside_a_bad_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn row_level_security_is_told() {
+async fn a_replica_identity_that_says_too_little_for_the_policies_is_told() {
     let world = World::new(config()).await;
     let mut secured = table(TABLE, "t");
-    secured.row_security = true;
+    secured.row_security = Some(RowSecurity {
+        policies: vec![Policy {
+            name: "own".into(),
+            permissive: true,
+            condition: "(owner = CURRENT_USER)".into(),
+            columns: Some(vec![2]),
+        }],
+        identity: vec![1],
+        ..RowSecurity::default()
+    });
     *world.granted.lock().unwrap() = vec![secured];
     let mut client = world.client().await;
 
@@ -108,6 +118,7 @@ async fn row_level_security_is_told() {
     let told = client.next().await;
     assert_eq!(told[4]["extension"], "tide.row_security");
     assert_eq!(told[4]["status"], "ok");
+    assert!(told[4]["message"].as_str().unwrap().contains("REPLICA IDENTITY FULL"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -180,7 +180,7 @@ async fn an_idle_connection_takes_little_room() {
     let (stream, _far) = tokio::io::duplex(64);
     let (_stop, stopped) = tokio::sync::watch::channel(false);
     let admission = Admission {
-        credentials: Credentials::new("web".into(), None, None),
+        credentials: Credentials::anonymous("web"),
         vsn: Vsn::V2,
         user_agent: None,
         permit: Arc::clone(&world.context.websockets).try_acquire_owned().unwrap(),

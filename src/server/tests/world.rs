@@ -242,7 +242,7 @@ pub(super) fn table(oid: u32, name: &str) -> TableAccess {
         oid,
         schema: "public".into(),
         table: name.into(),
-        row_security: false,
+        row_security: None,
         columns: vec![
             column(1, "id", "int8", "bigint", Kind::Int),
             column(2, "note", "text", "text", Kind::Text),
