@@ -458,6 +458,47 @@ fn a_row_that_is_for_no_channel_is_dropped_and_counted() {
 }
 
 #[test]
+fn an_outbox_that_lost_a_column_keeps_its_rows_until_it_has_it_again() {
+    let cluster = Cluster::shared();
+    let mended = open(cluster, "outbox_mended");
+    let mut sql = mended.sql();
+    sql.batch_execute(&ably("public", "o")).unwrap();
+    sql.batch_execute("select tide.adopt_outbox('o', false)").unwrap();
+    let mut client = member(&mended, "room");
+    let insert = |sql: &mut postgres::Client, table: &str, channel: &str, name: &str| {
+        let columns = format!("mutation_id, {channel}, name, rejected");
+        sql.batch_execute(&format!(
+            "insert into {table} ({columns}) values ('m', 'room', '{name}', false)"
+        ))
+        .unwrap();
+    };
+    insert(&mut sql, "o", "channel", "whole");
+    assert_eq!(message(&mut client, "room")["event"], "whole");
+
+    sql.batch_execute("alter table o rename column channel to room").unwrap();
+    insert(&mut sql, "o", "room", "lost");
+    let query = "select problem from tide.check() where item = 'outbox public.o'";
+    let problem: String = sql.query_one(query, &[]).unwrap().get(0);
+    assert!(problem.contains("column \"channel\" is missing"), "{problem}");
+    // The restart is for the keeper to look soon.
+    mended.restart_worker();
+    wait_until("the outbox is nobody's", || {
+        let query = "tide.outboxes where relation = 'o'::regclass and generation is null";
+        (count(&mut sql, query) == 1).then_some(())
+    });
+    sql.batch_execute("alter table o rename column room to channel").unwrap();
+
+    let mut client = mended.client();
+    client.join("realtime:room", &json!({ "broadcast": { "last": 1 } }));
+    insert(&mut sql, "o", "channel", "whole again");
+    let wait_for = |client: &mut Client, name: &str| {
+        while message(client, "room")["event"] != name {}
+    };
+    wait_for(&mut client, "lost");
+    wait_for(&mut client, "whole again");
+}
+
+#[test]
 fn what_waits_when_the_slot_is_lost_is_published_in_order_before_the_rest() {
     let cluster = Cluster::start();
     let lost = open(&cluster, "outbox_lost");

@@ -4,6 +4,7 @@
 //! `pg` is the boundary: background workers, decoding, SQL functions.
 
 pub mod auth;
+pub mod backoff;
 pub mod bridge;
 pub mod catalog;
 pub mod config;

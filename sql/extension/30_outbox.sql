@@ -210,6 +210,7 @@ end;
 comment on function tide._outbox_problems(regclass) is
 'Internal. What keeps a table from being an outbox';
 revoke execute on function tide._outbox_problems(regclass) from public;
+grant execute on function tide._outbox_problems(regclass) to pg_monitor;
 
 create function tide._adopt_outbox(outbox regclass, is_private boolean) returns void
 language plpgsql volatile parallel unsafe

@@ -269,6 +269,22 @@ end
 $$;
 comment on function tide._check_tables() is 'Internal. The part of tide.check() about what is published';
 
+create function tide._check_outboxes()
+returns table (item text, ok boolean, problem text, fix text)
+language sql stable parallel safe
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select format('outbox %s', o.relation), false, string_agg(p, '; ' order by p),
+           format('Mend the table, or: select tide.release_outbox(%L);', o.relation)
+    from tide.outboxes as o
+    join pg_class as c on c.oid = o.relation
+    cross join lateral tide._outbox_problems(o.relation) as p
+    group by o.relation;
+end;
+comment on function tide._check_outboxes() is 'Internal. The part of tide.check() about tables that are outboxes';
+revoke execute on function tide._check_outboxes() from public;
+grant execute on function tide._check_outboxes() to pg_monitor;
+
 create function tide.check()
 returns table (item text, ok boolean, problem text, fix text)
 language sql volatile parallel unsafe
@@ -283,6 +299,8 @@ begin atomic
         select 2, r.* from tide._check_roles() with ordinality as r
         union all
         select 3, t.* from tide._check_tables() with ordinality as t
+        union all
+        select 4, o.* from tide._check_outboxes() with ordinality as o
     ) as c (part, item, ok, problem, fix, place)
     order by c.part, c.place;
 end;

@@ -48,7 +48,7 @@ pub(super) fn nudge_reload() {
     nudge(&ControlRequest::Reload);
 }
 
-/// Tells the worker of this database that there is another outbox.
+/// Tells the worker of this database that there is an outbox more or less.
 pub(super) fn nudge_outboxes() {
     nudge(&ControlRequest::Outboxes);
 }

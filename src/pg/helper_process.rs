@@ -8,8 +8,8 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::background::{Background, Full, Handle};
-use super::backoff::Backoff;
 use super::shmem;
+use crate::backoff::Backoff;
 
 /// What a helper is for; `bgw_extra`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

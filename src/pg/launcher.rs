@@ -10,11 +10,11 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::background::{Background, Full, Handle};
-use super::backoff::Backoff;
 use super::databases;
 use super::scout::Scout;
 use super::shmem::{self, Answer, Entry, Shared, Wanted, WorkerState};
 use super::{guc, orphans, signals, worker};
+use crate::backoff::Backoff;
 
 /// The longest it sleeps; everything it waits for wakes it.
 const NAP: Duration = Duration::from_secs(60);

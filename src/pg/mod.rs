@@ -6,7 +6,6 @@
 #![allow(unsafe_code)]
 
 mod background;
-mod backoff;
 mod compat;
 mod complaint;
 mod control;

@@ -431,8 +431,11 @@ impl Replay {
         if change.operation != Operation::Insert || change.new.is_null() {
             return;
         }
-        let Replay { relations, outlet, mark, new, generation, .. } = self;
+        let Replay { relations, outlet, mark, new, generation, complaint, .. } = self;
         let Some(outbox) = relations.outbox(index) else { return };
+        if !outbox.is_whole() {
+            return complaint.about("rows of an outbox are not published: it has lost columns");
+        }
         // SAFETY: as for `change`.
         let message = unsafe {
             new.read(change.new, (*change.relation).rd_att);

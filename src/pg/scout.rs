@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys;
 
 use super::background::{Full, Handle};
-use super::backoff::Backoff;
 use super::shmem::{Answer, Shared, WorkerState};
 use super::{databases, probe};
+use crate::backoff::Backoff;
 
 /// A probe that takes longer waits for a lock. It is ended, and tried again after the others.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -3,6 +3,8 @@
 select pg_catalog.json_build_object(
            'owner', c.relowner::pg_catalog.int8,
            'name', pg_catalog.format('%I.%I', n.nspname, c.relname),
+           'generation', o.generation,
+           'is_whole', columns.is_whole,
            'has_processed', columns.has_processed,
            'has_time_zone', columns.has_time_zone,
            'columns', columns.names,
@@ -12,7 +14,10 @@ from tide.outboxes as o
 join pg_catalog.pg_class as c on c.oid = o.relation
 join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
 cross join lateral (
-    select pg_catalog.bool_or(a.attname = 'processed') as has_processed,
+    select pg_catalog.count(*) filter (
+               where a.attname in ('sequence_id', 'mutation_id', 'channel', 'name', 'locked_by', 'lock_expiry')
+           ) = 6 as is_whole,
+           pg_catalog.bool_or(a.attname = 'processed') as has_processed,
            coalesce(pg_catalog.bool_or(a.attname = 'lock_expiry'
                                        and a.atttypid = 'timestamptz'::pg_catalog.regtype), false)
                as has_time_zone,

@@ -38,6 +38,8 @@ struct Description {
     owner: u32,
     /// Quoted, with its schema.
     name: String,
+    generation: Option<i64>,
+    is_whole: bool,
     has_processed: bool,
     has_time_zone: bool,
     columns: String,
@@ -45,10 +47,17 @@ struct Description {
 }
 
 impl Description {
-    /// `None`: it is no outbox, or not any more.
+    /// `None`: it is no outbox, or not any more. One that has lost columns, so that nothing in it
+    /// can be published, is nobody's until it has them again, and will then be taken over.
     fn of(table: u32, mark: &str) -> Result<Option<Description>, Refusal> {
         let found = text(DESCRIBE, &[pg_sys::Oid::from(table).into(), mark.into()])?;
-        found.map(|json| parse(&json)).transpose()
+        let Some(json) = found else { return Ok(None) };
+        let outbox: Description = parse(&json)?;
+        if !outbox.is_whole {
+            belongs_to(table, None)?;
+            return Ok(None);
+        }
+        Ok(Some(outbox))
     }
 
     fn statement(&self, template: &str) -> String {
@@ -112,8 +121,11 @@ pub(in crate::pg) fn take_over(
     let mark = mark(generation);
     let taken = chore(|| {
         let Some(outbox) = Description::of(table, &mark)? else {
-            return Ok(TakenOver { after, done: true });
+            return Err(internal("it is no outbox any more, or has lost columns"));
         };
+        if outbox.generation == Some(i64::from(generation)) {
+            return Ok(TakenOver { after, done: true });
+        }
         let lock = outbox.statement("lock table only {outbox} in share row exclusive mode");
         as_owner(outbox.owner, || Spi::run(&lock)).map_err(|error| internal(&error.to_string()))?;
         let line_up = |after: i64| -> Result<Moved, Refusal> {
@@ -128,9 +140,7 @@ pub(in crate::pg) fn take_over(
         if line_up(i64::MIN)?.moved >= limit {
             return Ok(TakenOver { after: i64::MIN, done: false });
         }
-        let query = "update tide.outboxes set generation = $2 where relation = $1";
-        Spi::run_with_args(query, &[pg_sys::Oid::from(table).into(), i64::from(generation).into()])
-            .map_err(|error| internal(&error.to_string()))?;
+        belongs_to(table, Some(generation))?;
         Ok(TakenOver { after, done: true })
     })?;
     encode(&taken)
@@ -154,7 +164,7 @@ pub(in crate::pg) fn retire(table: u32, ids: Vec<i64>, keep: bool) -> Result<Str
 
 /// Rows that are not flagged, and an address of the WAL before which they have committed.
 pub(in crate::pg) fn unpublished(table: u32, after: i64, limit: u32) -> Result<String, Refusal> {
-    let ids = rolled_back(TIMEOUT, || {
+    let ids = chore(|| {
         let Some(outbox) = Description::of(table, "")? else { return Ok(Vec::new()) };
         parse(&outbox.run(UNFLAGGED, &[after.into(), i64::from(limit).into()])?)
     })?;
@@ -171,6 +181,14 @@ pub(in crate::pg) fn expire(table: u32, age: Duration, limit: u32) -> Result<Str
         outbox.count(EXPIRE, &[age.into(), i64::from(limit).into()])
     })?;
     encode(&deleted)
+}
+
+/// Says which slot has taken an outbox over.
+fn belongs_to(table: u32, generation: Option<u32>) -> Result<(), Refusal> {
+    let query = "update tide.outboxes set generation = $2
+                 where relation = $1 and generation is distinct from $2";
+    let arguments = [pg_sys::Oid::from(table).into(), generation.map(i64::from).into()];
+    Spi::run_with_args(query, &arguments).map_err(|error| internal(&error.to_string()))
 }
 
 /// One transaction, which nobody waits for to be on disk: done again, it does no harm.

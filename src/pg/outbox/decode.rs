@@ -152,6 +152,14 @@ impl Outbox {
         }
     }
 
+    /// Whether the table has the columns without which nothing can be published. They may have gone
+    /// since it was adopted.
+    pub(in crate::pg) fn is_whole(&self) -> bool {
+        let required =
+            [&self.sequence_id, &self.mutation_id, &self.channel, &self.name, &self.locked_by];
+        required.iter().all(|column| column.is_some())
+    }
+
     /// Whether the row that was inserted is to be published: not if it came as one that has been;
     /// nor, until the outbox is taken over by the slot `generation`, if it is another's than the
     /// steward's, who puts all rows that wait in line.

@@ -36,6 +36,7 @@ fn tide_adopt_outbox(table: pg_sys::Oid, private: bool) {
 fn tide_release_outbox(table: pg_sys::Oid) {
     assert_owner(table);
     as_extension_owner("select tide._release_outbox($1)", &[table.into()]);
+    register_xact_callback(PgXactCallbackEvent::Commit, AssertUnwindSafe(control::nudge_outboxes));
 }
 
 /// These functions are written in C for the sake of this: in one that is SECURITY DEFINER nobody

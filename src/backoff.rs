@@ -1,10 +1,11 @@
 //! When to try again what has failed.
+#![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
 
 /// Soon at first, then ever later, while it keeps failing quickly.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Backoff {
+pub struct Backoff {
     delay: Duration,
     longest: Duration,
     due: Option<Instant>,
@@ -16,16 +17,16 @@ impl Backoff {
     const QUICK: Duration = Duration::from_secs(2);
 
     /// Waits ten seconds at most.
-    pub(super) const fn new() -> Backoff {
+    pub const fn new() -> Backoff {
         Backoff::up_to(Duration::from_secs(10))
     }
 
-    pub(super) const fn up_to(longest: Duration) -> Backoff {
+    pub const fn up_to(longest: Duration) -> Backoff {
         Backoff { delay: Backoff::FIRST, longest, due: None }
     }
 
     /// It failed, or ended, after this long.
-    pub(super) fn failed_after(&mut self, lasted: Duration) {
+    pub fn failed_after(&mut self, lasted: Duration) {
         if lasted >= Backoff::QUICK {
             self.delay = Backoff::FIRST;
         }
@@ -34,16 +35,16 @@ impl Backoff {
     }
 
     /// Forgets the failures: at once.
-    pub(super) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         *self = Backoff::up_to(self.longest);
     }
 
-    pub(super) fn is_due(&self) -> bool {
+    pub fn is_due(&self) -> bool {
         self.wait().is_zero()
     }
 
     /// How long until it is due.
-    pub(super) fn wait(&self) -> Duration {
+    pub fn wait(&self) -> Duration {
         self.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now()))
     }
 }
