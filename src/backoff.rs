@@ -17,7 +17,7 @@ impl Backoff {
     const QUICK: Duration = Duration::from_secs(2);
 
     /// Waits ten seconds at most.
-    pub const fn new() -> Backoff {
+    pub const fn usual() -> Backoff {
         Backoff::up_to(Duration::from_secs(10))
     }
 

@@ -62,7 +62,7 @@ struct Place {
 
 impl Place {
     fn new(kind: HelperKind) -> Place {
-        Place { kind, process: None, backoff: Backoff::new() }
+        Place { kind, process: None, backoff: Backoff::usual() }
     }
 }
 

@@ -79,7 +79,7 @@ struct Watch {
 
 impl Watch {
     fn new(database: pg_sys::Oid) -> Watch {
-        Watch { database, started: None, stopping: None, deserted: None, backoff: Backoff::new() }
+        Watch { database, started: None, stopping: None, deserted: None, backoff: Backoff::usual() }
     }
 }
 
