@@ -133,6 +133,29 @@ fn names_that_postgres_would_cut_off_are_refused() {
 }
 
 #[test]
+fn what_the_caller_has_on_its_search_path_changes_nothing() {
+    let (s, mut sql) = (schema("path"), database().sql());
+    sql.batch_execute(&format!(
+        "create schema mine;
+         create type mine.text as enum ('a'); create type mine.jsonb as enum ('a');
+         create function mine.format(pg_catalog.text, variadic pg_catalog.text[])
+             returns pg_catalog.text language sql return 'nowhere';
+         create function mine.never(pg_catalog.text, pg_catalog.text)
+             returns pg_catalog.bool language sql return false;
+         create operator mine.= (function = mine.never, leftarg = pg_catalog.text,
+                                 rightarg = pg_catalog.text);
+         set search_path = mine, pg_catalog;
+         select tide.record_set('t/x', '1', schema => '{s}');
+         select tide.record_set('t/x', '2', expected_version => 1, schema => '{s}');
+         create table public.found as select * from tide.record_get('t/x', '{s}');
+         reset search_path"
+    ))
+    .unwrap();
+    let found = sql.query_one("select version, value::text from public.found", &[]).unwrap();
+    assert_eq!((found.get::<_, i64>(0), found.get::<_, &str>(1)), (2, "2"));
+}
+
+#[test]
 fn versions_count_up_or_are_as_given() {
     let (s, mut sql) = (schema("versions"), database().sql());
     assert_eq!(set(&mut sql, &s, "t/x", &json!(1)), 1);

@@ -134,15 +134,16 @@ comment on function tide._refuse_record(text, text, bigint) is
 create function tide.record_get(key text, schema text default 'ds')
 returns table (version bigint, value jsonb)
 language plpgsql volatile parallel unsafe
-set search_path = pg_catalog, pg_temp
+-- No search_path of its own, which would double the time it takes: every name here is qualified.
 as $$
 begin
     if tide._is_place(schema, key) is not true then
         perform tide._assert_place(schema, key);
     end if;
     if tide._lock_records(schema, tide._record_table(key), false) then
-        return query execute format('select version::bigint, val::jsonb from %I.%I where id = $1',
-                                    schema, tide._record_table(key))
+        return query execute pg_catalog.format(
+            'select version::pg_catalog.int8, val::pg_catalog.jsonb
+             from %I.%I where id operator(pg_catalog.=) $1', schema, tide._record_table(key))
             using tide._record_id(key);
     end if;
 end
@@ -186,12 +187,12 @@ create function tide.record_set(
     schema text default 'ds'
 ) returns bigint
 language plpgsql volatile parallel unsafe
-set search_path = pg_catalog, pg_temp
+-- As for tide.record_get(): every name is qualified.
 as $$
 declare
-    id text := tide._record_id(key);
-    target text;
-    stored bigint;
+    id pg_catalog.text := tide._record_id(key);
+    target pg_catalog.text;
+    stored pg_catalog.int8;
 begin
     if tide._is_place(schema, key) is not true then
         perform tide._assert_place(schema, key);
@@ -205,22 +206,26 @@ begin
     while not tide._lock_records(schema, tide._record_table(key), true) loop
         perform tide._make_record_table(schema, tide._record_table(key));
     end loop;
-    target := format('%I.%I', schema, tide._record_table(key));
+    target := pg_catalog.format('%I.%I', schema, tide._record_table(key));
     if expected_version is null then
-        execute format('insert into %s as r (id, version, val) values ($1, coalesce($2, 1), $3)
-                        on conflict (id) do update
-                        set version = coalesce($2, r.version + 1, 1), val = excluded.val
-                        returning version', target)
+        execute pg_catalog.format(
+            'insert into %s as r (id, version, val) values ($1, coalesce($2, 1), $3)
+             on conflict (id) do update
+             set version = coalesce($2, r.version operator(pg_catalog.+) 1, 1), val = excluded.val
+             returning version', target)
             into stored using id, version, value;
         return stored;
     end if;
-    if expected_version = -1 then
-        execute format('insert into %s (id, version, val) values ($1, coalesce($2, 1), $3)
-                        on conflict (id) do nothing returning version', target)
+    if expected_version operator(pg_catalog.=) -1 then
+        execute pg_catalog.format(
+            'insert into %s (id, version, val) values ($1, coalesce($2, 1), $3)
+             on conflict (id) do nothing returning version', target)
             into stored using id, version, value;
     else
-        execute format('update %s set version = coalesce($2, version + 1), val = $3
-                        where id = $1 and version = $4 returning version', target)
+        execute pg_catalog.format(
+            'update %s set version = coalesce($2, version operator(pg_catalog.+) 1), val = $3
+             where id operator(pg_catalog.=) $1 and version operator(pg_catalog.=) $4
+             returning version', target)
             into stored using id, version, value, expected_version;
     end if;
     if stored is null then
