@@ -340,7 +340,9 @@ impl Hearing {
     fn failed(&mut self, rule: &Arc<Rule>, sqlstate: &str, matter: &Matter, stats: &Stats) {
         let Matter { role, table } = matter;
         stats.policy_failures_total.inc();
-        log::warn!("a policy of table {table} failed for role {role}: SQLSTATE {sqlstate}");
+        if !self.told {
+            log::warn!("a policy of table {table} failed for role {role}: SQLSTATE {sqlstate}");
+        }
         if let Some(seq) = self.awaited {
             self.keep(seq, rule, Verdict::Failed(sqlstate.into()));
         }

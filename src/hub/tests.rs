@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +12,7 @@ use futures_util::FutureExt;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
 
 use super::handle::{Cast, Command, Hub, Peer, SessionId};
 use super::queue::{Budget, Goodbye, Push, Queue, Taken};
@@ -20,7 +21,7 @@ use super::subscription::{
 };
 use super::{Parts, start};
 use crate::bridge::Bridge;
-use crate::catalog::protocol::{ColumnAccess, Hello, Request, TableAccess};
+use crate::catalog::protocol::{ColumnAccess, Hello, Policy, Request, RowSecurity, TableAccess};
 use crate::catalog::{Catalog, frame};
 use crate::config::Config;
 use crate::event::{
@@ -45,6 +46,7 @@ struct World {
     relation: Arc<Relation>,
     /// What the steward says that any role may see.
     granted: Arc<Mutex<Vec<TableAccess>>>,
+    catalog: Catalog,
 }
 
 struct Client {
@@ -100,13 +102,14 @@ impl World {
         let parts = Parts {
             feed: fed,
             bridge: Arc::clone(&bridge),
-            catalog,
+            catalog: catalog.clone(),
             runtime: runtime.handle().clone(),
             stats: Arc::clone(&stats),
             receipts: super::receipts::channel().0,
         };
         let (hub, _) = start(config, parts, Arc::new(AtomicBool::new(false))).expect("a hub");
-        let world = World { runtime, hub, feed, bridge, stats, relation: relation(), granted };
+        let relation = relation();
+        let world = World { runtime, hub, feed, bridge, stats, relation, granted, catalog };
         world.feed(Feed::Live { epoch: EPOCH, from: Lsn(100) });
         world
     }
@@ -150,6 +153,11 @@ impl World {
     }
 
     fn join_where(&self, client: &Client, since: Since, filter: &str) {
+        self.join_as(client, since, filter, ("anon", "{}"));
+    }
+
+    /// `(role, claims)`: in whose name.
+    fn join_as(&self, client: &Client, since: Since, filter: &str, name: (&str, &str)) {
         let filter = parse(filter).expect("a filter").map(|tree| {
             let constants = tree.conditions.iter().flat_map(|c| c.test.constants().to_vec());
             let constants: Vec<Vec<String>> = constants.map(|constant| vec![constant]).collect();
@@ -165,7 +173,7 @@ impl World {
         let subscription = Subscription {
             topic: "realtime:tide:table:public.t".into(),
             vsn: Vsn::V2,
-            identity: Arc::new(Identity { role: "anon".into(), claims: "{}".into() }),
+            identity: Arc::new(Identity { role: name.0.into(), claims: name.1.into() }),
             facets: vec![Facet::of_rows(Style::Table, vec![binding])],
             since,
             greeting: vec![Bytes::from_static(b"[null,null,\"t\",\"hello\",{}]")],
@@ -246,6 +254,67 @@ impl World {
     }
 }
 
+/// Roles but `owner` see what the one policy admits.
+const POLICY: &str = "the policy";
+
+impl World {
+    fn secure(&self, condition: &str) {
+        let policy = Policy {
+            name: "p".into(),
+            permissive: true,
+            condition: condition.into(),
+            columns: Some(vec![1]),
+        };
+        let security = RowSecurity { policies: vec![policy], ..RowSecurity::default() };
+        let mut tables = self.granted.lock().expect("not poisoned");
+        for table in &mut *tables {
+            table.row_security = Some(security.clone());
+        }
+    }
+
+    /// An executor to which even ids are visible, and whose every expression is worth the claim
+    /// `n`. It answers as often as it is let; the questions so far are counted.
+    fn executor(&self) -> (Arc<Semaphore>, Arc<AtomicUsize>) {
+        let (lets, asked) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (catalog, turns, count) = (self.catalog.clone(), Arc::clone(&lets), Arc::clone(&asked));
+        self.runtime.spawn(async move {
+            let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+            tokio::spawn(async move { catalog.serve_executor(ours).await });
+            while let Ok(request) = frame::read::<Request>(&mut theirs).await {
+                count.fetch_add(1, Ordering::Relaxed);
+                turns.acquire().await.expect("not closed").forget();
+                let answer = json!({ "ok": executed(&request) });
+                frame::write(&mut theirs, &answer).await.expect("the hub reads");
+            }
+        });
+        (lets, asked)
+    }
+}
+
+fn executed(request: &Request) -> Value {
+    match request {
+        Request::Judge { condition, rows, claims, .. } => {
+            assert!(condition.contains(POLICY));
+            let rows: Vec<Value> = serde_json::from_str(rows).expect("an array");
+            let even = |row: &Value| row["id"].as_i64().expect("an id") % 2 == 0;
+            let visible: Vec<bool> = rows.iter().map(even).collect();
+            let judgements: Vec<Value> =
+                claims.iter().map(|_| json!({ "visible": visible })).collect();
+            json!({ "judgements": judgements })
+        }
+        Request::Evaluate { claims, expressions, .. } => {
+            let evaluations = claims.iter().map(|claims| {
+                let claims: Value = serde_json::from_str(claims).expect("claims");
+                let values: Vec<String> =
+                    expressions.iter().map(|_| claims["n"].to_string()).collect();
+                json!({ "values": values })
+            });
+            json!({ "evaluations": evaluations.collect::<Vec<_>>() })
+        }
+        other => panic!("not for an executor: {other:?}"),
+    }
+}
+
 fn at(commit: u64) -> Position {
     Position { commit: Lsn(commit), ordinal: 0 }
 }
@@ -261,7 +330,10 @@ async fn steward(catalog: Catalog, granted: Arc<Mutex<Vec<TableAccess>>>) {
         assert_eq!(serde_json::to_value(Hello::Steward).ok(), Some(json!("steward")));
         while let Ok(request) = frame::read::<Request>(&mut theirs).await {
             assert!(matches!(request, Request::Tables { .. }));
-            let tables = granted.lock().expect("not poisoned").clone();
+            let mut tables = granted.lock().expect("not poisoned").clone();
+            if matches!(&request, Request::Tables { role, .. } if role == "owner") {
+                tables.iter_mut().for_each(|table| table.row_security = None);
+            }
             let answer = json!({"ok": {"lsn": 0, "tables": tables}});
             if frame::write(&mut theirs, &answer).await.is_err() {
                 return;
@@ -556,4 +628,90 @@ fn those_who_cast_faster_than_the_hub_wait_for_it() {
     ends.casts.remove(&cast);
 
     assert!(ready.now_or_never().is_some());
+}
+
+#[test]
+fn who_waits_for_a_verdict_holds_up_nobody_and_misses_nothing() {
+    let world = World::new(&Config::default());
+    world.secure(POLICY);
+    let (lets, asked) = world.executor();
+    let (client, owner) = (world.connect(), world.connect());
+    world.join(&client, Since::Now(Lsn(100)));
+    world.join_as(&owner, Since::Now(Lsn(100)), "", ("owner", "{}"));
+    for id in 1..=5 {
+        world.insert(200 + 10 * id, id as i64);
+    }
+
+    assert_eq!(world.ids(&owner, 5), [1, 2, 3, 4, 5]);
+    lets.add_permits(1000);
+    world.insert(300, 6);
+
+    assert_eq!(world.ids(&client, 3), [2, 4, 6]);
+    assert!(asked.load(Ordering::Relaxed) <= 3, "events that wait are asked about together");
+}
+
+#[test]
+fn the_newest_visible_events_are_given_where_policies_have_to_be_asked() {
+    let world = World::new(&Config::default());
+    world.secure(POLICY);
+    world.executor().0.add_permits(1000);
+    for id in 1..=9 {
+        world.insert(200 + 10 * id, id as i64);
+    }
+    world.wait_for(290);
+    let client = world.connect();
+    world.join(&client, Since::Last(2));
+    world.insert(300, 10);
+
+    assert_eq!(world.ids(&client, 3), [6, 8, 10]);
+}
+
+#[test]
+fn clients_with_other_claims_get_other_rows_and_are_asked_about_once() {
+    let world = World::new(&Config::default());
+    world.secure("(id = (current_setting('n'::text))::bigint)");
+    let (lets, asked) = world.executor();
+    lets.add_permits(1000);
+    let clients = [r#"{"n": 3}"#, r#"{"n": 4}"#, r#"{"n": null}"#].map(|claims| {
+        let client = world.connect();
+        world.join_as(&client, Since::Now(Lsn(100)), "", ("anon", claims));
+        client
+    });
+    for (round, id) in (0..10).flat_map(|round| (1..=5).map(move |id| (round, id))) {
+        world.insert(200 + 100 * round + 10 * id, id as i64);
+    }
+    world.wait_for(1150);
+
+    assert_eq!(world.ids(&clients[0], 10), [3; 10]);
+    assert_eq!(world.ids(&clients[1], 10), [4; 10]);
+    let [.., nobody] = &clients;
+    world.runtime.block_on(world.hub.connections());
+    assert!(nobody.queue.stats().queued_frames <= 1, "the greeting");
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_policy_that_is_never_answered_is_left_behind_by_the_history() {
+    let config = Config { history_size: 40_000, ..Config::default() };
+    let world = World::new(&config);
+    world.secure(POLICY);
+    let (lets, _) = world.executor();
+    let (client, owner) = (world.connect(), world.connect());
+    world.join(&client, Since::Now(Lsn(100)));
+    world.join_as(&owner, Since::Now(Lsn(100)), "", ("owner", "{}"));
+    for id in 0..2000 {
+        world.insert(200 + 10 * id, 2 * id as i64);
+        world.ids(&owner, 1);
+    }
+    lets.add_permits(1000);
+
+    let (mut told, mut newest) = (Vec::new(), 0);
+    world.read(&client, |frame| {
+        told.extend(frame[4]["reason"].as_str().map(str::to_owned));
+        newest = frame[4]["payload"]["record"]["id"].as_i64().unwrap_or(newest);
+        newest == 3998
+    });
+    assert_eq!(told.first().map(String::as_str), Some("policy"));
+    assert!(world.stats.policy_skips_total.get() > 0);
+    assert_eq!(world.stats.slow_clients_total.get(), 0);
 }

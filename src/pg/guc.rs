@@ -22,7 +22,7 @@ type Text = GucSetting<Option<CString>>;
 type Int = GucSetting<i32>;
 type Flag = GucSetting<bool>;
 
-static EXECUTORS: Int = Int::new(1);
+static EXECUTORS: Int = Int::new(2);
 static NETWORK_THREADS: Int = Int::new(1);
 static MEMORY_LIMIT: Int = Int::new(512 << 10);
 
