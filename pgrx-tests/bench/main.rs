@@ -13,6 +13,7 @@ mod nats;
 mod pgbench;
 mod pgoutput;
 mod plan;
+mod policies;
 mod process;
 mod reader;
 mod report;
@@ -31,7 +32,7 @@ use report::Report;
 
 type Figure = (&'static str, fn(&Plan) -> Report);
 
-const FIGURES: [Figure; 7] = [
+const FIGURES: [Figure; 8] = [
     ("rows", rows::run),
     ("latency", latency::run),
     ("tps", tps::run),
@@ -39,6 +40,7 @@ const FIGURES: [Figure; 7] = [
     ("idle", idle::run),
     ("burst", burst::run),
     ("sending", sending::run),
+    ("policies", policies::run),
 ];
 
 fn main() {

@@ -28,6 +28,12 @@ pub struct Plan {
     pub burst_rows: u64,
     /// `BENCH_BURST_WIDE_ROWS`: rows of 10 kB in one transaction.
     pub burst_wide_rows: u64,
+    /// `BENCH_SUBSCRIBERS=1,100`: how many subscribers, each of them somebody else.
+    pub subscribers: Vec<usize>,
+    /// `BENCH_POLICY_CHANGES`: rows behind a policy, in one run.
+    pub policy_changes: usize,
+    /// `BENCH_POLICY_CHECKS`: rows times subscribers, in one run where Postgres has to be asked.
+    pub policy_checks: usize,
 }
 
 impl Plan {
@@ -38,15 +44,15 @@ impl Plan {
             ways: list("BENCH_WAYS"),
             rows: number("BENCH_ROWS", 500_000),
             duration: Duration::from_secs(number("BENCH_SECONDS", 10)),
-            clients: match list("BENCH_CLIENTS") {
-                clients if clients.is_empty() => vec![100, 1_000],
-                clients => clients.iter().map(|count| count.parse().unwrap()).collect(),
-            },
+            clients: counts("BENCH_CLIENTS", &[100, 1_000]),
             deliveries: number("BENCH_DELIVERIES", 2_000_000) as usize,
             fanout_rate: number("BENCH_FANOUT_RATE", 50_000) as usize,
             idle: number("BENCH_IDLE", 5_000) as usize,
             burst_rows: number("BENCH_BURST_ROWS", 5_000_000),
             burst_wide_rows: number("BENCH_BURST_WIDE_ROWS", 100_000),
+            subscribers: counts("BENCH_SUBSCRIBERS", &[1, 100, 1_000, 10_000, 100_000]),
+            policy_changes: number("BENCH_POLICY_CHANGES", 50_000) as usize,
+            policy_checks: number("BENCH_POLICY_CHECKS", 1_000_000) as usize,
         }
     }
 
@@ -65,6 +71,13 @@ fn number(name: &str, default: u64) -> u64 {
             text.parse().unwrap_or_else(|_| panic!("{name} should be a number, not {text:?}"))
         }
         Err(_) => default,
+    }
+}
+
+fn counts(name: &str, default: &[usize]) -> Vec<usize> {
+    match list(name) {
+        counts if counts.is_empty() => default.to_vec(),
+        counts => counts.iter().map(|count| count.parse().unwrap()).collect(),
     }
 }
 

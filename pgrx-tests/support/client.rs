@@ -206,6 +206,11 @@ impl Client {
             .payload
     }
 
+    /// The first of the frames that waits have passed over.
+    pub fn pop_passed(&mut self) -> Option<Frame> {
+        self.passed.pop_front()
+    }
+
     /// Frames that have been received and not been asked for, of this event.
     pub fn passed(&self, event: &str) -> Vec<&Frame> {
         self.passed.iter().filter(|frame| frame.event == event).collect()
