@@ -30,6 +30,8 @@ pub struct Access {
     /// The names of those that apply to its role.
     pub policies: Vec<String>,
     pub readable: Vec<String>,
+    /// The subscriber's.
+    pub claims: Value,
 }
 
 /// What a subscriber gets.
@@ -48,8 +50,9 @@ enum Sight {
     Unseen,
     /// The policies look at columns that the WAL does not have.
     Unknown,
-    /// The same, but what is known may suffice to answer: in `a or b` a true `a` does. Whoever goes
-    /// by that is right, and so is who does not; the answer itself must be the true one.
+    /// The same, but what is known may suffice to answer: in `a or b` a true `a` does, and nothing
+    /// is equal to a claim that is missing. Whoever goes by that is right, and so is who does not;
+    /// the answer itself must be the true one.
     Partial {
         seen: bool,
     },
@@ -86,7 +89,7 @@ impl Access {
             |columns: &Vec<&'static str>| columns.iter().all(|column| known.contains(column));
         if !self.row_security || atoms.iter().all(|atom| answered(&atom.columns)) {
             if seen { Sight::Seen } else { Sight::Unseen }
-        } else if atoms.iter().any(|atom| answered(&atom.columns)) {
+        } else if atoms.iter().any(|a| answered(&a.columns) || a.is_about_nothing(&self.claims)) {
             Sight::Partial { seen }
         } else {
             Sight::Unknown

@@ -29,6 +29,8 @@ pub struct Play<'s, 'a> {
     /// How many transactions have told their end.
     told: i64,
     next_k: i64,
+    /// Other frames that subscribers got.
+    remarks: Vec<String>,
     /// All that was done, for who has to find out why it went wrong.
     script: Vec<String>,
 }
@@ -80,6 +82,7 @@ impl<'s, 'a> Play<'s, 'a> {
             viewers: Vec::new(),
             told: 0,
             next_k: 0,
+            remarks: Vec::new(),
             script: Vec::new(),
         }
     }
@@ -492,10 +495,12 @@ impl<'s, 'a> Play<'s, 'a> {
         let access: Vec<Access> = rows
             .iter()
             .filter(|row| row.len() == 3)
-            .map(|row| Access {
+            .enumerate()
+            .map(|(index, row)| Access {
                 row_security: row[0] == "t",
                 policies: serde_json::from_str(&row[1]).unwrap(),
                 readable: serde_json::from_str(&row[2]).unwrap(),
+                claims: self.viewers[index / self.tables.len()].claims.clone(),
             })
             .collect();
         assert_eq!(access.len(), VIEWERS * self.tables.len());
@@ -574,7 +579,7 @@ impl<'s, 'a> Play<'s, 'a> {
                     );
                     received[index].push(change);
                 }
-                None => {}
+                None => self.remarks.push(frame.text),
             }
         }
         received
@@ -594,10 +599,10 @@ impl<'s, 'a> Play<'s, 'a> {
         fault.map_err(|fault| {
             let got: String = received.iter().map(|change| format!("\n  {change:?}")).collect();
             format!(
-                "{}\nsubscriber {viewer} with {}:\n{}\ngot:{got}",
+                "{}\nsubscriber {viewer} with {}:\n{fault}\ngot:{got}\ntold: {:#?}",
                 self.story(),
                 self.viewers[viewer].claims,
-                fault
+                self.remarks
             )
         })
     }

@@ -1,5 +1,7 @@
 //! Policies as people write them, and some that only a tester would.
 
+use serde_json::Value;
+
 use super::dice::Dice;
 
 /// A condition, and the columns of the row that it looks at.
@@ -7,6 +9,18 @@ use super::dice::Dice;
 pub struct Atom {
     pub sql: String,
     pub columns: Vec<&'static str>,
+}
+
+impl Atom {
+    /// It compares with a claim that is missing or empty.
+    pub fn is_about_nothing(&self, claims: &Value) -> bool {
+        let is_empty = |value: &Value| {
+            value.is_null() || *value == "" || value.as_array().is_some_and(Vec::is_empty)
+        };
+        let names = self.sql.split("> '").skip(1).filter_map(|rest| rest.split('\'').next());
+        let mut names = names.chain(self.sql.contains("auth.uid()").then_some("sub"));
+        names.any(|name| is_empty(&claims[name]))
+    }
 }
 
 #[derive(Clone, Debug)]
