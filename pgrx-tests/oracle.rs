@@ -15,9 +15,11 @@ mod table;
 use std::sync::Mutex;
 
 use play::Play;
+use serde_json::json;
 use stage::Stage;
 
 use crate::support::Cluster;
+use crate::support::cluster::signal;
 
 const SEEDS: u64 = 500;
 
@@ -62,4 +64,50 @@ fn seeds() -> std::ops::Range<u64> {
     let first = first.unwrap_or(1);
     println!("seeds {first} to {}", first + count - 1);
     first..first + count
+}
+
+/// What is promised of policies that ask other tables: they are answered by the data as of the
+/// question, which comes after the commit of the change.
+#[test]
+fn a_row_is_judged_by_the_members_of_the_moment_when_postgres_is_asked() {
+    const BOB: &str = "00000000-0000-0000-0000-00000000000b";
+    let database = Cluster::shared().database("oracle_lag");
+    let t = database.table("shared", "id int primary key, team int");
+    let mut sql = database.sql();
+    sql.batch_execute(&format!(
+        "create table members (team int, person uuid);
+         grant select on members to authenticated;
+         insert into members values (1, '{BOB}'), (2, '{BOB}');
+         alter table {t} enable row level security;
+         create policy team on {t} using (exists (
+             select from members m
+             where m.team = {t}.team
+               and m.person = (current_setting('request.jwt.claims')::jsonb ->> 'sub')::uuid))"
+    ))
+    .unwrap();
+    let token = database.token_with("authenticated", &format!(r#"{{"sub": "{BOB}"}}"#), "1 hour");
+    let mut bob = database.connect(&format!("apikey={token}&vsn=2.0.0"));
+    bob.subscribe("room", &t);
+    let mut id = 0;
+    let mut insert = |sql: &mut postgres::Client, team: i32| {
+        id += 1;
+        sql.batch_execute(&format!("insert into {t} values ({id}, {team})")).unwrap();
+    };
+    insert(&mut sql, 1);
+    assert_eq!(bob.change()["record"]["id"], 1);
+
+    // Nobody can be asked for a while, in which he is taken off one team and put on another.
+    let executors = database.processes("pg_tide executor");
+    assert!(!executors.is_empty());
+    executors.iter().for_each(|pid| signal("STOP", *pid));
+    insert(&mut sql, 1);
+    insert(&mut sql, 3);
+    sql.batch_execute(&format!("update members set team = 3 where team = 1 and person = '{BOB}'"))
+        .unwrap();
+    insert(&mut sql, 1);
+    executors.iter().for_each(|pid| signal("CONT", *pid));
+    insert(&mut sql, 2);
+
+    assert_eq!(bob.change()["record"], json!({ "id": 3, "team": 3 }));
+    assert_eq!(bob.change()["record"], json!({ "id": 5, "team": 2 }));
 }

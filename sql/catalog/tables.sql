@@ -178,8 +178,13 @@ left join lateral (
                        )
                 from policy
                 cross join lateral (
-                    -- A whole row, or the table once more: then it may be any column.
-                    select case when pg_catalog.bool_or(d.refobjsubid = 0 and d.deptype = 'n') then null
+                    -- The table once more, or a whole row, of which no dependency tells but which is
+                    -- always printed with its name: then it may be any column.
+                    select case when pg_catalog.bool_or(d.refobjsubid = 0 and d.deptype = 'n')
+                                     or pg_catalog.strpos(
+                                            policy.condition,
+                                            pg_catalog.quote_ident(t.relname) || '.*'
+                                        ) > 0 then null
                                 else coalesce(
                                          pg_catalog.array_agg(distinct d.refobjsubid)
                                              filter (where d.refobjsubid > 0),

@@ -491,10 +491,13 @@ fn failure(
     press: &mut Press<'_>,
 ) {
     let Some(role) = &group.role else { return };
-    if let Some(relation) = relation
-        && !(group.targets(relation) && press.entitlements.of(role, relation.oid).is_granted())
-    {
-        return;
+    if let Some(relation) = relation {
+        // Whose row it was is not known: it is told to those only who see all of them.
+        let entitlement = press.entitlements.of(role, relation.oid);
+        let sees_all = entitlement.is_granted() && entitlement.rule().way == Way::Constant(true);
+        if !(group.targets(relation) && sees_all) {
+            return;
+        }
     }
     let (vsn, topic) = (group.vsn, &group.topic);
     press.out.push(match (group.style, relation) {
