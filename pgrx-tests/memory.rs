@@ -7,10 +7,13 @@ use serde_json::json;
 
 use crate::support::client::Client;
 use crate::support::cluster::Shutdown;
+use crate::support::database::WORKER;
 use crate::support::{Cluster, DEADLINE, Database, firehose, wait_until};
 
 /// What the worker may take beyond its configured queues and history.
 const ALLOWED_KIB: u64 = 64 << 10;
+
+const STEWARD: &str = "pg_tide steward";
 
 fn rows() -> u64 {
     std::env::var("TIDE_MEMORY_ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(200_000)
@@ -99,6 +102,42 @@ fn peak_kib(pid: i32) -> u64 {
     };
     let shared = field("RssShmem:");
     field("VmHWM:").saturating_sub(shared)
+}
+
+#[test]
+fn messages_that_wait_for_another_slot_take_no_more_memory() {
+    let cluster = Cluster::with("max_wal_size = 16GB\nshared_buffers = 256MB");
+    let settings = [("tide.history_size", "16MB")];
+    let database = cluster.database_with("waiting", &settings);
+    let mut sql = database.sql();
+    let before = [WORKER, STEWARD].map(|kind| peak_kib(database.processes(kind)[0]));
+
+    database.lose_slot(&format!(
+        "insert into tide.outbox (channel, name, data)
+         select 'room', 'n', jsonb_build_object('n', n, 'pad', repeat('x', 50))
+         from generate_series(1, {}) n",
+        rows()
+    ));
+    let mut left = |condition: &str| -> i64 {
+        let query = format!("select count(*) from tide.outbox where {condition}");
+        sql.query_one(&query, &[]).unwrap().get(0)
+    };
+    // In parts, since a million of them may take longer than one wait does.
+    let parts = (0..10).rev().map(|tenth| (tenth * rows() / 10).max(1) as i64);
+    for most in parts.clone() {
+        wait_until(&format!("{most} are not in line"), || {
+            (left("locked_by is null") <= most).then_some(())
+        });
+    }
+    for most in parts {
+        wait_until(&format!("{most} are left"), || (left("true") <= most).then_some(()));
+    }
+
+    for (kind, before) in [WORKER, STEWARD].into_iter().zip(before) {
+        let grown = peak_kib(database.processes(kind)[0]).saturating_sub(before);
+        eprintln!("{kind}: {} messages, peak grew by {grown} KiB", rows());
+        assert!(grown <= ALLOWED_KIB + (16 << 10), "{kind} grew by {grown} KiB");
+    }
 }
 
 #[test]

@@ -512,18 +512,8 @@ fn what_waits_when_the_slot_is_lost_is_published_in_order_before_the_rest() {
         )
     };
 
-    // One transaction: the rows are there as soon as the slot is not, which the worker may hold
-    // again by the time that is asked for.
     let before = lost.slot("slot_name").unwrap();
-    wait_until("the slot is dropped", || {
-        let drop = format!(
-            "select pg_terminate_backend(active_pid) from pg_replication_slots
-             where slot_name = '{before}';
-             select pg_drop_replication_slot('{before}'); {}",
-            insert(1, 25_000)
-        );
-        sql.batch_execute(&drop).ok()
-    });
+    lost.lose_slot(&insert(1, 25_000));
     // Others go on to write while there is no slot, while there is one, and while it takes over.
     for n in 25_001..=26_000 {
         sql.batch_execute(&insert(n, n)).unwrap();

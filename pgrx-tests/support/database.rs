@@ -207,6 +207,21 @@ impl<'a> Database<'a> {
         self.wait_until_live();
     }
 
+    /// Drops the worker's slot, and does this in the same transaction: what it inserts is there as
+    /// soon as the slot is not. The worker may make another at any moment.
+    #[track_caller]
+    pub fn lose_slot(&self, statement: &str) {
+        let slot = self.slot("slot_name").unwrap();
+        let mut sql = self.sql();
+        let lose = format!(
+            "select pg_terminate_backend(active_pid) from pg_replication_slots
+             where slot_name = '{slot}';
+             select pg_drop_replication_slot('{slot}'); {statement}"
+        );
+        // Until the worker has let go of it.
+        wait_until("the slot is dropped", || sql.batch_execute(&lose).ok());
+    }
+
     /// A slot's column as text: that of this database's worker.
     pub fn slot(&self, column: &str) -> Option<String> {
         let statement = format!(
