@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use postgres::error::DbError;
 use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::cluster::signal;
-use crate::support::{Cluster, Database, http, wait_until};
+use crate::support::{Cluster, DEADLINE, Database, http, wait_until};
 
 const PUBLIC: (&str, &str) = ("tide.public_channels", "on");
 
@@ -575,6 +576,107 @@ fn a_row_whose_receipt_died_with_the_worker_is_deleted_all_the_same() {
     wait_until_swept(&receipts, "tide.outbox");
     let left: i64 = sql.query_one("select max(sequence_id) from tide.outbox", &[]).unwrap().get(0);
     assert_eq!(left, 3);
+}
+
+#[test]
+fn every_message_arrives_once_whoever_is_killed() {
+    let cluster = Cluster::with("restart_after_crash = on");
+    let killed = open(&cluster, "outbox_killed");
+    let mut sql = killed.sql();
+    sql.batch_execute("create table ledger (n bigint primary key)").unwrap();
+    let path = format!("/realtime/v1/websocket?apikey={}&vsn=2.0.0", killed.token("authenticated"));
+    let writes = AtomicBool::new(true);
+    let mut seen = Seen { port: killed.port, path, client: None, messages: Vec::new() };
+
+    std::thread::scope(|scope| {
+        seen.read();
+        scope.spawn(|| write(&killed, &writes));
+        for round in 0..6 {
+            while seen.messages.len() < 100 * (round + 1) {
+                seen.read();
+            }
+            let victim = ["pg_tide steward", "pg_tide worker"][round % 2];
+            let victim = wait_until("there is one to kill", || {
+                let mut sql = cluster.try_connect("postgres", "postgres").ok()?;
+                let query = "select pid from pg_stat_activity where backend_type = $1 and datname = 'outbox_killed'";
+                sql.query_opt(query, &[&victim]).ok()?.map(|row| row.get(0))
+            });
+            signal(["TERM", "KILL"][round / 2 % 2], victim);
+        }
+        writes.store(false, Ordering::Relaxed);
+    });
+
+    killed.wait_until_live();
+    let mut sql = killed.sql();
+    let ledger = sql.query("select n from ledger order by n", &[]).unwrap();
+    let ledger: Vec<i64> = ledger.iter().map(|row| row.get(0)).collect();
+    while seen.messages.len() < ledger.len() {
+        seen.read();
+    }
+    let numbers: Vec<i64> = seen.messages.iter().map(|(_, number)| *number).collect();
+    assert_eq!(numbers, ledger);
+    assert!(seen.messages.is_sorted_by(|a, b| a.0 < b.0));
+    wait_until_swept(&killed, "tide.outbox");
+}
+
+/// One message per transaction, each with its line in the ledger, one after the other.
+fn write(database: &Database<'_>, goes_on: &AtomicBool) {
+    let mut number = 0;
+    while goes_on.load(Ordering::Relaxed) {
+        let Ok(mut sql) = database.cluster.try_connect(&database.name, "postgres") else {
+            std::thread::yield_now();
+            continue;
+        };
+        let statement = |number: i64| {
+            format!(
+                "insert into ledger values ({number});
+                 select tide.enqueue('room', 'n', '{number}', private => false)"
+            )
+        };
+        while goes_on.load(Ordering::Relaxed) {
+            number += 1;
+            if sql.batch_execute(&statement(number)).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// A client that comes back whenever it is cut off, and what it has got: `meta.id` and number.
+struct Seen {
+    port: u16,
+    path: String,
+    client: Option<Client>,
+    messages: Vec<(String, i64)>,
+}
+
+impl Seen {
+    /// Reads one frame, or joins (again).
+    fn read(&mut self) {
+        let Some(client) = &mut self.client else {
+            self.client = wait_until("the client is back", || self.join());
+            return;
+        };
+        match client.read(DEADLINE) {
+            Ok(Some(frame)) if frame.event == "broadcast" => {
+                let id = frame.payload["meta"]["id"].as_str().unwrap().to_owned();
+                self.messages.push((id, frame.payload["payload"]["data"].as_i64().unwrap()));
+            }
+            Ok(Some(frame)) => assert!(!frame.text.contains("resync"), "{}", frame.text),
+            Ok(None) => panic!("nothing comes any more"),
+            Err(_) => self.client = None,
+        }
+    }
+
+    fn join(&self) -> Option<Option<Client>> {
+        let mut client = Client::connect(self.port, &self.path).ok()?;
+        let since = self.messages.last().map(|(id, _)| json!({ "since": id }));
+        let config = json!({ "config": { "broadcast": since.unwrap_or_else(|| json!({})) } });
+        let join = client.push("realtime:room", "phx_join", &config);
+        let reply = client.read(DEADLINE).ok()??;
+        assert_eq!(reply.reference.as_ref(), Some(&join), "{}", reply.text);
+        (reply.payload["status"] == "ok").then_some(Some(client))
+    }
 }
 
 #[test]
