@@ -612,3 +612,32 @@ fn a_topic_of_records_takes_no_filter() {
         assert_eq!(reply["status"], "error", "{reply}");
     }
 }
+
+#[test]
+fn policies_decide_whose_records_are_told() {
+    let (s, mut sql) = (schema("policy"), database().sql());
+    sql.batch_execute(&format!(
+        "select tide.record_set('t/first', '{{\"owner\": \"bob\"}}', schema => '{s}');
+         alter table {s}.t enable row level security;
+         create policy own on {s}.t using (
+             val ->> 'owner' = current_setting('request.jwt.claims', true)::jsonb ->> 'sub')"
+    ))
+    .unwrap();
+    let claims = r#"{"sub": "alice"}"#;
+    let token = database().token_with("authenticated", claims, "1 hour");
+    let mut alice = database().connect(&format!("apikey={token}&vsn=2.0.0"));
+    alice.join(&topic(&s), &json!({ "broadcast": { "values": true } }));
+
+    sql.batch_execute(&format!(
+        "select tide.record_set_many('{{t/a,t/b}}', array['{{\"owner\": \"alice\"}}',
+                                     '{{\"owner\": \"bob\"}}']::jsonb[], schema => '{s}');
+         update {s}.t set id = 'taken', val = '{{\"owner\": \"alice\"}}' where id = 'first'"
+    ))
+    .unwrap();
+
+    let value = json!({ "owner": "alice" });
+    let payload = |key: &str| json!({ "table": "t", "key": key, "version": 1, "value": value });
+    assert_eq!(told(&mut alice, &s), ("INSERT".into(), payload("a")));
+    // Whether it was in sight before cannot be told from its key: then neither is the key.
+    assert_eq!(told(&mut alice, &s), ("UPDATE".into(), payload("taken")));
+}

@@ -55,17 +55,26 @@ enum Form {
     Record,
 }
 
+/// What makes the bodies of one change the same.
+#[derive(PartialEq, Eq)]
+struct Shape {
+    columns: *const ColumnSet,
+    form: Form,
+    operation: Operation,
+    has_old: bool,
+}
+
 /// Bodies of one event that several groups share: encoded once per column set and style.
 #[derive(Default)]
 pub(super) struct Bodies {
-    encoded: Vec<(*const ColumnSet, Form, Operation, Vec<u8>)>,
+    encoded: Vec<(Shape, Vec<u8>)>,
     spare: Vec<Vec<u8>>,
 }
 
 impl Bodies {
     /// Forgets the last event's bodies and keeps their memory.
     pub(super) fn clear(&mut self) {
-        self.spare.extend(self.encoded.drain(..).map(|(.., mut body)| {
+        self.spare.extend(self.encoded.drain(..).map(|(_, mut body)| {
             body.clear();
             body
         }));
@@ -76,20 +85,19 @@ impl Bodies {
         &mut self,
         columns: &Rc<ColumnSet>,
         form: Form,
-        operation: Operation,
+        change: &Change,
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> &[u8] {
-        let key = Rc::as_ptr(columns);
-        let mut encoded = self.encoded.iter();
-        let known = encoded
-            .position(|(set, known, told, _)| *set == key && *known == form && *told == operation);
+        let (operation, has_old) = (change.operation, change.old.is_some());
+        let shape = Shape { columns: Rc::as_ptr(columns), form, operation, has_old };
+        let known = self.encoded.iter().position(|(known, _)| *known == shape);
         let index = known.unwrap_or_else(|| {
             let mut body = self.spare.pop().unwrap_or_default();
             encode(&mut body);
-            self.encoded.push((key, form, operation, body));
+            self.encoded.push((shape, body));
             self.encoded.len() - 1
         });
-        self.encoded.get(index).map_or(&[], |(.., body)| body)
+        self.encoded.get(index).map_or(&[], |(_, body)| body)
     }
 }
 
@@ -325,11 +333,14 @@ impl Plan {
         let images = Images::of(scene.batch, change);
         let Some(operation) = sight.presented(change.operation) else { return };
         // As it is told: a row that comes into sight is a new one, one that leaves it a deleted one.
+        // Of an UPDATE whose old row may not have been in sight, not even its key is told.
+        let hides_old = operation == Operation::Update && sight.before != Seen::Yes;
         let told;
-        let change = if operation == change.operation {
+        let change = if operation == change.operation && !hides_old {
             change
         } else {
-            told = Change { operation, ..change.clone() };
+            let old = change.old.filter(|_| !hides_old);
+            told = Change { operation, old, ..change.clone() };
             &told
         };
         if operation == Operation::Truncate && !self.names_truncate {
@@ -393,13 +404,13 @@ impl Part {
         let Scene { batch, event, .. } = scene;
         let Some(envelope) = &self.envelope else { return Bytes::new() };
         if matches!(group.style, Style::Changes | Style::Legacy) {
-            let body = bodies.get(&self.columns, Form::Supabase, change.operation, |out| {
+            let body = bodies.get(&self.columns, Form::Supabase, change, |out| {
                 change::change_data(out, batch, event, change, &self.columns);
             });
             return envelope.wrap(sheet, body);
         }
         let form = if group.style == Style::Records { Form::Record } else { Form::Table };
-        let body = bodies.get(&self.columns, form, change.operation, |out| match form {
+        let body = bodies.get(&self.columns, form, change, |out| match form {
             Form::Record => record::payload(out, batch, change, &self.columns),
             _ => change::table_payload(out, batch, change, &self.columns),
         });
