@@ -24,6 +24,7 @@ mod processes;
 mod protocol;
 mod readme;
 mod records;
+mod schema_events;
 mod slot;
 mod sql;
 mod support;

@@ -218,7 +218,7 @@ fn with_a_stalled_client_all_others_get_a_hundred_thousand_in_order_and_the_queu
     for part in 0..10 {
         let (from, to) = (part * COUNT / 10, (part + 1) * COUNT / 10 - 1);
         sql.batch_execute(&format!(
-            "select pg_notify('burst', n || ' ' || repeat('x', 400)) from generate_series({from}, {to}) n"
+            "select pg_notify('burst', n || ' ' || repeat('x', 100)) from generate_series({from}, {to}) n"
         ))
         .unwrap();
     }

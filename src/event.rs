@@ -313,18 +313,31 @@ impl SchemaOperation {
     }
 }
 
-/// A table or schema was made, altered or dropped.
-#[derive(Clone, Debug)]
+/// A column of a table that was made or altered.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SchemaColumn {
+    pub attnum: i16,
+    pub name: Box<str>,
+    /// `pg_type.typname`.
+    #[serde(rename = "type")]
+    pub type_name: Box<str>,
+}
+
+/// A table or schema was made, altered or dropped. Read from what the event triggers write.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
 pub struct SchemaChange {
     pub operation: SchemaOperation,
     pub schema: Box<str>,
     /// `None`: it is about the schema itself.
+    #[serde(default)]
     pub table: Option<Box<str>>,
     /// Of the table, or of the schema.
     pub oid: u32,
-    /// A JSON object: what clients are told.
-    pub payload: Span,
+    /// Of a table that was made or altered: its columns then.
+    #[serde(default)]
+    pub columns: Box<[SchemaColumn]>,
     /// Of something dropped: the clients' roles that could see it until then.
+    #[serde(default)]
     pub readers: Option<Box<[Box<str>]>>,
 }
 

@@ -16,8 +16,8 @@ use tokio::net::UnixStream;
 use crate::event::Lsn;
 use pool::Pool;
 use protocol::{
-    Cast, Evaluation, Evaluations, Judgement, Judgements, Outbox, Request, Retired, RoleStatus,
-    Secrets, TableAccess, Tables, TakenOver, Unpublished, Which,
+    Cast, Evaluation, Evaluations, Judgement, Judgements, Object, Outbox, Request, Retired,
+    RoleStatus, Secrets, TableAccess, Tables, TakenOver, Unpublished, Visibility, Which,
 };
 
 /// How long a question may wait for a helper and its answer; covers the restart of a helper.
@@ -67,6 +67,11 @@ impl Catalog {
         let request = Request::Tables { role: role.into(), publication, which };
         let answer: Tables = ask(&self.steward, request).await?;
         Ok((answer.tables, Lsn(answer.lsn)))
+    }
+
+    /// What `role` may know of a table or schema.
+    pub async fn visibility(&self, role: &str, object: Object) -> Result<Visibility, CatalogError> {
+        ask(&self.steward, Request::Visibility { role: role.into(), object }).await
     }
 
     /// The texts cast to the type by Postgres, as `role`; each as the JSON `to_jsonb` prints.

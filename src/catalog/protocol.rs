@@ -37,6 +37,8 @@ pub enum Request {
     /// the role has no SELECT on any column of, is left out of the answer: there is no telling
     /// which of the three it was.
     Tables { role: String, publication: String, which: Which },
+    /// (steward) What `role` may know of a table or schema, published or not; answers [`Visibility`].
+    Visibility { role: String, object: Object },
     /// (executor) Casts each text to the type, as the role; answers `to_jsonb` of the results.
     Cast { role: String, type_sql: String, values: Vec<String> },
     /// (executor) Which of the rows the condition admits, for each of the clients, whose claims
@@ -72,6 +74,23 @@ pub enum Which {
 pub struct TableName {
     pub schema: String,
     pub table: String,
+}
+
+/// A table or a schema, by oid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Object {
+    Table(u32),
+    Schema(u32),
+}
+
+/// Answer to [`Request::Visibility`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Visibility {
+    /// USAGE on the schema and, of a table, SELECT on any column.
+    pub visible: bool,
+    /// The columns that the role may SELECT.
+    pub columns: Vec<i16>,
 }
 
 /// The answer to a request, or why there is none.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use crate::catalog::protocol::{TableAccess, Which};
+use crate::catalog::protocol::{Object, TableAccess, Visibility, Which};
 use crate::catalog::{Catalog, CatalogError};
 use crate::event::{CatalogChange, Datum, Relation};
 use crate::json;
@@ -128,6 +128,8 @@ pub(super) struct Entitlements {
     /// Rules of tables that have changed, while the functions and roles are what they were: what was
     /// worked out by a rule holds for as long as the rule is the same.
     former: HashMap<(Arc<str>, u32), Arc<Rule>>,
+    /// What is known of tables and schemas that need not be published.
+    visible: HashMap<(Arc<str>, Object), Rc<Visibility>>,
     /// Counts the changes of the catalogue.
     generation: u64,
     catalog: Catalog,
@@ -141,8 +143,8 @@ impl Entitlements {
         runtime: Handle,
         stopping: Arc<std::sync::atomic::AtomicBool>,
     ) -> Entitlements {
-        let (known, former) = (HashMap::new(), HashMap::new());
-        Entitlements { known, former, generation: 0, catalog, runtime, stopping }
+        let (known, former, visible) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Entitlements { known, former, visible, generation: 0, catalog, runtime, stopping }
     }
 
     pub(super) fn of(&mut self, role: &Arc<str>, table: u32) -> Rc<Entitlement> {
@@ -153,6 +155,19 @@ impl Entitlements {
         }
         let asked = Rc::new(Entitlement::new(self.ask(role, table), self.former.remove(&key)));
         self.known.insert(key, Rc::clone(&asked));
+        asked
+    }
+
+    /// What the role may know of a table or schema that was made or altered.
+    pub(super) fn visibility(&mut self, role: &Arc<str>, object: Object) -> Rc<Visibility> {
+        let key = (Arc::clone(role), object);
+        if let Some(known) = self.visible.get(&key) {
+            return Rc::clone(known);
+        }
+        let asked =
+            self.patiently(&format!("{object:?}"), || self.catalog.visibility(role, object));
+        let asked = Rc::new(asked.unwrap_or_default());
+        self.visible.insert(key, Rc::clone(&asked));
         asked
     }
 
@@ -167,30 +182,41 @@ impl Entitlements {
             CatalogChange::All => {
                 self.known.clear();
                 self.former.clear();
+                self.visible.clear();
             }
             CatalogChange::Relation(oid) => {
                 let stale = self.known.extract_if(|(_, table), _| table == oid);
                 let rules = stale.map(|(key, entitlement)| (key, Arc::clone(entitlement.rule())));
                 self.former.extend(rules);
+                self.visible.retain(|(_, object), _| *object != Object::Table(*oid));
             }
         }
     }
 
     fn ask(&self, role: &str, table: u32) -> Option<TableAccess> {
+        let question = || self.catalog.tables(role, Which::Oids(vec![table]));
+        let (tables, _) = self.patiently(&format!("table {table}"), question)?;
+        tables.into_iter().find(|access| access.oid == table)
+    }
+
+    /// Asks until there is an answer; `None`: nothing may be seen.
+    fn patiently<T, F>(&self, what: &str, question: impl Fn() -> F) -> Option<T>
+    where
+        F: Future<Output = Result<T, CatalogError>>,
+    {
         loop {
-            let question = self.catalog.tables(role, Which::Oids(vec![table]));
-            match self.runtime.block_on(question) {
-                Ok((tables, _)) => return tables.into_iter().find(|access| access.oid == table),
+            match self.runtime.block_on(question()) {
+                Ok(answer) => return Some(answer),
                 Err(CatalogError::Refused { sqlstate, .. }) => {
                     // A role that was dropped, for one.
-                    log::info!("privileges on table {table} cannot be determined ({sqlstate})");
+                    log::info!("privileges on {what} cannot be determined ({sqlstate})");
                     return None;
                 }
                 Err(CatalogError::Unavailable) => {
                     if self.stopping.load(std::sync::atomic::Ordering::Acquire) {
                         return None;
                     }
-                    log::warn!("waiting for the steward to say who may see table {table}");
+                    log::warn!("waiting for the steward to say who may see {what}");
                     std::thread::sleep(RETRY);
                 }
             }

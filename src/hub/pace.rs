@@ -6,18 +6,20 @@ use std::time::{Duration, Instant};
 use super::handle::SessionId;
 use super::roster::Roster;
 
-/// How long the connections at the end of what is kept are watched before their pace is judged:
-/// what those that have stalled can delay the others by, all together and once.
-const WATCH: Duration = Duration::from_millis(250);
-
-/// A connection that drains its queue at least this fast, in bytes per second, is worth waiting
-/// for: the stream slows down to it. Few clients but those on the same machine or network reach it,
-/// so only they set the pace, and only during a burst larger than what is kept.
-const PACE: u64 = 8 << 20;
+/// Who may be waited for.
+#[derive(Clone, Copy)]
+pub(super) struct Pace {
+    /// How long connections are watched before they are judged: what those that have stalled can
+    /// delay the others by, all together and once.
+    pub(super) watch: Duration,
+    /// Bytes per second. Who reads at least this fast sets the pace for all, but only during a
+    /// burst larger than what is kept.
+    pub(super) least: u64,
+}
 
 /// Judges connections by what they drain while they are watched.
-#[derive(Default)]
 pub(super) struct Judge {
+    pace: Pace,
     watch: Option<Watch>,
 }
 
@@ -28,6 +30,10 @@ struct Watch {
 }
 
 impl Judge {
+    pub(super) fn new(pace: Pace) -> Judge {
+        Judge { pace, watch: None }
+    }
+
     /// Nobody needs to be judged any more.
     pub(super) fn dismiss(&mut self) {
         self.watch = None;
@@ -41,16 +47,17 @@ impl Judge {
         now: Instant,
     ) -> Option<Vec<SessionId>> {
         let sent = |session: SessionId| roster.sessions.get(&session).map(|s| s.queue.sent_bytes());
-        let Some(watch) = self.watch.as_ref().filter(|w| now - w.since < 2 * WATCH) else {
+        let Some(watch) = self.watch.as_ref().filter(|w| now - w.since < 2 * self.pace.watch)
+        else {
             let sent = needing.iter().filter_map(|s| Some((*s, sent(*s)?))).collect();
             self.watch = Some(Watch { since: now, sent });
             return None;
         };
         let elapsed = now.saturating_duration_since(watch.since);
-        if elapsed < WATCH {
+        if elapsed < self.pace.watch {
             return None;
         }
-        let due = PACE * u64::try_from(elapsed.as_millis()).unwrap_or(0) / 1000;
+        let due = self.pace.least * u64::try_from(elapsed.as_millis()).unwrap_or(0) / 1000;
         // Who came to the end during the watch is judged after the next.
         let is_slow = |session: &&SessionId| {
             let drained = watch.sent.get(*session).map(|then| sent(**session).unwrap_or(0) - then);

@@ -12,6 +12,7 @@ use super::handle::Live;
 use super::history::Seq;
 use super::inquiry::{Hearing, Verdict};
 use super::subscription::{Binding, Style};
+use crate::catalog::protocol::{Object, Visibility};
 use crate::event::{
     Batch, Change, Cursor, Datum, Event, EventKind, Message, Operation, Position, Relation,
     SchemaChange, SchemaOperation,
@@ -21,6 +22,7 @@ use crate::wire::change::{self, ColumnSet};
 use crate::wire::encode;
 use crate::wire::envelope::{Envelope, MessageMeta, Meta, RowMeta};
 use crate::wire::record;
+use crate::wire::schema;
 use crate::wire::sheet::Sheet;
 
 /// An event with what it is read by.
@@ -180,11 +182,7 @@ impl Plans {
                 }
             }
             EventKind::Message(message) => said(group, scene, message, previous, press),
-            EventKind::Schema(change) => {
-                if group.style == Style::Records && is_known(group, change, press.entitlements) {
-                    came_or_went(group, scene, change, previous, press);
-                }
-            }
+            EventKind::Schema(change) => altered(group, scene, change, previous, press),
             EventKind::Failed { relation, sqlstate, .. } => {
                 failure(group, scene, relation.as_deref(), sqlstate, press);
             }
@@ -461,36 +459,56 @@ fn said(
     press.out.push(envelope.wrap_with(press.sheet, batch.bytes(message.payload), &meta));
 }
 
-/// Whether the group's role may know of a table: one that is there if it may read it, one that is
-/// gone if it could.
-fn is_known(group: &GroupKey, change: &SchemaChange, entitlements: &mut Entitlements) -> bool {
-    let Some(role) = &group.role else { return false };
-    match &change.readers {
-        Some(readers) => readers.iter().any(|reader| **reader == **role),
-        None => entitlements.of(role, change.oid).is_granted(),
-    }
-}
-
-/// A table of a schema of records that was made or dropped.
-fn came_or_went(
+/// A table or schema that was made, altered or dropped, for those who may see it, or could.
+fn altered(
     group: &GroupKey,
     scene: Scene<'_>,
     change: &SchemaChange,
     previous: Option<Position>,
     press: &mut Press<'_>,
 ) {
-    let is_told =
-        matches!(change.operation, SchemaOperation::CreateTable | SchemaOperation::DropTable);
-    let Some(table) = change.table.as_deref().filter(|_| is_told) else { return };
+    use SchemaOperation::{CreateTable, DropTable};
+    let is_told = match group.style {
+        Style::Schema => true,
+        // Records are about their tables only as far as these come and go.
+        Style::Records => matches!(change.operation, CreateTable | DropTable),
+        _ => false,
+    };
+    if !is_told {
+        return;
+    }
+    let Some(visibility) = visibility(group, change, press.entitlements) else { return };
+    let mut payload = Vec::new();
+    match (group.style, &change.table) {
+        (Style::Records, Some(table)) => record::table(&mut payload, table),
+        _ => schema::write_payload(&mut payload, change, &visibility.columns),
+    }
     let meta = Meta {
         prev: previous.map(|position| scene.cursor(position)),
         mutation_id: scene.event.mutation_id.as_deref(),
+        last_in_tx: scene.event.last_in_tx,
         ..Meta::of(scene.cursor(scene.event.position))
     };
-    let mut payload = Vec::new();
-    record::table(&mut payload, table);
     let envelope = Envelope::broadcast(group.vsn, &group.topic, change.operation.name());
     press.out.push(envelope.wrap_with(press.sheet, &payload, &meta));
+}
+
+/// What the group's role may know of what is there now, or could of what was dropped.
+fn visibility(
+    group: &GroupKey,
+    change: &SchemaChange,
+    entitlements: &mut Entitlements,
+) -> Option<Rc<Visibility>> {
+    let role = group.role.as_ref()?;
+    if let Some(readers) = &change.readers {
+        let could = readers.iter().any(|reader| **reader == **role);
+        return could.then(Rc::default);
+    }
+    let object = match change.table {
+        Some(_) => Object::Table(change.oid),
+        None => Object::Schema(change.oid),
+    };
+    Some(entitlements.visibility(role, object)).filter(|visibility| visibility.visible)
 }
 
 /// A change that could not be decoded is told to those it might have been for.

@@ -1,13 +1,13 @@
 //! Giving lagging and resuming channels what they have not had, from the history.
 
 use std::collections::HashSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::entitlement::Entitlements;
 use super::handle::{Live, SessionId};
 use super::history::{History, Seq};
 use super::inquiry::Inquiries;
-use super::pace::Judge;
+use super::pace::{Judge, Pace};
 use super::plan::{Bodies, Missing, Press, Scene};
 use super::queue::{Goodbye, Push};
 use super::roster::Roster;
@@ -18,13 +18,22 @@ use crate::wire::sheet::Sheet;
 /// Events looked at per turn, so that a long replay does not hold up the stream.
 const TURN: Seq = 2048;
 
+/// Few clients but those on the same machine or network read this fast, so only they set the pace.
+/// Whoever is slower is cut off, and can resume.
+const PACE: Pace = Pace { watch: Duration::from_millis(250), least: 8 << 20 };
+
 /// The connections that are behind the stream.
-#[derive(Default)]
 pub(super) struct Laggards {
     sessions: HashSet<SessionId>,
     /// Those whose queue has room, so that a turn will get them further.
     ready: Vec<SessionId>,
     judge: Judge,
+}
+
+impl Default for Laggards {
+    fn default() -> Self {
+        Laggards { sessions: HashSet::new(), ready: Vec::new(), judge: Judge::new(PACE) }
+    }
 }
 
 impl Laggards {

@@ -66,6 +66,9 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
         (Hello::Steward, Request::Tables { role, publication, which }) => {
             steward::tables(&role, &publication, &which)
         }
+        (Hello::Steward, Request::Visibility { role, object }) => {
+            steward::visibility(&role, object)
+        }
         (Hello::Steward, Request::Check) => steward::check(),
         (Hello::Steward, Request::Outboxes) => chores::list(),
         (Hello::Steward, Request::TakeOver { table, generation, after, limit }) => {

@@ -9,7 +9,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::shmem::{self, Shared};
-use super::{compat, notes};
+use super::{compat, drops, notes};
 
 static mut PREVIOUS_ACCESS: pg_sys::object_access_hook_type = None;
 static mut PREVIOUS_UTILITY: pg_sys::ProcessUtility_hook_type = None;
@@ -60,6 +60,12 @@ unsafe extern "C-unwind" fn object_access(
         }
         if class == pg_sys::ExtensionRelationId || class == pg_sys::DatabaseRelationId {
             note_access(access, class, object);
+        } else if access == pg_sys::ObjectAccessType::OAT_DROP
+            && sub == 0
+            && (class == pg_sys::RelationRelationId || class == pg_sys::NamespaceRelationId)
+            && !is_internal(arg)
+        {
+            note_drop(class, object);
         }
     }
 }
@@ -86,6 +92,22 @@ unsafe extern "C-unwind" fn note_access(
     if changed {
         notes::database_changed(object);
     }
+}
+
+/// Whether something is dropped that only Postgres itself knew of, such as the old rows of a table
+/// that is rewritten.
+///
+/// # Safety
+/// `arg` must be that of a drop.
+unsafe fn is_internal(arg: *mut c_void) -> bool {
+    // SAFETY: as above.
+    let flags = unsafe { (*arg.cast::<pg_sys::ObjectAccessDrop>()).dropflags };
+    flags as u32 & pg_sys::PERFORM_DELETION_INTERNAL != 0
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn note_drop(class: pg_sys::Oid, object: pg_sys::Oid) {
+    drops::note(class, object);
 }
 
 #[allow(clippy::too_many_arguments, reason = "the hook's signature")]

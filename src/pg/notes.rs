@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use super::drops;
 use super::shmem::{self, Entry};
 
 /// How long a statement waits for the worker of its database to leave.
@@ -91,6 +92,7 @@ fn tear_up() {
     CHANGED.with_borrow_mut(Vec::clear);
     MOVING.set(None);
     MOVED.set(None);
+    drops::forget();
     HELD.with_borrow_mut(|held| held.drain(..).for_each(Entry::unhold));
 }
 

@@ -114,6 +114,11 @@ impl Relations {
         self.seen.insert(table).then_some(table)
     }
 
+    /// There is an event about a table, which need not be published.
+    pub(super) fn see(&mut self, table: u32) {
+        self.seen.insert(table);
+    }
+
     /// Whether there has ever been an event of the table.
     pub(super) fn has_seen(&self, table: u32) -> bool {
         self.seen.contains(&table)

@@ -18,7 +18,8 @@ use super::outlet::Outlet;
 use super::relation::Relations;
 use super::tuple::{self, Image, Tuple};
 use crate::event::{
-    CatalogChange, Change, Event, EventKind, Feed, Lsn, Message, Operation, Position, Row, RowStart,
+    CatalogChange, Change, Event, EventKind, Feed, Lsn, Message, Operation, Position, Row,
+    RowStart, SchemaChange,
 };
 use crate::wal::{self, WalMessage};
 use crate::wire::message::write_payload;
@@ -384,9 +385,26 @@ impl Replay {
                 let message = Message { channel, name, private, payload, wrapped, row };
                 self.add(position, EventKind::Message(message));
             }
-            Some(WalMessage::Channel { .. }) => {}
+            Some(WalMessage::Schema(change)) if !self.outlet.has_sent(position) => {
+                self.altered(position, change);
+            }
+            Some(WalMessage::Channel { .. } | WalMessage::Schema(_)) => {}
             None => self.complaint.about(FORGED),
         }
+    }
+
+    /// A table or schema was made, altered or dropped.
+    fn altered(&mut self, position: Position, change: &str) {
+        let Ok(change) = serde_json::from_str::<SchemaChange>(change) else {
+            return self.complaint.about("ignored a schema change that could not be read");
+        };
+        if change.table.is_some() {
+            // What the hub knows of it is from before; from now on it hears of every change.
+            self.relations.see(change.oid);
+            self.outlet.catalog(CatalogChange::Relation(change.oid));
+        }
+        self.outlet.make_room();
+        self.add(position, EventKind::Schema(change));
     }
 
     unsafe fn row(&mut self, position: Position, mut change: RowChange) {

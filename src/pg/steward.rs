@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::role;
 use super::transaction::{Refusal, rolled_back};
 use crate::catalog::protocol::{
-    ColumnAccess, RoleStatus, RowSecurity, Secrets, TableAccess, Tables, Which,
+    ColumnAccess, Object, RoleStatus, RowSecurity, Secrets, TableAccess, Tables, Visibility, Which,
 };
 use crate::event::Kind;
 
@@ -19,6 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 const SECRETS: &str = include_str!("../../sql/catalog/secrets.sql");
 const TABLES: &str = include_str!("../../sql/catalog/tables.sql");
+const VISIBILITY: &str = include_str!("../../sql/catalog/visibility.sql");
 const CHECK: &str = include_str!("../../sql/catalog/check.sql");
 
 pub(super) fn secrets() -> Result<String, Refusal> {
@@ -51,6 +52,23 @@ pub(super) fn tables(role: &str, publication: &str, which: &Which) -> Result<Str
         parse(&text(TABLES, &arguments)?)
     })?;
     encode(&Tables { lsn, tables: found.into_iter().map(TableAccess::from).collect() })
+}
+
+/// What is missing, or forbidden, is not visible.
+pub(super) fn visibility(role: &str, object: Object) -> Result<String, Refusal> {
+    forget_catalogue();
+    let (table, schema) = match object {
+        Object::Table(oid) => (Some(pg_sys::Oid::from(oid)), None),
+        Object::Schema(oid) => (None, Some(pg_sys::Oid::from(oid))),
+    };
+    let visibility = rolled_back(TIMEOUT, || {
+        let answer = Spi::get_one_with_args::<String>(
+            VISIBILITY,
+            &[role.into(), table.into(), schema.into()],
+        );
+        answer.ok().flatten().map(|visibility| parse(&visibility)).transpose()
+    })?;
+    encode(&visibility.unwrap_or(Visibility::default()))
 }
 
 pub(super) fn check() -> Result<String, Refusal> {

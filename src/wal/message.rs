@@ -13,10 +13,13 @@ pub enum WalMessage<'a> {
     },
     /// `tide.set_mutation_id`: stamps the events of the transaction.
     MutationId(&'a str),
+    /// A table or schema was made, altered or dropped: an [`crate::event::SchemaChange`] in JSON.
+    Schema(&'a str),
 }
 
 const CHANNEL: u8 = 1;
 const MUTATION_ID: u8 = 2;
+const SCHEMA: u8 = 3;
 
 impl<'a> WalMessage<'a> {
     /// Appends the message. Channel and name have at most 65,535 bytes.
@@ -36,6 +39,10 @@ impl<'a> WalMessage<'a> {
                 out.push(MUTATION_ID);
                 out.extend_from_slice(id.as_bytes());
             }
+            WalMessage::Schema(change) => {
+                out.push(SCHEMA);
+                out.extend_from_slice(change.as_bytes());
+            }
         }
     }
 
@@ -51,6 +58,7 @@ impl<'a> WalMessage<'a> {
                 Some(WalMessage::Channel { channel, name, private: *private != 0, data })
             }
             MUTATION_ID => Some(WalMessage::MutationId(std::str::from_utf8(rest).ok()?)),
+            SCHEMA => Some(WalMessage::Schema(std::str::from_utf8(rest).ok()?)),
             _ => None,
         }
     }
@@ -75,7 +83,7 @@ mod tests {
             channel: String, name: String, private: bool, data: String, id: String
         ) {
             let channel = WalMessage::Channel { channel: &channel, name: &name, private, data: &data };
-            for message in [channel, WalMessage::MutationId(&id)] {
+            for message in [channel, WalMessage::MutationId(&id), WalMessage::Schema(&data)] {
                 let mut body = Vec::new();
                 message.write(&mut body);
                 prop_assert_eq!(WalMessage::read(&body), Some(message));

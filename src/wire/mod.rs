@@ -11,6 +11,7 @@ pub mod join;
 mod members;
 pub mod message;
 pub mod record;
+pub mod schema;
 pub mod sheet;
 mod timestamp;
 
