@@ -19,9 +19,9 @@ pub(super) fn events(
     limit: usize,
     tables: Option<&[u32]>,
 ) -> Vec<RecentEvent> {
-    let wanted = |event: &Event| match (tables, relation(event)) {
+    let wanted = |event: &Event| match (tables, subject(event).table) {
         (None, _) => true,
-        (Some(tables), Some(relation)) => tables.contains(&relation.oid),
+        (Some(tables), Some(table)) => tables.contains(&table),
         (Some(_), None) => false,
     };
     let newest = history.newest_first().filter(|(.., event)| wanted(event)).take(limit);
@@ -39,8 +39,32 @@ fn relation(event: &Event) -> Option<&Relation> {
     }
 }
 
+/// What an event is about.
+#[derive(Default)]
+struct Subject<'a> {
+    /// Oid of a table.
+    table: Option<u32>,
+    schema: &'a str,
+    name: &'a str,
+}
+
+fn subject(event: &Event) -> Subject<'_> {
+    if let EventKind::Schema(change) = &event.kind {
+        return Subject {
+            table: change.table.as_ref().map(|_| change.oid),
+            schema: &change.schema,
+            name: change.table.as_deref().unwrap_or_default(),
+        };
+    }
+    relation(event).map_or_else(Subject::default, |relation| Subject {
+        table: Some(relation.oid),
+        schema: &relation.schema,
+        name: &relation.name,
+    })
+}
+
 fn recent_event(batch: &Batch, event: &Event, epoch: Epoch) -> RecentEvent {
-    let relation = relation(event);
+    let (relation, subject) = (relation(event), subject(event));
     let (operation, new, old) = match &event.kind {
         EventKind::Change(change) => (change.operation.name(), change.new, change.old),
         EventKind::Failed { .. } => ("ERROR", None, None),
@@ -51,8 +75,8 @@ fn recent_event(batch: &Batch, event: &Event, epoch: Epoch) -> RecentEvent {
     RecentEvent {
         id: Cursor { epoch, position: event.position }.to_string(),
         commit_time: event.commit_time,
-        schema: relation.map(|r| r.schema.to_string()).unwrap_or_default(),
-        table: relation.map(|r| r.name.to_string()).unwrap_or_default(),
+        schema: subject.schema.to_owned(),
+        table: subject.name.to_owned(),
         operation: operation.to_owned(),
         record: image(new),
         old_record: image(old),
