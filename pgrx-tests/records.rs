@@ -494,9 +494,37 @@ fn topic(schema: &str) -> String {
 
 /// The event and payload of the next broadcast.
 #[track_caller]
+/// The next event that is about a record, not about a table.
 fn told(client: &mut Client, schema: &str) -> (String, Value) {
-    let frame = client.broadcast(&topic(schema));
+    let frame = told_whole(client, schema);
     (frame["event"].as_str().unwrap().to_owned(), frame["payload"].clone())
+}
+
+fn told_whole(client: &mut Client, schema: &str) -> Value {
+    loop {
+        let frame = client.broadcast(&topic(schema));
+        if !frame["event"].as_str().unwrap().ends_with("_TABLE") {
+            return frame;
+        }
+    }
+}
+
+#[test]
+fn clients_are_told_of_tables_of_records_as_they_come_and_go() {
+    let (s, mut sql, mut client) = (schema("tables"), database().sql(), database().client());
+    client.join(&topic(&s), &json!({}));
+    let mut next = || {
+        let frame = client.broadcast(&topic(&s));
+        assert!(frame["meta"]["id"].is_string(), "{frame}");
+        (frame["event"].as_str().unwrap().to_owned(), frame["payload"].clone())
+    };
+
+    set(&mut sql, &s, "cars/1", &json!(1));
+    assert_eq!(next(), ("CREATE_TABLE".to_owned(), json!({ "table": "cars" })));
+    assert_eq!(next(), ("INSERT".to_owned(), json!({ "table": "cars", "key": "1" })));
+    sql.batch_execute(&format!("drop table {s}.cars")).unwrap();
+
+    assert_eq!(next(), ("DROP_TABLE".to_owned(), json!({ "table": "cars" })));
 }
 
 #[test]
@@ -556,7 +584,7 @@ fn a_client_goes_on_with_records_where_it_left_off() {
     for key in ["t/1", "t/2", "t/3"] {
         set(&mut sql, &s, key, &json!(1));
     }
-    let first = client.broadcast(&topic(&s));
+    let first = told_whole(&mut client, &s);
     let id = first["meta"]["id"].as_str().unwrap();
 
     let mut resumed = database().client();

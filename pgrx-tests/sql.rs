@@ -225,7 +225,8 @@ fn events_are_shown_to_owners_and_monitors_only() {
     .unwrap();
     let seen = |user: &str| -> i64 {
         let mut sql = database.cluster.try_connect(&database.name, user).unwrap();
-        let query = "select count(*) from tide.recent(10000) where \"table\" = $1";
+        let query = "select count(*) from tide.recent(10000)
+                     where \"table\" = $1 and operation = 'INSERT'";
         sql.query_one(query, &[&table]).unwrap().get(0)
     };
 

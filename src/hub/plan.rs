@@ -504,6 +504,10 @@ fn visibility(
         let could = readers.iter().any(|reader| **reader == **role);
         return could.then(Rc::default);
     }
+    if group.style == Style::Records {
+        // Only published tables have records that clients are told of.
+        return entitlements.of(role, change.oid).is_granted().then(Rc::default);
+    }
     let object = match change.table {
         Some(_) => Object::Table(change.oid),
         None => Object::Schema(change.oid),
