@@ -51,6 +51,16 @@ fn the_newest_realtime_js() {
     run(&database, &mut node("node", "changes.test.js"));
 }
 
+/// Of databases where clients may also talk to each other in public.
+const OPEN: [(&str, &str); 2] =
+    [("tide.public_channels", "on"), ("tide.public_channels_send", "on")];
+
+#[test]
+fn the_newest_realtime_js_on_channels() {
+    let database = Cluster::shared().database_with("client_js_channels", &OPEN);
+    run(&database, &mut node("node", "channels.test.js"));
+}
+
 #[test]
 fn the_old_realtime_js() {
     let database = Cluster::shared().database("client_js_1");
@@ -59,12 +69,24 @@ fn the_old_realtime_js() {
 
 #[test]
 fn pythons_realtime() {
+    let database = Cluster::shared().database("client_python");
+    run(&database, &mut python("changes.py"));
+}
+
+#[test]
+fn pythons_realtime_on_channels() {
+    let database = Cluster::shared().database_with("client_python_channels", &OPEN);
+    run(&database, &mut python("channels.py"));
+}
+
+fn python(file: &str) -> Command {
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
     let python = target.join("python/bin/python");
     assert!(python.exists(), "no {}: run make test", python.display());
-    let database = Cluster::shared().database("client_python");
-    run(&database, Command::new(python).arg(folder("python").join("changes.py")));
+    let mut command = Command::new(python);
+    command.arg(folder("python").join(file));
+    command
 }
 
 #[test]

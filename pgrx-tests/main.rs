@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic where it stands")]
 #![allow(unreachable_pub, dead_code, reason = "support/ is written like a library")]
 
+mod abuse;
 mod changes;
+mod channels;
 mod clients;
 mod first_minute;
 mod historic_catalogue;

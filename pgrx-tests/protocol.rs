@@ -420,7 +420,7 @@ fn topics_without_a_name_are_refused() {
 }
 
 #[test]
-fn broadcasts_and_presence_are_answered_with_an_error() {
+fn broadcasts_and_presence_are_refused_on_a_channel_for_changes_alone() {
     let t = database().table("pushed", "id int primary key");
     let mut client = database().client();
     client.join(

@@ -27,6 +27,8 @@ pub struct Config {
     pub public_channels: bool,
     /// Patterns of the NOTIFY channels that clients may hear; `*` stands for any characters.
     pub notify_channels: Vec<String>,
+    /// Whether clients may say something on public channels.
+    pub public_channels_send: bool,
     /// Origins a browser may connect from; empty: any (tokens, not cookies, carry identity).
     pub allowed_origins: Vec<String>,
     pub ssl: bool,
@@ -43,6 +45,18 @@ pub struct Config {
     pub send_queue_size: usize,
     /// Joins per second that one connection may ask for.
     pub join_rate: u32,
+    /// Broadcasts per second that one connection may send.
+    pub broadcast_rate: u32,
+    /// Broadcasts per second that one token may send over HTTP.
+    pub http_broadcast_rate: u32,
+    /// Bytes of a broadcast's payload.
+    pub max_broadcast_size: usize,
+    /// Changes of what it tracks, per second, that one connection may ask for.
+    pub presence_rate: u32,
+    /// Bytes of what a client may track on one channel, key included.
+    pub max_presence_size: usize,
+    /// How many may be present on one channel.
+    pub max_presence_entries: usize,
     /// Bytes over all queues, the history and the connections.
     pub memory_limit: usize,
     pub handshake_timeout: Duration,
@@ -74,6 +88,7 @@ impl Default for Config {
             allow_privileged_roles: false,
             public_channels: false,
             notify_channels: Vec::new(),
+            public_channels_send: false,
             allowed_origins: Vec::new(),
             ssl: false,
             ssl_cert_file: None,
@@ -84,6 +99,12 @@ impl Default for Config {
             max_message_size: 1 << 20,
             send_queue_size: 4 << 20,
             join_rate: 100,
+            broadcast_rate: 100,
+            http_broadcast_rate: 1_000,
+            max_broadcast_size: 256 << 10,
+            presence_rate: 10,
+            max_presence_size: 16 << 10,
+            max_presence_entries: 1_000,
             memory_limit: 512 << 20,
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),

@@ -210,7 +210,7 @@ impl Keeper {
             match self.tend(table, generation, sweeps).await {
                 Ok(()) => self.book(table).backoff.reset(),
                 Err(CatalogError::Refused { message, .. }) => self.refused(table, message),
-                Err(CatalogError::Unavailable) => return Err(CatalogError::Unavailable),
+                Err(error) => return Err(error),
             }
         }
         Ok(())

@@ -92,18 +92,46 @@ pub enum RefusedJoin {
     Request,
     /// A table that is missing or that the role may not read.
     Table,
+    /// The policies of `tide.channel`.
+    Policy,
     Unavailable,
 }
 
 impl RefusedJoin {
-    const ALL: [(RefusedJoin, &'static str); 7] = [
+    const ALL: [(RefusedJoin, &'static str); 8] = [
         (RefusedJoin::Rate, "rate"),
         (RefusedJoin::Channels, "channels"),
         (RefusedJoin::Token, "token"),
         (RefusedJoin::Role, "role"),
         (RefusedJoin::Request, "request"),
         (RefusedJoin::Table, "table"),
+        (RefusedJoin::Policy, "policy"),
         (RefusedJoin::Unavailable, "unavailable"),
+    ];
+}
+
+/// Why a client was not let say something on a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedPush {
+    /// `tide.broadcast_rate`, `tide.presence_rate` or `tide.http_broadcast_rate`.
+    Rate,
+    /// `tide.max_broadcast_size`, `tide.max_presence_size`, or the room for all presence.
+    Size,
+    /// `tide.max_presence_entries`
+    Full,
+    /// The policies of `tide.channel`, or `tide.public_channels_send`.
+    Policy,
+    /// What was asked for, or of which topic.
+    Request,
+}
+
+impl RefusedPush {
+    const ALL: [(RefusedPush, &'static str); 5] = [
+        (RefusedPush::Rate, "rate"),
+        (RefusedPush::Size, "size"),
+        (RefusedPush::Full, "full"),
+        (RefusedPush::Policy, "policy"),
+        (RefusedPush::Request, "request"),
     ];
 }
 
@@ -117,6 +145,8 @@ pub struct Stats {
     pub channels: Gauge,
     pub joins_total: Counter,
     pub http_requests_total: Counter,
+    /// Clients' broadcasts that were accepted.
+    pub broadcasts_total: Counter,
     /// Frames of clients that could not be understood.
     pub malformed_frames_total: Counter,
     /// Frames and bytes written to sockets.
@@ -157,6 +187,8 @@ pub struct Stats {
 
     refused_connections: [Counter; RefusedConnection::ALL.len()],
     refused_joins: [Counter; RefusedJoin::ALL.len()],
+    refused_broadcasts: [Counter; RefusedPush::ALL.len()],
+    refused_presence: [Counter; RefusedPush::ALL.len()],
 }
 
 impl Stats {
@@ -166,6 +198,14 @@ impl Stats {
 
     pub fn refused_join(&self, reason: RefusedJoin) -> &Counter {
         &self.refused_joins[reason as usize]
+    }
+
+    pub fn refused_broadcast(&self, reason: RefusedPush) -> &Counter {
+        &self.refused_broadcasts[reason as usize]
+    }
+
+    pub fn refused_presence(&self, reason: RefusedPush) -> &Counter {
+        &self.refused_presence[reason as usize]
     }
 
     /// Everything in the text format of Prometheus.
@@ -194,6 +234,7 @@ impl Stats {
             ("connections_total", "Websocket connections so far.", &self.connections_total),
             ("joins_total", "Channels joined so far.", &self.joins_total),
             ("http_requests_total", "HTTP requests, upgrades included.", &self.http_requests_total),
+            ("broadcasts_total", "Clients' broadcasts accepted.", &self.broadcasts_total),
             ("malformed_frames_total", "Frames not understood.", &self.malformed_frames_total),
             ("events_total", "Events decoded.", &self.events_total),
             (
@@ -253,6 +294,17 @@ impl Stats {
             let count = self.refused_join(reason).get();
             writeln!(out, "pg_tide_{name}{{reason=\"{label}\"}} {count}")?;
         }
+        let pushes = [
+            ("refused_broadcasts_total", "Clients' broadcasts refused.", &self.refused_broadcasts),
+            ("refused_presence_total", "Presence refused.", &self.refused_presence),
+        ];
+        for (name, help, counters) in pushes {
+            header(out, name, help, "counter")?;
+            for (reason, label) in RefusedPush::ALL {
+                let count = counters[reason as usize].get();
+                writeln!(out, "pg_tide_{name}{{reason=\"{label}\"}} {count}")?;
+            }
+        }
         Ok(())
     }
 }
@@ -279,6 +331,12 @@ mod tests {
         assert!(
             RefusedConnection::ALL.iter().all(|(r, _)| stats.refused_connection(*r).get() == 1)
         );
+        for (reason, _) in RefusedPush::ALL {
+            stats.refused_broadcast(reason).inc();
+            stats.refused_presence(reason).inc();
+        }
+        assert!(RefusedPush::ALL.iter().all(|(r, _)| stats.refused_broadcast(*r).get() == 1));
+        assert!(RefusedPush::ALL.iter().all(|(r, _)| stats.refused_presence(*r).get() == 1));
         assert!(RefusedJoin::ALL.iter().all(|(r, _)| stats.refused_join(*r).get() == 1));
     }
 

@@ -55,6 +55,9 @@ pub enum TopicError {
     Unmatched,
     #[error("TopicNameTooLong: A topic has at most 255 bytes")]
     TooLong,
+    /// Postgres's texts cannot hold it, and policies would be asked about another name.
+    #[error("TopicNameInvalid: A topic must not contain the null character")]
+    Null,
     #[error(
         "TopicNameInvalid: Expected tide:table:<schema>.<table>, names with dots in double quotes"
     )]
@@ -75,6 +78,9 @@ impl Topic {
         }
         if text.len() > MAX_LENGTH {
             return Err(TopicError::TooLong);
+        }
+        if name.contains('\0') {
+            return Err(TopicError::Null);
         }
         let kind = if let Some(table) = name.strip_prefix("tide:table:") {
             table_kind(table)?
@@ -157,9 +163,8 @@ pub fn fits(pattern: &str, name: &str) -> bool {
     name.ends_with(end)
 }
 
-/// Any characters but those that end a string of Postgres's.
 fn notify_kind(channel: &str) -> Result<Kind, TopicError> {
-    if channel.is_empty() || channel.len() > MAX_CHANNEL || channel.contains('\0') {
+    if channel.is_empty() || channel.len() > MAX_CHANNEL {
         return Err(TopicError::NotifyName);
     }
     Ok(Kind::Notify { channel: channel.into() })
@@ -339,6 +344,7 @@ mod tests {
             ("realtime", TopicError::Unmatched),
             ("realtime:", TopicError::NameRequired),
             (&long, TopicError::TooLong),
+            ("realtime:a\0b", TopicError::Null),
             ("realtime:tide:table:", TopicError::TableName),
             ("realtime:tide:table:orders", TopicError::TableName),
             ("realtime:tide:table:.orders", TopicError::TableName),
@@ -351,7 +357,7 @@ mod tests {
             ("realtime:tide:records:", TopicError::RecordsName),
             ("realtime:tide:notify:", TopicError::NotifyName),
             (&format!("realtime:tide:notify:{}", "x".repeat(64)), TopicError::NotifyName),
-            ("realtime:tide:notify:a\0b", TopicError::NotifyName),
+            ("realtime:tide:notify:a\0b", TopicError::Null),
             ("realtime:tide:schema:", TopicError::SchemaName),
             ("realtime:tide:schemas", TopicError::SchemaName),
         ] {

@@ -1,30 +1,10 @@
-"""postgres_changes with Python's unmodified `realtime` client.
-
-Each test is a coroutine; the first failure ends the program. The database under test is named by
-the environment.
-"""
+"""postgres_changes with Python's unmodified `realtime` client."""
 
 import asyncio
-import json
-import os
-import subprocess
-import sys
 import uuid
 
 from realtime import AsyncRealtimeClient, RealtimeSubscribeStates
-
-URL = os.environ["TIDE_URL"]
-PSQL = os.environ["TIDE_PSQL"]
-DEADLINE = 60
-
-
-def sql(statements: str) -> str:
-    command = [PSQL, "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", statements]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def token(role: str = "authenticated", claims: dict | None = None, lifetime: str = "1 hour") -> str:
-    return sql(f"select tide.token('{role}', '{json.dumps(claims or {})}', interval '{lifetime}')")
+from tide import main, sql, token
 
 
 def table(columns: str) -> str:
@@ -159,21 +139,5 @@ TESTS = [
 ]
 
 
-async def run(test) -> None:
-    client = AsyncRealtimeClient(URL, token(), initial_backoff=0.2, max_retries=20)
-    await client.connect()
-    try:
-        await asyncio.wait_for(test(client), DEADLINE)
-    finally:
-        await client.close()
-
-
-async def main() -> None:
-    for test in TESTS:
-        await run(test)
-        print(f"ok - {test.__name__.replace('_', ' ')}", flush=True)
-
-
 if __name__ == "__main__":
-    asyncio.run(main())
-    sys.exit(0)
+    main(TESTS)

@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use crate::event::Lsn;
 use pool::Pool;
 use protocol::{
-    Cast, Evaluation, Evaluations, Judgement, Judgements, Object, Outbox, Request, Retired,
+    Cast, Evaluation, Evaluations, Grant, Judgement, Judgements, Object, Outbox, Request, Retired,
     RoleStatus, Secrets, TableAccess, Tables, TakenOver, Unpublished, Visibility, Which,
 };
 
@@ -29,6 +29,10 @@ pub enum CatalogError {
     /// The helper process is not there (yet), or went away.
     #[error("the database is not ready to answer")]
     Unavailable,
+    /// The executor went away while it was answering. The question may have been the reason, so it
+    /// is not asked again.
+    #[error("the process that was answering ended")]
+    Ended,
     /// Postgres said no.
     #[error("{message}")]
     Refused { sqlstate: String, message: String },
@@ -45,7 +49,8 @@ pub struct Catalog {
 impl Catalog {
     /// `publication`: the one whose tables are looked up.
     pub fn new(publication: String) -> Catalog {
-        Catalog { steward: Pool::new(), executors: Pool::new(), publication }
+        let steward = Pool::new(CatalogError::Unavailable);
+        Catalog { steward, executors: Pool::new(CatalogError::Ended), publication }
     }
 
     pub async fn secrets(&self) -> Result<Secrets, CatalogError> {
@@ -113,6 +118,24 @@ impl Catalog {
         let request = Request::Evaluate { role: role.into(), expressions, claims };
         let answer: Evaluations = ask(&self.executors, request).await?;
         Ok(answer.evaluations)
+    }
+
+    /// What the policies of `tide.channel` grant the role with these claims (a JSON object), for each
+    /// of the extensions in turn.
+    pub async fn channel(
+        &self,
+        role: &str,
+        claims: &str,
+        topic: &str,
+        extensions: &[&str],
+    ) -> Result<Vec<Grant>, CatalogError> {
+        let request = Request::Channel {
+            role: role.into(),
+            claims: claims.into(),
+            topic: topic.into(),
+            extensions: extensions.iter().map(|&name| name.into()).collect(),
+        };
+        ask(&self.executors, request).await
     }
 
     /// What `tide.check()` finds: a JSON array of `{"item","ok","problem","fix"}`, as text.

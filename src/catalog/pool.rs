@@ -25,12 +25,14 @@ pub(super) struct Pool {
     jobs: mpsc::Sender<Job>,
     waiting: Arc<Mutex<mpsc::Receiver<Job>>>,
     members: Arc<AtomicUsize>,
+    /// What they are told whose helper goes away while it answers.
+    lost: CatalogError,
 }
 
 impl Pool {
-    pub(super) fn new() -> Pool {
+    pub(super) fn new(lost: CatalogError) -> Pool {
         let (jobs, waiting) = mpsc::channel(QUEUE);
-        Pool { jobs, waiting: Arc::new(Mutex::new(waiting)), members: Arc::default() }
+        Pool { jobs, waiting: Arc::new(Mutex::new(waiting)), members: Arc::default(), lost }
     }
 
     pub(super) fn members(&self) -> usize {
@@ -65,7 +67,7 @@ impl Pool {
             let reply = match converse(helper, &job.request).await {
                 Ok(reply) => reply,
                 Err(error) => {
-                    let _ = job.answer.send(Err(CatalogError::Unavailable));
+                    let _ = job.answer.send(Err(self.lost.clone()));
                     return Err(error);
                 }
             };

@@ -46,6 +46,9 @@ pub enum Request {
     Judge { role: String, table: u32, condition: String, rows: String, claims: Vec<String> },
     /// (executor) What the expressions are worth to each of the clients. Answers [`Evaluations`].
     Evaluate { role: String, expressions: Vec<String>, claims: Vec<String> },
+    /// (executor) What the role, with these claims, may do on a channel; answers a list of [`Grant`]s,
+    /// one for each extension. A policy that fails or takes too long grants nothing.
+    Channel { role: String, claims: String, topic: String, extensions: Vec<String> },
     /// (steward) The rows of `tide.check()`, for the page; answers a list of [`Finding`]s.
     Check,
     /// (steward) The tables that are outboxes; answers a list of [`Outbox`]es.
@@ -289,6 +292,15 @@ pub enum Evaluation {
     /// `to_jsonb` of each expression; `None` is NULL.
     Values(Vec<Option<String>>),
     Failed(String),
+}
+
+/// What a client may do with one extension of a channel: [`Request::Channel`] answers these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// A SELECT policy of `tide.channel` admits it: the client may join and receive.
+    pub read: bool,
+    /// An INSERT policy does: it may publish.
+    pub write: bool,
 }
 
 /// One requirement, whether it is met, and what mends it; [`Request::Check`] answers these.

@@ -212,7 +212,7 @@ impl Entitlements {
                     log::info!("privileges on {what} cannot be determined ({sqlstate})");
                     return None;
                 }
-                Err(CatalogError::Unavailable) => {
+                Err(CatalogError::Unavailable | CatalogError::Ended) => {
                     if self.stopping.load(std::sync::atomic::Ordering::Acquire) {
                         return None;
                     }

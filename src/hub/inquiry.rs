@@ -20,6 +20,9 @@ use crate::event::{EventKind, Operation};
 use crate::policy::{Images, Rule, Seen, Sight, Value, Way};
 use crate::stats::Stats;
 
+/// The SQLSTATE of a process that was ended, as one is whose code cannot be cancelled.
+const ADMIN_SHUTDOWN: &str = "57P01";
+
 /// Clients that one question is about, at most.
 const CLIENTS: usize = 64;
 /// Images of rows in one question, at most, and their bytes.
@@ -276,6 +279,8 @@ impl Inquiries {
                 docket.not_before = Some(Instant::now() + RETRY);
                 Vec::new()
             }
+            // As likely as not by the first; the others are asked about again.
+            Err(CatalogError::Ended) => vec![Said::Failed(ADMIN_SHUTDOWN.into())],
             Err(CatalogError::Refused { sqlstate, .. }) => {
                 groups.iter().map(|_| Said::Failed(sqlstate.clone())).collect()
             }

@@ -65,6 +65,10 @@ pub(super) unsafe fn owns_schema(schema: pg_sys::Oid, role: pg_sys::Oid) -> bool
     }
 }
 
+/// `TimeoutId`'s USER_TIMEOUT: the first that is free for others.
+pub(super) const USER_TIMEOUT: c_int =
+    if cfg!(any(feature = "pg15", feature = "pg16")) { 12 } else { 13 };
+
 /// The index of `ReplicationSlotControlLock` among the named locks, the same in 15 to 18.
 const REPLICATION_SLOT_CONTROL_LOCK: usize = 37;
 

@@ -39,6 +39,7 @@ static JWT_AUDIENCE: Text = Text::new(Some(c""));
 static ALLOW_PRIVILEGED_ROLES: Flag = Flag::new(false);
 static PUBLIC_CHANNELS: Flag = Flag::new(false);
 static NOTIFY_CHANNELS: Text = Text::new(Some(c""));
+static PUBLIC_CHANNELS_SEND: Flag = Flag::new(false);
 static ALLOWED_ORIGINS: Text = Text::new(Some(c""));
 
 static SSL: Flag = Flag::new(false);
@@ -51,6 +52,12 @@ static MAX_CHANNELS_PER_CONNECTION: Int = Int::new(100);
 static MAX_MESSAGE_SIZE: Int = Int::new(1 << 10);
 static SEND_QUEUE_SIZE: Int = Int::new(4 << 10);
 static JOIN_RATE: Int = Int::new(100);
+static BROADCAST_RATE: Int = Int::new(100);
+static HTTP_BROADCAST_RATE: Int = Int::new(1_000);
+static MAX_BROADCAST_SIZE: Int = Int::new(256);
+static PRESENCE_RATE: Int = Int::new(10);
+static MAX_PRESENCE_SIZE: Int = Int::new(16);
+static MAX_PRESENCE_ENTRIES: Int = Int::new(1_000);
 static HANDSHAKE_TIMEOUT: Int = Int::new(10_000);
 static IDLE_TIMEOUT: Int = Int::new(60_000);
 
@@ -76,6 +83,7 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         allow_privileged_roles: ALLOW_PRIVILEGED_ROLES.get(),
         public_channels: PUBLIC_CHANNELS.get(),
         notify_channels: list(&NOTIFY_CHANNELS),
+        public_channels_send: PUBLIC_CHANNELS_SEND.get(),
         allowed_origins: list(&ALLOWED_ORIGINS),
         ssl: SSL.get(),
         ssl_cert_file: path(&SSL_CERT_FILE).or_else(|| server_path(c"ssl_cert_file")),
@@ -86,6 +94,12 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         max_message_size: bytes(&MAX_MESSAGE_SIZE),
         send_queue_size: bytes(&SEND_QUEUE_SIZE),
         join_rate: JOIN_RATE.get().unsigned_abs(),
+        broadcast_rate: BROADCAST_RATE.get().unsigned_abs(),
+        http_broadcast_rate: HTTP_BROADCAST_RATE.get().unsigned_abs(),
+        max_broadcast_size: bytes(&MAX_BROADCAST_SIZE),
+        presence_rate: PRESENCE_RATE.get().unsigned_abs(),
+        max_presence_size: bytes(&MAX_PRESENCE_SIZE),
+        max_presence_entries: count(&MAX_PRESENCE_ENTRIES),
         memory_limit: bytes(&MEMORY_LIMIT),
         handshake_timeout: time(&HANDSHAKE_TIMEOUT),
         idle_timeout: time(&IDLE_TIMEOUT),

@@ -14,7 +14,7 @@ use pgrx::{pg_guard, pg_sys};
 use super::outbox::chores;
 use super::socket::{FrameSocket, SocketError};
 use super::transaction::Refusal;
-use super::{executor, guc, helper_process, judge, session, signals, steward};
+use super::{channel, executor, guc, helper_process, judge, session, signals, steward};
 use crate::catalog::protocol::{Hello, Reply, Request};
 
 /// Entry point; `arg` is the oid of the database, the worker's `bgw_extra` says which it is to be.
@@ -89,6 +89,9 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
         }
         (Hello::Executor, Request::Evaluate { role, expressions, claims }) => {
             judge::evaluate(&role, &expressions, &claims)
+        }
+        (Hello::Executor, Request::Channel { role, claims, topic, extensions }) => {
+            channel::grants(&role, &claims, &topic, &extensions)
         }
         _ => Err(unknown()),
     }

@@ -92,7 +92,10 @@ fn for_each<P, A>(
 /// Does the work as a client with these claims would see it, within the time that one question
 /// may take. Names without a schema mean what they mean in an ordinary session: functions that
 /// policies call may contain some.
-fn with_claims<R>(claims: &str, work: impl FnOnce() -> Result<R, Refusal>) -> Result<R, Refusal> {
+pub(super) fn with_claims<R>(
+    claims: &str,
+    work: impl FnOnce() -> Result<R, Refusal>,
+) -> Result<R, Refusal> {
     let claims = CString::new(claims).map_err(|_| internal("claims with a null character"))?;
     allow(guc::policy_timeout());
     // SAFETY: in a transaction, whose end takes all of it back if the work fails.
@@ -111,7 +114,8 @@ fn with_claims<R>(claims: &str, work: impl FnOnce() -> Result<R, Refusal>) -> Re
     Ok(result)
 }
 
-fn set(name: &CStr, value: &CStr) {
+/// Sets a setting for the rest of the transaction, or of [`with_claims`].
+pub(super) fn set(name: &CStr, value: &CStr) {
     // SAFETY: in a transaction, with strings that outlive the call.
     unsafe {
         pg_sys::SetConfigOption(

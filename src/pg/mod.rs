@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 mod background;
+mod channel;
 mod compat;
 mod complaint;
 mod control;

@@ -1,23 +1,31 @@
 //! Questions to the database that leave nothing behind, and chores that do: one transaction each.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use pgrx::PgTryBuilder;
 use pgrx::pg_sys::{self, errcodes::PgSqlErrorCode, panic::CaughtError};
+
+use super::compat::USER_TIMEOUT;
 
 mod raw {
     use std::ffi::c_int;
 
     // utils/timeout.h, which pgrx does not bind.
     unsafe extern "C-unwind" {
+        pub(super) fn RegisterTimeout(id: c_int, handler: unsafe extern "C-unwind" fn()) -> c_int;
         pub(super) fn enable_timeout_after(id: c_int, delay_ms: c_int);
         pub(super) fn disable_timeout(id: c_int, keep_indicator: bool);
+        pub(super) fn die(signal: c_int);
     }
 }
 
 /// `TimeoutId`'s STATEMENT_TIMEOUT; the same in every version from 15 to 18.
 const STATEMENT_TIMEOUT: i32 = 3;
+/// Code that catches the cancellation of its statement has so much longer, then its process ends:
+/// that cannot be caught.
+const GRACE_MS: i32 = 1_000;
 /// `lock.h`'s USER_LOCKMETHOD: advisory locks.
 const USER_LOCKMETHOD: u16 = 2;
 
@@ -31,6 +39,16 @@ pub(super) struct Refusal {
 impl Refusal {
     pub(super) fn new(code: PgSqlErrorCode, message: impl Into<String>) -> Refusal {
         Refusal { sqlstate: sqlstate(code), message: message.into() }
+    }
+
+    /// What the log may know of code that belongs to others: names of objects, but no values, as
+    /// a message may have them that is not of class 42 (syntax, names, privileges).
+    pub(super) fn for_log(&self) -> String {
+        match self.sqlstate.as_str() {
+            "57014" => "it took longer than tide.policy_timeout".into(),
+            code if code.starts_with("42") => format!("{} (SQLSTATE {code})", self.message),
+            code => format!("SQLSTATE {code}"),
+        }
     }
 }
 
@@ -70,53 +88,79 @@ pub(super) fn committed<R>(
 }
 
 fn commit() {
+    disarm();
     // SAFETY: ends the transaction that `begin` started.
     unsafe {
-        pg_sys::ffi::pg_guard_ffi_boundary(|| raw::disable_timeout(STATEMENT_TIMEOUT, false));
         pg_sys::PopActiveSnapshot();
         pg_sys::CommitTransactionCommand();
     }
 }
 
 fn begin(timeout: Duration) {
-    let timeout = milliseconds(timeout);
     // SAFETY: the caller is not in a transaction; the timeouts were set up when the process
     // connected to its database.
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
         pg_sys::XactReadOnly = true;
-        pg_sys::ffi::pg_guard_ffi_boundary(|| {
-            raw::enable_timeout_after(STATEMENT_TIMEOUT, timeout)
-        });
+        arm(timeout);
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
     }
 }
 
 /// Within [`rolled_back`]: gives what follows so much time, from now on.
 pub(super) fn allow(timeout: Duration) {
-    let timeout = milliseconds(timeout);
-    // SAFETY: the timeouts were set up when the process connected to its database.
+    disarm();
+    arm(timeout);
+}
+
+fn arm(timeout: Duration) {
+    let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX).max(1);
+    let end = end_timeout();
+    // SAFETY: both are registered.
     unsafe {
         pg_sys::ffi::pg_guard_ffi_boundary(|| {
-            raw::disable_timeout(STATEMENT_TIMEOUT, false);
             raw::enable_timeout_after(STATEMENT_TIMEOUT, timeout);
+            raw::enable_timeout_after(end, timeout.saturating_add(GRACE_MS));
         });
     }
 }
 
-fn milliseconds(timeout: Duration) -> i32 {
-    i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX).max(1)
+/// Ends the time that was given.
+fn disarm() {
+    let end = end_timeout();
+    // SAFETY: both are registered.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            raw::disable_timeout(STATEMENT_TIMEOUT, false);
+            raw::disable_timeout(end, false);
+        });
+    }
 }
 
-/// Takes back everything that was not committed: the role, the settings, the snapshot, the locks. What a role's code
-/// could leave beyond a transaction is refused in a security-restricted one, except for session
-/// level advisory locks.
+/// The time-out that ends the process.
+fn end_timeout() -> i32 {
+    static ID: OnceLock<i32> = OnceLock::new();
+    // SAFETY: the process is connected, so the timeouts are set up; registered once.
+    *ID.get_or_init(|| unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| raw::RegisterTimeout(USER_TIMEOUT, end_process))
+    })
+}
+
+/// What SIGTERM does: FATAL at the next safe point.
+unsafe extern "C-unwind" fn end_process() {
+    // SAFETY: Postgres's own signal handler, called where it would be: in one.
+    unsafe { raw::die(0) };
+}
+
+/// Takes back everything that was not committed: the role, the settings, the snapshot, the locks.
+/// What a role's code could leave beyond a transaction is refused in a security-restricted one,
+/// except for session level advisory locks.
 fn abort() {
+    disarm();
     // SAFETY: ends the transaction that `begin` started, in whatever state it is. A time-out that
     // came too late must not hit the next question.
     unsafe {
-        pg_sys::ffi::pg_guard_ffi_boundary(|| raw::disable_timeout(STATEMENT_TIMEOUT, false));
         pg_sys::AbortCurrentTransaction();
         pg_sys::QueryCancelPending = 0;
         pg_sys::LockReleaseSession(USER_LOCKMETHOD);

@@ -126,7 +126,7 @@ impl<'a> Bindings<'a> {
                 Err(BindingError::Unsuitable(message))
             }
             Err(CatalogError::Refused { .. }) => Err(BindingError::Refused),
-            Err(CatalogError::Unavailable) => Err(BindingError::Unavailable),
+            Err(CatalogError::Unavailable | CatalogError::Ended) => Err(BindingError::Unavailable),
         }
     }
 

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::access::Access;
+use super::attendance::Attendance;
 use super::identity::Credentials;
 use crate::listening::Lease;
 use crate::stats::Stats;
@@ -12,10 +14,19 @@ use crate::stats::Stats;
 pub(super) struct Channel {
     pub(super) join_ref: Option<Box<str>>,
     pub(super) credentials: Credentials,
+    /// Joined as a private channel: policies decide.
+    pub(super) private: bool,
+    pub(super) access: Access,
     /// Broadcasts are to be answered.
     pub(super) ack: bool,
     /// Has the database listen for as long as the channel is joined.
     pub(super) _lease: Option<Lease>,
+    /// The client hears its own broadcasts.
+    pub(super) echo: bool,
+    /// The client asked to be told who is present.
+    pub(super) watches_presence: bool,
+    /// None on topics of ours.
+    pub(super) attendance: Option<Box<Attendance>>,
 }
 
 impl Channel {
@@ -62,6 +73,10 @@ impl Channels {
         Some(removed)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Channel> {
+        self.joined.values()
+    }
+
     /// When the first of the tokens expires, in seconds since the Unix epoch.
     pub(super) fn next_expiry(&self) -> Option<i64> {
         self.joined.values().filter_map(|channel| channel.credentials.expires).min()
@@ -87,18 +102,20 @@ impl Drop for Channels {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::subscription::Identity;
 
     fn channel(expires: Option<i64>) -> Channel {
+        let mut credentials = Credentials::anonymous("web");
+        credentials.expires = expires;
         Channel {
             join_ref: Some("1".into()),
-            credentials: Credentials::new(
-                Identity { role: "web".into(), claims: "{}".into() },
-                expires,
-                None,
-            ),
+            credentials,
+            private: false,
+            access: Access::default(),
             ack: false,
             _lease: None,
+            echo: false,
+            watches_presence: false,
+            attendance: None,
         }
     }
 

@@ -4,8 +4,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::Semaphore;
 
+use super::access;
+use super::attendance::Rooms;
 use super::inbound::Allowance;
 use super::lookup::Lookups;
+use super::rest::HttpBroadcasts;
 use super::role::RoleCache;
 use crate::auth::Verifier;
 use crate::catalog::protocol::{TableAccess, TableName};
@@ -27,6 +30,9 @@ pub struct ServerContext {
     verifier: RwLock<Arc<Verifier>>,
     pub(super) roles: RoleCache,
     pub(super) tables: Lookups<(Arc<str>, Vec<TableName>), TablesAnswer>,
+    pub(super) access: Lookups<access::Question, access::Answer>,
+    pub(super) rooms: Arc<Rooms>,
+    pub(super) http_broadcasts: HttpBroadcasts,
     /// A part of `tide.memory_limit`.
     pub(super) inbound: Arc<Allowance>,
     /// `tide.max_connections` permits.
@@ -44,6 +50,7 @@ impl ServerContext {
         // The hub's history and queues have the rest.
         let inbound = Arc::new(Allowance::new(config.memory_limit / 8));
         let limit = config.max_connections.min(Semaphore::MAX_PERMITS);
+        let rooms = Arc::new(Rooms::new(hub.clone(), &config));
         ServerContext {
             config,
             hub,
@@ -52,6 +59,9 @@ impl ServerContext {
             verifier: RwLock::new(Arc::new(verifier)),
             roles: RoleCache::new(),
             tables: Lookups::new(),
+            access: Lookups::new(),
+            rooms,
+            http_broadcasts: HttpBroadcasts::default(),
             inbound,
             websockets: Arc::new(Semaphore::new(limit)),
         }

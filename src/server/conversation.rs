@@ -1,21 +1,29 @@
 //! One connection's side of the protocol: client frames in, answers into its queue. No sockets.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::access::{self, Access, Extensions};
+use super::attendance::NoRoom;
 use super::channel::{Channel, Channels};
 use super::context::ServerContext;
 use super::identity::{self, Credentials, Refusal};
 use super::join::{self, Joiner, Refused};
 use super::limit::TokenBucket;
 use super::pending::Pending;
+use super::speech;
+use crate::catalog::protocol::Grant;
 use crate::hub::handle::SessionId;
 use crate::hub::queue::Queue;
-use crate::stats::RefusedJoin;
+use crate::hub::subscription::{Facet, Style};
+use crate::presence::Details;
+use crate::stats::{RefusedJoin, RefusedPush};
+use crate::topic::PREFIX;
 use crate::wire::Vsn;
-use crate::wire::decode::{self, Broadcast, ClientEvent, ClientFrame, DecodeError};
+use crate::wire::decode::{self, Broadcast, ClientEvent, ClientFrame, DecodeError, Presence};
 use crate::wire::encode::{self, Address};
 use crate::wire::join::JoinPayload;
 
@@ -34,8 +42,12 @@ pub(super) enum Breach {
 /// What work beside the reading came to.
 pub(super) enum Outcome {
     Joined(Channel),
-    Refused { address: OwnedAddress, refused: Refused },
-    Renewed(Result<Credentials, Refusal>),
+    Refused {
+        address: OwnedAddress,
+        refused: Refused,
+    },
+    /// With what the policies grant under the new token, if they were asked.
+    Renewed(Result<(Credentials, Option<Access>), Refusal>),
 }
 
 /// An [`Address`] that outlives its frame.
@@ -66,6 +78,8 @@ pub(super) struct Conversation {
     channels: Channels,
     pending: Pending<Outcome>,
     joins: TokenBucket,
+    broadcasts: TokenBucket,
+    presence: TokenBucket,
     malformed: u32,
     /// A token came that may expire before all others.
     changed: bool,
@@ -87,6 +101,8 @@ impl Conversation {
             channels: Channels::new(Arc::clone(&context.stats)),
             pending: Pending::new(),
             joins: TokenBucket::full(context.config.join_rate, Instant::now()),
+            broadcasts: TokenBucket::full(context.config.broadcast_rate, Instant::now()),
+            presence: TokenBucket::full(context.config.presence_rate, Instant::now()),
             malformed: 0,
             changed: false,
             context,
@@ -127,7 +143,9 @@ impl Conversation {
                 self.context.stats.refused_join(refused.count).inc();
                 self.queue.reply(encode::error(self.vsn, address.borrow(), &refused.reason));
             }
-            Outcome::Renewed(Ok(credentials)) => self.renew(&topic, credentials),
+            Outcome::Renewed(Ok((credentials, access))) => {
+                self.renew(&topic, credentials, access);
+            }
             // It could not be looked at: the old one goes on for as long as it lasts.
             Outcome::Renewed(Err(Refusal::Unavailable)) => {}
             Outcome::Renewed(Err(refusal)) => self.expel(&topic, &refusal.message()),
@@ -163,10 +181,7 @@ impl Conversation {
             ClientEvent::Leave => self.leave(to),
             event => match self.channels.get(&topic) {
                 Some(channel) if channel.is_stale(to.join_ref) => {}
-                Some(channel) => {
-                    let ack = channel.ack;
-                    self.pushed(to, event, ack);
-                }
+                Some(_) => self.pushed(to, event),
                 // Nothing can be pushed to a channel that is not joined yet.
                 None => self.reply(encode::error(self.vsn, to, "unmatched topic")),
             },
@@ -175,20 +190,69 @@ impl Conversation {
     }
 
     /// A push to a joined channel.
-    fn pushed(&mut self, to: Address<'_>, event: ClientEvent, ack: bool) {
+    fn pushed(&mut self, to: Address<'_>, event: ClientEvent) {
         match event {
             ClientEvent::AccessToken(Some(token)) => self.access_token(to.topic, token),
             ClientEvent::AccessToken(None) => {}
-            // Without `ack` the client counts it as sent and waits for nothing.
-            ClientEvent::Broadcast(_) if !ack => {}
-            ClientEvent::Broadcast(broadcast) => {
-                let reason = broadcast_refusal(to.topic, &broadcast);
-                self.reply(encode::broadcast_error(self.vsn, to, reason));
-            }
-            ClientEvent::Presence(_) => {
-                self.reply(encode::error(self.vsn, to, "presence is not supported"));
-            }
+            ClientEvent::Broadcast(broadcast) => self.broadcast(to, &broadcast),
+            ClientEvent::Presence(presence) => self.presence(to, &presence),
             _ => self.reply(encode::error(self.vsn, to, "unknown event")),
+        }
+    }
+
+    fn broadcast(&mut self, to: Address<'_>, broadcast: &Broadcast) {
+        let Some(channel) = self.channels.get(to.topic) else { return };
+        if !self.broadcasts.take(self.context.config.broadcast_rate, Instant::now()) {
+            self.context.stats.refused_broadcast(RefusedPush::Rate).inc();
+            return self.expel(to.topic, "Too many messages per second");
+        }
+        match speech::of_client(&self.context.config, channel, to.topic, broadcast) {
+            Ok(spoken) => {
+                let ack = channel.ack;
+                let except = (!channel.echo).then_some(self.session);
+                spoken.cast(&self.context, except);
+                // Without `ack` the client counts it as sent and waits for nothing.
+                if ack {
+                    self.reply(encode::ok(self.vsn, to));
+                }
+            }
+            Err(refused) => {
+                self.context.stats.refused_broadcast(refused.count).inc();
+                self.reply(encode::broadcast_error(self.vsn, to, &refused.reason));
+            }
+        }
+    }
+
+    fn presence(&mut self, to: Address<'_>, presence: &Presence) {
+        let config = Arc::clone(&self.context.config);
+        if !self.presence.take(config.presence_rate, Instant::now()) {
+            self.context.stats.refused_presence(RefusedPush::Rate).inc();
+            return self.expel(to.topic, "Client presence rate limit exceeded");
+        }
+        let Some(channel) = self.channels.get_mut(to.topic) else { return };
+        match attend(channel, to.topic, presence, config.max_presence_size) {
+            Ok(()) => self.reply(encode::ok(self.vsn, to)),
+            Err(Unattended::Refused { count, reason }) => {
+                self.context.stats.refused_presence(count).inc();
+                self.reply(encode::error(self.vsn, to, &reason));
+            }
+            Err(Unattended::TooLarge) => {
+                self.context.stats.refused_presence(RefusedPush::Size).inc();
+                self.expel(to.topic, "Track message size exceeded");
+            }
+        }
+    }
+
+    /// The client was not told of all who came and went: tells it who is present, on every channel
+    /// that it watches.
+    pub(super) fn refresh_presence(&self) {
+        for channel in self.channels.iter() {
+            if let Some(attendance) = &channel.attendance
+                && channel.watches_presence
+                && channel.access.presence().read
+            {
+                attendance.tell(self.session, self.vsn, channel.join_ref.as_deref());
+            }
         }
     }
 
@@ -248,12 +312,16 @@ impl Conversation {
         if !identity::is_token(&token) || channel.credentials.are_of(&token) {
             return;
         }
-        let context = Arc::clone(&self.context);
-        let renewal = async move { Outcome::Renewed(identity::of_token(&context, &token).await) };
-        self.pending.begin(topic.into(), Box::pin(renewal));
+        let (context, asked) = (Arc::clone(&self.context), channel.access.asked());
+        let topic: Arc<str> = topic.into();
+        let name = Arc::clone(&topic);
+        let renewal = async move {
+            Outcome::Renewed(renewal(&context, &token, name.strip_prefix(PREFIX), asked).await)
+        };
+        self.pending.begin(topic, Box::pin(renewal));
     }
 
-    fn renew(&mut self, topic: &str, credentials: Credentials) {
+    fn renew(&mut self, topic: &Arc<str>, credentials: Credentials, access: Option<Access>) {
         let Some(channel) = self.channels.get_mut(topic) else { return };
         if channel.credentials.identity != credentials.identity {
             let identity = Arc::clone(&credentials.identity);
@@ -261,6 +329,32 @@ impl Conversation {
         }
         channel.credentials = credentials;
         self.changed = true;
+        if let Some(access) = access {
+            self.regrant(topic, access);
+        }
+    }
+
+    /// The policies grant a channel something else than they did.
+    fn regrant(&mut self, topic: &Arc<str>, access: Access) {
+        let Some(channel) = self.channels.get_mut(topic) else { return };
+        let before = std::mem::replace(&mut channel.access, access);
+        let Some(attendance) = &mut channel.attendance else { return };
+        let receive = |style, before: Grant, now: Grant| {
+            if before.read != now.read {
+                let facet = Facet::of_topic(style, channel.private);
+                self.context.hub.receive(self.session, topic, self.vsn, facet, now.read);
+            }
+        };
+        receive(Style::Channel, before.broadcast(), access.broadcast());
+        if channel.watches_presence {
+            receive(Style::Presence, before.presence(), access.presence());
+            if access.presence().read && !before.presence().read {
+                attendance.tell(self.session, self.vsn, channel.join_ref.as_deref());
+            }
+        }
+        if !access.presence().write {
+            attendance.untrack();
+        }
     }
 
     /// Ends a channel for a reason that the application is told.
@@ -300,13 +394,77 @@ impl Conversation {
     }
 }
 
-fn broadcast_refusal(topic: &str, broadcast: &Broadcast) -> &'static str {
-    let reserved = topic.strip_prefix("realtime:").is_some_and(|name| name.starts_with("tide:"));
-    if reserved && broadcast.event.starts_with("tide:") {
-        "this request is not supported"
-    } else if reserved {
-        "topics that begin with tide: take no broadcasts"
-    } else {
-        "broadcasts from clients are not supported"
+/// Who the client is under its new token, and what the channel's policies grant then.
+async fn renewal(
+    context: &ServerContext,
+    token: &str,
+    name: Option<&str>,
+    asked: Extensions,
+) -> Result<(Credentials, Option<Access>), Refusal> {
+    let credentials = identity::of_token(context, token).await?;
+    match name {
+        Some(name) if !asked.is_empty() => {
+            let access = access::to_read(context, &credentials, name, asked).await?;
+            Ok((credentials, Some(access)))
+        }
+        _ => Ok((credentials, None)),
     }
+}
+
+/// Why somebody is not present as it wants to be.
+enum Unattended {
+    Refused {
+        count: RefusedPush,
+        reason: Cow<'static, str>,
+    },
+    /// Past `tide.max_presence_size`.
+    TooLarge,
+}
+
+impl Unattended {
+    fn refused(count: RefusedPush, reason: impl Into<Cow<'static, str>>) -> Unattended {
+        Unattended::Refused { count, reason: reason.into() }
+    }
+}
+
+fn attend(
+    channel: &mut Channel,
+    topic: &str,
+    presence: &Presence,
+    max_size: usize,
+) -> Result<(), Unattended> {
+    let request = |reason: &'static str| Unattended::refused(RefusedPush::Request, reason);
+    let Some(attendance) = &mut channel.attendance else {
+        return Err(request("this topic has no presence"));
+    };
+    let payload = match presence {
+        Presence::Untrack => {
+            attendance.untrack();
+            return Ok(());
+        }
+        Presence::Track(payload) => payload,
+        Presence::Other(_) => return Err(request("presence can be tracked and untracked")),
+    };
+    if !channel.access.presence().write {
+        let name = topic.strip_prefix(PREFIX).unwrap_or(topic);
+        let reason = format!(
+            "Unauthorized: You do not have permissions to track presence on this Channel topic: {name}"
+        );
+        return Err(Unattended::refused(RefusedPush::Policy, reason));
+    }
+    let details = payload.as_deref().and_then(|payload| Details::of(payload.get()));
+    let details = details.ok_or_else(|| request("Presence track payload must be a map"))?;
+    if attendance.key().len() + details.bytes() > max_size {
+        return Err(Unattended::TooLarge);
+    }
+    attendance.track(details).map_err(|no_room| match no_room {
+        NoRoom::Channel => Unattended::refused(
+            RefusedPush::Full,
+            "PresenceLimitReached: Too many are present on this channel",
+        ),
+        NoRoom::Server => Unattended::refused(
+            RefusedPush::Size,
+            "PresenceLimitReached: There is no memory for more presence",
+        ),
+    })
 }

@@ -55,7 +55,7 @@ impl<'a> Handshake<'a> {
         }
         let key = headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);
         let key = key.filter(|key| is_key(key)).ok_or(HandshakeError::Key)?;
-        if !origin_allowed(headers.get(ORIGIN), allowed_origins) {
+        if !origin_allowed(headers, allowed_origins) {
             return Err(HandshakeError::Origin);
         }
         let query = request.uri.query().unwrap_or_default();
@@ -89,8 +89,8 @@ fn is_key(key: &[u8]) -> bool {
 }
 
 /// Programs send no origin; tokens, not cookies, carry identity, so they need none.
-fn origin_allowed(origin: Option<&HeaderValue>, allowed: &[String]) -> bool {
-    let Some(origin) = origin else { return true };
+pub(super) fn origin_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
+    let Some(origin) = headers.get(ORIGIN) else { return true };
     allowed.is_empty()
         || origin.to_str().is_ok_and(|origin| {
             allowed.iter().any(|one| one.trim_end_matches('/').eq_ignore_ascii_case(origin))
@@ -106,15 +106,30 @@ fn vsn(text: Option<&str>) -> Result<Vsn, HandshakeError> {
 }
 
 fn api_key<'a>(query: &'a str, headers: &'a HeaderMap) -> Option<Cow<'a, str>> {
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let bearer = || {
-        let (scheme, token) = header(AUTHORIZATION.as_str())?.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-    };
     parameter(query, "apikey")
         .filter(|key| !key.is_empty())
-        .or_else(|| header("x-api-key").or_else(bearer).map(Cow::Borrowed))
+        .or_else(|| text(headers, "x-api-key").or_else(|| bearer(headers)).map(Cow::Borrowed))
         .filter(|key| !key.is_empty())
+}
+
+/// Of a request that is no handshake: `Authorization` first, which has the user's own token where
+/// the key in the query is everybody's.
+pub(super) fn request_key<'a>(query: &'a str, headers: &'a HeaderMap) -> Option<Cow<'a, str>> {
+    [bearer(headers), text(headers, "x-api-key"), text(headers, "apikey")]
+        .into_iter()
+        .flatten()
+        .find(|key| !key.is_empty())
+        .map(Cow::Borrowed)
+        .or_else(|| parameter(query, "apikey").filter(|key| !key.is_empty()))
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = text(headers, AUTHORIZATION.as_str())?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
 }
 
 fn user_agent(headers: &HeaderMap) -> Option<Box<str>> {
@@ -124,7 +139,7 @@ fn user_agent(headers: &HeaderMap) -> Option<Box<str>> {
 }
 
 /// The first value of a query parameter. Text that is not UTF-8 once decoded counts as absent.
-fn parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
+pub(super) fn parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
     let raw = query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (key == name).then_some(value)
@@ -132,7 +147,7 @@ fn parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
     percent_decoded(raw)
 }
 
-fn percent_decoded(raw: &str) -> Option<Cow<'_, str>> {
+pub(super) fn percent_decoded(raw: &str) -> Option<Cow<'_, str>> {
     if !raw.bytes().any(|b| matches!(b, b'%' | b'+')) {
         return Some(Cow::Borrowed(raw));
     }
@@ -250,6 +265,22 @@ mod tests {
         assert_eq!(key("/", &[("authorization", "Basic b")]), None);
         assert_eq!(key("/?apikey=", &[]), None);
         assert_eq!(key("/?xapikey=1", &[]), None);
+    }
+
+    #[test]
+    fn a_request_is_its_bearers_before_it_is_anybodys() {
+        let key = |uri, headers: &[(&str, &str)]| {
+            let parts = request(uri, headers);
+            let query = parts.uri.query().unwrap_or_default();
+            request_key(query, &parts.headers).map(Cow::into_owned)
+        };
+
+        let all = [("apikey", "h"), ("x-api-key", "x"), ("authorization", "Bearer b")];
+        assert_eq!(key("/?apikey=q", &all).as_deref(), Some("b"));
+        assert_eq!(key("/?apikey=q", &all[..2]).as_deref(), Some("x"));
+        assert_eq!(key("/?apikey=q", &all[..1]).as_deref(), Some("h"));
+        assert_eq!(key("/?apikey=q", &[("apikey", "")]).as_deref(), Some("q"));
+        assert_eq!(key("/", &[]), None);
     }
 
     #[test]

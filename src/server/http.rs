@@ -16,6 +16,7 @@ use super::context::ServerContext;
 use super::handshake::{Handshake, HandshakeError};
 use super::identity::{self, Credentials};
 use super::page;
+use super::rest;
 use super::route::Route;
 use crate::stats::RefusedConnection;
 use crate::wire::Vsn;
@@ -52,7 +53,7 @@ impl Front {
 
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
         self.context.stats.http_requests_total.inc();
-        let (parts, _body) = request.into_parts();
+        let (parts, arriving) = request.into_parts();
         match Route::of(&parts.method, parts.uri.path()) {
             Route::Page if self.serves_page(&parts) => page::response(),
             Route::Check if self.serves_page(&parts) => self.check().await,
@@ -65,9 +66,10 @@ impl Front {
                 body(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
             }
             Route::Websocket => self.upgrade(&parts).await,
-            Route::Broadcast => {
-                failure(StatusCode::NOT_IMPLEMENTED, "broadcasts over HTTP are not supported")
-            }
+            Route::Broadcast => match rest::broadcast(&self.context, &parts, arriving).await {
+                Ok(()) => empty(StatusCode::ACCEPTED),
+                Err(denied) => failure(denied.status, &denied.reason),
+            },
             Route::Preflight => preflight(),
             Route::WrongMethod => {
                 failure(StatusCode::METHOD_NOT_ALLOWED, "this address does not know the method")
@@ -197,8 +199,12 @@ fn body(status: StatusCode, content_type: &'static str, text: String) -> Answer 
 
 /// Lets scripts of any origin call; what they may do is for their token to say.
 fn preflight() -> Answer {
+    empty(StatusCode::NO_CONTENT)
+}
+
+fn empty(status: StatusCode) -> Answer {
     let mut answer = Response::new(Full::default());
-    *answer.status_mut() = StatusCode::NO_CONTENT;
+    *answer.status_mut() = status;
     answer
 }
 

@@ -45,6 +45,11 @@ impl Credentials {
         &self.identity.role
     }
 
+    /// The same for the same client: of its token, or of its role.
+    pub(super) fn id(&self) -> [u8; 32] {
+        self.digest.unwrap_or_else(|| digest(self.role()))
+    }
+
     pub(super) fn has_expired(&self, now: i64) -> bool {
         self.expires.is_some_and(|expires| expires <= now)
     }
@@ -88,6 +93,9 @@ pub(super) enum Refusal {
     /// Superusers and the like.
     #[error("the role \"{0}\" has too many privileges to be used by clients")]
     PrivilegedRole(Arc<str>),
+    /// The policies of `tide.channel` do not admit it to the channel of this name.
+    #[error("You do not have permissions to read from this Channel topic: {0}")]
+    Channel(Box<str>),
     #[error("the database is not ready, try again")]
     Unavailable,
 }
@@ -98,7 +106,9 @@ impl Refusal {
             Refusal::NoKey | Refusal::NoAnonymous | Refusal::Token(_) | Refusal::Expired(_) => {
                 StatusCode::UNAUTHORIZED
             }
-            Refusal::Role(_) | Refusal::PrivilegedRole(_) => StatusCode::FORBIDDEN,
+            Refusal::Role(_) | Refusal::PrivilegedRole(_) | Refusal::Channel(_) => {
+                StatusCode::FORBIDDEN
+            }
             Refusal::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -108,7 +118,9 @@ impl Refusal {
             Refusal::NoKey | Refusal::NoAnonymous | Refusal::Token(_) | Refusal::Expired(_) => {
                 RefusedConnection::Unauthorized
             }
-            Refusal::Role(_) | Refusal::PrivilegedRole(_) => RefusedConnection::Role,
+            Refusal::Role(_) | Refusal::PrivilegedRole(_) | Refusal::Channel(_) => {
+                RefusedConnection::Role
+            }
             Refusal::Unavailable => RefusedConnection::Unavailable,
         }
     }
@@ -119,6 +131,7 @@ impl Refusal {
                 RefusedJoin::Token
             }
             Refusal::Role(_) | Refusal::PrivilegedRole(_) => RefusedJoin::Role,
+            Refusal::Channel(_) => RefusedJoin::Policy,
             Refusal::Unavailable => RefusedJoin::Unavailable,
         }
     }
@@ -137,7 +150,7 @@ impl Refusal {
             Refusal::Token(error) => error.code(),
             Refusal::NoKey => AuthError::Missing.code(),
             Refusal::NoAnonymous | Refusal::Expired(_) => "InvalidJWTToken",
-            Refusal::Role(_) | Refusal::PrivilegedRole(_) => "Unauthorized",
+            Refusal::Role(_) | Refusal::PrivilegedRole(_) | Refusal::Channel(_) => "Unauthorized",
             Refusal::Unavailable => "UnableToConnectToProject",
         };
         format!("{code}: {}", self.message())
@@ -184,7 +197,7 @@ pub(super) async fn check_role(context: &ServerContext, role: &Arc<str>) -> Resu
         Ok(RoleStatus::Privileged) if context.config.allow_privileged_roles => Ok(()),
         Ok(RoleStatus::Privileged) => Err(Refusal::PrivilegedRole(Arc::clone(role))),
         Ok(RoleStatus::Refused) => Err(Refusal::Role(Arc::clone(role))),
-        Err(CatalogError::Unavailable) => Err(Refusal::Unavailable),
+        Err(CatalogError::Unavailable | CatalogError::Ended) => Err(Refusal::Unavailable),
         Err(error @ CatalogError::Refused { .. }) => {
             log::warn!("could not look up a client's role: {error}");
             Err(Refusal::Unavailable)

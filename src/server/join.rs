@@ -5,6 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::time::timeout;
 
+use super::access::{self, Access, Extensions};
+use super::attendance::{Attendance, Place};
 use super::binding::{BindingError, Bindings};
 use super::channel::Channel;
 use super::context::ServerContext;
@@ -16,12 +18,16 @@ use crate::hub::handle::SessionId;
 use crate::hub::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
 use crate::listening::Lease;
 use crate::policy::Rule;
+use crate::presence::Room;
 use crate::stats::RefusedJoin;
-use crate::topic::{self, Kind, LegacyParts, Topic};
+use crate::topic::{self, Kind, LegacyParts, PREFIX, Topic};
 use crate::wire::Vsn;
 use crate::wire::encode::{self, Status, System};
 use crate::wire::join::{BroadcastOptions, ChangeParams, JoinPayload, Requested};
 use crate::wire::record;
+
+/// Bytes of what a client may call itself on a channel.
+const MAX_PRESENCE_KEY: usize = 255;
 
 /// Who wants to join, and where the answer goes.
 pub(super) struct Joiner {
@@ -60,13 +66,15 @@ struct Plan {
     facets: Vec<Facet>,
     since: Since,
     greeting: Vec<Bytes>,
+    /// What the client may do on the channel itself.
+    access: Access,
     /// Of `tide:notify:` topics.
     lease: Option<Lease>,
 }
 
 impl Plan {
     fn new(facets: Vec<Facet>, since: Since, greeting: Vec<Bytes>) -> Plan {
-        Plan { facets, since, greeting, lease: None }
+        Plan { facets, since, greeting, access: Access::default(), lease: None }
     }
 }
 
@@ -83,23 +91,49 @@ pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outco
                 greeting: plan.greeting,
             };
             joiner.context.hub.join(joiner.session, subscription).await;
-            Outcome::Joined(Channel {
-                join_ref: joiner.address.join_ref,
-                credentials: joiner.credentials,
-                ack: payload.broadcast.ack,
-                _lease: plan.lease,
-            })
+            Outcome::Joined(joiner.channel(&payload, plan.access, plan.lease))
         }
         Err(refused) => Outcome::Refused { address: joiner.address, refused },
     }
 }
 
 impl Joiner {
+    /// The channel, once the hub has it; tells who is present to those who asked.
+    fn channel(self, payload: &JoinPayload, access: Access, lease: Option<Lease>) -> Channel {
+        let OwnedAddress { join_ref, topic, .. } = self.address;
+        let is_ours = topic.strip_prefix(PREFIX).is_some_and(|name| name.starts_with("tide:"));
+        let attendance = (!is_ours && !payload.legacy).then(|| {
+            let place = Place { topic, private: payload.private };
+            let key = payload.presence.key.as_deref();
+            Box::new(Attendance::new(&self.context.rooms, place, key))
+        });
+        if let Some(attendance) = &attendance
+            && payload.presence.enabled
+            && access.presence().read
+        {
+            attendance.tell(self.session, self.vsn, join_ref.as_deref());
+        }
+        Channel {
+            join_ref,
+            credentials: self.credentials,
+            private: payload.private,
+            access,
+            ack: payload.broadcast.ack,
+            echo: payload.broadcast.echo,
+            watches_presence: payload.presence.enabled,
+            attendance,
+            _lease: lease,
+        }
+    }
+
     async fn plan(&mut self, payload: &JoinPayload) -> Result<Plan, Refused> {
         let topic = Topic::parse(&self.address.topic)
             .map_err(|error| Refused::request(error.to_string()))?;
         if let Some(reason) = payload.malformed {
             return Err(Refused::request(reason));
+        }
+        if payload.presence.key.as_ref().is_some_and(|key| key.len() > MAX_PRESENCE_KEY) {
+            return Err(Refused::request("InvalidJoin: A presence key has at most 255 bytes"));
         }
         self.identify(payload.access_token.as_deref()).await?;
         match topic.kind() {
@@ -135,6 +169,11 @@ impl Joiner {
 
     /// A channel of `postgres_changes`.
     async fn plan_changes(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
+        let access = if payload.private || self.context.config.public_channels {
+            self.authorize(payload, access::CHANNEL).await?
+        } else {
+            Access::default()
+        };
         let params = &payload.postgres_changes;
         let (tables, asked) = self.tables(named_tables(params)).await?;
         let (bindings, failures) = self.bind(params, &tables).await?;
@@ -144,7 +183,6 @@ impl Joiner {
             return Err(Refused::table(text));
         }
         let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), params)];
-        self.greet_presence(payload, &mut greeting);
         let (join_ref, topic) = (self.address.join_ref.as_deref(), &*self.address.topic);
         if !bindings.is_empty() {
             greeting.push(encode::subscribed(self.vsn, join_ref, topic));
@@ -153,11 +191,8 @@ impl Joiner {
         self.greet_row_security(&bindings, &tables, &mut greeting);
         let since = since(&payload.broadcast, asked)?;
         let mut facets = vec![Facet::of_rows(Style::Changes, bindings)];
-        // Messages to the channel as well, if anybody may have them.
-        if !payload.private && self.context.config.public_channels {
-            facets.push(Facet::of_topic(Style::Channel, false));
-        }
-        Ok(Plan::new(facets, since, greeting))
+        facets.extend(channel_facets(payload, access));
+        Ok(Plan { access, ..Plan::new(facets, since, greeting) })
     }
 
     /// realtime-js 1.x: the topic's name is the subscription.
@@ -174,31 +209,33 @@ impl Joiner {
 
     /// A channel for messages, broadcasts and presence alone.
     async fn plan_quiet(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
-        self.authorize(payload)?;
+        let access = self.authorize(payload, access::CHANNEL).await?;
         let (_, asked) = self.tables(Vec::new()).await?;
-        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
-        self.greet_presence(payload, &mut greeting);
-        let facets = vec![Facet::of_topic(Style::Channel, false)];
-        Ok(Plan::new(facets, since(&payload.broadcast, asked)?, greeting))
+        let greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        let facets = channel_facets(payload, access);
+        Ok(Plan { access, ..Plan::new(facets, since(&payload.broadcast, asked)?, greeting) })
     }
 
-    /// Whether a channel that is not about rows may be joined: a private one by those whom a policy
-    /// admits (nobody yet), any other if the settings allow public channels at all.
-    fn authorize(&self, payload: &JoinPayload) -> Result<(), Refused> {
+    /// What the client may do on a channel that is not about rows: on a private one what the
+    /// policies say, on any other what the settings do.
+    async fn authorize(
+        &self,
+        payload: &JoinPayload,
+        extensions: Extensions,
+    ) -> Result<Access, Refused> {
         if payload.private {
-            return Err(self.not_permitted());
+            let (context, credentials) = (&self.context, &self.credentials);
+            return Ok(access::to_read(context, credentials, self.name(), extensions).await?);
         }
         if !self.context.config.public_channels {
             return Err(Refused::request("PrivateOnly: This project only allows private channels"));
         }
-        Ok(())
+        Ok(Access::public(&self.context.config))
     }
 
-    fn not_permitted(&self) -> Refused {
-        let name = self.address.topic.strip_prefix(topic::PREFIX).unwrap_or_default();
-        Refused::request(format!(
-            "Unauthorized: You do not have permissions to read from this Channel topic: {name}"
-        ))
+    /// What applications call the topic.
+    fn name(&self) -> &str {
+        self.address.topic.strip_prefix(PREFIX).unwrap_or_default()
     }
 
     /// `tide:notify:<channel>`: for channels that the settings name. What is notified has no
@@ -212,9 +249,9 @@ impl Joiner {
         }
         let patterns = &self.context.config.notify_channels;
         if !patterns.iter().any(|pattern| topic::fits(pattern, channel)) {
-            return Err(self.not_permitted());
+            return Err(Refusal::Channel(self.name().into()).into());
         }
-        self.authorize(payload)?;
+        let access = self.authorize(payload, access::NOTIFY).await?;
         let limit = self.context.config.handshake_timeout;
         let mut lease = self.context.hub.listen(channel).ok_or_else(|| {
             Refused::request("TooManyChannels: The server listens to as many channels as it can")
@@ -227,18 +264,24 @@ impl Joiner {
         let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
         self.greet_presence(payload, &mut greeting);
         let facets = vec![Facet::of_topic(Style::Notify, payload.private)];
-        Ok(Plan { lease: Some(lease), ..Plan::new(facets, Since::Now(asked), greeting) })
+        let plan = Plan::new(facets, Since::Now(asked), greeting);
+        Ok(Plan { access, lease: Some(lease), ..plan })
     }
 
     /// `tide:schema` and `tide:schema:<schema>`: open to all, since each event is for those only
-    /// who may see what it is about.
+    /// who may see what it is about; who joins it as a private channel has the policies asked.
     async fn plan_schema(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
         let options = Self::own_options(payload)?;
+        let access = if payload.private {
+            self.authorize(payload, access::SCHEMA).await?
+        } else {
+            Access::default()
+        };
         let (_, asked) = self.tables(Vec::new()).await?;
         let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
         self.greet_presence(payload, &mut greeting);
         let facets = vec![Facet::of_topic(Style::Schema, payload.private)];
-        Ok(Plan::new(facets, since(options, asked)?, greeting))
+        Ok(Plan { access, ..Plan::new(facets, since(options, asked)?, greeting) })
     }
 
     /// `tide:table:<schema>.<table>`.
@@ -371,7 +414,8 @@ impl Joiner {
     fn greet_presence(&self, payload: &JoinPayload, greeting: &mut Vec<Bytes>) {
         if payload.presence.enabled {
             let join_ref = self.address.join_ref.as_deref();
-            greeting.push(encode::presence_state_empty(self.vsn, join_ref, &self.address.topic));
+            let (topic, nobody) = (&*self.address.topic, Room::default());
+            greeting.push(encode::presence_state(self.vsn, join_ref, topic, &nobody));
         }
     }
 
@@ -432,6 +476,16 @@ impl BindingError {
             BindingError::Refused => denied(),
         }
     }
+}
+
+/// What a client receives of the channel itself.
+fn channel_facets(payload: &JoinPayload, access: Access) -> Vec<Facet> {
+    let presence = access.presence().read && payload.presence.enabled;
+    [(Style::Channel, access.broadcast().read), (Style::Presence, presence)]
+        .into_iter()
+        .filter(|(_, receives)| *receives)
+        .map(|(style, _)| Facet::of_topic(style, payload.private))
+        .collect()
 }
 
 /// The tables that parameters name, each once.

@@ -16,12 +16,17 @@ impl TokenBucket {
 
     /// Takes one, if there is one.
     pub(super) fn take(&mut self, rate: u32, now: Instant) -> bool {
+        self.take_many(1, rate, now)
+    }
+
+    /// Takes so many, if there are as many.
+    pub(super) fn take_many(&mut self, count: usize, rate: u32, now: Instant) -> bool {
         let elapsed = now.saturating_duration_since(self.filled).as_secs_f32();
         self.tokens = (self.tokens + elapsed * rate as f32).min(rate as f32);
         self.filled = now;
-        let enough = self.tokens >= 1.0;
+        let enough = self.tokens >= count as f32;
         if enough {
-            self.tokens -= 1.0;
+            self.tokens -= count as f32;
         }
         enough
     }
@@ -44,6 +49,17 @@ mod tests {
 
         assert_eq!(burst, 10);
         assert_eq!(after_half_a_second, 5);
+    }
+
+    #[test]
+    fn many_are_taken_together_or_not_at_all() {
+        let now = Instant::now();
+        let mut bucket = TokenBucket::full(10, now);
+
+        assert!(!bucket.take_many(11, 10, now));
+        assert!(bucket.take_many(8, 10, now));
+        assert!(!bucket.take_many(3, 10, now));
+        assert!(bucket.take_many(2, 10, now));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! as handles of the hub and the catalogue.
 #![forbid(unsafe_code)]
 
+mod access;
+mod attendance;
 mod binding;
 mod channel;
 mod connection;
@@ -17,9 +19,11 @@ mod listen;
 mod lookup;
 mod page;
 mod pending;
+mod rest;
 mod role;
 mod route;
 mod session;
+mod speech;
 #[cfg(test)]
 mod tests;
 pub mod tls;

@@ -12,7 +12,7 @@ pub(super) enum Route {
     Health,
     Metrics,
     Websocket,
-    /// REST broadcasts: a part of the protocol that is not served.
+    /// REST broadcasts.
     Broadcast,
     /// A browser asks whether a page of another origin may call.
     Preflight,
@@ -49,18 +49,29 @@ impl Route {
 
 /// `/realtime/v1/api/broadcast` or `/api/broadcast`, alone or with `/<topic>/events/<event>`.
 fn is_broadcast(path: &str) -> bool {
-    ["/realtime/v1/api/broadcast", "/api/broadcast"].into_iter().any(|base| {
-        path.strip_prefix(base).is_some_and(|rest| {
-            rest.is_empty() || {
-                let mut parts = rest.split('/');
-                parts.next() == Some("")
-                    && parts.next().is_some_and(|topic| !topic.is_empty())
-                    && parts.next() == Some("events")
-                    && parts.next().is_some_and(|event| !event.is_empty())
-                    && parts.next().is_none()
-            }
-        })
-    })
+    let rest = after_base(path);
+    rest.is_some_and(|rest| rest.is_empty() || one_message(rest).is_some())
+}
+
+/// The topic and the event in the path of a single broadcast, as they are written there.
+pub(super) fn addressee(path: &str) -> Option<(&str, &str)> {
+    one_message(after_base(path)?)
+}
+
+fn after_base(path: &str) -> Option<&str> {
+    let bases = ["/realtime/v1/api/broadcast", "/api/broadcast"];
+    bases.into_iter().find_map(|base| path.strip_prefix(base))
+}
+
+fn one_message(rest: &str) -> Option<(&str, &str)> {
+    let mut parts = rest.split('/');
+    let mut next = || parts.next();
+    let (Some(""), Some(topic), Some("events"), Some(event), None) =
+        (next(), next(), next(), next(), next())
+    else {
+        return None;
+    };
+    (!topic.is_empty() && !event.is_empty()).then_some((topic, event))
 }
 
 #[cfg(test)]
@@ -115,6 +126,8 @@ mod tests {
         assert_eq!(post("/api/broadcast"), Route::Broadcast);
         assert_eq!(post("/realtime/v1/api/broadcast"), Route::Broadcast);
         assert_eq!(post("/realtime/v1/api/broadcast/room1/events/ev1"), Route::Broadcast);
+        assert_eq!(addressee("/api/broadcast/a%2Fb/events/e"), Some(("a%2Fb", "e")));
+        assert_eq!(addressee("/realtime/v1/api/broadcast"), None);
         assert_eq!(post("/api/broadcast/room1"), Route::Unknown);
         assert_eq!(post("/api/broadcast//events/x"), Route::Unknown);
     }

@@ -155,17 +155,22 @@ where
             let step = tokio::select! {
                 () = &mut stopping => Err(End::Goodbye(Goodbye::Shutdown)),
                 taken = self.member.queue.take(&mut frames, BATCH) => match taken {
-                    Taken::Frames { drained, .. } => {
+                    Taken::Frames { drained, missed_presence } => {
                         let written = self.write(&frames, stopping.as_mut()).await;
                         give_back(&mut frames);
                         if drained {
                             self.member.hub.drained(self.member.id);
                         }
+                        if missed_presence {
+                            self.conversation.refresh_presence();
+                        }
                         written
                     }
                     Taken::Goodbye(goodbye) => Err(End::Goodbye(goodbye)),
                 },
-                message = next(self.socket, &mut held) => self.received(message, &mut held),
+                message = heard(&self.member.hub, self.socket, &mut held) => {
+                    self.received(message, &mut held)
+                }
                 (topic, outcome) = self.conversation.outcome() => {
                     self.conversation.settle(topic, outcome);
                     Ok(())
@@ -292,6 +297,19 @@ impl End {
             End::Protocol(code) => (*code, "not the websocket protocol"),
         })
     }
+}
+
+/// The next message, once the hub has dealt with enough of what clients said before.
+async fn heard<S>(
+    hub: &Hub,
+    socket: &mut WebSocketStream<S>,
+    held: &mut Option<Bytes>,
+) -> Option<Result<Message, SocketError>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    hub.ready().await;
+    next(socket, held).await
 }
 
 /// The next message. Lets go of the last one only once reading has begun again: the library then

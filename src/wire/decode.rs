@@ -198,7 +198,7 @@ fn owned(json: &str) -> Box<RawValue> {
 
 /// Whether arrays and objects are nested deeper than [`MAX_DEPTH`], told without recursion and
 /// before any parser sees the message.
-fn is_too_deep(json: &[u8]) -> bool {
+pub(super) fn is_too_deep(json: &[u8]) -> bool {
     let mut depth = 0usize;
     let mut rest = json;
     while let Some((&byte, tail)) = rest.split_first() {

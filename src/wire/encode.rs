@@ -9,6 +9,7 @@ use super::decode::ClientFrame;
 use super::join::{ChangeParams, binding_id};
 use crate::event::Cursor;
 use crate::json;
+use crate::presence::{Diff, Room};
 
 /// Whom a frame answers: the refs and the topic of the client's own frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,9 +54,9 @@ impl Status {
 
 /// A frame with any event and payload. `payload` is JSON, and an object: clients look into it
 /// without asking.
-pub fn push(vsn: Vsn, to: Address<'_>, event: &str, payload: &str) -> Bytes {
+pub fn push(vsn: Vsn, to: Address<'_>, event: &str, payload: &[u8]) -> Bytes {
     let mut frame = Frame::open(vsn, to, event);
-    frame.out.extend_from_slice(payload.as_bytes());
+    frame.out.extend_from_slice(payload);
     frame.close()
 }
 
@@ -114,18 +115,27 @@ fn refusal(vsn: Vsn, to: Address<'_>, key: &str, text: &str) -> Bytes {
 
 /// The server ends the channel; the client does not come back by itself.
 pub fn phx_close(vsn: Vsn, join_ref: Option<&str>, topic: &str) -> Bytes {
-    push(vsn, Address { join_ref, ref_: join_ref, topic }, "phx_close", "{}")
+    push(vsn, Address { join_ref, ref_: join_ref, topic }, "phx_close", b"{}")
 }
 
 /// The channel failed; the client joins again.
 pub fn phx_error(vsn: Vsn, join_ref: Option<&str>, topic: &str) -> Bytes {
-    push(vsn, Address { join_ref, ref_: join_ref, topic }, "phx_error", "{}")
+    push(vsn, Address { join_ref, ref_: join_ref, topic }, "phx_error", b"{}")
 }
 
-/// Nobody is there: what a client that asked for presence must get after each join, since it holds
+/// Who is there: what a client that asked for presence must get after each join, since it holds
 /// everything back until then.
-pub fn presence_state_empty(vsn: Vsn, join_ref: Option<&str>, topic: &str) -> Bytes {
-    push(vsn, Address { join_ref, ref_: None, topic }, "presence_state", "{}")
+pub fn presence_state(vsn: Vsn, join_ref: Option<&str>, topic: &str, room: &Room) -> Bytes {
+    let mut state = Vec::with_capacity(room.bytes() + 2);
+    room.write_state(&mut state);
+    push(vsn, Address { join_ref, ref_: None, topic }, "presence_state", &state)
+}
+
+/// Who came and who went.
+pub fn presence_diff(vsn: Vsn, topic: &str, diff: &Diff) -> Bytes {
+    let mut payload = Vec::new();
+    diff.write(&mut payload);
+    push(vsn, Address::of(topic), "presence_diff", &payload)
 }
 
 /// A `system` frame in the making.

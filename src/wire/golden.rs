@@ -12,6 +12,7 @@ use crate::event::{
     Batch, Change, Column, Cursor, Epoch, Event, EventKind, Kind, Lsn, Operation, Position,
     Relation, Row,
 };
+use crate::presence::{Details, Room, Tracked};
 use crate::topic::Topic;
 
 const ROOM: &str = "realtime:room1";
@@ -147,9 +148,26 @@ fn channel_is_closed_or_fails_under_its_join_ref() {
 #[test]
 fn presence_begins_empty() {
     assert_frames(
-        |vsn| encode::presence_state_empty(vsn, Some("6"), ROOM),
+        |vsn| encode::presence_state(vsn, Some("6"), ROOM, &Room::default()),
         r#"{"topic":"realtime:room1","event":"presence_state","payload":{},"ref":null}"#,
         r#"["6",null,"realtime:room1","presence_state",{}]"#,
+    );
+}
+
+#[test]
+fn presence_is_told_as_state_and_as_changes() {
+    let mut room = Room::default();
+    let details = Details::of(r#"{"user":"u1"}"#).expect("an object");
+    let Tracked::Changed(diff) = room.track(1, "me", details, 0x1f, 1) else { panic!("tracked") };
+    assert_frames(
+        |vsn| encode::presence_state(vsn, Some("4"), ROOM, &room),
+        r#"{"topic":"realtime:room1","event":"presence_state","payload":{"me":{"metas":[{"phx_ref":"000000000000001f","user":"u1"}]}},"ref":null}"#,
+        r#"["4",null,"realtime:room1","presence_state",{"me":{"metas":[{"phx_ref":"000000000000001f","user":"u1"}]}}]"#,
+    );
+    assert_frames(
+        |vsn| encode::presence_diff(vsn, ROOM, &diff),
+        r#"{"topic":"realtime:room1","event":"presence_diff","payload":{"joins":{"me":{"metas":[{"phx_ref":"000000000000001f","user":"u1"}]}},"leaves":{}},"ref":null}"#,
+        r#"[null,null,"realtime:room1","presence_diff",{"joins":{"me":{"metas":[{"phx_ref":"000000000000001f","user":"u1"}]}},"leaves":{}}]"#,
     );
 }
 

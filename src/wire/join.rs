@@ -175,7 +175,12 @@ impl From<&Members<'_>> for PresenceOptions {
     fn from(options: &Members<'_>) -> PresenceOptions {
         PresenceOptions {
             key: options.get("key").and_then(text).filter(|key| !key.is_empty()),
-            enabled: options.flag("enabled"),
+            // Older clients cannot say it, and always want it.
+            enabled: if options.has("enabled") {
+                options.flag("enabled")
+            } else {
+                options.has("key")
+            },
         }
     }
 }

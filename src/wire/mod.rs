@@ -1,6 +1,7 @@
 //! The Supabase Realtime protocol: bytes to typed frames and back, no sockets.
 #![forbid(unsafe_code)]
 
+pub mod broadcast;
 pub mod change;
 pub mod decode;
 pub mod encode;
@@ -11,6 +12,7 @@ pub mod join;
 mod members;
 pub mod message;
 pub mod record;
+pub mod rest;
 pub mod schema;
 pub mod sheet;
 mod timestamp;

@@ -140,6 +140,12 @@ fn define_identity() {
         c"Off: every channel is private, and policies decide who may join.",
         &PUBLIC_CHANNELS,
     );
+    flag(
+        c"tide.public_channels_send",
+        c"Allows clients to broadcast and to be present on public channels.",
+        c"Off: only the database says something on them.",
+        &PUBLIC_CHANNELS_SEND,
+    );
     text(
         c"tide.notify_channels",
         c"Lists the NOTIFY channels that clients may hear, as patterns.",
@@ -258,6 +264,7 @@ fn define_limits() {
         100_000,
         none,
     );
+    define_channel_limits();
     int(
         c"tide.max_message_size",
         c"Sets the largest message that a client or tide.send() may send.",
@@ -302,6 +309,65 @@ fn define_limits() {
         1,
         DAY_MS,
         GucFlags::UNIT_MS,
+    );
+}
+
+/// What clients may use up by talking to each other.
+fn define_channel_limits() {
+    let none = GucFlags::empty();
+    int(
+        c"tide.broadcast_rate",
+        c"Sets how many broadcasts per second one connection may send.",
+        c"One more ends its channel; the client is told.",
+        &BROADCAST_RATE,
+        1,
+        1_000_000,
+        none,
+    );
+    int(
+        c"tide.http_broadcast_rate",
+        c"Sets how many broadcasts per second one token may send over HTTP.",
+        c"Further ones are refused with HTTP status 429.",
+        &HTTP_BROADCAST_RATE,
+        1,
+        1_000_000,
+        none,
+    );
+    int(
+        c"tide.max_broadcast_size",
+        c"Sets the largest payload of a client's broadcast.",
+        c"A larger one is refused. tide.max_message_size is a limit as well.",
+        &MAX_BROADCAST_SIZE,
+        1,
+        MAX_KB,
+        GucFlags::UNIT_KB,
+    );
+    int(
+        c"tide.presence_rate",
+        c"Sets how many times per second one connection may change what it tracks.",
+        c"One more ends its channel; the client is told.",
+        &PRESENCE_RATE,
+        1,
+        1_000_000,
+        none,
+    );
+    int(
+        c"tide.max_presence_size",
+        c"Sets how much a client may track of itself on one channel.",
+        c"Its key included. More ends its channel; the client is told.",
+        &MAX_PRESENCE_SIZE,
+        1,
+        MAX_KB,
+        GucFlags::UNIT_KB,
+    );
+    int(
+        c"tide.max_presence_entries",
+        c"Sets how many clients may be present on one channel.",
+        c"Further ones are refused.",
+        &MAX_PRESENCE_ENTRIES,
+        1,
+        1_000_000,
+        none,
     );
 }
 

@@ -4,5 +4,8 @@ mod channel;
 mod http;
 mod identity;
 mod limit;
+mod presence;
+mod rest;
+mod speech;
 mod websocket;
 mod world;

@@ -130,8 +130,13 @@ impl World {
 
     /// Sends a request as it is written, and reads until the server closes.
     pub(super) async fn http(&self, request: &str) -> Answer {
+        self.http_bytes(request.as_bytes()).await
+    }
+
+    pub(super) async fn http_bytes(&self, request: &[u8]) -> Answer {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
-        stream.write_all(request.as_bytes()).await.unwrap();
+        // The server may refuse it before it has read all.
+        let _ = stream.write_all(request).await;
         let mut answer = Vec::new();
         let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
         Answer(String::from_utf8(answer).unwrap())
@@ -171,8 +176,12 @@ where
     }
 
     pub(super) async fn send_text(&mut self, text: String) {
+        self.send_message(Message::Text(text.into())).await;
+    }
+
+    pub(super) async fn send_message(&mut self, message: Message) {
         // The server may have hung up; what it said last is what a test looks at.
-        let _ = self.socket.send(Message::Text(text.into())).await;
+        let _ = self.socket.send(message).await;
     }
 
     /// Joins with a configuration, as the first and sixth ref.
@@ -214,7 +223,13 @@ where
 
 /// A token of the secret's.
 pub(super) fn token(role: &str, lifetime: Duration) -> String {
-    sign(SECRET, role, serde_json::Map::new(), lifetime, SystemTime::now())
+    token_with(role, json!({}), lifetime)
+}
+
+/// The same with further claims.
+pub(super) fn token_with(role: &str, claims: Value, lifetime: Duration) -> String {
+    let claims = claims.as_object().cloned().unwrap_or_default();
+    sign(SECRET, role, claims, lifetime, SystemTime::now())
 }
 
 /// Waits for a condition.
@@ -285,7 +300,7 @@ fn helpers(catalog: &Catalog, granted: &Arc<Mutex<Vec<TableAccess>>>) {
     });
     tokio::spawn(async move {
         while let Ok(request) = frame::read::<Request>(&mut at_executor).await {
-            let answer = cast(&request);
+            let answer = execute(&request);
             if frame::write(&mut at_executor, &answer).await.is_err() {
                 return;
             }
@@ -316,16 +331,38 @@ fn answer(request: &Request, granted: &Mutex<Vec<TableAccess>>) -> Value {
     }
 }
 
-fn cast(request: &Request) -> Value {
-    let Request::Cast { type_sql, values, .. } = request else {
-        return json!({"error": {"sqlstate": "0A000", "message": "only casts"}});
+fn execute(request: &Request) -> Value {
+    match request {
+        Request::Cast { type_sql, values, .. } => cast(type_sql, values),
+        Request::Channel { claims, topic, extensions, .. } => {
+            let grants: Vec<Value> =
+                extensions.iter().map(|extension| grant(claims, topic, extension)).collect();
+            json!({"ok": grants})
+        }
+        _ => json!({"error": {"sqlstate": "0A000", "message": "not for an executor"}}),
+    }
+}
+
+/// The policies of `tide.channel`: what the topic's name says, but nothing for those who are
+/// banned.
+fn grant(claims: &str, topic: &str, extension: &str) -> Value {
+    let is_banned = claims.contains(r#""banned":true"#);
+    let (read, write) = match topic.split('-').next().unwrap_or_default() {
+        "room" => (true, true),
+        "news" => (true, false),
+        "presence" => (extension == "presence", extension == "presence"),
+        _ => (false, false),
     };
+    json!({"read": read && !is_banned, "write": write && !is_banned})
+}
+
+fn cast(type_sql: &str, values: &[String]) -> Value {
     let wrong = |value: &&String| type_sql == "bigint" && value.parse::<i64>().is_err();
     if values.iter().find(wrong).is_some() {
         let message = "invalid input syntax for type bigint";
         return json!({"error": {"sqlstate": "22P02", "message": message}});
     }
-    let as_json = |value: &String| match type_sql.as_str() {
+    let as_json = |value: &String| match type_sql {
         "bigint" => value.clone(),
         _ => Value::from(value.as_str()).to_string(),
     };

@@ -346,7 +346,7 @@ proptest! {
         let payload = json!({"event": "e", "payload": payload}).to_string();
         for vsn in [Vsn::V1, Vsn::V2] {
             for sent in [event.as_str(), "broadcast"] {
-                let bytes = encode::push(vsn, to, sent, &payload);
+                let bytes = encode::push(vsn, to, sent, payload.as_bytes());
                 let text = str::from_utf8(&bytes).expect("UTF-8");
                 let frame = decode_text(vsn, text).expect(text);
                 prop_assert_eq!(&frame.ref_, &ref_);
