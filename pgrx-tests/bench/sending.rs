@@ -13,7 +13,7 @@ use super::report::Report;
 use super::server::{self, Durability, Extension};
 use super::support::{Database, wait_until};
 
-const METRICS: &[&str] = &["transactions/s", "of those without"];
+const METRICS: &[&str] = &["transactions/s", "of without", "of a bare server"];
 
 const CLIENTS: usize = 32;
 
@@ -109,9 +109,13 @@ pub fn run(plan: &Plan) -> Report {
     tide.sql().batch_execute(BUSINESS).unwrap();
     let mut report = Report::new("(g) a transaction that tells others, fsync on", METRICS);
     report.measure("one INSERT and one message", plan, &WAYS, |way| {
-        // Right before, so that both find the machine and its disk alike.
-        let without = transactions(&plain, NOTHING, plan.duration);
         let database = if way.extension() == Extension::Tide { &tide } else { &plain };
+        // Right before, so that all find the machine and its disk alike.
+        let without = transactions(database, NOTHING, plan.duration);
+        let bare = match way.extension() {
+            Extension::Tide => transactions(&plain, NOTHING, plan.duration),
+            Extension::None => without,
+        };
         let with = match way {
             Way::AblyClaimed => {
                 claimed(database, || transactions(database, way.step(), plan.duration))
@@ -119,7 +123,7 @@ pub fn run(plan: &Plan) -> Report {
             _ => transactions(database, way.step(), plan.duration),
         };
         clean_up(database, way);
-        vec![with, with / without]
+        vec![with, with / without, with / bare]
     });
     report
 }
