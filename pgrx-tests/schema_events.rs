@@ -306,30 +306,29 @@ fn temporary_objects_cost_no_record_in_the_wal() {
 fn pg_tides_own_and_postgress_own_tables_are_never_told_of() {
     let mut everything = database().client();
     everything.join("realtime:tide:schema", &json!({}));
-    let marker = database().fresh_name("marker");
-
-    database()
-        .sql()
-        .batch_execute(&format!(
-            "begin;
-             create table tide.own (big text);
-             grant select on tide.own to authenticated;
-             alter table tide.own add a int;
-             drop table tide.own;
-             create temporary table mine (big text);
-             grant select on mine to authenticated;
+    let mut sql = database().sql();
+    for statements in [
+        "create table tide.own (big text);
+         grant select on tide.own to authenticated;
+         alter table tide.own add a int;
+         create temporary table mine (big text);
+         grant select on mine to authenticated",
+        "drop table tide.own, mine",
+    ] {
+        let marker = database().fresh_name("marker");
+        sql.batch_execute(&format!(
+            "begin; {statements};
              create table {marker} (big text);
-             grant select on {marker} to authenticated;
-             commit"
+             grant select on {marker} to authenticated; commit"
         ))
         .unwrap();
-
-    loop {
-        let payload = everything.broadcast("realtime:tide:schema")["payload"].clone();
-        let schema = payload["schema"].as_str().unwrap();
-        assert!(schema != "tide" && !schema.starts_with("pg_"), "{payload}");
-        if payload["table"] == *marker {
-            break;
+        loop {
+            let payload = everything.broadcast("realtime:tide:schema")["payload"].clone();
+            let schema = payload["schema"].as_str().unwrap();
+            assert!(schema != "tide" && !schema.starts_with("pg_"), "{payload}");
+            if payload["table"] == *marker {
+                break;
+            }
         }
     }
 }
