@@ -1,6 +1,6 @@
 //! Unmodified clients: npm's `@supabase/realtime-js` of two generations, PyPI's `realtime`, and a
-//! browser with the page. Their tests are in `node/`, `python/` and `browser/`; `make setup` and
-//! `make test` install them.
+//! browser with the page. Their tests are in `node/`, `python/` and `browser/`; and a client of our
+//! own, `clients/deepstream-storage/`, with its tests. `make test` installs them all.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,7 +34,10 @@ fn folder(name: &str) -> PathBuf {
 }
 
 fn node(folder_name: &str, file: &str) -> Command {
-    let folder = folder(folder_name);
+    node_in(&folder(folder_name), file)
+}
+
+fn node_in(folder: &Path, file: &str) -> Command {
     assert!(
         folder.join("node_modules").is_dir(),
         "no node_modules in {}: run make test",
@@ -93,4 +96,27 @@ fn python(file: &str) -> Command {
 fn the_page_in_a_browser() {
     let database = Cluster::shared().database("client_browser");
     run(&database, &mut node("browser", "page.test.js"));
+}
+
+fn deepstream_storage(file: &str) -> Command {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/deepstream-storage");
+    node_in(&folder, &format!("test/{file}"))
+}
+
+#[test]
+fn deepstreams_connector() {
+    let database = Cluster::shared().database("deepstream_connector");
+    run(&database, &mut deepstream_storage("connector.test.mjs"));
+}
+
+#[test]
+fn the_faults_of_deepstreams_connector() {
+    let database = Cluster::shared().database("deepstream_faults");
+    run(&database, &mut deepstream_storage("faults.test.mjs"));
+}
+
+#[test]
+fn deepstreams_server() {
+    let database = Cluster::shared().database("deepstream_server");
+    run(&database, &mut deepstream_storage("server.test.mjs"));
 }

@@ -16,6 +16,11 @@ RUSTDOCFLAGS="-D warnings" step cargo doc --no-default-features --no-deps --docu
 if command -v cargo-deny >/dev/null 2>&1; then
     step cargo deny check
 fi
+if command -v node >/dev/null 2>&1; then
+    for file in $(git ls-files '*.js' '*.mjs'); do
+        node --check "$file"
+    done
+fi
 if command -v shellcheck >/dev/null 2>&1; then
     step shellcheck scripts/*.sh .ci/run
 fi

@@ -59,24 +59,32 @@ build_tools() {
     install_missing
 }
 
-test_clients() {
+need_node() {
     need_command nodejs node
     # Debian has npm as a package of its own, other builds of nodejs bring it along.
     if ! command -v npm >/dev/null 2>&1 && ! command -v node >/dev/null 2>&1; then
         missing="$missing npm"
     fi
+}
+
+# What the package-lock.json of each folder names.
+install_modules() {
+    command -v npm >/dev/null 2>&1 || { missing=npm; install_missing; }
+    for folder in "$@"; do
+        installed=$folder/node_modules/.package-lock.json
+        if [ ! -e "$installed" ] || [ "$folder/package-lock.json" -nt "$installed" ]; then
+            npm ci --prefix "$folder" --no-audit --no-fund --loglevel=error
+        fi
+    done
+}
+
+test_clients() {
+    need_node
     need_command chromium chromium
     need_command python3 python3
     python3 -c 'import venv, ensurepip' 2>/dev/null || missing="$missing python3-venv"
     install_missing
-    command -v npm >/dev/null 2>&1 || { missing=npm; install_missing; }
-
-    for folder in node browser; do
-        installed=$tests/$folder/node_modules/.package-lock.json
-        if [ ! -e "$installed" ] || [ "$tests/$folder/package-lock.json" -nt "$installed" ]; then
-            npm ci --prefix "$tests/$folder" --no-audit --no-fund --loglevel=error
-        fi
-    done
+    install_modules "$tests/node" "$tests/browser" clients/deepstream-storage
     venv=${CARGO_TARGET_DIR:-target}/python
     if [ ! -e "$venv/installed" ] || [ "$tests/python/requirements.txt" -nt "$venv/installed" ]; then
         python3 -m venv "$venv"
@@ -88,7 +96,9 @@ test_clients() {
 bench_peers() {
     need "postgresql-$PG-wal2json" "/usr/lib/postgresql/$PG/lib/wal2json.so"
     need nats-server /usr/sbin/nats-server
+    need_node
     install_missing
+    install_modules clients/deepstream-storage
 }
 
 case ${1:-build} in

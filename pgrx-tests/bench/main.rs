@@ -6,6 +6,7 @@
 
 mod burst;
 mod crowd;
+mod deepstream;
 mod fanout;
 mod idle;
 mod latency;
@@ -32,7 +33,7 @@ use report::Report;
 
 type Figure = (&'static str, fn(&Plan) -> Report);
 
-const FIGURES: [Figure; 8] = [
+const FIGURES: [Figure; 9] = [
     ("rows", rows::run),
     ("latency", latency::run),
     ("tps", tps::run),
@@ -41,6 +42,7 @@ const FIGURES: [Figure; 8] = [
     ("burst", burst::run),
     ("sending", sending::run),
     ("policies", policies::run),
+    ("deepstream", deepstream::run),
 ];
 
 fn main() {

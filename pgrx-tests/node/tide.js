@@ -5,6 +5,9 @@ import { randomUUID } from 'node:crypto'
 import { promisify } from 'node:util'
 import { RealtimeClient } from '@supabase/realtime-js'
 import { WebSocket } from 'ws'
+import { Inbox } from './inbox.js'
+
+export { Inbox }
 
 export const url = process.env.TIDE_URL
 const psql = process.env.TIDE_PSQL
@@ -30,40 +33,6 @@ export async function table(columns, roles = 'authenticated') {
   await sql(`create table ${name} (${columns}); grant select on ${name} to ${roles};
     select tide.publish('${name}')`)
   return name
-}
-
-/** Things that arrive, taken in order by those who wait for them. */
-export class Inbox {
-  #items = []
-  #waiters = []
-
-  put = (item) => {
-    this.#items.push(item)
-    this.#serve()
-  }
-
-  /** The first item that the condition holds for; others stay. */
-  take(condition = () => true) {
-    return new Promise((resolve) => {
-      this.#waiters.push({ condition, resolve })
-      this.#serve()
-    })
-  }
-
-  async takeMany(count) {
-    const items = []
-    while (items.length < count) items.push(await this.take())
-    return items
-  }
-
-  #serve() {
-    this.#waiters = this.#waiters.filter(({ condition, resolve }) => {
-      const index = this.#items.findIndex(condition)
-      if (index < 0) return true
-      resolve(this.#items.splice(index, 1)[0])
-      return false
-    })
-  }
 }
 
 /** A client of the newest 2.x; closed when the test ends. */

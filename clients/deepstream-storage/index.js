@@ -1,0 +1,5 @@
+'use strict'
+
+const { Connector } = require('./lib/connector')
+
+module.exports = { Connector, default: Connector }

@@ -1,0 +1,335 @@
+'use strict'
+
+const pg = require('pg')
+const { version: ownVersion } = require('../package.json')
+const key = require('./key')
+const { call, settle } = require('./later')
+const { Feed } = require('./feed')
+const { loggerOf } = require('./logger')
+const { Records } = require('./records')
+const { SchemaListener } = require('./schema-listener')
+const { ServerCache } = require('./server-cache')
+const { untilRunning } = require('./until-running')
+const { WriteBuffer } = require('./write-buffer')
+
+/** The version of a record that there is not. */
+const DELETED = -1
+
+const DEFAULTS = {
+  schema: 'ds',
+  splitChar: '/',
+  idleTimeoutMillis: 200,
+  writeInterval: 200,
+  defaultTable: 'default',
+  notifications: {
+    CREATE_TABLE: true,
+    DESTROY_TABLE: true,
+    INSERT: true,
+    UPDATE: true,
+    DELETE: true,
+  },
+}
+
+/** Classes of errors that one record alone can be the cause of: its key, its value. */
+const OF_ONE_RECORD = /^(22|23|54|P0)/
+
+/** Stores deepstream's records in a Postgres with pg_tide. */
+class Connector {
+  #logger
+  #pool = null
+  #records = null
+  #feed = null
+  #serverCache = null
+  #buffers = new Map()
+  #listeners = new Map()
+  /** Runs for an interval after each flush of the buffers. */
+  #interval = null
+  /** Whether there is to be another flush, now or when the interval is over. */
+  #isDue = false
+  /** Writes whose callbacks wait for their events. */
+  #awaited = new Set()
+  #closed = null
+
+  constructor(options, services) {
+    this.options = { ...DEFAULTS, ...options }
+    this.description = `pg_tide connection to ${this.options.host} and database ${this.options.database} ${ownVersion}`
+    this.services = services
+    this.#logger = loggerOf(services)
+  }
+
+  init() {
+    this.#pool = new pg.Pool(this.options)
+    this.#pool.on('error', (error) => this.#logger.info('ERROR', error.message))
+    this.#records = new Records(this.#pool)
+    const { url, token } = this.options.realtime ?? {}
+    this.#feed = new Feed({
+      address: async () => url ?? this.#records.address(this.#host()),
+      token: typeof token === 'function' ? token : async () => token ?? this.#records.token(this.#role()),
+      logger: this.#logger,
+    })
+    if (this.services?.cache) this.#serverCache = this.#makeServerCache()
+  }
+
+  /** Resolves when the schema is there and, inside a server, changes of others are watched for. */
+  async whenReady() {
+    const { schema, role } = this.options
+    await untilRunning(() => this.#records.createSchema(schema, role))
+    if (this.#serverCache) await this.#listener(schema).start()
+  }
+
+  close() {
+    this.#closed ??= this.#end()
+    return this.#closed
+  }
+
+  /** Writes what is buffered, then closes everything. */
+  destroy(callback) {
+    this.close().then(() => callback?.())
+  }
+
+  createSchema(name, callback) {
+    return settle(this.#records.createSchema(name, this.options.role), callback)
+  }
+
+  destroySchema(name, callback) {
+    return settle(this.#records.destroySchema(name), callback)
+  }
+
+  getSchemaOverview(callbackOrSchema, schema) {
+    const callback = typeof callbackOrSchema === 'function' ? callbackOrSchema : undefined
+    const name = (callback ? schema : callbackOrSchema) ?? this.options.schema
+    return settle(this.#records.overview(name), callback)
+  }
+
+  subscribe(callback, done, schema = this.options.schema) {
+    return settle(this.#listener(schema).subscribe(callback), done)
+  }
+
+  unsubscribe(callback, done, schema = this.options.schema) {
+    this.#listeners.get(schema)?.unsubscribe(callback)
+    return settle(Promise.resolve(), done)
+  }
+
+  set(name, version, value, callback) {
+    let text
+    try {
+      text = JSON.stringify(value)
+      if (text === undefined) throw new TypeError(`${typeof value} is not a JSON value`)
+    } catch (error) {
+      process.nextTick(() => call(callback, error.toString()))
+      return
+    }
+    this.#put(name, version, text, callback)
+  }
+
+  get(name, callback) {
+    this.#serverCache?.asked(name)
+    const { table, id } = this.#parse(name)
+    const newest = this.#buffers.get(table)?.newest(id)
+    const found = newest
+      ? Promise.resolve(recordOf(newest))
+      : this.#records.get(this.options.schema, table, id)
+    found.then(
+      (record) => call(callback, null, record?.version ?? DELETED, record?.value ?? null),
+      (error) => call(callback, error),
+    )
+  }
+
+  delete(name, callback) {
+    this.#put(name, DELETED, undefined, callback)?.flush()
+  }
+
+  deleteBulk(names, callback) {
+    if (names.length === 0) process.nextTick(() => call(callback, null))
+    let left = names.length
+    let failure = null
+    const done = (error) => {
+      failure ??= error
+      left -= 1
+      if (left === 0) callback(failure)
+    }
+    const buffers = names.map((name) => this.#put(name, DELETED, undefined, done))
+    for (const buffer of new Set(buffers)) buffer?.flush()
+  }
+
+  /** Runs any SQL. `silent` errors are not logged. */
+  query(statement, callback, args = [], silent = false) {
+    this.#pool.query(statement, args, (error, result) => {
+      if (error && !silent) this.#logger.info('ERROR', error.message)
+      call(callback, error, result)
+    })
+  }
+
+  #parse(name) {
+    return key.parse(name, this.options.defaultTable)
+  }
+
+  /** Puts a change into its table's buffer, which is returned. */
+  #put(name, version, text, callback) {
+    if (this.#closed) {
+      process.nextTick(() => call(callback, 'Error: the connector is closed'))
+      return null
+    }
+    this.#serverCache?.written(name)
+    const { table, id } = this.#parse(name)
+    let buffer = this.#buffers.get(table)
+    if (!buffer) {
+      buffer = new WriteBuffer((batch) => this.#write(table, batch))
+      this.#buffers.set(table, buffer)
+    }
+    buffer.put(id, version, text, callback)
+    this.#flushInTime()
+    return buffer
+  }
+
+  /**
+   * Has the buffers flushed when the interval since the last time is over: what comes first is not
+   * kept waiting, and what comes in the same moment goes with it.
+   */
+  #flushInTime() {
+    if (this.#isDue) return
+    this.#isDue = true
+    if (!this.#interval) setImmediate(() => this.#flushDue())
+  }
+
+  #flushDue() {
+    if (!this.#isDue || this.#closed) return
+    this.#isDue = false
+    this.#flush()
+    this.#interval = setTimeout(() => {
+      this.#interval = null
+      this.#flushDue()
+    }, this.options.writeInterval)
+  }
+
+  /** Resolves when everything that was buffered has been written. */
+  async #flush() {
+    const flushes = []
+    for (const [table, buffer] of this.#buffers) {
+      if (buffer.isIdle) this.#buffers.delete(table)
+      else flushes.push(buffer.flush())
+    }
+    await Promise.all(flushes)
+  }
+
+  async #write(table, batch) {
+    const { schema } = this.options
+    const [sets, deletes] = [new Map(), new Map()]
+    for (const [id, change] of batch) (change.value === undefined ? deletes : sets).set(id, change)
+    await this.#transact(sets, (some, mutationId) =>
+      this.#records.set(schema, table, some, mutationId),
+    )
+    await this.#transact(
+      deletes,
+      (some, mutationId) => this.#records.delete(schema, table, [...some.keys()], mutationId),
+      () => this.#dropIfEmpty(table),
+    )
+  }
+
+  /**
+   * Writes changes in one transaction, or each in its own if one of them is at fault. They are
+   * answered when their events have been delivered and `finish` has been called.
+   */
+  async #transact(changes, write, finish) {
+    if (changes.size === 0) return
+    const listener = this.#listeners.get(this.options.schema)
+    const mutationId = listener?.begin() ?? null
+    try {
+      const events = await write(changes, mutationId)
+      this.#answerLater(changes, listener?.delivered(mutationId, events), finish)
+    } catch (error) {
+      listener?.forget(mutationId)
+      if (changes.size === 1 || !OF_ONE_RECORD.test(error.code)) return answer(changes, error)
+      for (const [id, change] of changes) await this.#transact(new Map([[id, change]]), write, finish)
+    }
+  }
+
+  async #answerLater(changes, delivered, finish) {
+    const answered = Promise.resolve(delivered)
+      .then(finish)
+      .then(() => answer(changes, null))
+    this.#awaited.add(answered)
+    await answered
+    this.#awaited.delete(answered)
+  }
+
+  /**
+   * In a transaction of its own, after the events of the last rows: nobody may be told of the rows
+   * of a table that is not there any more.
+   */
+  async #dropIfEmpty(table) {
+    const { schema } = this.options
+    const listener = this.#listeners.get(schema)
+    const mutationId = listener?.begin() ?? null
+    try {
+      await this.#records.dropIfEmpty(schema, table, mutationId)
+    } catch (error) {
+      this.#logger.error('ERROR', `${schema}.${table} could not be dropped: ${error.message}`)
+    }
+    listener?.forget(mutationId)
+  }
+
+  #listener(schema) {
+    let listener = this.#listeners.get(schema)
+    if (!listener) {
+      listener = new SchemaListener(schema, {
+        feed: this.#feed,
+        records: this.#records,
+        notifications: this.options.notifications,
+        watcher: schema === this.options.schema ? this.#serverCache : null,
+        logger: this.#logger,
+      })
+      this.#listeners.set(schema, listener)
+    }
+    return listener
+  }
+
+  #makeServerCache() {
+    const { schema, defaultTable } = this.options
+    return new ServerCache(this.services, {
+      defaultTable,
+      read: async (names) => {
+        const places = new Map(names.map((name) => [name, this.#parse(name)]))
+        return this.#records.getMany(schema, places)
+      },
+      isBeingWritten: (name) => {
+        const { table, id } = this.#parse(name)
+        return this.#buffers.get(table)?.newest(id) !== undefined
+      },
+      logger: this.#logger,
+    })
+  }
+
+  async #end() {
+    clearTimeout(this.#interval)
+    await this.#flush()
+    for (const listener of this.#listeners.values()) listener.hurry()
+    await Promise.all(this.#awaited)
+    this.#feed?.close()
+    await this.#pool?.end()
+  }
+
+  /** Where the database is, for those who are not told where the websocket is. */
+  #host() {
+    const host = this.options.host ?? process.env.PGHOST ?? 'localhost'
+    return host.startsWith('/') ? 'localhost' : host
+  }
+
+  /** Whose token the websocket is opened with. */
+  #role() {
+    return this.options.realtime?.role ?? this.options.role ?? this.options.user ?? pg.defaults.user
+  }
+}
+
+function answer(changes, error) {
+  for (const { callbacks } of changes.values()) {
+    for (const callback of callbacks) call(callback, error && error.toString())
+  }
+}
+
+/** The record that a change that is still to be written makes; null for a deletion. */
+function recordOf({ version, value }) {
+  return value === undefined ? null : { version, value: JSON.parse(value) }
+}
+
+module.exports = { Connector }
