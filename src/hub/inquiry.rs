@@ -23,8 +23,9 @@ use crate::stats::Stats;
 /// The SQLSTATE of a process that was ended, as one is whose code cannot be cancelled.
 const ADMIN_SHUTDOWN: &str = "57P01";
 
-/// Clients that one question is about, at most.
+/// Clients that one question is about, at most: about rows, and about claims.
 const CLIENTS: usize = 64;
+const CLAIMANTS: usize = 256;
 /// Images of rows in one question, at most, and their bytes.
 const ROWS: usize = 1024;
 const BYTES: usize = 1 << 20;
@@ -376,7 +377,8 @@ impl Docket {
         let rule = entitlement.rule();
         let (mut groups, mut claims) = (Vec::new(), Vec::new());
         let (mut from, mut limit) = (Seq::MAX, ROWS);
-        while groups.len() < CLIENTS {
+        let most = if rule.way == Way::Formula { CLAIMANTS } else { CLIENTS };
+        while groups.len() < most {
             let Some(id) = self.waiting.pop_front() else { break };
             let Some(group) = roster.group(id) else { continue };
             let hearing = &group.plans.hearing;

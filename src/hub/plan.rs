@@ -106,7 +106,7 @@ impl Bodies {
 /// What a group knows of the table it last had an event of.
 #[derive(Default)]
 pub(super) struct Plans {
-    newest: Option<Plan>,
+    newest: Option<Box<Plan>>,
     pub(super) hearing: Hearing,
 }
 
@@ -201,7 +201,7 @@ impl Plans {
             .newest
             .take()
             .filter(|plan| plan.generation == generation && Arc::ptr_eq(&plan.relation, relation));
-        let plan = current.unwrap_or_else(|| Plan::new(group, relation, entitlements));
+        let plan = current.unwrap_or_else(|| Box::new(Plan::new(group, relation, entitlements)));
         (self.newest.insert(plan), &mut self.hearing)
     }
 }

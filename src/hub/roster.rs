@@ -56,7 +56,8 @@ impl Seat {
 #[derive(Default)]
 pub(super) struct Roster {
     pub(super) sessions: HashMap<SessionId, Session>,
-    groups: HashMap<GroupId, Group>,
+    /// In boxes, since a table of many has as many places to spare.
+    groups: HashMap<GroupId, Box<Group>>,
     by_key: HashMap<GroupKey, GroupId>,
     /// Groups that get what is addressed to their topic.
     by_topic: HashMap<Arc<str>, Vec<GroupId>>,
@@ -66,15 +67,15 @@ pub(super) struct Roster {
 
 impl Roster {
     pub(super) fn group(&self, id: GroupId) -> Option<&Group> {
-        self.groups.get(&id)
+        self.groups.get(&id).map(|group| &**group)
     }
 
     pub(super) fn group_mut(&mut self, id: GroupId) -> Option<&mut Group> {
-        self.groups.get_mut(&id)
+        self.groups.get_mut(&id).map(|group| &mut **group)
     }
 
     pub(super) fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {
-        self.groups.values_mut()
+        self.groups.values_mut().map(|group| &mut **group)
     }
 
     /// The groups that rows are for.
@@ -193,7 +194,7 @@ impl Roster {
             }
         }
         let (plans, members) = (Plans::default(), Vec::with_capacity(1));
-        self.groups.insert(id, Group { key, plans, members, previous: None });
+        self.groups.insert(id, Box::new(Group { key, plans, members, previous: None }));
         id
     }
 

@@ -25,11 +25,12 @@ use super::receipts::Receipts;
 use super::recent;
 use super::replay::Laggards;
 use super::roster::{Roster, Seat, Session};
-use super::subscription::{Identity, Since, Style, Subscription};
+use super::subscription::{Facet, Identity, Since, Style, Subscription, Target};
 use crate::bridge::Bridge;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::event::{Batch, Cursor, EventKind, Feed, Message, Position};
+use crate::policy::{Rule, Way};
 use crate::stats::Stats;
 use crate::wire::Vsn;
 use crate::wire::encode::{Resync, resync};
@@ -395,6 +396,7 @@ impl Stream {
             }
             Command::SetIdentity { session, topic, identity } => {
                 self.roster.set_identity(session, &topic, identity);
+                self.foresee(session, &topic);
                 // It may have waited for an answer that would have been for its former self.
                 self.laggards.wake(session);
             }
@@ -444,10 +446,13 @@ impl Stream {
     fn join(&mut self, session: SessionId, subscription: Subscription) {
         let Some(entry) = self.roster.sessions.get(&session) else { return };
         let queue = Arc::clone(&entry.queue);
+        // May have to ask the steward: before the client hears that it has joined, and goes on.
+        let keys: Vec<GroupKey> =
+            subscription.facets.iter().map(|facet| self.key(&subscription, facet)).collect();
         for frame in &subscription.greeting {
             queue.reply(frame.clone());
         }
-        let keys = subscription.facets.iter().map(|facet| GroupKey::of(&subscription, facet));
+        let keys = keys.into_iter();
         let seats: Vec<Seat> = match subscription.since {
             Since::Now(lsn) => keys.map(|key| Seat::new(key, before(lsn), None)).collect(),
             Since::Last(count) => {
@@ -463,9 +468,43 @@ impl Stream {
         };
         let lags = seats.iter().any(|seat| seat.lag.is_some());
         self.roster.join(session, &subscription.topic, subscription.identity, seats);
+        self.foresee(session, &subscription.topic);
         if lags {
             self.laggards.add(session);
             self.laggards.wake(session);
+        }
+    }
+
+    /// Where the policies of the tables it names tell clients apart, a group is one identity's.
+    fn key(&mut self, subscription: &Subscription, facet: &Facet) -> GroupKey {
+        let key = GroupKey::of(subscription, facet);
+        let is_personal = self.rules(&key).iter().any(|(_, rule)| rule.is_personal());
+        GroupKey { identity: is_personal.then(|| Arc::clone(&subscription.identity)), ..key }
+    }
+
+    /// The rules of the tables that the group's bindings name.
+    fn rules(&mut self, key: &GroupKey) -> Vec<(u32, Arc<Rule>)> {
+        let Some(role) = &key.role else { return Vec::new() };
+        let tables = key.bindings.iter().filter_map(|binding| match binding.target {
+            Target::Table(table) => Some(table),
+            Target::All | Target::Schema(_) => None,
+        });
+        tables.map(|table| (table, Arc::clone(self.entitlements.of(role, table).rule()))).collect()
+    }
+
+    /// Has it found out what the channel's claims are worth, so that its first event need not wait.
+    fn foresee(&mut self, session: SessionId, topic: &str) {
+        let Some(entry) = self.roster.sessions.get(&session) else { return };
+        let groups = entry.channels.get(topic).map(|channel| channel.groups.clone());
+        for id in groups.unwrap_or_default() {
+            let Some(key) = self.roster.group(id).map(|group| group.key.clone()) else { continue };
+            for (table, rule) in self.rules(&key) {
+                let Some(group) = self.roster.group(id) else { continue };
+                let is_known = group.plans.hearing.values(&rule).is_some();
+                if rule.way == Way::Formula && key.identity.is_some() && !is_known {
+                    self.inquiries.raise(id, self.history.head(), table, &mut self.roster);
+                }
+            }
         }
     }
 
