@@ -280,7 +280,8 @@ impl Keeper {
         }
         let book = self.book(table);
         book.generation = Some(i64::from(generation));
-        book.complete = true;
+        // A worker before this one may have begun, and died with the receipts.
+        book.complete = false;
         Ok(())
     }
 
