@@ -19,6 +19,9 @@ fn database() -> &'static Database<'static> {
 /// their caller's rights, call.
 const EXPECTED: &[(&str, &str)] = &[
     ("function _adopt_outbox(regclass,boolean)", ""),
+    ("function _announce_ddl()", ""),
+    ("function _announce_drops()", ""),
+    ("function _announce_table(text,oid)", ""),
     ("function _assert_given(regclass[])", "public"),
     ("function _assert_name(text,text)", "public"),
     ("function _assert_place(text,text)", "public"),
@@ -33,6 +36,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("function _drop_if_empty(text,text)", "public"),
     ("function _estimated_rows(oid,real)", "public"),
     ("function _invalidate(regclass)", ""),
+    ("function _is_announced(oid)", ""),
     ("function _is_place(text,text)", "public"),
     ("function _lock_records(text,text,boolean)", "public"),
     ("function _make_publication()", "public"),
@@ -44,6 +48,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("function _publish_schema(oid)", "public"),
     ("function _published_tables()", "public"),
     ("function _random_secret()", ""),
+    ("function _readers_before(oid,oid)", ""),
     ("function _recent(integer)", "public"),
     ("function _record_id(text)", "public"),
     ("function _record_table(text)", "public"),
@@ -56,6 +61,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("function _sign(text,jsonb,bigint)", ""),
     ("function _without_replica_identity(oid)", "public"),
     ("function _worker_status()", ""),
+    ("function _write_schema_change(json)", ""),
     ("function adopt_outbox(regclass,boolean)", ""),
     ("function check()", "monitor"),
     ("function create_schema(text)", "public"),
