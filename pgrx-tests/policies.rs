@@ -435,3 +435,31 @@ fn how_a_policy_is_evaluated_can_be_looked_up() {
          as $$ select rolname::text from pg_roles limit 1 $$");
     assert_eq!(explained(&t).0, "postgres");
 }
+
+/// Postgres takes what such a function says for a constant when it plans a query.
+#[test]
+fn a_function_that_is_wrongly_immutable_answers_for_each_client_by_itself() {
+    run("create function auth.claimed() returns text language plpgsql immutable as
+         $$ begin return current_setting('request.jwt.claims')::jsonb ->> 'name'; end $$");
+    let t = secured(
+        "folded",
+        "id int primary key, name text",
+        "create policy own on $t using (case when true then name = auth.claimed() end)",
+    );
+    let mut clients: Vec<Client> = (1..=12)
+        .map(|n| {
+            let mut client = with_claims(&json!({ "name": n.to_string() }));
+            client.subscribe("room", &t);
+            client
+        })
+        .collect();
+
+    for round in 0..2 {
+        run(&format!(
+            "insert into {t} select 100 * {round} + n, n from generate_series(1, 12) as n"
+        ));
+        for (client, n) in clients.iter_mut().zip(1..) {
+            assert_eq!(next(client), format!("INSERT {}", 100 * round + n));
+        }
+    }
+}

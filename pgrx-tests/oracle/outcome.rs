@@ -152,7 +152,8 @@ impl Received {
                 Outcome::Update => {
                     self.operation == "UPDATE"
                         && Some(&self.record) == record.as_ref()
-                        && self.old_record == old_record(change, readable)
+                        && (self.old_record == old_record(change, readable)
+                            || self.old_record == told_key(change, readable))
                 }
                 // The key is enough; nothing may be in it that the subscriber could not see.
                 Outcome::Delete => {
@@ -177,6 +178,16 @@ fn old_record(change: &Change, readable: &[String]) -> Row {
     match change.identity {
         Identity::Full => cut(old, &super::table::NAMES, readable),
         identity => cut(old, &[identity.column()], readable),
+    }
+}
+
+/// The key as it is now: all that is told of an old row that may have been out of sight.
+fn told_key(change: &Change, readable: &[String]) -> Row {
+    match (&change.new, change.identity) {
+        (Some(new), identity) if identity != Identity::Full => {
+            cut(new, &[identity.column()], readable)
+        }
+        _ => old_record(change, readable),
     }
 }
 

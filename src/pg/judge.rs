@@ -154,7 +154,9 @@ impl Shipment {
     }
 
     fn admitted(&self, condition: &str) -> Result<Vec<bool>, Refusal> {
-        // In the list of results, so that nothing is reordered or left out.
+        // In the list of results, so that nothing is reordered or left out. Planned for each client
+        // anew: a function that reads the claims but is declared IMMUTABLE becomes a constant of
+        // the plan, and would be another client's.
         let query = format!(
             "select array(select coalesce(({condition}), false) from pg_catalog.unnest($1) as {})",
             self.name
