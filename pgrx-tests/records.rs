@@ -492,14 +492,14 @@ fn topic(schema: &str) -> String {
     format!("realtime:tide:records:{schema}")
 }
 
-/// The event and payload of the next broadcast.
+/// The event and payload of the next broadcast that is about a record, not about a table.
 #[track_caller]
-/// The next event that is about a record, not about a table.
 fn told(client: &mut Client, schema: &str) -> (String, Value) {
     let frame = told_whole(client, schema);
     (frame["event"].as_str().unwrap().to_owned(), frame["payload"].clone())
 }
 
+#[track_caller]
 fn told_whole(client: &mut Client, schema: &str) -> Value {
     loop {
         let frame = client.broadcast(&topic(schema));
@@ -668,4 +668,33 @@ fn policies_decide_whose_records_are_told() {
     assert_eq!(told(&mut alice, &s), ("INSERT".into(), payload("a")));
     // Whether it was in sight before cannot be told from its key: then neither is the key.
     assert_eq!(told(&mut alice, &s), ("UPDATE".into(), payload("taken")));
+}
+
+#[test]
+fn a_client_that_resumes_hears_nothing_of_other_schemas() {
+    let (s, other) = (schema("here"), schema("elsewhere"));
+    let (mut sql, mut client) = (database().sql(), database().client());
+    let schema_topic = format!("realtime:tide:schema:{s}");
+    client.join(&topic(&s), &json!({}));
+    client.join(&schema_topic, &json!({}));
+    set(&mut sql, &s, "t/1", &json!(1));
+    let first = told_whole(&mut client, &s);
+    let since = json!({ "broadcast": { "since": first["meta"]["id"] } });
+    set(&mut sql, &other, "theirs/1", &json!(1));
+    set(&mut sql, &s, "u/1", &json!(1));
+    client.wait_for("table u", |frame| frame.payload["payload"]["table"] == "u");
+
+    for topic in [topic(&s), schema_topic] {
+        let mut resumed = database().client();
+        resumed.join(&topic, &since);
+        let next = resumed.broadcast(&topic);
+        assert_eq!(
+            (&next["event"], &next["payload"]["table"]),
+            (&json!("CREATE_TABLE"), &json!("u"))
+        );
+    }
+    set(&mut sql, &other, "also_theirs/1", &json!(1));
+    let mut newest = database().client();
+    newest.join(&topic(&s), &json!({ "broadcast": { "last": 1 } }));
+    assert_eq!(newest.broadcast(&topic(&s))["payload"], json!({ "table": "u", "key": "1" }));
 }

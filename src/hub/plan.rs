@@ -474,7 +474,7 @@ fn altered(
         Style::Records => matches!(change.operation, CreateTable | DropTable),
         _ => false,
     };
-    if !is_told {
+    if !is_told || !is_within(group, change) {
         return;
     }
     let Some(visibility) = visibility(group, change, press.entitlements) else { return };
@@ -491,6 +491,17 @@ fn altered(
     };
     let envelope = Envelope::broadcast(group.vsn, &group.topic, change.operation.name());
     press.out.push(envelope.wrap_with(press.sheet, &payload, &meta));
+}
+
+/// Whether the group's topic is about the schema. Live events are found by their topics; in a replay
+/// every group is asked about every event.
+fn is_within(group: &GroupKey, change: &SchemaChange) -> bool {
+    let topic = group.topic.strip_prefix(crate::topic::PREFIX).unwrap_or_default();
+    match topic.splitn(3, ':').nth(2) {
+        Some(schema) => *schema == *change.schema,
+        // `tide:schema`.
+        None => true,
+    }
 }
 
 /// What the group's role may know of what is there now, or could of what was dropped.
