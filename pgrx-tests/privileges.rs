@@ -38,6 +38,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("function _invalidate(regclass)", ""),
     ("function _is_announced(oid)", ""),
     ("function _is_place(text,text)", "public"),
+    ("function _lock_publications()", "public"),
     ("function _lock_records(text,text,boolean)", "public"),
     ("function _make_publication()", "public"),
     ("function _make_record_table(text,text)", "public"),

@@ -698,3 +698,37 @@ fn a_client_that_resumes_hears_nothing_of_other_schemas() {
     newest.join(&topic(&s), &json!({ "broadcast": { "last": 1 } }));
     assert_eq!(newest.broadcast(&topic(&s))["payload"], json!({ "table": "u", "key": "1" }));
 }
+
+#[test]
+fn sessions_that_make_the_publication_at_once_all_succeed() {
+    let database = &Cluster::shared().database("records_publication");
+    let (sessions, rounds) = (6, 10);
+    for round in 0..rounds {
+        database
+            .sql()
+            .batch_execute("drop publication if exists tide; create table if not exists t (id int primary key)")
+            .unwrap();
+        let barrier = &std::sync::Barrier::new(sessions);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..sessions)
+                .map(|session| {
+                    scope.spawn(move || {
+                        let mut sql = database.sql();
+                        barrier.wait();
+                        sql.batch_execute(&if session % 2 == 0 {
+                            format!("select tide.create_schema('s_{round}_{session}')")
+                        } else {
+                            format!(
+                                "create table t_{round}_{session} (id int primary key);
+                                     select tide.publish('t_{round}_{session}')"
+                            )
+                        })
+                    })
+                })
+                .collect();
+            for thread in threads {
+                thread.join().unwrap().unwrap();
+            }
+        });
+    }
+}

@@ -97,6 +97,12 @@ $$;
 comment on function tide._assert_given(regclass[]) is
 'Internal. Fails if there is no table in the list, or a null';
 
+create function tide._lock_publications() returns void
+language c volatile strict parallel unsafe
+as 'MODULE_PATHNAME', 'tide_lock_publications_wrapper';
+comment on function tide._lock_publications() is
+'Internal. Keeps two transactions from making the publication at once';
+
 create function tide._make_publication() returns pg_publication
 language plpgsql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
@@ -104,6 +110,7 @@ as $$
 declare
     publication pg_publication;
 begin
+    perform tide._lock_publications();
     select p.* into publication from pg_publication as p where p.pubname = tide._publication();
     if not found then
         begin

@@ -51,6 +51,17 @@ fn as_superuser<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Waits until no other transaction is making or changing the publication, and sees what they did. The
+/// index that keeps names unique does not suffice: a session that it has waited in can look the new
+/// publication up too soon.
+#[pg_extern]
+fn tide_lock_publications() {
+    let every = pg_sys::InvalidOid;
+    let lock = pg_sys::ExclusiveLock.cast_signed();
+    // SAFETY: a lock until the end of the calling query's transaction.
+    unsafe { pg_sys::LockDatabaseObject(pg_sys::PublicationRelationId, every, 0, lock) };
+}
+
 /// Whether there is such a table. If so it stays until this transaction ends; unless the caller
 /// may not use it, when the statement that comes next is refused in any case.
 #[pg_extern]
