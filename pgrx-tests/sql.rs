@@ -291,16 +291,18 @@ fn a_channel_that_does_not_keep_up_shows_by_how_much() {
     let slow = Cluster::shared().database_with("sql_slow", &[("tide.send_queue_size", "64kB")]);
     let table = slow.table("s_slow", "id int, filling text");
     slow.sql().batch_execute(&format!("alter table {table} replica identity full")).unwrap();
-    let mut client = slow.client();
+    let token = slow.token_with("authenticated", r#"{"sub": "alice"}"#, "1 hour");
+    let mut client = slow.connect(&format!("apikey={token}&vsn=2.0.0"));
     client.subscribe(&table, &table);
     let mut sql = slow.sql();
     let query =
         "select c.role, c.private, c.joined_at between s.connected_at and clock_timestamp(),
-                        c.lag, s.lag, s.lagging, s.queued_bytes
+                        c.lag, s.lag, s.lagging, c.subject
                  from tide.stat_channels c join tide.stat_connections s on s.id = c.connection";
     let row = sql.query_one(query, &[]).unwrap();
     assert_eq!((row.get(0), row.get(1), row.get(2)), ("authenticated", false, true));
     assert_eq!((row.get(3), row.get(4), row.get(5)), (0_i64, 0_i64, false));
+    assert_eq!(row.get::<_, &str>(6), "alice");
 
     // More than its queue and the sockets between hold.
     let fill =

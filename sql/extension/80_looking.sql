@@ -151,6 +151,7 @@ create view tide.stat_channels as
 select c.id as connection,
        h.topic,
        h.role,
+       h.subject,
        h.private,
        pg_catalog.to_timestamp(h.joined_at / 1e6) as joined_at,
        h.bindings,
@@ -158,12 +159,13 @@ select c.id as connection,
 from tide._connections() as l
 cross join lateral pg_catalog.jsonb_to_record(l.connection) as c (id bigint, channels jsonb)
 cross join lateral pg_catalog.jsonb_to_recordset(c.channels) as h (
-    topic text, role text, private boolean, joined_at bigint, bindings integer, lag bigint
+    topic text, role text, subject text, private boolean, joined_at bigint, bindings integer, lag bigint
 );
 comment on view tide.stat_channels is 'What connected clients have joined. For members of pg_monitor';
 comment on column tide.stat_channels.connection is 'The id in tide.stat_connections';
 comment on column tide.stat_channels.topic is 'As the client wrote it';
 comment on column tide.stat_channels.role is 'The role of its token, whose privileges decide what it gets';
+comment on column tide.stat_channels.subject is 'Who it is: the claim sub of its token, if that has one';
 comment on column tide.stat_channels.private is 'It joined as a private channel';
 comment on column tide.stat_channels.joined_at is 'Since when';
 comment on column tide.stat_channels.bindings is 'How many things it is subscribed to';

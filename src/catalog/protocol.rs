@@ -426,6 +426,9 @@ pub struct Connection {
 pub struct Channel {
     pub topic: String,
     pub role: String,
+    /// The claim `sub` of its token.
+    #[serde(default)]
+    pub subject: Option<String>,
     pub private: bool,
     /// Microseconds since the Unix epoch.
     pub joined_at: i64,

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::handle::SessionId;
@@ -146,11 +147,21 @@ fn describe(
     Channel {
         topic: topic.to_owned(),
         role: channel.identity.role.to_string(),
+        subject: claimed_subject(&channel.identity.claims),
         private: groups().any(|group| group.key.private),
         joined_at: unix_microseconds(channel.joined_at),
         bindings: u32::try_from(bindings).unwrap_or(u32::MAX),
         lag: head.saturating_sub(next),
     }
+}
+
+/// Whom the token is about, by its claims.
+fn claimed_subject(claims: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Claims {
+        sub: String,
+    }
+    serde_json::from_str::<Claims>(claims).ok().map(|claims| claims.sub)
 }
 
 fn unix_microseconds(time: SystemTime) -> i64 {
