@@ -43,13 +43,23 @@ pub struct Cluster {
     /// Ends the server and removes the folder once this process lets go of its standard input:
     /// when the cluster is dropped, and also when the test program dies.
     watchdog: Mutex<Child>,
+    is_shared: bool,
 }
 
 impl Cluster {
     /// The cluster that tests share who do nothing to the server as a whole.
     pub fn shared() -> &'static Cluster {
-        static SHARED: LazyLock<Cluster> = LazyLock::new(Cluster::start);
+        static SHARED: LazyLock<Cluster> = LazyLock::new(|| {
+            let mut cluster = Cluster::start();
+            cluster.is_shared = true;
+            cluster
+        });
         &SHARED
+    }
+
+    /// It outlives the tests, so they have to clear up.
+    pub(super) fn is_shared(&self) -> bool {
+        self.is_shared
     }
 
     pub fn start() -> Cluster {
@@ -89,7 +99,7 @@ impl Cluster {
 
     fn adopt(dir: PathBuf) -> Cluster {
         let watchdog = watchdog(&dir);
-        let cluster = Cluster { dir, watchdog: Mutex::new(watchdog) };
+        let cluster = Cluster { dir, watchdog: Mutex::new(watchdog), is_shared: false };
         cluster.configure(&format!("unix_socket_directories = '{}'", cluster.dir.display()));
         cluster
     }

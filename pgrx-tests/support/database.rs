@@ -239,6 +239,17 @@ impl<'a> Database<'a> {
     }
 }
 
+impl Drop for Database<'_> {
+    /// Makes room for other tests' databases: a cluster has so many workers, slots and places.
+    fn drop(&mut self) {
+        if self.cluster.is_shared() && !std::thread::panicking() {
+            let mut sql = self.cluster.connect("postgres");
+            let name = &self.name;
+            sql.batch_execute(&format!("drop database if exists \"{name}\" with (force)")).unwrap();
+        }
+    }
+}
+
 /// The roles that clients come as; they are the cluster's, so another test may have made them.
 fn create_roles(sql: &mut postgres::Client) {
     for role in ["anon", "authenticated"] {
