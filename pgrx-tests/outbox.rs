@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::cluster::signal;
-use crate::support::{Cluster, DEADLINE, Database, http, wait_until};
+use crate::support::{Cluster, DEADLINE, Database, ably, http, wait_until};
 
 const PUBLIC: (&str, &str) = ("tide.public_channels", "on");
 
@@ -56,32 +56,6 @@ fn wait_until_swept(database: &Database<'_>, outbox: &str) {
         let flags: Vec<Option<&str>> = rows.iter().map(|row| row.get(0)).collect();
         (flags == [Some("published")]).then_some(())
     });
-}
-
-/// Ably's published DDL, under any name.
-fn ably(schema: &str, table: &str) -> String {
-    format!(
-        r#"create schema if not exists "{schema}";
-        create table "{schema}"."{table}" (
-            sequence_id serial primary key,
-            mutation_id text not null,
-            channel text not null,
-            name text not null,
-            rejected boolean not null default false,
-            data jsonb,
-            headers jsonb,
-            locked_by text,
-            lock_expiry timestamp without time zone,
-            processed boolean not null default false
-        );
-        create function "{schema}"."{table}_notify"() returns trigger as $$
-        begin
-            perform pg_notify('ably_adbc'::text, ''::text);
-            return null;
-        end; $$ language plpgsql;
-        create trigger "{schema}_{table}_trigger" after insert on "{schema}"."{table}"
-        for each statement execute procedure "{schema}"."{table}_notify"();"#
-    )
 }
 
 #[test]
@@ -216,7 +190,7 @@ fn channels_of_pg_tides_own_are_refused() {
 fn a_table_of_ablys_is_adopted_with_what_waits_in_it() {
     let database = database();
     let mut sql = database.sql();
-    sql.batch_execute(&ably("Odd \"\"Schema", "Out Box")).unwrap();
+    sql.batch_execute(&ably::outbox("Odd \"\"Schema", "Out Box")).unwrap();
     let outbox = r#""Odd ""Schema"."Out Box""#;
     sql.batch_execute(&format!(
         "insert into {outbox} (sequence_id, mutation_id, channel, name, data, processed) values
@@ -343,7 +317,7 @@ fn an_owner_who_was_granted_it_adopts_and_nobody_else() {
     let mut sql = cluster.try_connect("outbox_granted", "ob_owner").unwrap();
     let mut stranger = cluster.try_connect("outbox_granted", "ob_stranger").unwrap();
     sql.batch_execute(
-        &ably("ob_owner", "mine").replace("create schema if not exists \"ob_owner\";", ""),
+        &ably::outbox("ob_owner", "mine").replace("create schema if not exists \"ob_owner\";", ""),
     )
     .unwrap();
 
@@ -397,7 +371,7 @@ fn what_an_adopted_tables_owner_wrote_runs_as_that_owner() {
     .unwrap();
     let mut theirs = cluster.try_connect("outbox_hostile", "ob_hostile").unwrap();
     theirs
-        .batch_execute(&ably("h", "o").replace("create schema if not exists \"h\";", ""))
+        .batch_execute(&ably::outbox("h", "o").replace("create schema if not exists \"h\";", ""))
         .unwrap();
     // Fires also for pg_tide's own deletions, and tries to become somebody.
     theirs
@@ -440,7 +414,7 @@ fn a_row_that_is_for_no_channel_is_dropped_and_counted() {
     let cluster = Cluster::shared();
     let bad = open(cluster, "outbox_bad");
     let mut sql = bad.sql();
-    sql.batch_execute(&ably("public", "o")).unwrap();
+    sql.batch_execute(&ably::outbox("public", "o")).unwrap();
     sql.batch_execute("select tide.adopt_outbox('o', false)").unwrap();
     let mut client = member(&bad, "room");
 
@@ -464,7 +438,7 @@ fn an_outbox_that_lost_a_column_keeps_its_rows_until_it_has_it_again() {
     let cluster = Cluster::shared();
     let mended = open(cluster, "outbox_mended");
     let mut sql = mended.sql();
-    sql.batch_execute(&ably("public", "o")).unwrap();
+    sql.batch_execute(&ably::outbox("public", "o")).unwrap();
     sql.batch_execute("select tide.adopt_outbox('o', false)").unwrap();
     let mut client = member(&mended, "room");
     let insert = |sql: &mut postgres::Client, table: &str, channel: &str, name: &str| {
@@ -686,7 +660,7 @@ impl Seen {
 fn every_message_committed_on_the_promoted_server_arrives() {
     let primary = Cluster::with("wal_keep_size = 64MB\nhot_standby = on");
     let database = open(&primary, "outbox_failover");
-    database.sql().batch_execute(&ably("public", "adopted")).unwrap();
+    database.sql().batch_execute(&ably::outbox("public", "adopted")).unwrap();
     database.sql().batch_execute("select tide.adopt_outbox('adopted', false)").unwrap();
     let standby = primary.standby();
     standby.resume();

@@ -486,6 +486,22 @@ impl Batch {
     }
 }
 
+#[cfg(test)]
+impl Batch {
+    /// A row of these values: JSON, `unchanged`, or absent.
+    pub(crate) fn row_of(&mut self, values: &[Option<&str>]) -> Row {
+        let start = self.begin_row();
+        for value in values {
+            match value {
+                Some("unchanged") => self.push_unchanged(),
+                Some(json) => self.push_json(|out| out.extend_from_slice(json.as_bytes())),
+                None => self.push_absent(),
+            }
+        }
+        self.end_row(&start)
+    }
+}
+
 /// Where a row began in its batch.
 #[derive(Debug)]
 pub struct RowStart {

@@ -11,7 +11,7 @@ use super::pgbench;
 use super::plan::Plan;
 use super::report::Report;
 use super::server::{self, Durability, Extension};
-use super::support::{Database, wait_until};
+use super::support::{Database, ably, wait_until};
 
 const METRICS: &[&str] = &["transactions/s", "of without", "of a bare server"];
 
@@ -70,31 +70,6 @@ impl Way {
 /// As many statements as with a message, so that both have the same round trips.
 const NOTHING: &str = "select 1";
 
-/// Ably's published tables and trigger.
-const ABLY: &str = "
-create table outbox (
-    sequence_id serial primary key,
-    mutation_id text not null,
-    channel text not null,
-    name text not null,
-    rejected boolean not null default false,
-    data jsonb,
-    headers jsonb,
-    locked_by text,
-    lock_expiry timestamp without time zone,
-    processed boolean not null default false
-);
-create function outbox_notify() returns trigger language plpgsql as $$
-begin
-    perform pg_notify('ably_adbc', '');
-    return null;
-exception when others then
-    raise warning 'unexpected error: %', sqlerrm;
-    return null;
-end $$;
-create trigger public_outbox_trigger
-after insert on outbox for each statement execute function outbox_notify()";
-
 const BUSINESS: &str =
     "create table business (id bigint generated always as identity primary key, pad text)";
 
@@ -105,7 +80,10 @@ pub fn run(plan: &Plan) -> Report {
         server::database(&clusters[0], Extension::None),
         server::database(&clusters[1], Extension::Tide),
     ];
-    plain.sql().batch_execute(&format!("{BUSINESS}; {ABLY}")).unwrap();
+    plain
+        .sql()
+        .batch_execute(&[BUSINESS, ";", &ably::outbox("public", "outbox")].concat())
+        .unwrap();
     tide.sql().batch_execute(BUSINESS).unwrap();
     let mut report = Report::new("(g) a transaction that tells others, fsync on", METRICS);
     report.measure("one INSERT and one message", plan, &WAYS, |way| {

@@ -1,5 +1,6 @@
 //! What the tests stand on: clusters, databases, websocket clients, waiting.
 
+pub mod ably;
 pub mod client;
 pub mod cluster;
 pub mod database;

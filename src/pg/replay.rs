@@ -379,7 +379,7 @@ impl Replay {
             {
                 self.outlet.make_room();
                 let (payload, wrapped) =
-                    self.outlet.batch().push_span(|out| write_payload(out, data));
+                    self.outlet.batch().push_span(|out| write_payload(out, data.as_bytes()));
                 let (channel, name) = (channel.into(), name.into());
                 let row = None;
                 let message = Message { channel, name, private, payload, wrapped, row };

@@ -82,7 +82,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::event::{Column, Row};
+    use crate::event::Column;
 
     fn relation() -> Arc<Relation> {
         let column = |attnum, kind, identity| Column {
@@ -106,22 +106,10 @@ mod tests {
         })
     }
 
-    fn row(batch: &mut Batch, values: [Option<&str>; 3]) -> Row {
-        let start = batch.begin_row();
-        for value in values {
-            match value {
-                Some("unchanged") => batch.push_unchanged(),
-                Some(json) => batch.push_json(|out| out.extend_from_slice(json.as_bytes())),
-                None => batch.push_absent(),
-            }
-        }
-        batch.end_row(&start)
-    }
-
     #[test]
     fn what_the_images_do_not_have_is_not_known() {
         let mut batch = Batch::default();
-        let new = row(&mut batch, [Some("1"), Some("unchanged"), Some("null")]);
+        let new = batch.row_of(&[Some("1"), Some("unchanged"), Some("null")]);
         let change = Change {
             relation: relation(),
             operation: Operation::Update,
@@ -141,8 +129,8 @@ mod tests {
     #[test]
     fn an_unchanged_value_is_the_old_rows_where_that_has_it() {
         let mut batch = Batch::default();
-        let old = row(&mut batch, [Some("1"), Some("\"x\""), None]);
-        let new = row(&mut batch, [Some("2"), Some("unchanged"), Some("{}")]);
+        let old = batch.row_of(&[Some("1"), Some("\"x\""), None]);
+        let new = batch.row_of(&[Some("2"), Some("unchanged"), Some("{}")]);
         let change = Change {
             relation: relation(),
             operation: Operation::Update,
@@ -160,7 +148,7 @@ mod tests {
     #[test]
     fn an_inserted_row_was_not_there_before() {
         let mut batch = Batch::default();
-        let new = row(&mut batch, [Some("1"), Some("\"x\""), Some("{}")]);
+        let new = batch.row_of(&[Some("1"), Some("\"x\""), Some("{}")]);
         let change = Change {
             relation: relation(),
             operation: Operation::Insert,

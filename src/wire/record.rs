@@ -105,7 +105,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::event::{Column, Kind, Row};
+    use crate::event::{Column, Kind};
 
     fn relation(columns: &[(&str, &str, bool)]) -> Relation {
         let columns = columns.iter().zip(1..).map(|((name, type_name, identity), attnum)| Column {
@@ -128,18 +128,6 @@ mod tests {
         relation(&[("id", "text", true), ("version", "int8", false), ("val", value_type, false)])
     }
 
-    fn row(batch: &mut Batch, values: [Option<&str>; 3]) -> Row {
-        let start = batch.begin_row();
-        for value in values {
-            match value {
-                Some("unchanged") => batch.push_unchanged(),
-                Some(json) => batch.push_json(|out| out.extend_from_slice(json.as_bytes())),
-                None => batch.push_absent(),
-            }
-        }
-        batch.end_row(&start)
-    }
-
     #[track_caller]
     fn assert_told(
         value_type: &str,
@@ -150,7 +138,7 @@ mod tests {
     ) {
         let relation = Arc::new(records(value_type));
         let mut batch = Batch::default();
-        let [old, new] = images.map(|image| image.map(|values| row(&mut batch, values)));
+        let [old, new] = images.map(|image| image.map(|values| batch.row_of(&values)));
         let sent = (relation.columns.iter().enumerate())
             .filter(|(_, column)| columns.contains(&&*column.name))
             .map(|(index, _)| index);

@@ -12,6 +12,7 @@ use super::super::encoding::Encoding;
 use super::super::tuple::{self, Tuple};
 use super::super::value::{self, Origins, Value};
 use crate::event::{Batch, Message, OutboxRow, Span};
+use crate::wire::message::write_payload;
 
 /// Columns of `tide.outboxes`.
 const RELATION: usize = 0;
@@ -216,21 +217,12 @@ impl Outbox {
     unsafe fn payload(&mut self, row: &Tuple, batch: &mut Batch) -> (Span, bool) {
         // SAFETY: as for `message`.
         let data = self.data.as_mut().and_then(|column| unsafe { json(column, row, batch) });
-        if let Some((span, true)) = data {
-            return (span, false);
-        }
-        let (span, ()) = match data {
-            Some((span, _)) => {
-                let value = batch.bytes(span).to_owned();
-                batch.push_span(|out| {
-                    out.extend_from_slice(b"{\"data\":");
-                    out.extend_from_slice(&value);
-                    out.push(b'}');
-                })
-            }
-            None => batch.push_span(|out| out.extend_from_slice(b"{\"data\":null}")),
+        let value = match data {
+            Some((span, true)) => return (span, false),
+            Some((span, false)) => batch.bytes(span).to_owned(),
+            None => b"null".to_vec(),
         };
-        (span, true)
+        batch.push_span(|out| write_payload(out, &value))
     }
 
     fn sequence_id(&self, row: &Tuple) -> i64 {
