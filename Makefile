@@ -19,7 +19,7 @@ setup: ## Install what is missing to build and run (apt; asks sudo when not root
 	@scripts/setup.sh build
 
 build: setup ## Build the extension, optimised
-	cargo build --release --features pg$(PG)
+	cargo build --release -p pg_tide --features pg$(PG)
 
 install: build ## Put the extension where Postgres looks for it
 	@scripts/install.sh
@@ -31,18 +31,18 @@ test: ## Run all tests; PG=17 or PG=18 on another Postgres, in a folder of its o
 	@scripts/test.sh
 
 test-pure: ## Run only the tests that need no Postgres
-	cargo test --no-default-features
+	cargo test -p tide-feed -p tide-server
 
 test-e2e: install ## Run only the end-to-end tests; T=kill for some of them
 	@scripts/setup.sh test
-	cargo test --no-default-features --features e2e --test e2e -- $(T)
+	cargo test -p tide-tests --features e2e --test e2e -- $(T)
 
 lint: setup ## Check formats, lints and documentation
 	@scripts/lint.sh
 
 bench: install ## Measure, beside other ways to do the same; see pgrx-tests/bench/README.md
 	@scripts/setup.sh bench
-	cargo bench --no-default-features --features e2e --bench tide
+	cargo bench -p tide-tests --features e2e --bench tide
 
 fuzz: ## Fuzz the parsers; needs cargo-fuzz
 	@scripts/fuzz.sh $(SECONDS_TO_FUZZ)

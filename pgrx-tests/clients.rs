@@ -30,7 +30,7 @@ fn run(database: &Database<'_>, command: &mut Command) {
 }
 
 fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("pgrx-tests").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
 fn node(folder_name: &str, file: &str) -> Command {
@@ -84,7 +84,7 @@ fn pythons_realtime_on_channels() {
 
 fn python(file: &str) -> Command {
     let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), PathBuf::from);
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
     let python = target.join("python/bin/python");
     assert!(python.exists(), "no {}: run make test", python.display());
     let mut command = Command::new(python);
@@ -99,7 +99,7 @@ fn the_page_in_a_browser() {
 }
 
 fn deepstream_storage(file: &str) -> Command {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/deepstream-storage");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../clients/deepstream-storage");
     node_in(&folder, &format!("test/{file}"))
 }
 

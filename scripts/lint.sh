@@ -9,10 +9,10 @@ step() {
 }
 
 step cargo fmt --check
-step cargo clippy --no-default-features --features e2e --all-targets -- -D warnings
+step cargo clippy -p tide-feed -p tide-server -p tide-tests --features tide-tests/e2e --all-targets -- -D warnings
 # In release, as `make build` does, so that Postgres's bindings are made once only.
-step cargo clippy --release --features "pg$PG" -- -D warnings
-RUSTDOCFLAGS="-D warnings" step cargo doc --no-default-features --no-deps --document-private-items
+step cargo clippy --release -p pg_tide --features "pg$PG" -- -D warnings
+RUSTDOCFLAGS="-D warnings" step cargo doc -p tide-feed -p tide-server --no-deps --document-private-items
 if command -v cargo-deny >/dev/null 2>&1; then
     step cargo deny check
 fi

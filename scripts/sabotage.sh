@@ -20,10 +20,10 @@ export PGRX_PG_CONFIG_PATH=$PG_CONFIG
 checks() {
     cat <<'CHECKS'
 restrictive  sql/catalog/tables.sql    s/and p\.polqual is not null/& and p.polpermissive/
-old_images   src/policy/sight.rs       s/Sight { before, \.\. } => is(before, Operation::Delete),/_ => None,/
-new_images   src/policy/sight.rs       s/Operation::Insert => is(self.after, Operation::Insert),/Operation::Insert => Some(Operation::Insert),/
-unknown      src/policy/images.rs      s/Datum::Unchanged | Datum::Absent => false,/Datum::Unchanged | Datum::Absent => true,/
-revokes      src/hub/entitlement.rs    s/pub(super) fn forget(&mut self, change: &CatalogChange) {/& if self.generation > 40 { return; }/
+old_images   crates/server/src/policy/sight.rs       s/Sight { before, \.\. } => is(before, Operation::Delete),/_ => None,/
+new_images   crates/server/src/policy/sight.rs       s/Operation::Insert => is(self.after, Operation::Insert),/Operation::Insert => Some(Operation::Insert),/
+unknown      crates/server/src/policy/images.rs      s/Datum::Unchanged | Datum::Absent => false,/Datum::Unchanged | Datum::Absent => true,/
+revokes      crates/server/src/hub/entitlement.rs    s/pub(super) fn forget(&mut self, change: &CatalogChange) {/& if self.generation > 40 { return; }/
 columns      sql/catalog/tables.sql    s/and pg_catalog\.has_column_privilege(t\.role_oid, t\.oid, a\.attnum, 'SELECT')//
 membership   sql/catalog/tables.sql    s/where member = 0 or pg_catalog\.pg_has_role(t\.role_oid, member, 'USAGE')/where true/
 force        sql/catalog/tables.sql    s/and (t\.relforcerowsecurity/and (false/
@@ -44,7 +44,7 @@ trap clean_up EXIT
 mkdir -p target/sabotage-build
 [ -d target/sabotage-build/release ] || cp -a target/release target/sabotage-build/
 build="$PWD/target/sabotage-build"
-cargo test --quiet --no-default-features --features e2e --test e2e --no-run
+cargo test --quiet -p tide-tests --features e2e --test e2e --no-run
 
 survivors=
 for name in ${*:-$(checks | cut -d' ' -f1)}; do
@@ -57,8 +57,8 @@ for name in ${*:-$(checks | cut -d' ' -f1)}; do
         echo "$name: there is nothing to take out of $file any more" >&2
         exit 1
     fi
-    (cd "$tree" && export CARGO_TARGET_DIR="$build" && cargo build --quiet --release --features "pg$PG" && scripts/install.sh >/dev/null)
-    if TIDE_SEEDS=$seeds cargo test --quiet --no-default-features --features e2e --test e2e \
+    (cd "$tree" && export CARGO_TARGET_DIR="$build" && cargo build --quiet --release -p pg_tide --features "pg$PG" && scripts/install.sh >/dev/null)
+    if TIDE_SEEDS=$seeds cargo test --quiet -p tide-tests --features e2e --test e2e \
         -- oracle::every >"$build/$name.log" 2>&1; then
         echo "$name: NOT found with $seeds seeds"
         survivors="$survivors $name"

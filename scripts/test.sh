@@ -7,5 +7,5 @@ if [ -z "${TIDE_CHROOT_INSIDE:-}" ] && [ ! -x "$PG_CONFIG" ] && [ "$PG" != "$(sc
     exec scripts/chroot-test.sh "$PG"
 fi
 scripts/setup.sh build
-cargo test --no-default-features
+cargo test -p tide-feed -p tide-server
 make --no-print-directory test-e2e

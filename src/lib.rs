@@ -1,29 +1,46 @@
-//! pg_tide makes a Postgres database its own realtime server.
+//! pg_tide makes a Postgres database its own realtime server. This is the half that runs inside
+//! Postgres, and the only place with unsafe code.
 //!
-//! The pure half (everything but `pg`) knows nothing of Postgres and has no unsafe code;
-//! `pg` is the boundary: background workers, decoding, SQL functions.
+//! What the library registers with Postgres, and what it exports, is listed here and nowhere
+//! else: [`_PG_init`] for the hooks; `tide_launcher_main`, `tide_probe_main`, `tide_worker_main`
+//! and `tide_helper_main` for the background workers; `_PG_output_plugin_init` for the decoder.
+#![allow(unsafe_code)]
 
-pub mod auth;
-pub mod backoff;
-pub mod bridge;
-pub mod catalog;
-pub mod config;
-pub mod control;
-pub mod event;
-pub mod filter;
-pub mod fragment;
-pub mod hub;
-pub mod json;
-pub mod listener;
-pub mod listening;
-pub mod outbox;
-#[cfg(feature = "pg")]
-mod pg;
-pub mod policy;
-pub mod presence;
-pub mod server;
-pub mod service;
-pub mod stats;
-pub mod topic;
-pub mod wal;
-pub mod wire;
+mod backend;
+mod compat;
+mod encoding;
+mod failure;
+mod guc;
+mod helper;
+mod nap;
+mod process;
+mod socket;
+mod source;
+mod sys;
+mod tuple;
+mod wait;
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+::pgrx::pg_module_magic!(name, version);
+
+/// Called when the library is loaded: by the postmaster if it is preloaded, else by the backend
+/// that runs one of its functions. Then nothing is registered; CREATE EXTENSION says what is
+/// missing.
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    // SAFETY: plain variables of this process.
+    let (upgrading, preloading) =
+        unsafe { (pg_sys::IsBinaryUpgrade, pg_sys::process_shared_preload_libraries_in_progress) };
+    // pg_upgrade wants its servers quiet.
+    if upgrading || !preloading {
+        return;
+    }
+    backend::preload::preloaded();
+    guc::init();
+    process::shmem::init();
+    backend::xact_callback::init();
+    backend::hooks::init();
+    process::launcher::register();
+}

@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pg_tide::catalog::protocol::{ColumnAccess, TableAccess};
-use pg_tide::event::{Datum, Kind};
-use pg_tide::filter::{casts, compile, parse};
+use tide_feed::catalog::{ColumnAccess, TableAccess};
+use tide_feed::event::{Datum, Kind};
+use tide_server::filter::{casts, compile, parse};
 
 const KINDS: [Kind; 11] = [
     Kind::Bool,

@@ -2,10 +2,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pg_tide::topic::Topic;
-use pg_tide::wire::Vsn;
-use pg_tide::wire::decode::{ClientEvent, ClientFrame, decode_binary, decode_text};
-use pg_tide::wire::encode::{self, Address};
+use tide_server::topic::Topic;
+use tide_server::wire::Vsn;
+use tide_server::wire::decode::{ClientEvent, ClientFrame, decode_binary, decode_text};
+use tide_server::wire::encode::{self, Address};
 
 fuzz_target!(|message: &[u8]| {
     if let Ok(frame) = decode_binary(message) {

@@ -104,7 +104,7 @@ struct Node {
 impl Node {
     fn start(database: &Database<'_>, way: Extension, case: &str) -> Node {
         let folder: PathBuf =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/deepstream-storage");
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../clients/deepstream-storage");
         let module = match way {
             Extension::Tide => "..",
             Extension::None => "@deepstream/storage-postgres",

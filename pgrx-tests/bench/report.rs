@@ -89,7 +89,7 @@ impl Report {
 
     /// Writes `target/bench/<name>.json`.
     pub fn write(&self, name: &str) {
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or("../target".into(), PathBuf::from);
         let folder = target.join("bench");
         std::fs::create_dir_all(&folder).unwrap();
         let text = serde_json::to_string_pretty(&self.to_json()).unwrap();

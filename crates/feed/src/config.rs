@@ -1,0 +1,116 @@
+//! The settings the network half works with: read from `tide.*` once, when the worker starts.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub database: String,
+    /// Unix socket of this worker, relative to the data directory (the process's working
+    /// directory), so that it stays under the 107 bytes that a socket address holds.
+    pub control_socket: PathBuf,
+    pub listen_addresses: Vec<String>,
+    /// 0: no listener (a second database that was not given a port of its own).
+    pub port: u16,
+    pub network_threads: usize,
+    pub publication: String,
+
+    /// Role of those who come without a token; `None` refuses them.
+    pub anon_role: Option<String>,
+    /// `tide.jwt_secret` or the content of `tide.jwt_secret_file`; overrides the generated secret.
+    pub jwt_secret: Option<String>,
+    pub jwks_file: Option<PathBuf>,
+    pub jwt_audience: Option<String>,
+    pub allow_privileged_roles: bool,
+
+    pub public_channels: bool,
+    /// Patterns of the NOTIFY channels that clients may hear; `*` stands for any characters.
+    pub notify_channels: Vec<String>,
+    /// Whether clients may say something on public channels.
+    pub public_channels_send: bool,
+    /// Origins a browser may connect from; empty: any (tokens, not cookies, carry identity).
+    pub allowed_origins: Vec<String>,
+    pub ssl: bool,
+    pub ssl_cert_file: Option<PathBuf>,
+    pub ssl_key_file: Option<PathBuf>,
+    /// Whether `GET /` serves the page; it is only ever served to loopback.
+    pub page: bool,
+
+    pub max_connections: usize,
+    pub max_channels_per_connection: usize,
+    /// Bytes of one websocket message from a client.
+    pub max_message_size: usize,
+    /// Bytes that may wait for one client.
+    pub send_queue_size: usize,
+    /// Joins per second that one connection may ask for.
+    pub join_rate: u32,
+    /// Broadcasts per second that one connection may send.
+    pub broadcast_rate: u32,
+    /// Broadcasts per second that one token may send over HTTP.
+    pub http_broadcast_rate: u32,
+    /// Bytes of a broadcast's payload.
+    pub max_broadcast_size: usize,
+    /// Changes of what it tracks, per second, that one connection may ask for.
+    pub presence_rate: u32,
+    /// Bytes of what a client may track on one channel, key included.
+    pub max_presence_size: usize,
+    /// How many may be present on one channel.
+    pub max_presence_entries: usize,
+    /// Bytes over all queues, the history and the connections.
+    pub memory_limit: usize,
+    pub handshake_timeout: Duration,
+    /// A connection that sends nothing, not even a heartbeat, for this long is closed.
+    pub idle_timeout: Duration,
+
+    /// Bytes of events kept for those who resume.
+    pub history_size: usize,
+    pub history_retention: Duration,
+    /// For how long published rows of outboxes are kept.
+    pub outbox_retention: Duration,
+    /// Bytes of WAL that the slot may hold back for the history; `u64::MAX`: any amount.
+    pub max_slot_wal_keep_size: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            database: String::new(),
+            control_socket: PathBuf::from("pg_tide.sock"),
+            listen_addresses: vec!["localhost".into()],
+            port: 4000,
+            network_threads: 1,
+            publication: "tide".into(),
+            anon_role: None,
+            jwt_secret: None,
+            jwks_file: None,
+            jwt_audience: None,
+            allow_privileged_roles: false,
+            public_channels: false,
+            notify_channels: Vec::new(),
+            public_channels_send: false,
+            allowed_origins: Vec::new(),
+            ssl: false,
+            ssl_cert_file: None,
+            ssl_key_file: None,
+            page: true,
+            max_connections: 10_000,
+            max_channels_per_connection: 100,
+            max_message_size: 1 << 20,
+            send_queue_size: 4 << 20,
+            join_rate: 100,
+            broadcast_rate: 100,
+            http_broadcast_rate: 1_000,
+            max_broadcast_size: 256 << 10,
+            presence_rate: 10,
+            max_presence_size: 16 << 10,
+            max_presence_entries: 1_000,
+            memory_limit: 512 << 20,
+            handshake_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            history_size: 32 << 20,
+            history_retention: Duration::from_secs(120),
+            outbox_retention: Duration::ZERO,
+            max_slot_wal_keep_size: 1 << 30,
+        }
+    }
+}

@@ -1,0 +1,597 @@
+//! What flows from the decoder to the hub: plain, owned data, decoded once.
+//!
+//! Events travel in batches. A batch is one arena of bytes plus small structs that point into it,
+//! so that a row costs no allocation of its own and subscribers can share it.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// A WAL address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(pub u64);
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xFFFF_FFFF)
+    }
+}
+
+/// Where an event stands in the history of its database: commit order, then order in the
+/// transaction. Decoding the same WAL again gives the same positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// Start of the transaction's commit record.
+    pub commit: Lsn,
+    /// Count of the transaction's changes before this one, before any filter.
+    pub ordinal: u32,
+}
+
+impl fmt::Display for Position {
+    /// 24 hexadecimal digits: positions sort as text as they do as numbers.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}{:08x}", self.commit.0, self.ordinal)
+    }
+}
+
+/// Which history a position belongs to: the slot's generation and the timeline.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Epoch {
+    /// Random number in the slot's name; a new slot is a new history.
+    pub generation: u32,
+    pub timeline: u32,
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}{:06x}", self.generation, self.timeline)
+    }
+}
+
+/// A position as clients see it, `<epoch>.<position>`: opaque text of fixed width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cursor {
+    pub epoch: Epoch,
+    pub position: Position,
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.epoch, self.position)
+    }
+}
+
+/// The text is not a cursor that pg_tide gave out.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("not a position: expected <epoch>.<position> as received in meta.id")]
+pub struct CursorError;
+
+impl FromStr for Cursor {
+    type Err = CursorError;
+
+    fn from_str(text: &str) -> Result<Self, CursorError> {
+        let hex = |range: std::ops::Range<usize>| {
+            let digits = text.get(range).ok_or(CursorError)?;
+            if !digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+                return Err(CursorError);
+            }
+            u64::from_str_radix(digits, 16).map_err(|_| CursorError)
+        };
+        if text.len() != 39 || text.as_bytes().get(14) != Some(&b'.') {
+            return Err(CursorError);
+        }
+        Ok(Cursor {
+            epoch: Epoch {
+                generation: u32::try_from(hex(0..8)?).map_err(|_| CursorError)?,
+                timeline: u32::try_from(hex(8..14)?).map_err(|_| CursorError)?,
+            },
+            position: Position {
+                commit: Lsn(hex(15..31)?),
+                ordinal: u32::try_from(hex(31..39)?).map_err(|_| CursorError)?,
+            },
+        })
+    }
+}
+
+/// How values of a type compare and print; what filters and the index need to know of a type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    Bool,
+    /// int2, int4, int8, oid: a JSON number that fits i64.
+    Int,
+    /// float4, float8: a JSON number, or the strings "NaN", "Infinity", "-Infinity".
+    Float,
+    /// A JSON number of any precision, or "NaN", "Infinity", "-Infinity".
+    Numeric,
+    /// text, varchar, bpchar, name, "char", citext excluded.
+    Text,
+    Uuid,
+    Date,
+    Timestamp,
+    Timestamptz,
+    /// Labels; their order is the type's, not the alphabet's.
+    Enum,
+    /// json and jsonb: any JSON, inline.
+    Json,
+    /// Everything else: arrays, ranges, composites, network types and so on.
+    Other,
+}
+
+impl Kind {
+    /// The kind of a built-in base type (domains resolved by the caller) by its oid and `typtype`.
+    pub fn of(base_type: u32, is_enum: bool) -> Kind {
+        match base_type {
+            16 => Kind::Bool,
+            20 | 21 | 23 | 26 => Kind::Int,
+            700 | 701 => Kind::Float,
+            1700 => Kind::Numeric,
+            18 | 19 | 25 | 1042 | 1043 => Kind::Text,
+            2950 => Kind::Uuid,
+            1082 => Kind::Date,
+            1114 => Kind::Timestamp,
+            1184 => Kind::Timestamptz,
+            114 | 3802 => Kind::Json,
+            _ if is_enum => Kind::Enum,
+            _ => Kind::Other,
+        }
+    }
+}
+
+/// A column of a table as of the event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    pub attnum: i16,
+    pub name: Box<str>,
+    /// `pg_type.typname`, arrays as `_text`.
+    pub type_name: Box<str>,
+    pub kind: Kind,
+    /// Part of the replica identity (of the primary key by default).
+    pub identity: bool,
+}
+
+/// A table as of the event: its live columns in attnum order, generated ones included only if the
+/// WAL has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relation {
+    pub oid: u32,
+    pub schema: Box<str>,
+    pub name: Box<str>,
+    pub columns: Box<[Column]>,
+    /// The old row of an UPDATE or DELETE holds every column (REPLICA IDENTITY FULL).
+    pub identity_full: bool,
+}
+
+/// One column's value in a row: text in JSON as `to_jsonb` would print it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Datum<'a> {
+    Json(&'a [u8]),
+    /// SQL NULL, as against a JSON `null`.
+    Null,
+    /// A TOASTed value that the statement did not change: the WAL does not have it.
+    Unchanged,
+    /// Not part of this image (an old row with only the key; a column outside the publication).
+    Absent,
+}
+
+/// A value's place in its batch's arena, or why it has none.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    start: u32,
+    len: u32,
+}
+
+impl Field {
+    const NULL: u32 = u32::MAX;
+    const UNCHANGED: u32 = u32::MAX - 1;
+    const ABSENT: u32 = u32::MAX - 2;
+}
+
+/// A row in a batch: as many fields as the relation has columns.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    first: u32,
+    len: u32,
+}
+
+/// A row together with the batch that holds its bytes.
+#[derive(Clone, Copy)]
+pub struct RowRef<'a> {
+    arena: &'a [u8],
+    fields: &'a [Field],
+}
+
+impl<'a> RowRef<'a> {
+    /// The value of the column at `index` in [`Relation::columns`]; `Absent` past the end.
+    pub fn get(&self, index: usize) -> Datum<'a> {
+        let Some(field) = self.fields.get(index) else { return Datum::Absent };
+        match field.len {
+            Field::NULL => Datum::Null,
+            Field::UNCHANGED => Datum::Unchanged,
+            Field::ABSENT => Datum::Absent,
+            len => {
+                let start = field.start as usize;
+                self.arena.get(start..start + len as usize).map_or(Datum::Absent, Datum::Json)
+            }
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.fields.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.fields.is_empty()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Operation {
+    Insert,
+    Update,
+    Delete,
+    Truncate,
+}
+
+impl Operation {
+    pub fn name(self) -> &'static str {
+        match self {
+            Operation::Insert => "INSERT",
+            Operation::Update => "UPDATE",
+            Operation::Delete => "DELETE",
+            Operation::Truncate => "TRUNCATE",
+        }
+    }
+}
+
+/// A row change. INSERT has `new`; UPDATE `new` and, where the replica identity gives one, `old`;
+/// DELETE `old`; TRUNCATE neither.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub relation: Arc<Relation>,
+    pub operation: Operation,
+    pub old: Option<Row>,
+    pub new: Option<Row>,
+}
+
+/// A piece of a batch's arena: see [`Batch::bytes`].
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    start: u32,
+    len: u32,
+}
+
+/// What was said to a channel: by `tide.send`, or by a row of an outbox.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// As applications call it, without `realtime:`.
+    pub channel: Arc<str>,
+    pub name: Box<str>,
+    /// For those only who joined the channel as a private one; else only for the others.
+    pub private: bool,
+    /// A JSON object.
+    pub payload: Span,
+    /// The sender's data were no object: they are the payload's `data`.
+    pub wrapped: bool,
+    /// `None`: sent without one.
+    pub row: Option<OutboxRow>,
+}
+
+/// What an outbox has besides the message itself.
+#[derive(Clone, Debug)]
+pub struct OutboxRow {
+    /// The outbox, by oid.
+    pub table: u32,
+    pub sequence_id: i64,
+    pub mutation_id: Box<str>,
+    pub rejected: bool,
+    /// A JSON value.
+    pub headers: Option<Span>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum SchemaOperation {
+    CreateTable,
+    AlterTable,
+    DropTable,
+    CreateSchema,
+    DropSchema,
+}
+
+impl SchemaOperation {
+    pub fn name(self) -> &'static str {
+        match self {
+            SchemaOperation::CreateTable => "CREATE_TABLE",
+            SchemaOperation::AlterTable => "ALTER_TABLE",
+            SchemaOperation::DropTable => "DROP_TABLE",
+            SchemaOperation::CreateSchema => "CREATE_SCHEMA",
+            SchemaOperation::DropSchema => "DROP_SCHEMA",
+        }
+    }
+}
+
+/// A column of a table that was made or altered.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SchemaColumn {
+    pub attnum: i16,
+    pub name: Box<str>,
+    /// `pg_type.typname`.
+    #[serde(rename = "type")]
+    pub type_name: Box<str>,
+}
+
+/// A table or schema was made, altered or dropped. Read from what the event triggers write.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+pub struct SchemaChange {
+    pub operation: SchemaOperation,
+    pub schema: Box<str>,
+    /// `None`: it is about the schema itself.
+    #[serde(default)]
+    pub table: Option<Box<str>>,
+    /// Of the table, or of the schema.
+    pub oid: u32,
+    /// Of a table that was made or altered: its columns then.
+    #[serde(default)]
+    pub columns: Box<[SchemaColumn]>,
+    /// Of something dropped: the clients' roles that could see it until then.
+    #[serde(default)]
+    pub readers: Option<Box<[Box<str>]>>,
+}
+
+#[derive(Clone, Debug)]
+pub enum EventKind {
+    Change(Change),
+    Message(Message),
+    Schema(SchemaChange),
+    /// A change that could not be turned into an event. The text has the SQLSTATE and the
+    /// relation, never a value.
+    Failed {
+        relation: Option<Arc<Relation>>,
+        sqlstate: Box<str>,
+        message: Box<str>,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub position: Position,
+    /// End of the commit record: where decoding may start to skip this transaction.
+    pub end: Lsn,
+    pub xid: u32,
+    /// Microseconds since the Unix epoch.
+    pub commit_time: i64,
+    pub last_in_tx: bool,
+    /// Of `tide.set_mutation_id`, for all events of the transaction.
+    pub mutation_id: Option<Arc<str>>,
+    pub kind: EventKind,
+}
+
+#[cfg(any(test, feature = "test-support"))]
+impl Event {
+    /// The only event of a transaction.
+    pub fn alone(commit: u64, kind: EventKind) -> Event {
+        Event {
+            position: Position { commit: Lsn(commit), ordinal: 0 },
+            end: Lsn(commit + 8),
+            xid: 1,
+            commit_time: 0,
+            last_in_tx: true,
+            mutation_id: None,
+            kind,
+        }
+    }
+}
+
+/// Events with the bytes of their rows. Built by the decoder, then shared and never changed.
+#[derive(Debug, Default)]
+pub struct Batch {
+    arena: Vec<u8>,
+    fields: Vec<Field>,
+    pub events: Vec<Event>,
+}
+
+impl Batch {
+    pub fn row(&self, row: Row) -> RowRef<'_> {
+        let first = row.first as usize;
+        RowRef {
+            arena: &self.arena,
+            fields: self.fields.get(first..first + row.len as usize).unwrap_or_default(),
+        }
+    }
+
+    /// An empty batch with room for a little more than this one holds.
+    pub fn likewise(&self) -> Batch {
+        let with_room = |len: usize| len + len / 8;
+        Batch {
+            arena: Vec::with_capacity(with_room(self.arena.len())),
+            fields: Vec::with_capacity(with_room(self.fields.len())),
+            events: Vec::with_capacity(with_room(self.events.len())),
+        }
+    }
+
+    /// Bytes that this batch keeps in memory.
+    pub fn size(&self) -> usize {
+        self.arena.capacity()
+            + self.fields.capacity() * size_of::<Field>()
+            + self.events.capacity() * size_of::<Event>()
+    }
+
+    /// Bytes of row data so far.
+    pub fn len(&self) -> usize {
+        self.arena.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// Begins a row; values are added by the `push_` methods, one per column, in order.
+    pub fn begin_row(&mut self) -> RowStart {
+        RowStart { field: self.fields.len(), byte: self.arena.len() }
+    }
+
+    /// Ends the row begun at `start`.
+    pub fn end_row(&mut self, start: &RowStart) -> Row {
+        Row { first: start.field as u32, len: (self.fields.len() - start.field) as u32 }
+    }
+
+    /// Forgets everything since `start`: a row whose conversion failed half way.
+    pub fn abandon_row(&mut self, start: &RowStart) {
+        self.fields.truncate(start.field);
+        self.arena.truncate(start.byte);
+    }
+
+    pub fn push_null(&mut self) {
+        self.fields.push(Field { start: 0, len: Field::NULL });
+    }
+
+    pub fn push_unchanged(&mut self) {
+        self.fields.push(Field { start: 0, len: Field::UNCHANGED });
+    }
+
+    pub fn push_absent(&mut self) {
+        self.fields.push(Field { start: 0, len: Field::ABSENT });
+    }
+
+    /// Adds a value: `write` appends its JSON to the arena.
+    pub fn push_json<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+        let start = self.arena.len();
+        let result = write(&mut self.arena);
+        let len = self.arena.len() - start;
+        self.fields.push(Field { start: start as u32, len: len as u32 });
+        result
+    }
+
+    /// Adds bytes that belong to no row: `write` appends them to the arena.
+    pub fn push_span<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> (Span, R) {
+        let start = self.arena.len();
+        let result = write(&mut self.arena);
+        let len = self.arena.len() - start;
+        (Span { start: start as u32, len: len as u32 }, result)
+    }
+
+    pub fn bytes(&self, span: Span) -> &[u8] {
+        let start = span.start as usize;
+        self.arena.get(start..start + span.len as usize).unwrap_or_default()
+    }
+
+    /// Gives back the memory that growth left over, before the batch is kept in the history.
+    pub fn shrink(&mut self) {
+        self.arena.shrink_to_fit();
+        self.fields.shrink_to_fit();
+        self.events.shrink_to_fit();
+    }
+}
+
+#[cfg(any(test, feature = "test-support"))]
+impl Batch {
+    /// A row of these values: JSON, `unchanged`, or absent.
+    pub fn row_of(&mut self, values: &[Option<&str>]) -> Row {
+        let start = self.begin_row();
+        for value in values {
+            match value {
+                Some("unchanged") => self.push_unchanged(),
+                Some(json) => self.push_json(|out| out.extend_from_slice(json.as_bytes())),
+                None => self.push_absent(),
+            }
+        }
+        self.end_row(&start)
+    }
+}
+
+/// Where a row began in its batch.
+#[derive(Debug)]
+pub struct RowStart {
+    field: usize,
+    byte: usize,
+}
+
+/// What the catalogue invalidations of a decoded transaction, or of another session, made stale.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CatalogChange {
+    /// A table's definition, privileges, policies or membership in the publication.
+    Relation(u32),
+    /// Roles, memberships, schemas, types: anything may be meant.
+    All,
+}
+
+/// What the main thread tells the hub, in order.
+#[derive(Debug)]
+pub enum Feed {
+    /// The slot exists and is read from `from` on; joins may be answered.
+    Live {
+        epoch: Epoch,
+        from: Lsn,
+    },
+    Batch(Batch),
+    Catalog(CatalogChange),
+    /// So many messages in the WAL had our prefix, but not our seal.
+    Forged(u64),
+    /// Everything that committed before this address has been fed.
+    Decoded(Lsn),
+    /// The stream cannot go on for now (sent once per cause; `Live` follows when it can).
+    Stalled {
+        reason: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_sort_as_text_as_they_do_as_numbers() {
+        let position = |commit, ordinal| Position { commit: Lsn(commit), ordinal };
+        let sorted = [position(1, 0), position(1, 9), position(1, 10), position(0x1_0000_0000, 0)];
+
+        let texts: Vec<String> = sorted.iter().map(Position::to_string).collect();
+
+        assert!(texts.is_sorted());
+        assert!(sorted.is_sorted());
+    }
+
+    #[test]
+    fn cursor_survives_its_text() {
+        let cursor = Cursor {
+            epoch: Epoch { generation: 0xdead_beef, timeline: 3 },
+            position: Position { commit: Lsn(0x1_2345_6789), ordinal: 42 },
+        };
+
+        assert_eq!(cursor.to_string().parse(), Ok(cursor));
+    }
+
+    #[test]
+    fn what_is_not_a_cursor_is_refused() {
+        for text in [
+            "",
+            ".",
+            "x",
+            &"0".repeat(39),
+            &"é".repeat(20),
+            "+0000000000000.+00000000000000000000000",
+        ] {
+            assert_eq!(text.parse::<Cursor>(), Err(CursorError), "{text}");
+        }
+    }
+
+    #[test]
+    fn rows_read_back_what_was_pushed() {
+        let mut batch = Batch::default();
+        let start = batch.begin_row();
+        batch.push_json(|out| out.extend_from_slice(b"42"));
+        batch.push_null();
+        batch.push_unchanged();
+        batch.push_absent();
+        let row = batch.end_row(&start);
+
+        let row = batch.row(row);
+
+        assert_eq!(row.get(0), Datum::Json(b"42"));
+        assert_eq!(row.get(1), Datum::Null);
+        assert_eq!(row.get(2), Datum::Unchanged);
+        assert_eq!(row.get(3), Datum::Absent);
+        assert_eq!(row.get(4), Datum::Absent);
+    }
+}

@@ -1,0 +1,12 @@
+//! What pg_tide's worker and its server tell each other: events and their positions, questions
+//! about the catalogue and their answers, settings. Plain data; no sockets, no Postgres.
+#![forbid(unsafe_code)]
+
+pub mod backoff;
+pub mod catalog;
+pub mod config;
+pub mod event;
+pub mod json;
+pub mod payload;
+pub mod token;
+pub mod wal;

@@ -1,0 +1,35 @@
+//! Frames on the unix socket: a big-endian u32 length and that many bytes of JSON.
+
+use std::io;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tide_feed::catalog::MAX_FRAME;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+pub(crate) async fn read<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Result<T> {
+    let len = stream.read_u32().await? as usize;
+    if len > MAX_FRAME {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "frame too long"));
+    }
+    let mut bytes = Vec::new();
+    // Grows with what arrives: a length alone reserves nothing.
+    stream.take(len as u64).read_to_end(&mut bytes).await?;
+    if bytes.len() < len {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    serde_json::from_slice(&bytes).map_err(io::Error::from)
+}
+
+pub(crate) async fn write<T: Serialize>(stream: &mut UnixStream, value: &T) -> io::Result<()> {
+    let mut bytes = vec![0; 4];
+    serde_json::to_writer(&mut bytes, value)?;
+    let len = bytes.len() - 4;
+    if len > MAX_FRAME {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "frame too long"));
+    }
+    let header = u32::try_from(len).map_err(io::Error::other)?.to_be_bytes();
+    bytes.splice(..4, header);
+    stream.write_all(&bytes).await
+}

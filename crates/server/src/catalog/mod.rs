@@ -1,0 +1,212 @@
+//! What today's catalogue says, asked of the executors and the steward over the worker's own
+//! unix socket. The decoding process itself never looks at it.
+
+pub(crate) mod frame;
+mod pool;
+
+use std::io;
+use std::time::Duration;
+
+use pool::Pool;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use tide_feed::catalog::{
+    Cast, Evaluation, Evaluations, Grant, Judgement, Judgements, Object, Outbox, Request, Retired,
+    RoleStatus, Secrets, TableAccess, Tables, TakenOver, Unpublished, Visibility, Which,
+};
+use tide_feed::event::Lsn;
+use tokio::net::UnixStream;
+
+/// How long a question may wait for a helper and its answer; covers the restart of a helper.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A question could not be answered.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// The helper process is not there (yet), or went away.
+    #[error("the database is not ready to answer")]
+    Unavailable,
+    /// The executor went away while it was answering. The question may have been the reason, so it
+    /// is not asked again.
+    #[error("the process that was answering ended")]
+    Ended,
+    /// Postgres said no.
+    #[error("{message}")]
+    Refused { sqlstate: String, message: String },
+}
+
+/// Asks the helper processes. A cheap clone.
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    steward: Pool,
+    executors: Pool,
+    publication: String,
+}
+
+impl Catalog {
+    /// `publication`: the one whose tables are looked up.
+    pub fn new(publication: String) -> Catalog {
+        let steward = Pool::new(CatalogError::Unavailable);
+        Catalog { steward, executors: Pool::new(CatalogError::Ended), publication }
+    }
+
+    pub async fn secrets(&self) -> Result<Secrets, CatalogError> {
+        ask(&self.steward, Request::Secrets).await
+    }
+
+    pub async fn role(&self, role: &str) -> Result<RoleStatus, CatalogError> {
+        ask(&self.steward, Request::Role { role: role.into() }).await
+    }
+
+    /// The tables as `role` may see them, and the WAL address as of which that was so: what
+    /// commits after it is after the question was asked.
+    pub async fn tables(
+        &self,
+        role: &str,
+        which: Which,
+    ) -> Result<(Vec<TableAccess>, Lsn), CatalogError> {
+        let publication = self.publication.clone();
+        let request = Request::Tables { role: role.into(), publication, which };
+        let answer: Tables = ask(&self.steward, request).await?;
+        Ok((answer.tables, Lsn(answer.lsn)))
+    }
+
+    /// What `role` may know of a table or schema.
+    pub async fn visibility(&self, role: &str, object: Object) -> Result<Visibility, CatalogError> {
+        ask(&self.steward, Request::Visibility { role: role.into(), object }).await
+    }
+
+    /// The texts cast to the type by Postgres, as `role`; each as the JSON `to_jsonb` prints.
+    pub async fn cast(
+        &self,
+        role: &str,
+        type_sql: &str,
+        values: Vec<String>,
+    ) -> Result<Vec<String>, CatalogError> {
+        let request = Request::Cast { role: role.into(), type_sql: type_sql.into(), values };
+        let answer: Cast = ask(&self.executors, request).await?;
+        Ok(answer.values)
+    }
+
+    /// Which of the rows (a JSON array of objects) the condition admits for each client of the
+    /// role, by its claims. An answer may be for the first of them only.
+    pub async fn judge(
+        &self,
+        role: &str,
+        table: u32,
+        condition: &str,
+        rows: String,
+        claims: Vec<String>,
+    ) -> Result<Vec<Judgement>, CatalogError> {
+        let (role, condition) = (role.into(), condition.into());
+        let request = Request::Judge { role, table, condition, rows, claims };
+        let answer: Judgements = ask(&self.executors, request).await?;
+        Ok(answer.judgements)
+    }
+
+    /// What the expressions are worth to each client of the role, by its claims. An answer may be
+    /// for the first of them only.
+    pub async fn evaluate(
+        &self,
+        role: &str,
+        expressions: Vec<String>,
+        claims: Vec<String>,
+    ) -> Result<Vec<Evaluation>, CatalogError> {
+        let request = Request::Evaluate { role: role.into(), expressions, claims };
+        let answer: Evaluations = ask(&self.executors, request).await?;
+        Ok(answer.evaluations)
+    }
+
+    /// What the policies of `tide.channel` grant the role with these claims (a JSON object), for each
+    /// of the extensions in turn.
+    pub async fn channel(
+        &self,
+        role: &str,
+        claims: &str,
+        topic: &str,
+        extensions: &[&str],
+    ) -> Result<Vec<Grant>, CatalogError> {
+        let request = Request::Channel {
+            role: role.into(),
+            claims: claims.into(),
+            topic: topic.into(),
+            extensions: extensions.iter().map(|&name| name.into()).collect(),
+        };
+        ask(&self.executors, request).await
+    }
+
+    /// What `tide.check()` finds: a JSON array of `{"item","ok","problem","fix"}`, as text.
+    pub async fn check(&self) -> Result<String, CatalogError> {
+        let answer: Box<RawValue> = ask(&self.steward, Request::Check).await?;
+        Ok(answer.get().to_owned())
+    }
+
+    /// The tables that are outboxes.
+    pub async fn outboxes(&self) -> Result<Vec<Outbox>, CatalogError> {
+        ask(&self.steward, Request::Outboxes).await
+    }
+
+    /// Puts up to `limit` rows that wait, after `after`, in line for the slot of this generation.
+    pub async fn take_over(
+        &self,
+        table: u32,
+        generation: u32,
+        after: i64,
+        limit: u32,
+    ) -> Result<TakenOver, CatalogError> {
+        ask(&self.steward, Request::TakeOver { table, generation, after, limit }).await
+    }
+
+    /// Has published rows of an outbox deleted, or flagged if they are to be kept; answers which
+    /// of those that are to go are still there.
+    pub async fn retire(
+        &self,
+        table: u32,
+        ids: Vec<i64>,
+        keep: bool,
+    ) -> Result<Vec<i64>, CatalogError> {
+        let answer: Retired = ask(&self.steward, Request::Retire { table, ids, keep }).await?;
+        Ok(answer.kept)
+    }
+
+    /// Up to `limit` rows after `after` that are not flagged, and a WAL address before which they
+    /// have committed.
+    pub async fn unpublished(
+        &self,
+        table: u32,
+        after: i64,
+        limit: u32,
+    ) -> Result<Unpublished, CatalogError> {
+        ask(&self.steward, Request::Unpublished { table, after, limit }).await
+    }
+
+    /// Deletes rows flagged so long ago, of the `limit` oldest; answers how many.
+    pub async fn expire(&self, table: u32, age: Duration, limit: u32) -> Result<u64, CatalogError> {
+        ask(&self.steward, Request::Expire { table, age, limit }).await
+    }
+
+    /// Lets a connected steward work until its connection ends.
+    pub(crate) async fn serve_steward(&self, helper: UnixStream) -> io::Result<()> {
+        self.steward.serve(helper).await
+    }
+
+    /// Lets a connected executor work until its connection ends.
+    pub(crate) async fn serve_executor(&self, helper: UnixStream) -> io::Result<()> {
+        self.executors.serve(helper).await
+    }
+
+    /// How many helpers are connected: stewards, executors.
+    pub fn helpers(&self) -> (usize, usize) {
+        (self.steward.members(), self.executors.members())
+    }
+}
+
+async fn ask<T: DeserializeOwned>(pool: &Pool, request: Request) -> Result<T, CatalogError> {
+    let answer: Box<RawValue> = tokio::time::timeout(PATIENCE, pool.ask(request))
+        .await
+        .map_err(|_| CatalogError::Unavailable)??;
+    serde_json::from_str(answer.get()).map_err(|error| {
+        log::error!("a helper's answer is not understood: {error}");
+        CatalogError::Unavailable
+    })
+}

@@ -1,0 +1,271 @@
+//! Giving lagging and resuming channels what they have not had, from the history.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use super::entitlement::Entitlements;
+use super::handle::{Live, SessionId};
+use super::history::{History, Seq};
+use super::plan::{Bodies, Missing, Press, Scene};
+use super::policy_check::Inquiries;
+use super::queue::{Goodbye, Push};
+use super::registry::Roster;
+use super::slow_consumer::{Judge, Pace};
+use crate::stats::Stats;
+use crate::wire::encode::{Resync, resync};
+use crate::wire::frame_buf::Sheet;
+
+/// Events looked at per turn, so that a long replay does not hold up the stream.
+const TURN: Seq = 2048;
+
+/// Few clients but those on the same machine or network read this fast, so only they set the pace.
+/// Whoever is slower is cut off, and can resume.
+const PACE: Pace = Pace { watch: Duration::from_millis(250), least: 8 << 20 };
+
+/// The connections that are behind the stream.
+pub(super) struct Laggards {
+    sessions: HashSet<SessionId>,
+    /// Those whose queue has room, so that a turn will get them further.
+    ready: Vec<SessionId>,
+    judge: Judge,
+}
+
+impl Default for Laggards {
+    fn default() -> Self {
+        Laggards { sessions: HashSet::new(), ready: Vec::new(), judge: Judge::new(PACE) }
+    }
+}
+
+impl Laggards {
+    pub(super) fn add(&mut self, session: SessionId) {
+        self.sessions.insert(session);
+    }
+
+    /// The connection's queue has room (again).
+    pub(super) fn wake(&mut self, session: SessionId) {
+        if self.sessions.contains(&session) && !self.ready.contains(&session) {
+            self.ready.push(session);
+        }
+    }
+
+    pub(super) fn remove(&mut self, session: SessionId) {
+        self.sessions.remove(&session);
+        self.ready.retain(|ready| *ready != session);
+    }
+
+    pub(super) fn contains(&self, session: SessionId) -> bool {
+        self.sessions.contains(&session)
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Gives one connection its next events. Returns it if its queue still has room.
+    pub(super) fn turn(
+        &mut self,
+        roster: &mut Roster,
+        history: &History,
+        entitlements: &mut Entitlements,
+        inquiries: &mut Inquiries,
+        live: Live,
+    ) -> Option<SessionId> {
+        let session = self.ready.pop()?;
+        match advance(session, roster, history, entitlements, inquiries, live) {
+            Progress::CaughtUp => self.remove(session),
+            Progress::More => self.ready.insert(0, session),
+            Progress::Waiting => {}
+            Progress::Full => return None,
+        }
+        Some(session)
+    }
+
+    /// Sends on the channels that wait for a verdict on an event that is about to be dropped, and
+    /// tells them so: it is not their clients who are slow.
+    fn skip(&mut self, end: Seq, roster: &mut Roster, stats: &Stats) {
+        let sessions: Vec<SessionId> = self.sessions.iter().copied().collect();
+        for session in sessions {
+            let Some(entry) = roster.sessions.get(&session) else { continue };
+            let ids: Vec<_> = entry.groups().collect();
+            for id in ids {
+                let Some(group) = roster.group_mut(id) else { continue };
+                if !group.plans.hearing.is_waiting() {
+                    continue;
+                }
+                let gap = Resync { reason: "policy", oldest: None, newest: None };
+                let frame = || resync(group.key.vsn, None, &group.key.topic, gap);
+                let members = group.members.iter_mut().filter(|member| member.session == session);
+                for member in members.filter(|m| m.lag.is_some_and(|lag| lag < end)) {
+                    member.lag = Some(end);
+                    member.queue.reply(frame());
+                    stats.policy_skips_total.inc();
+                }
+                group.plans.hearing.skip_to(end);
+            }
+        }
+    }
+
+    /// Whether the events before `end` may be dropped. Cuts off those who need them and are too
+    /// slow; false: somebody fast enough still does, ask again soon.
+    pub(super) fn may_evict(
+        &mut self,
+        end: Seq,
+        full: bool,
+        roster: &mut Roster,
+        stats: &Stats,
+        now: Instant,
+    ) -> bool {
+        self.skip(end, roster, stats);
+        let needing = self.sessions.iter().copied().filter(|session| needs(*session, end, roster));
+        let needing: Vec<SessionId> = needing.collect();
+        let slow = if full && !needing.is_empty() {
+            match self.judge.slow(&needing, roster, now) {
+                Some(slow) => slow,
+                None => return false,
+            }
+        } else {
+            self.judge.dismiss();
+            needing.clone()
+        };
+        let all_are_slow = slow.len() == needing.len();
+        for session in slow {
+            self.cut_off(session, roster, stats);
+        }
+        all_are_slow
+    }
+
+    fn cut_off(&mut self, session: SessionId, roster: &mut Roster, stats: &Stats) {
+        self.remove(session);
+        if let Some(entry) = roster.sessions.get(&session) {
+            stats.slow_clients_total.inc();
+            log::info!("connection {session} is cut off: it reads too slowly");
+            entry.queue.close(Goodbye::Slow);
+        }
+        roster.disconnect(session);
+    }
+}
+
+/// Whether any of the connection's channels still has to be given an event before `end`.
+fn needs(session: SessionId, end: Seq, roster: &Roster) -> bool {
+    lag(session, roster).is_some_and(|lag| lag < end)
+}
+
+/// The first event that any of the connection's channels has not been given.
+fn lag(session: SessionId, roster: &Roster) -> Option<Seq> {
+    let entry = roster.sessions.get(&session)?;
+    let groups = entry.groups().filter_map(|id| roster.group(id));
+    let members = groups.filter_map(|g| g.members.iter().find(|m| m.session == session));
+    members.filter_map(|member| member.lag).min()
+}
+
+/// The same of those channels that do not wait for a verdict.
+fn next(session: SessionId, roster: &Roster) -> Option<Seq> {
+    let entry = roster.sessions.get(&session)?;
+    let groups = entry.groups().filter_map(|id| roster.group(id));
+    let ready = groups.filter(|group| !group.plans.hearing.is_waiting());
+    let members = ready.filter_map(|g| g.members.iter().find(|m| m.session == session));
+    members.filter_map(|member| member.lag).min()
+}
+
+enum Progress {
+    CaughtUp,
+    More,
+    Full,
+    /// For verdicts: the inquiries will wake it.
+    Waiting,
+}
+
+fn advance(
+    session: SessionId,
+    roster: &mut Roster,
+    history: &History,
+    entitlements: &mut Entitlements,
+    inquiries: &mut Inquiries,
+    live: Live,
+) -> Progress {
+    let Some(from) = next(session, roster) else {
+        return if lag(session, roster).is_none() { Progress::CaughtUp } else { Progress::Waiting };
+    };
+    let Some(entry) = roster.sessions.get(&session) else { return Progress::CaughtUp };
+    entry.queue.resume();
+    let groups: Vec<_> = entry.groups().collect();
+    let end = history.head().min(from + TURN);
+    let (mut bodies, mut sheet) = (Bodies::default(), Sheet::default());
+    let mut frames = Vec::new();
+    for seq in from..end {
+        let Some((batch, index)) = history.at(seq) else { continue };
+        let Some(event) = batch.events.get(index) else { continue };
+        let scene = Scene { batch, event, seq, live };
+        bodies.clear();
+        for id in &groups {
+            let Some(group) = roster.group_mut(*id) else { continue };
+            if group.plans.hearing.is_waiting() {
+                continue;
+            }
+            let Some(member) = group.members.iter_mut().find(|m| m.session == session) else {
+                continue;
+            };
+            if member.lag.is_none_or(|lag| lag > seq) {
+                continue;
+            }
+            if event.position > member.floor {
+                frames.clear();
+                let mut press = Press {
+                    entitlements: &mut *entitlements,
+                    bodies: &mut bodies,
+                    sheet: &mut sheet,
+                    out: &mut frames,
+                };
+                match group.plans.frames(&group.key, scene, None, &mut press) {
+                    Ok(()) => {}
+                    Err(Missing::Identity) => {
+                        roster.tell_apart(*id);
+                        return Progress::More;
+                    }
+                    Err(Missing::Verdict { table }) => {
+                        inquiries.raise(*id, seq, table, roster);
+                        continue;
+                    }
+                }
+                if !frames.is_empty() {
+                    group.previous = group.previous.max(Some(event.position));
+                    match &mut member.latest {
+                        Some(latest) if seq < latest.until => {
+                            latest.keep(std::mem::take(&mut frames));
+                        }
+                        _ => match member.queue.push(&frames) {
+                            Push::Queued => {}
+                            Push::Full => return Progress::Full,
+                            Push::Closed => return Progress::CaughtUp,
+                        },
+                    }
+                }
+            }
+            member.lag = Some(seq + 1);
+            if let Some(latest) = member.latest.take_if(|latest| seq + 1 >= latest.until) {
+                for frame in latest.frames.into_iter().flatten() {
+                    member.queue.reply(frame);
+                }
+            }
+        }
+    }
+    let is_done = end == history.head();
+    let mut waits = false;
+    for id in groups {
+        let Some(group) = roster.group_mut(id) else { continue };
+        if group.plans.hearing.is_waiting() {
+            waits = true;
+            continue;
+        }
+        for member in group.members.iter_mut().filter(|m| is_done && m.session == session) {
+            member.lag = None;
+        }
+        let lag = group.lag();
+        group.plans.hearing.forget(lag);
+    }
+    match (is_done, waits) {
+        (false, _) => Progress::More,
+        (true, true) => Progress::Waiting,
+        (true, false) => Progress::CaughtUp,
+    }
+}

@@ -1,0 +1,119 @@
+//! Channels that get the same frames: evaluated once, encoded once, whatever their number.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tide_feed::event::{Position, Relation};
+
+use super::handle::SessionId;
+use super::history::Seq;
+use super::plan::Plans;
+use super::queue::Queue;
+use super::route::Anchors;
+use super::subscription::{Binding, Facet, Identity, Style, Subscription, Target};
+use crate::policy::Rule;
+use crate::wire::{Vsn, record};
+
+pub(super) type GroupId = usize;
+
+/// What makes channels the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct GroupKey {
+    pub(super) topic: Arc<str>,
+    pub(super) vsn: Vsn,
+    pub(super) style: Style,
+    /// Whose privileges decide; nobody's where rows are not involved, so that all share a group.
+    pub(super) role: Option<Arc<str>>,
+    /// Whose rows, where policies tell clients of the role apart.
+    pub(super) identity: Option<Arc<Identity>>,
+    pub(super) private: bool,
+    pub(super) bindings: Arc<[Binding]>,
+}
+
+impl GroupKey {
+    pub(super) fn of(subscription: &Subscription, facet: &Facet) -> GroupKey {
+        GroupKey::new(&subscription.topic, subscription.vsn, &subscription.identity.role, facet)
+    }
+
+    pub(super) fn new(topic: &Arc<str>, vsn: Vsn, role: &Arc<str>, facet: &Facet) -> GroupKey {
+        let has_role = facet.style.is_of_rows() || facet.style == Style::Schema;
+        GroupKey {
+            topic: Arc::clone(topic),
+            vsn,
+            style: facet.style,
+            role: has_role.then(|| Arc::clone(role)),
+            identity: None,
+            private: facet.private,
+            bindings: Arc::clone(&facet.bindings),
+        }
+    }
+
+    /// Whether any binding is about the table.
+    pub(super) fn targets(&self, relation: &Relation) -> bool {
+        if self.style == Style::Records && !record::is_table_of(relation) {
+            return false;
+        }
+        self.bindings.iter().any(|binding| is_about(&binding.target, relation))
+    }
+}
+
+pub(super) fn is_about(target: &Target, relation: &Relation) -> bool {
+    match target {
+        Target::All => true,
+        Target::Schema(schema) => *schema == relation.schema,
+        Target::Table(oid) => *oid == relation.oid,
+    }
+}
+
+/// One channel of one connection.
+pub(super) struct Member {
+    pub(super) session: SessionId,
+    pub(super) queue: Arc<Queue>,
+    /// Only events after this position are for it.
+    pub(super) floor: Position,
+    /// The first event it has not been given, if it does not keep up or is resuming.
+    pub(super) lag: Option<Seq>,
+    /// It is to be given only the newest of what it reads from the history.
+    pub(super) latest: Option<Box<Latest>>,
+}
+
+/// The newest frames of a part of the history that has to be read from its beginning, since the
+/// policies have to be asked about it.
+#[derive(Debug)]
+pub(super) struct Latest {
+    pub(super) count: usize,
+    /// The first event after that part.
+    pub(super) until: Seq,
+    /// Of each event.
+    pub(super) frames: VecDeque<Vec<Bytes>>,
+}
+
+impl Latest {
+    pub(super) fn keep(&mut self, frames: Vec<Bytes>) {
+        self.frames.push_back(frames);
+        if self.frames.len() > self.count {
+            self.frames.pop_front();
+        }
+    }
+}
+
+pub(super) struct Group {
+    pub(super) key: GroupKey,
+    pub(super) plans: Plans,
+    pub(super) members: Vec<Member>,
+    /// Position of the group's previous event, for `meta.prev`.
+    pub(super) previous: Option<Position>,
+}
+
+impl Group {
+    /// What rows must have for the group to see them by the rule.
+    pub(super) fn anchors(&self, rule: &Arc<Rule>) -> Anchors {
+        rule.anchors(self.plans.hearing.values(rule)?)
+    }
+
+    /// The first event that one of its members has not been given.
+    pub(super) fn lag(&self) -> Option<Seq> {
+        self.members.iter().filter_map(|member| member.lag).min()
+    }
+}

@@ -1,0 +1,282 @@
+//! The handle by which sessions and SQL functions talk to the hub's thread.
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender};
+use tide_feed::catalog::{Connection, RecentEvent};
+use tide_feed::event::{Epoch, Lsn};
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::hub::queue::{Budget, Queue};
+use crate::hub::subscription::{Facet, Identity, Style, Subscription};
+use crate::notify::{Lease, Listening};
+use crate::wire::Vsn;
+
+pub type SessionId = u64;
+
+/// A connection as `tide.stat_connections` shows it.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub address: SocketAddr,
+    pub user_agent: Option<Box<str>>,
+    pub connected_at: SystemTime,
+}
+
+/// The stream as of its last opening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Live {
+    pub epoch: Epoch,
+    pub from: Lsn,
+}
+
+/// Something that is said to a topic now, and never again: it has no position.
+#[derive(Clone, Debug)]
+pub struct Cast {
+    /// As on the wire, `realtime:...`.
+    pub topic: Arc<str>,
+    /// For those who have joined for this: messages, presence, notifications.
+    pub to: Style,
+    /// For those only who joined the channel as a private one; else only for the others.
+    pub private: bool,
+    /// The whole frame, for clients of either version; empty: it cannot be said to them.
+    pub v1: Bytes,
+    pub v2: Bytes,
+    /// Who said it, if it is not to hear it.
+    pub except: Option<SessionId>,
+}
+
+/// What the hub's thread is asked to do.
+#[derive(Debug)]
+pub(super) enum Command {
+    Connect { session: SessionId, queue: Arc<Queue>, peer: Peer },
+    Join { session: SessionId, subscription: Subscription, joined: oneshot::Sender<()> },
+    SetIdentity { session: SessionId, topic: Arc<str>, identity: Arc<Identity> },
+    Leave { session: SessionId, topic: Arc<str> },
+    Receive { session: SessionId, topic: Arc<str>, vsn: Vsn, facet: Facet, receive: bool },
+    Cast { cast: Cast },
+    Tell { session: SessionId, frame: Bytes },
+    Drained { session: SessionId },
+    Disconnect { session: SessionId },
+    Recent { limit: usize, tables: Option<Vec<u32>>, answer: oneshot::Sender<Vec<RecentEvent>> },
+    Connections { answer: oneshot::Sender<Vec<Connection>> },
+    Expel { session: SessionId, answer: oneshot::Sender<bool> },
+    Stop,
+}
+
+/// Talks to the hub's thread. A cheap clone.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Not bounded by itself, but by its senders: a session has one join under way at a time, casts
+    /// wait for [`Hub::ready`], and every other command is the end of something that was joined.
+    commands: Sender<Command>,
+    casts: Arc<Casts>,
+    live: watch::Receiver<Option<Live>>,
+    stalled: Arc<Mutex<Option<String>>>,
+    next_session: AtomicU64,
+    queue_size: usize,
+    budget: Arc<Budget>,
+    listening: Listening,
+}
+
+/// Casts that the hub's thread has not dealt with yet.
+#[derive(Debug, Default)]
+pub(super) struct Casts {
+    bytes: AtomicUsize,
+    dealt_with: Notify,
+}
+
+impl Casts {
+    /// Bytes of casts that may wait before those who make more have to.
+    const LIMIT: usize = 4 << 20;
+
+    fn add(&self, cast: &Cast) {
+        self.bytes.fetch_add(cast.bytes(), Ordering::Relaxed);
+    }
+
+    pub(super) fn remove(&self, cast: &Cast) {
+        let before = self.bytes.fetch_sub(cast.bytes(), Ordering::Relaxed);
+        if before > Casts::LIMIT && before - cast.bytes() <= Casts::LIMIT {
+            self.dealt_with.notify_waiters();
+        }
+    }
+
+    async fn ready(&self) {
+        loop {
+            // Registered before the look, so that no notification falls in between.
+            let mut dealt_with = pin!(self.dealt_with.notified());
+            dealt_with.as_mut().enable();
+            if self.bytes.load(Ordering::Relaxed) <= Casts::LIMIT {
+                return;
+            }
+            dealt_with.await;
+        }
+    }
+}
+
+impl Cast {
+    fn bytes(&self) -> usize {
+        size_of::<Command>() + self.v1.len() + self.v2.len()
+    }
+}
+
+/// The hub's own ends of what the handle holds.
+pub(super) struct Ends {
+    pub(super) casts: Arc<Casts>,
+    pub(super) commands: Receiver<Command>,
+    pub(super) live: watch::Sender<Option<Live>>,
+    pub(super) stalled: Arc<Mutex<Option<String>>>,
+}
+
+impl Hub {
+    pub(super) fn new(queue_size: usize, budget: Arc<Budget>, listening: Listening) -> (Hub, Ends) {
+        let (commands, received) = crossbeam_channel::unbounded();
+        let (live_sender, live) = watch::channel(None);
+        let stalled = Arc::new(Mutex::new(None));
+        let casts = Arc::<Casts>::default();
+        let shared = Shared {
+            commands,
+            casts: Arc::clone(&casts),
+            live,
+            stalled: Arc::clone(&stalled),
+            next_session: AtomicU64::new(1),
+            queue_size,
+            budget,
+            listening,
+        };
+        let ends = Ends { casts, commands: received, live: live_sender, stalled };
+        (Hub { shared: Arc::new(shared) }, ends)
+    }
+
+    /// Registers a connection; what is pushed to its queue is to be written to its socket.
+    pub fn connect(&self, peer: Peer) -> (SessionId, Arc<Queue>) {
+        let session = self.shared.next_session.fetch_add(1, Ordering::Relaxed);
+        let queue = Arc::new(Queue::new(self.shared.queue_size, Arc::clone(&self.shared.budget)));
+        self.send(Command::Connect { session, queue: Arc::clone(&queue), peer });
+        (session, queue)
+    }
+
+    /// Adds a channel (or replaces the session's channel of that topic) and queues the greeting
+    /// before its first event. Waits until the stream is live.
+    pub async fn join(&self, session: SessionId, subscription: Subscription) {
+        let mut live = self.shared.live.clone();
+        if live.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
+        let (joined, done) = oneshot::channel();
+        self.send(Command::Join { session, subscription, joined });
+        // The hub only goes away when the worker stops; the session hears of that by its queue.
+        let _ = done.await;
+    }
+
+    /// The channel's token was renewed with another role or other claims.
+    pub fn set_identity(&self, session: SessionId, topic: &str, identity: Arc<Identity>) {
+        self.send(Command::SetIdentity { session, topic: topic.into(), identity });
+    }
+
+    pub fn leave(&self, session: SessionId, topic: &str) {
+        self.send(Command::Leave { session, topic: topic.into() });
+    }
+
+    /// Has the database listen to a NOTIFY channel for as long as the lease lives. `None`: to too
+    /// many already.
+    pub fn listen(&self, channel: &str) -> Option<Lease> {
+        self.shared.listening.lease(channel)
+    }
+
+    /// Gives frames to everybody in a topic. At most once: a client whose queue is full, or that
+    /// reads from the history, does not get them (counted as `dropped_casts_total`). In the order
+    /// of the calls for any one caller.
+    pub fn cast(&self, cast: Cast) {
+        self.shared.casts.add(&cast);
+        self.send(Command::Cast { cast });
+    }
+
+    /// Waits until the hub keeps up with the casts: to be called by whoever is about to take in
+    /// what may become one. Cancel safe.
+    pub async fn ready(&self) {
+        self.shared.casts.ready().await;
+    }
+
+    /// Gives a frame to one connection, in its place among the casts.
+    pub fn tell(&self, session: SessionId, frame: Bytes) {
+        self.send(Command::Tell { session, frame });
+    }
+
+    /// From now on a joined channel receives this as well, or no more. For facets without bindings.
+    pub fn receive(
+        &self,
+        session: SessionId,
+        topic: &Arc<str>,
+        vsn: Vsn,
+        facet: Facet,
+        receive: bool,
+    ) {
+        let topic = Arc::clone(topic);
+        self.send(Command::Receive { session, topic, vsn, facet, receive });
+    }
+
+    /// The session's queue has room again ([`super::queue::Taken::Frames`] said `drained`).
+    pub fn drained(&self, session: SessionId) {
+        self.send(Command::Drained { session });
+    }
+
+    /// Forgets the connection and its channels.
+    pub fn disconnect(&self, session: SessionId) {
+        self.send(Command::Disconnect { session });
+    }
+
+    /// The stream, if it is live at the moment.
+    pub fn live(&self) -> Option<Live> {
+        *self.shared.live.borrow()
+    }
+
+    /// The stream, and when it becomes another.
+    pub fn watch_live(&self) -> watch::Receiver<Option<Live>> {
+        self.shared.live.clone()
+    }
+
+    /// Why the stream is not live, if that is known.
+    pub fn stalled(&self) -> Option<String> {
+        self.shared.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The newest events of these tables (`None`: of all), oldest first.
+    pub async fn recent(&self, limit: usize, tables: Option<Vec<u32>>) -> Vec<RecentEvent> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Recent { limit, tables, answer });
+        answered.await.unwrap_or_default()
+    }
+
+    pub async fn connections(&self) -> Vec<Connection> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Connections { answer });
+        answered.await.unwrap_or_default()
+    }
+
+    /// Ends a connection; false if there is none of that number.
+    pub async fn expel(&self, session: SessionId) -> bool {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Expel { session, answer });
+        answered.await.unwrap_or(false)
+    }
+
+    /// Says goodbye to every connection and ends the hub's thread.
+    pub fn stop(&self) {
+        self.send(Command::Stop);
+    }
+
+    fn send(&self, command: Command) {
+        // An error means that the hub has stopped, and with it everything it could be asked.
+        let _ = self.shared.commands.send(command);
+    }
+}

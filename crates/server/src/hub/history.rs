@@ -1,0 +1,235 @@
+//! The newest events, bounded in bytes, age and WAL held back, for those who resume and those who lag.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tide_feed::event::{Batch, Event, Lsn, Position};
+
+/// Counts every event the hub has taken in since the worker started.
+pub(super) type Seq = u64;
+
+struct Entry {
+    batch: Arc<Batch>,
+    first: Seq,
+    size: usize,
+    arrived: Instant,
+}
+
+/// A ring of batches. Evicts from the oldest end; what it holds is without gaps.
+pub(super) struct History {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    capacity: usize,
+    retention: Duration,
+    /// Bytes of WAL that the oldest event may lie back.
+    reach: u64,
+    /// Address up to which everything has been decoded.
+    decoded: Lsn,
+    next: Seq,
+    /// Whoever has seen this position has missed nothing that is not here.
+    floor: Position,
+}
+
+impl History {
+    pub(super) fn new(capacity: usize, retention: Duration, reach: u64) -> History {
+        History {
+            entries: VecDeque::new(),
+            bytes: 0,
+            capacity,
+            retention,
+            reach,
+            decoded: Lsn(0),
+            next: 0,
+            floor: Position::default(),
+        }
+    }
+
+    /// Begins a new history: the stream was opened at `from`.
+    pub(super) fn restart(&mut self, from: Lsn) {
+        self.entries.clear();
+        self.bytes = 0;
+        self.floor = before(from);
+    }
+
+    pub(super) fn push(&mut self, batch: Arc<Batch>, now: Instant) -> Seq {
+        let first = self.next;
+        let size = batch.size();
+        self.next += batch.events.len() as Seq;
+        self.bytes += size;
+        self.entries.push_back(Entry { batch, first, size, arrived: now });
+        first
+    }
+
+    /// Everything that committed before `lsn` has been decoded.
+    pub(super) fn decoded_to(&mut self, lsn: Lsn) {
+        self.decoded = lsn;
+    }
+
+    pub(super) fn decoded(&self) -> Lsn {
+        self.decoded
+    }
+
+    /// The sequence number that the next event will get.
+    pub(super) fn head(&self) -> Seq {
+        self.next
+    }
+
+    /// The sequence number of the oldest event that is kept; the head if there is none.
+    pub(super) fn start(&self) -> Seq {
+        self.entries.front().map_or(self.next, |oldest| oldest.first)
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many events are kept.
+    pub(super) fn count(&self) -> u64 {
+        self.entries.front().map_or(0, |oldest| self.next - oldest.first)
+    }
+
+    pub(super) fn floor(&self) -> Position {
+        self.floor
+    }
+
+    /// Position of the newest event, if any is kept.
+    pub(super) fn newest(&self) -> Option<Position> {
+        self.entries.back().and_then(|entry| entry.batch.events.last()).map(|e| e.position)
+    }
+
+    /// Where decoding would have to begin to get back everything that is kept.
+    pub(super) fn oldest_commit(&self) -> Option<Lsn> {
+        self.entries.front().and_then(|entry| entry.batch.events.first()).map(|e| e.position.commit)
+    }
+
+    /// The first event that is not kept any more after the next [`History::evict`], if one is due.
+    pub(super) fn due(&self, now: Instant) -> Option<Seq> {
+        let oldest = self.entries.front()?;
+        let too_much = self.bytes > self.capacity;
+        let too_old = now.saturating_duration_since(oldest.arrived) >= self.retention;
+        let commit = oldest.batch.events.first().map_or(self.decoded, |e| e.position.commit);
+        let too_far = self.decoded.0.saturating_sub(commit.0) > self.reach;
+        (too_much || too_old || too_far).then(|| oldest.first + oldest.batch.events.len() as Seq)
+    }
+
+    /// Whether the next eviction is for want of room, not for age.
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes > self.capacity
+    }
+
+    /// Drops the oldest batch.
+    pub(super) fn evict(&mut self) {
+        if let Some(entry) = self.entries.pop_front() {
+            self.bytes -= entry.size;
+            if let Some(event) = entry.batch.events.last() {
+                self.floor = event.position;
+            }
+        }
+    }
+
+    /// The batch that holds the event `seq`, and the event's index in it.
+    pub(super) fn at(&self, seq: Seq) -> Option<(&Arc<Batch>, usize)> {
+        let index = self.entries.partition_point(|entry| entry.first <= seq).checked_sub(1)?;
+        let entry = self.entries.get(index)?;
+        let offset = usize::try_from(seq - entry.first).ok()?;
+        (offset < entry.batch.events.len()).then_some((&entry.batch, offset))
+    }
+
+    /// The first event after `position`; the head if there is none.
+    pub(super) fn after(&self, position: Position) -> Seq {
+        let index = self.entries.partition_point(|entry| {
+            entry.batch.events.last().is_some_and(|event| event.position <= position)
+        });
+        self.entries.get(index).map_or(self.next, |entry| {
+            let offset = entry.batch.events.partition_point(|event| event.position <= position);
+            entry.first + offset as Seq
+        })
+    }
+
+    /// The newest events, newest first.
+    pub(super) fn newest_first(&self) -> impl Iterator<Item = (Seq, &Arc<Batch>, &Event)> {
+        self.entries.iter().rev().flat_map(|entry| {
+            let numbered = entry.batch.events.iter().enumerate().rev();
+            numbered.map(move |(i, event)| (entry.first + i as Seq, &entry.batch, event))
+        })
+    }
+}
+
+/// The last position before every transaction that commits at `lsn` or later.
+pub(super) fn before(lsn: Lsn) -> Position {
+    match lsn.0.checked_sub(1) {
+        Some(commit) => Position { commit: Lsn(commit), ordinal: u32::MAX },
+        None => Position::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tide_feed::event::EventKind;
+
+    use super::*;
+
+    fn batch(commits: &[u64]) -> Arc<Batch> {
+        let failed =
+            || EventKind::Failed { relation: None, sqlstate: "XX000".into(), message: "".into() };
+        let event = |commit: &u64| Event::alone(*commit, failed());
+        let events = commits.iter().map(event).collect();
+        let mut batch = Batch::default();
+        batch.events = events;
+        Arc::new(batch)
+    }
+
+    fn at(commit: u64) -> Position {
+        Position { commit: Lsn(commit), ordinal: 0 }
+    }
+
+    #[test]
+    fn events_are_found_by_position_and_by_number() {
+        let mut history = History::new(usize::MAX, Duration::MAX, u64::MAX);
+        history.push(batch(&[10, 20]), Instant::now());
+        history.push(batch(&[30]), Instant::now());
+
+        assert_eq!(history.after(at(5)), 0);
+        assert_eq!(history.after(at(10)), 1);
+        assert_eq!(history.after(at(20)), 2);
+        assert_eq!(history.after(at(30)), history.head());
+        assert_eq!(history.at(2).map(|(b, i)| b.events[i].position), Some(at(30)));
+        assert!(history.at(3).is_none());
+    }
+
+    #[test]
+    fn what_was_evicted_raises_the_floor() {
+        let mut history = History::new(0, Duration::MAX, u64::MAX);
+        history.restart(Lsn(8));
+        history.push(batch(&[10]), Instant::now());
+        assert_eq!(history.due(Instant::now()), Some(1));
+
+        history.evict();
+
+        assert_eq!(history.floor(), at(10));
+        assert_eq!(history.bytes(), 0);
+        assert!(history.due(Instant::now()).is_none());
+    }
+
+    #[test]
+    fn events_whose_wal_lies_too_far_back_are_not_kept() {
+        let mut history = History::new(usize::MAX, Duration::MAX, 1000);
+        history.push(batch(&[10]), Instant::now());
+
+        history.decoded_to(Lsn(1010));
+        assert!(history.due(Instant::now()).is_none());
+        history.decoded_to(Lsn(1011));
+        assert_eq!(history.due(Instant::now()), Some(1));
+    }
+
+    #[test]
+    fn events_grow_too_old_to_keep() {
+        let mut history = History::new(usize::MAX, Duration::from_secs(10), u64::MAX);
+        let start = Instant::now();
+        history.push(batch(&[10]), start);
+
+        assert!(history.due(start + Duration::from_secs(9)).is_none());
+        assert_eq!(history.due(start + Duration::from_secs(10)), Some(1));
+    }
+}

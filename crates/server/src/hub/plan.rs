@@ -1,0 +1,559 @@
+//! How a group turns events into frames: everything that stays the same from one event of a table
+//! to the next is worked out once.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tide_feed::catalog::{Object, Visibility};
+use tide_feed::event::{
+    Batch, Change, Cursor, Datum, Event, EventKind, Message, Operation, Position, Relation,
+    SchemaChange, SchemaOperation,
+};
+
+use super::entitlement::{Entitlement, Entitlements};
+use super::group::{GroupKey, is_about};
+use super::handle::Live;
+use super::history::Seq;
+use super::policy_check::{Hearing, Verdict};
+use super::subscription::{Binding, Style};
+use crate::policy::{Images, Seen, Sight, Way};
+use crate::wire::change::{self, ColumnSet};
+use crate::wire::envelope::{Envelope, MessageMeta, Meta, RowMeta};
+use crate::wire::frame_buf::Sheet;
+use crate::wire::{encode, record, schema};
+
+/// An event with what it is read by.
+#[derive(Clone, Copy)]
+pub(super) struct Scene<'a> {
+    pub(super) batch: &'a Batch,
+    pub(super) event: &'a Event,
+    pub(super) seq: Seq,
+    pub(super) live: Live,
+}
+
+/// What is missing to say what an event is to a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// Its members see different rows: they have to be told apart.
+    Identity,
+    /// An answer about the policies of this table.
+    Verdict { table: u32 },
+}
+
+impl Scene<'_> {
+    fn cursor(&self, position: Position) -> Cursor {
+        Cursor { epoch: self.live.epoch, position }
+    }
+}
+
+/// How a change is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Supabase,
+    Table,
+    Record,
+}
+
+/// What makes the bodies of one change the same.
+#[derive(PartialEq, Eq)]
+struct Shape {
+    columns: *const ColumnSet,
+    form: Form,
+    operation: Operation,
+    has_old: bool,
+}
+
+/// Bodies of one event that several groups share: encoded once per column set and style.
+#[derive(Default)]
+pub(super) struct Bodies {
+    encoded: Vec<(Shape, Vec<u8>)>,
+    spare: Vec<Vec<u8>>,
+}
+
+impl Bodies {
+    /// Forgets the last event's bodies and keeps their memory.
+    pub(super) fn clear(&mut self) {
+        self.spare.extend(self.encoded.drain(..).map(|(_, mut body)| {
+            body.clear();
+            body
+        }));
+        self.spare.truncate(8);
+    }
+
+    fn get(
+        &mut self,
+        columns: &Rc<ColumnSet>,
+        form: Form,
+        change: &Change,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> &[u8] {
+        let (operation, has_old) = (change.operation, change.old.is_some());
+        let shape = Shape { columns: Rc::as_ptr(columns), form, operation, has_old };
+        let known = self.encoded.iter().position(|(known, _)| *known == shape);
+        let index = known.unwrap_or_else(|| {
+            let mut body = self.spare.pop().unwrap_or_default();
+            encode(&mut body);
+            self.encoded.push((shape, body));
+            self.encoded.len() - 1
+        });
+        self.encoded.get(index).map_or(&[], |(_, body)| body)
+    }
+}
+
+/// What a group knows of the table it last had an event of.
+#[derive(Default)]
+pub(super) struct Plans {
+    newest: Option<Box<Plan>>,
+    pub(super) hearing: Hearing,
+}
+
+/// A group's dealings with one shape of one table, for as long as the catalogue stays as it is.
+struct Plan {
+    relation: Arc<Relation>,
+    generation: u64,
+    entitlement: Option<Rc<Entitlement>>,
+    /// One per distinct `select`; none if the role may see nothing.
+    parts: Vec<Part>,
+    /// Some binding names TRUNCATE.
+    names_truncate: bool,
+    /// Columns that filters may look at.
+    readable: Vec<i16>,
+}
+
+/// Bindings with the same `select` share a frame; a channel rarely has more than one.
+struct Part {
+    columns: Rc<ColumnSet>,
+    /// Indexes into the group's bindings.
+    bindings: Vec<usize>,
+    /// The ids of the bindings that want the event at hand.
+    wanted: Vec<u32>,
+    /// The ids and the operation that `envelope` was made for.
+    ids: Vec<u32>,
+    operation: Operation,
+    envelope: Option<Envelope>,
+}
+
+/// What a group's frames are made with.
+pub(super) struct Press<'a> {
+    pub(super) entitlements: &'a mut Entitlements,
+    pub(super) bodies: &'a mut Bodies,
+    pub(super) sheet: &'a mut Sheet,
+    pub(super) out: &'a mut Vec<Bytes>,
+}
+
+impl Plans {
+    /// Forgets what can be worked out again.
+    pub(super) fn rest(&mut self) {
+        self.newest = None;
+    }
+
+    /// Appends the frames that the event becomes for the group: none, one, or one per distinct
+    /// `select`.
+    pub(super) fn frames(
+        &mut self,
+        group: &GroupKey,
+        scene: Scene<'_>,
+        previous: Option<Position>,
+        press: &mut Press<'_>,
+    ) -> Result<(), Missing> {
+        match &scene.event.kind {
+            EventKind::Change(change) => {
+                let (plan, hearing) = self.plan(group, &change.relation, press.entitlements);
+                let images = Images::of(scene.batch, change);
+                if !plan.concerns(group, change, &images) {
+                    return Ok(());
+                }
+                match plan.sight(group, scene.seq, change, &images, hearing)? {
+                    Verdict::Sight(sight) => {
+                        hearing.told = false;
+                        plan.frames(group, scene, change, sight, previous, press);
+                    }
+                    Verdict::Failed(sqlstate) => {
+                        if !std::mem::replace(&mut hearing.told, true) {
+                            let Relation { schema, name, .. } = &*change.relation;
+                            let (vsn, topic) = (group.vsn, &group.topic);
+                            let table = (&**schema, &**name);
+                            press.out.push(encode::policy_failed(vsn, topic, table, &sqlstate));
+                        }
+                    }
+                }
+            }
+            EventKind::Message(message) => said(group, scene, message, previous, press),
+            EventKind::Schema(change) => altered(group, scene, change, previous, press),
+            EventKind::Failed { relation, sqlstate, .. } => {
+                failure(group, scene, relation.as_deref(), sqlstate, press);
+            }
+        }
+        Ok(())
+    }
+
+    fn plan(
+        &mut self,
+        group: &GroupKey,
+        relation: &Arc<Relation>,
+        entitlements: &mut Entitlements,
+    ) -> (&mut Plan, &mut Hearing) {
+        let generation = entitlements.generation();
+        let current = self
+            .newest
+            .take()
+            .filter(|plan| plan.generation == generation && Arc::ptr_eq(&plan.relation, relation));
+        let plan = current.unwrap_or_else(|| Box::new(Plan::new(group, relation, entitlements)));
+        (self.newest.insert(plan), &mut self.hearing)
+    }
+}
+
+impl Plan {
+    fn new(group: &GroupKey, relation: &Arc<Relation>, entitlements: &mut Entitlements) -> Plan {
+        let mut plan = Plan {
+            relation: Arc::clone(relation),
+            generation: entitlements.generation(),
+            entitlement: None,
+            parts: Vec::new(),
+            names_truncate: false,
+            readable: Vec::new(),
+        };
+        if !group.targets(relation) {
+            return plan;
+        }
+        let Some(role) = &group.role else { return plan };
+        let entitlement = entitlements.of(role, relation.oid);
+        if !entitlement.is_granted() {
+            return plan;
+        }
+        // A privilege that was revoked since the join: the filter must not tell what is hidden.
+        let columns = relation.columns.iter().map(|column| column.attnum);
+        plan.readable = columns.filter(|attnum| entitlement.may_read(*attnum)).collect();
+        for (index, binding) in group.bindings.iter().enumerate() {
+            if is_about(&binding.target, relation) {
+                plan.names_truncate |= binding.operations.contains(Operation::Truncate);
+                plan.add(index, group, &entitlement);
+            }
+        }
+        plan.entitlement = Some(entitlement);
+        plan
+    }
+
+    fn add(&mut self, index: usize, group: &GroupKey, entitlement: &Entitlement) {
+        let select = |index: usize| group.bindings.get(index).map(|binding| &binding.select);
+        let of_binding = |part: &&mut Part| {
+            part.bindings.first().is_some_and(|first| select(*first) == select(index))
+        };
+        if let Some(part) = self.parts.iter_mut().find(of_binding) {
+            part.bindings.push(index);
+            return;
+        }
+        let chosen = select(index).and_then(Option::as_ref);
+        let columns = entitlement.columns(&self.relation, chosen);
+        if group.style == Style::Records && !record::has_key(&self.relation, &columns) {
+            return;
+        }
+        self.parts.push(Part {
+            columns,
+            bindings: vec![index],
+            wanted: Vec::new(),
+            ids: Vec::new(),
+            operation: Operation::Insert,
+            envelope: None,
+        });
+    }
+
+    /// Whether the change could be for the group, whatever its policies say.
+    fn concerns(&self, group: &GroupKey, change: &Change, images: &Images<'_>) -> bool {
+        if change.operation == Operation::Truncate {
+            return !self.parts.is_empty();
+        }
+        self.parts.iter().flat_map(|part| &part.bindings).any(|index| {
+            group.bindings.get(*index).is_some_and(|binding| {
+                self.admits(binding, |attnum| images.after(attnum))
+                    || self.admits(binding, |attnum| images.before(attnum))
+            })
+        })
+    }
+
+    /// Whether the binding's filter admits a row.
+    fn admits<'v>(&self, binding: &Binding, value: impl Fn(i16) -> Datum<'v>) -> bool {
+        let Some(filter) = &binding.filter else { return true };
+        filter.matches(
+            |attnum| {
+                if self.readable.contains(&attnum) { value(attnum) } else { Datum::Absent }
+            },
+        )
+    }
+
+    /// Whether the group sees the row before and after the change.
+    fn sight(
+        &self,
+        group: &GroupKey,
+        seq: Seq,
+        change: &Change,
+        images: &Images<'_>,
+        hearing: &Hearing,
+    ) -> Result<Verdict, Missing> {
+        let Some(entitlement) = &self.entitlement else { return Ok(Verdict::Sight(Sight::CLEAR)) };
+        let rule = entitlement.rule();
+        let sight = match rule.way {
+            // TRUNCATE is about the table, not about rows.
+            _ if change.operation == Operation::Truncate => Sight::CLEAR,
+            Way::Constant(visible) => {
+                Sight { before: Seen::from(visible), after: Seen::from(visible) }
+            }
+            _ if rule.is_personal() && group.identity.is_none() => return Err(Missing::Identity),
+            Way::Formula => match (hearing.values(rule), hearing.verdict(seq, rule)) {
+                (Some(values), _) => rule.sight(values, images),
+                // What the claims are worth could not be found out.
+                (None, Some(verdict)) => return Ok(verdict),
+                (None, None) => return Err(Missing::Verdict { table: self.relation.oid }),
+            },
+            Way::Ask => match rule.decidable(images, &entitlement.attnums()) {
+                (false, false) => Sight::unknown(images),
+                _ => {
+                    let heard = hearing.verdict(seq, rule);
+                    return heard.ok_or(Missing::Verdict { table: self.relation.oid });
+                }
+            },
+        };
+        Ok(Verdict::Sight(sight))
+    }
+
+    fn frames(
+        &mut self,
+        group: &GroupKey,
+        scene: Scene<'_>,
+        change: &Change,
+        sight: Sight,
+        previous: Option<Position>,
+        press: &mut Press<'_>,
+    ) {
+        let images = Images::of(scene.batch, change);
+        let Some(operation) = sight.presented(change.operation) else { return };
+        // As it is told: a row that comes into sight is a new one, one that leaves it a deleted one.
+        // Of an UPDATE whose old row may not have been in sight, not even its key is told.
+        let hides_old = operation == Operation::Update && sight.before != Seen::Yes;
+        let told;
+        let change = if operation == change.operation && !hides_old {
+            change
+        } else {
+            let old = change.old.filter(|_| !hides_old);
+            told = Change { operation, old, ..change.clone() };
+            &told
+        };
+        if operation == Operation::Truncate && !self.names_truncate {
+            let Relation { schema, name, .. } = &*change.relation;
+            press.out.push(encode::truncated(group.vsn, &group.topic, schema, name));
+            return;
+        }
+        let mut parts = std::mem::take(&mut self.parts);
+        for part in &mut parts {
+            part.wanted.clear();
+            let bindings = part.bindings.iter().filter_map(|index| group.bindings.get(*index));
+            let wanted = bindings.filter(|binding| {
+                binding.operations.contains(operation)
+                    && match operation {
+                        Operation::Insert | Operation::Update => {
+                            self.admits(binding, |attnum| images.after(attnum))
+                        }
+                        Operation::Delete => self.admits(binding, |attnum| images.before(attnum)),
+                        // A filter says which rows; TRUNCATE is about all of them.
+                        Operation::Truncate => true,
+                    }
+            });
+            part.wanted.extend(wanted.map(|binding| binding.id));
+            if !part.wanted.is_empty() {
+                part.address(group, operation);
+                let frame = part.frame(group, scene, change, previous, press);
+                press.out.push(frame);
+            }
+        }
+        self.parts = parts;
+    }
+}
+
+impl Part {
+    /// Makes the envelope fit the wanted ids and the operation, if it does not yet.
+    fn address(&mut self, group: &GroupKey, operation: Operation) {
+        let fits = self.envelope.is_some()
+            && (group.style == Style::Changes || self.operation == operation)
+            && self.wanted == self.ids;
+        if !fits {
+            self.ids.clone_from(&self.wanted);
+            self.operation = operation;
+            let (vsn, topic) = (group.vsn, &group.topic);
+            self.envelope = Some(match group.style {
+                Style::Changes => Envelope::changes(vsn, topic, &self.ids),
+                Style::Legacy => Envelope::legacy(vsn, topic, operation),
+                _ => Envelope::broadcast(vsn, topic, operation.name()),
+            });
+        }
+    }
+
+    fn frame(
+        &self,
+        group: &GroupKey,
+        scene: Scene<'_>,
+        change: &Change,
+        previous: Option<Position>,
+        press: &mut Press<'_>,
+    ) -> Bytes {
+        let Press { bodies, sheet, .. } = press;
+        let Scene { batch, event, .. } = scene;
+        let Some(envelope) = &self.envelope else { return Bytes::new() };
+        if matches!(group.style, Style::Changes | Style::Legacy) {
+            let body = bodies.get(&self.columns, Form::Supabase, change, |out| {
+                change::change_data(out, batch, event, change, &self.columns);
+            });
+            return envelope.wrap(sheet, body);
+        }
+        let form = if group.style == Style::Records { Form::Record } else { Form::Table };
+        let body = bodies.get(&self.columns, form, change, |out| match form {
+            Form::Record => record::payload(out, batch, change, &self.columns),
+            _ => change::table_payload(out, batch, change, &self.columns),
+        });
+        let mut unchanged = Vec::new();
+        if change.operation != Operation::Delete {
+            change::unchanged_list(&mut unchanged, batch, change, &self.columns);
+        }
+        let meta = Meta {
+            id: scene.cursor(event.position),
+            prev: previous.map(|position| scene.cursor(position)),
+            unchanged: &unchanged,
+            message: None,
+            mutation_id: event.mutation_id.as_deref(),
+            last_in_tx: event.last_in_tx,
+        };
+        envelope.wrap_with(sheet, body, &meta)
+    }
+}
+
+/// A message, for those who have joined its channel in the same way, private or not.
+fn said(
+    group: &GroupKey,
+    scene: Scene<'_>,
+    message: &Message,
+    previous: Option<Position>,
+    press: &mut Press<'_>,
+) {
+    let is_for = group.style == Style::Channel
+        && group.private == message.private
+        && group.topic.strip_prefix(crate::topic::PREFIX) == Some(&message.channel);
+    if !is_for {
+        return;
+    }
+    let Scene { batch, event, .. } = scene;
+    let row = message.row.as_ref().map(|row| RowMeta {
+        sequence_id: row.sequence_id,
+        rejected: row.rejected,
+        headers: row.headers.map_or(&[], |headers| batch.bytes(headers)),
+    });
+    let own_id = message.row.as_ref().map(|row| &*row.mutation_id);
+    let meta = Meta {
+        prev: previous.map(|position| scene.cursor(position)),
+        message: Some(MessageMeta { row, wrapped: message.wrapped }),
+        mutation_id: own_id.or(event.mutation_id.as_deref()),
+        ..Meta::of(scene.cursor(event.position))
+    };
+    let envelope = Envelope::broadcast(group.vsn, &group.topic, &message.name);
+    press.out.push(envelope.wrap_with(press.sheet, batch.bytes(message.payload), &meta));
+}
+
+/// A table or schema that was made, altered or dropped, for those who may see it, or could.
+fn altered(
+    group: &GroupKey,
+    scene: Scene<'_>,
+    change: &SchemaChange,
+    previous: Option<Position>,
+    press: &mut Press<'_>,
+) {
+    use SchemaOperation::{CreateTable, DropTable};
+    let is_told = match group.style {
+        Style::Schema => true,
+        // Records are about their tables only as far as these come and go.
+        Style::Records => matches!(change.operation, CreateTable | DropTable),
+        _ => false,
+    };
+    if !is_told || !is_within(group, change) {
+        return;
+    }
+    let Some(visibility) = visibility(group, change, press.entitlements) else { return };
+    let mut payload = Vec::new();
+    match (group.style, &change.table) {
+        (Style::Records, Some(table)) => record::table(&mut payload, table),
+        _ => schema::write_payload(&mut payload, change, &visibility.columns),
+    }
+    let meta = Meta {
+        prev: previous.map(|position| scene.cursor(position)),
+        mutation_id: scene.event.mutation_id.as_deref(),
+        last_in_tx: scene.event.last_in_tx,
+        ..Meta::of(scene.cursor(scene.event.position))
+    };
+    let envelope = Envelope::broadcast(group.vsn, &group.topic, change.operation.name());
+    press.out.push(envelope.wrap_with(press.sheet, &payload, &meta));
+}
+
+/// Whether the group's topic is about the schema. Live events are found by their topics; in a replay
+/// every group is asked about every event.
+fn is_within(group: &GroupKey, change: &SchemaChange) -> bool {
+    let topic = group.topic.strip_prefix(crate::topic::PREFIX).unwrap_or_default();
+    match topic.splitn(3, ':').nth(2) {
+        Some(schema) => *schema == *change.schema,
+        // `tide:schema`.
+        None => true,
+    }
+}
+
+/// What the group's role may know of what is there now, or could of what was dropped.
+fn visibility(
+    group: &GroupKey,
+    change: &SchemaChange,
+    entitlements: &mut Entitlements,
+) -> Option<Rc<Visibility>> {
+    let role = group.role.as_ref()?;
+    if let Some(readers) = &change.readers {
+        let could = readers.iter().any(|reader| **reader == **role);
+        return could.then(Rc::default);
+    }
+    if group.style == Style::Records {
+        // Only published tables have records that clients are told of.
+        return entitlements.of(role, change.oid).is_granted().then(Rc::default);
+    }
+    let object = match change.table {
+        Some(_) => Object::Table(change.oid),
+        None => Object::Schema(change.oid),
+    };
+    Some(entitlements.visibility(role, object)).filter(|visibility| visibility.visible)
+}
+
+/// A change that could not be decoded is told to those it might have been for.
+fn failure(
+    group: &GroupKey,
+    scene: Scene<'_>,
+    relation: Option<&Relation>,
+    sqlstate: &str,
+    press: &mut Press<'_>,
+) {
+    let Some(role) = &group.role else { return };
+    if let Some(relation) = relation {
+        // Whose row it was is not known: it is told to those only who see all of them.
+        let entitlement = press.entitlements.of(role, relation.oid);
+        let sees_all = entitlement.is_granted() && entitlement.rule().way == Way::Constant(true);
+        if !(group.targets(relation) && sees_all) {
+            return;
+        }
+    }
+    let (vsn, topic) = (group.vsn, &group.topic);
+    press.out.push(match (group.style, relation) {
+        (Style::Changes, Some(relation)) => {
+            let about = group.bindings.iter().filter(|b| is_about(&b.target, relation));
+            let ids: Vec<u32> = about.map(|binding| binding.id).collect();
+            let mut data = Vec::new();
+            change::failed_data(&mut data, scene.event, relation, sqlstate);
+            Envelope::changes(vsn, topic, &ids).wrap(press.sheet, &data)
+        }
+        (_, relation) => {
+            let table = relation.map(|relation| (&*relation.schema, &*relation.name));
+            let id = scene.cursor(scene.event.position);
+            encode::change_failed(vsn, topic, table, sqlstate, &id)
+        }
+    });
+}

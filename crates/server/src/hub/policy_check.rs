@@ -1,0 +1,486 @@
+//! Questions about policies that only Postgres can answer. They are put to the executors beside the
+//! stream: a group whose answer is not at hand reads on from the history once it is, and nobody
+//! else waits for it.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use tide_feed::catalog::{Evaluation, Judgement};
+use tide_feed::event::{EventKind, Operation};
+use tokio::runtime::Handle;
+
+use super::catch_up::Laggards;
+use super::entitlement::{Entitlement, Entitlements};
+use super::group::GroupId;
+use super::history::{History, Seq};
+use super::registry::Roster;
+use crate::catalog::{Catalog, CatalogError};
+use crate::policy::{Images, Rule, Seen, Sight, Value, Way};
+use crate::stats::Stats;
+
+/// The SQLSTATE of a process that was ended, as one is whose code cannot be cancelled.
+const ADMIN_SHUTDOWN: &str = "57P01";
+
+/// Clients that one question is about, at most: about rows, and about claims.
+const CLIENTS: usize = 64;
+const CLAIMANTS: usize = 256;
+/// Images of rows in one question, at most, and their bytes.
+const ROWS: usize = 1024;
+const BYTES: usize = 1 << 20;
+/// Bytes of an image that can be asked about at all; larger ones count as not known.
+const LARGEST: usize = 16 << 20;
+/// Events looked at for one question.
+const REACH: Seq = 65_536;
+/// Verdicts that a group keeps: those that it has not come to yet. One more drops the oldest, which
+/// is then asked about again.
+const VERDICTS: usize = 4096;
+/// Pause before a question that found no executor is asked again.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What is known of an event for a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Sight(Sight),
+    /// The policy failed, with this SQLSTATE.
+    Failed(Arc<str>),
+}
+
+/// What a group has heard about the policies that decide for it, and what it waits for.
+#[derive(Default)]
+pub(super) struct Hearing {
+    verdicts: BTreeMap<Seq, (Arc<Rule>, Verdict)>,
+    /// What the claims in the rules of tables are worth to it.
+    values: Vec<(u32, Arc<Rule>, Box<[Value]>)>,
+    /// The event whose verdict it waits for.
+    awaited: Option<Seq>,
+    /// Rows that may be asked about at once, if fewer than usual: a policy failed on more.
+    rows: Option<usize>,
+    /// Its members know that the policy fails.
+    pub(super) told: bool,
+}
+
+impl Hearing {
+    pub(super) fn verdict(&self, seq: Seq, rule: &Arc<Rule>) -> Option<Verdict> {
+        let (judged_by, verdict) = self.verdicts.get(&seq)?;
+        Arc::ptr_eq(judged_by, rule).then(|| verdict.clone())
+    }
+
+    /// What the claims in a rule are worth to the group; `None`: not known yet.
+    pub(super) fn values(&self, rule: &Arc<Rule>) -> Option<&[Value]> {
+        if rule.claims.is_empty() {
+            return Some(&[]);
+        }
+        let known = self.values.iter().find(|(_, of, _)| Arc::ptr_eq(of, rule));
+        known.map(|(.., values)| &**values)
+    }
+
+    fn learn(&mut self, table: u32, rule: &Arc<Rule>, values: Box<[Value]>) {
+        self.values.retain(|(other, ..)| *other != table);
+        self.values.reserve_exact(1);
+        self.values.push((table, Arc::clone(rule), values));
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.awaited.is_some()
+    }
+
+    /// What is before `end` is not asked about any more.
+    pub(super) fn skip_to(&mut self, end: Seq) {
+        self.awaited = self.awaited.map(|awaited| awaited.max(end));
+    }
+
+    fn keep(&mut self, seq: Seq, rule: &Arc<Rule>, verdict: Verdict) {
+        self.verdicts.insert(seq, (Arc::clone(rule), verdict));
+        if self.verdicts.len() > VERDICTS {
+            self.verdicts.pop_first();
+        }
+    }
+
+    /// Drops what no member will come to any more; `lag` is where the last of them is.
+    pub(super) fn forget(&mut self, lag: Option<Seq>) {
+        match lag {
+            Some(lag) if !self.verdicts.is_empty() => self.verdicts = self.verdicts.split_off(&lag),
+            Some(_) => {}
+            None => self.verdicts = BTreeMap::new(),
+        }
+    }
+}
+
+/// Whose policies a question is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Matter {
+    role: Arc<str>,
+    table: u32,
+}
+
+/// The groups that wait for answers in one matter. One question of a matter is asked at a time, so
+/// that a slow policy does not keep all executors busy.
+#[derive(Default)]
+struct Docket {
+    waiting: VecDeque<GroupId>,
+    is_asking: bool,
+    /// No executor was there.
+    not_before: Option<Instant>,
+}
+
+/// The rows of one event, by their places in the question.
+struct Asked {
+    seq: Seq,
+    before: Option<usize>,
+    after: Option<usize>,
+    /// What is known without asking.
+    sight: Sight,
+}
+
+struct Question {
+    rule: Arc<Rule>,
+    groups: Vec<GroupId>,
+    claims: Vec<String>,
+    /// None where it is about what the claims are worth.
+    asked: Vec<Asked>,
+    count: usize,
+    /// A JSON array.
+    rows: String,
+}
+
+/// An answered question.
+pub(super) struct Answer {
+    matter: Matter,
+    rule: Arc<Rule>,
+    groups: Vec<GroupId>,
+    asked: Vec<Asked>,
+    count: usize,
+    outcome: Result<Vec<Said>, CatalogError>,
+}
+
+/// What was said about one group.
+enum Said {
+    Visible(Vec<bool>),
+    Values(Vec<Option<String>>),
+    Failed(String),
+}
+
+impl From<Judgement> for Said {
+    fn from(judgement: Judgement) -> Said {
+        match judgement {
+            Judgement::Visible(visible) => Said::Visible(visible),
+            Judgement::Failed(sqlstate) => Said::Failed(sqlstate),
+        }
+    }
+}
+
+impl From<Evaluation> for Said {
+    fn from(evaluation: Evaluation) -> Said {
+        match evaluation {
+            Evaluation::Values(values) => Said::Values(values),
+            Evaluation::Failed(sqlstate) => Said::Failed(sqlstate),
+        }
+    }
+}
+
+/// All open questions.
+pub(super) struct Inquiries {
+    dockets: HashMap<Matter, Docket>,
+    catalog: Catalog,
+    runtime: Handle,
+    sender: Sender<Answer>,
+    answers: Receiver<Answer>,
+}
+
+impl Inquiries {
+    pub(super) fn new(catalog: Catalog, runtime: Handle) -> Inquiries {
+        // At most one for each matter.
+        let (sender, answers) = crossbeam_channel::unbounded();
+        Inquiries { dockets: HashMap::new(), catalog, runtime, sender, answers }
+    }
+
+    pub(super) fn answers(&self) -> Receiver<Answer> {
+        self.answers.clone()
+    }
+
+    /// A question waits for an executor.
+    pub(super) fn is_resting(&self) -> bool {
+        self.dockets.values().any(|docket| docket.not_before.is_some())
+    }
+
+    /// The group cannot go on without a verdict on the event.
+    pub(super) fn raise(&mut self, id: GroupId, seq: Seq, table: u32, roster: &mut Roster) {
+        let Some(group) = roster.group_mut(id) else { return };
+        let Some(role) = &group.key.role else { return };
+        let hearing = &mut group.plans.hearing;
+        if let Some(awaited) = &mut hearing.awaited {
+            *awaited = seq.min(*awaited);
+            return;
+        }
+        hearing.awaited = Some(seq);
+        let matter = Matter { role: Arc::clone(role), table };
+        self.dockets.entry(matter).or_default().waiting.push_back(id);
+    }
+
+    /// Asks whatever can be asked now.
+    pub(super) fn ask(
+        &mut self,
+        roster: &mut Roster,
+        history: &History,
+        entitlements: &mut Entitlements,
+        laggards: &mut Laggards,
+        stats: &Stats,
+    ) {
+        let now = Instant::now();
+        self.dockets.retain(|_, docket| docket.is_asking || !docket.waiting.is_empty());
+        for (matter, docket) in &mut self.dockets {
+            if docket.is_asking || docket.not_before.is_some_and(|time| now < time) {
+                continue;
+            }
+            docket.not_before = None;
+            let entitlement = entitlements.of(&matter.role, matter.table);
+            let question = docket.question(matter.table, roster, history, &entitlement, laggards);
+            let Some(question) = question else { continue };
+            stats.policy_questions_total.inc();
+            docket.is_asking = true;
+            let (catalog, sender) = (self.catalog.clone(), self.sender.clone());
+            let matter = matter.clone();
+            self.runtime.spawn(async move {
+                let Question { rule, groups, claims, asked, count, rows } = question;
+                let Matter { role, table } = &matter;
+                let outcome = if rule.way == Way::Formula {
+                    let expressions = rule.claims.iter().map(|claim| claim.sql.to_string());
+                    let evaluated = catalog.evaluate(role, expressions.collect(), claims).await;
+                    evaluated.map(|all| all.into_iter().map(Said::from).collect())
+                } else {
+                    let judged = catalog.judge(role, *table, &rule.condition, rows, claims).await;
+                    judged.map(|all| all.into_iter().map(Said::from).collect())
+                };
+                // The hub may have stopped.
+                let _ = sender.send(Answer { matter, rule, groups, asked, count, outcome });
+            });
+        }
+    }
+
+    /// Hands an answer to the groups that waited for it.
+    pub(super) fn settle(
+        &mut self,
+        answer: Answer,
+        roster: &mut Roster,
+        entitlements: &mut Entitlements,
+        laggards: &mut Laggards,
+        stats: &Stats,
+    ) {
+        let Answer { matter, rule, groups, asked, count, outcome } = answer;
+        let Some(docket) = self.dockets.get_mut(&matter) else { return };
+        docket.is_asking = false;
+        // The policies were others when the question was asked.
+        let is_stale = !Arc::ptr_eq(entitlements.of(&matter.role, matter.table).rule(), &rule);
+        let said = match outcome {
+            _ if is_stale => Vec::new(),
+            Ok(said) => said,
+            Err(CatalogError::Unavailable) => {
+                docket.not_before = Some(Instant::now() + RETRY);
+                Vec::new()
+            }
+            // As likely as not by the first; the others are asked about again.
+            Err(CatalogError::Ended) => vec![Said::Failed(ADMIN_SHUTDOWN.into())],
+            Err(CatalogError::Refused { sqlstate, .. }) => {
+                groups.iter().map(|_| Said::Failed(sqlstate.clone())).collect()
+            }
+        };
+        let mut said = said.into_iter();
+        // Those that it was too late for are the first to be asked about next, in their order.
+        let mut again = Vec::new();
+        for id in groups {
+            let Some(group) = roster.group_mut(id) else { continue };
+            let hearing = &mut group.plans.hearing;
+            match said.next() {
+                None => again.push(id),
+                Some(Said::Visible(visible)) if visible.len() == count => {
+                    hearing.heed(&visible, &rule, &asked);
+                    wake(id, roster, laggards);
+                }
+                Some(Said::Values(values)) => {
+                    match rule.read(&values) {
+                        Some(values) => {
+                            hearing.learn(matter.table, &rule, values);
+                            roster.anchor(id, matter.table, &rule);
+                        }
+                        None => hearing.failed(&rule, "XX000", &matter, stats),
+                    }
+                    wake(id, roster, laggards);
+                }
+                Some(Said::Failed(_) | Said::Visible(_)) if asked.len() > 1 => {
+                    hearing.rows = Some((count / 8).max(1));
+                    again.push(id);
+                }
+                Some(Said::Visible(_)) => {
+                    hearing.failed(&rule, "XX000", &matter, stats);
+                    wake(id, roster, laggards);
+                }
+                Some(Said::Failed(sqlstate)) => {
+                    hearing.failed(&rule, &sqlstate, &matter, stats);
+                    wake(id, roster, laggards);
+                }
+            }
+        }
+        for id in again.into_iter().rev() {
+            docket.waiting.push_front(id);
+        }
+    }
+}
+
+impl Hearing {
+    /// Takes in which of the rows are visible.
+    fn heed(&mut self, visible: &[bool], rule: &Arc<Rule>, asked: &[Asked]) {
+        self.rows = self.rows.map(|rows| rows * 2).filter(|rows| *rows < ROWS);
+        for Asked { seq, before, after, sight } in asked {
+            let seen = |place: Option<usize>, known| {
+                place.and_then(|i| visible.get(i)).map_or(known, |v| Seen::from(*v))
+            };
+            let sight =
+                Sight { before: seen(*before, sight.before), after: seen(*after, sight.after) };
+            self.keep(*seq, rule, Verdict::Sight(sight));
+        }
+    }
+
+    /// There will be no verdict on the event that is waited for.
+    fn failed(&mut self, rule: &Arc<Rule>, sqlstate: &str, matter: &Matter, stats: &Stats) {
+        let Matter { role, table } = matter;
+        stats.policy_failures_total.inc();
+        if !self.told {
+            log::warn!("a policy of table {table} failed for role {role}: SQLSTATE {sqlstate}");
+        }
+        if let Some(seq) = self.awaited {
+            self.keep(seq, rule, Verdict::Failed(sqlstate.into()));
+        }
+    }
+}
+
+/// Lets the members of a group go on.
+fn wake(id: GroupId, roster: &mut Roster, laggards: &mut Laggards) {
+    let Some(group) = roster.group_mut(id) else { return };
+    group.plans.hearing.awaited = None;
+    for member in group.members.iter().filter(|member| member.lag.is_some()) {
+        laggards.wake(member.session);
+    }
+}
+
+impl Docket {
+    /// The next question, for those who have waited longest.
+    fn question(
+        &mut self,
+        table: u32,
+        roster: &mut Roster,
+        history: &History,
+        entitlement: &Entitlement,
+        laggards: &mut Laggards,
+    ) -> Option<Question> {
+        let rule = entitlement.rule();
+        let (mut groups, mut claims) = (Vec::new(), Vec::new());
+        let (mut from, mut limit) = (Seq::MAX, ROWS);
+        let most = if rule.way == Way::Formula { CLAIMANTS } else { CLIENTS };
+        while groups.len() < most {
+            let Some(id) = self.waiting.pop_front() else { break };
+            let Some(group) = roster.group(id) else { continue };
+            let hearing = &group.plans.hearing;
+            let (Some(identity), Some(awaited), true) =
+                (&group.key.identity, hearing.awaited, rule.is_personal())
+            else {
+                // It can be decided otherwise by now.
+                wake(id, roster, laggards);
+                continue;
+            };
+            let rows = hearing.rows.unwrap_or(ROWS);
+            if rows < ROWS && !groups.is_empty() {
+                // It is to be asked about alone.
+                self.waiting.push_front(id);
+                break;
+            }
+            groups.push(id);
+            claims.push(identity.claims.to_string());
+            from = from.min(awaited);
+            limit = rows;
+            if rows < ROWS {
+                break;
+            }
+        }
+        let mut shipment = Shipment::default();
+        if rule.way == Way::Formula {
+            let (asked, rows) = (Vec::new(), String::new());
+            let is_any = !groups.is_empty();
+            let rule = Arc::clone(rule);
+            return is_any.then_some(Question { rule, groups, claims, asked, count: 0, rows });
+        }
+        shipment.load(table, from, limit, history, entitlement);
+        if shipment.asked.is_empty() {
+            for id in groups {
+                wake(id, roster, laggards);
+            }
+            return None;
+        }
+        let Shipment { asked, count, mut rows } = shipment;
+        if rows.is_empty() {
+            rows.push(b'[');
+        }
+        rows.push(b']');
+        // Made of values that are JSON, and JSON is UTF-8.
+        let rows = String::from_utf8(rows).unwrap_or_default();
+        Some(Question { rule: Arc::clone(rule), groups, claims, asked, count, rows })
+    }
+}
+
+/// Rows on their way to an executor.
+#[derive(Default)]
+struct Shipment {
+    asked: Vec<Asked>,
+    count: usize,
+    rows: Vec<u8>,
+}
+
+impl Shipment {
+    /// Loads images of the table's rows from the event `from` on.
+    fn load(
+        &mut self,
+        table: u32,
+        from: Seq,
+        limit: usize,
+        history: &History,
+        entitlement: &Entitlement,
+    ) {
+        let attnums = entitlement.attnums();
+        for seq in from..history.head().min(from.saturating_add(REACH)) {
+            if self.count >= limit || self.rows.len() >= BYTES {
+                break;
+            }
+            let Some((batch, index)) = history.at(seq) else { continue };
+            let Some(event) = batch.events.get(index) else { continue };
+            let EventKind::Change(change) = &event.kind else { continue };
+            if change.relation.oid != table || change.operation == Operation::Truncate {
+                continue;
+            }
+            let images = Images::of(batch, change);
+            let (before, after) = entitlement.rule().decidable(&images, &attnums);
+            if before || after {
+                let before = before
+                    .then(|| self.add(|out| entitlement.write_row(out, |a| images.before(a))))
+                    .flatten();
+                let after = after
+                    .then(|| self.add(|out| entitlement.write_row(out, |a| images.after(a))))
+                    .flatten();
+                self.asked.push(Asked { seq, before, after, sight: Sight::unknown(&images) });
+            }
+        }
+    }
+
+    /// Adds an image; gives its place, unless it is too large to be sent.
+    fn add(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Option<usize> {
+        let start = self.rows.len();
+        self.rows.push(if start == 0 { b'[' } else { b',' });
+        write(&mut self.rows);
+        if self.rows.len() - start > LARGEST {
+            self.rows.truncate(start);
+            return None;
+        }
+        self.count += 1;
+        Some(self.count - 1)
+    }
+}

@@ -1,0 +1,297 @@
+//! Who is connected, what they have joined, and which channels are alike.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tide_feed::event::Position;
+
+use super::entitlement::Entitlements;
+use super::group::{Group, GroupId, GroupKey, Latest, Member};
+use super::handle::{Peer, SessionId};
+use super::history::Seq;
+use super::plan::Plans;
+use super::queue::Queue;
+use super::route::Routes;
+use super::subscription::{Facet, Identity, Style};
+use crate::policy::Rule;
+use crate::wire::Vsn;
+
+pub(super) struct Session {
+    pub(super) queue: Arc<Queue>,
+    pub(super) peer: Peer,
+    /// By topic; a topic is joined once per connection.
+    pub(super) channels: HashMap<Arc<str>, Channel>,
+}
+
+impl Session {
+    /// The groups of all its channels.
+    pub(super) fn groups(&self) -> impl Iterator<Item = GroupId> {
+        self.channels.values().flat_map(|channel| channel.groups.iter().copied())
+    }
+}
+
+/// A topic that a connection has joined.
+pub(super) struct Channel {
+    pub(super) identity: Arc<Identity>,
+    pub(super) joined_at: SystemTime,
+    /// One for each facet of the subscription.
+    pub(super) groups: Vec<GroupId>,
+}
+
+/// A group and where in the stream a channel begins in it.
+pub(super) struct Seat {
+    pub(super) key: GroupKey,
+    pub(super) floor: Position,
+    pub(super) lag: Option<Seq>,
+    pub(super) latest: Option<Box<Latest>>,
+}
+
+impl Seat {
+    pub(super) fn new(key: GroupKey, floor: Position, lag: Option<Seq>) -> Seat {
+        Seat { key, floor, lag, latest: None }
+    }
+}
+
+/// All connections and groups, with the routes that lead to the groups.
+#[derive(Default)]
+pub(super) struct Roster {
+    pub(super) sessions: HashMap<SessionId, Session>,
+    /// In boxes, since a table of many has as many places to spare.
+    groups: HashMap<GroupId, Box<Group>>,
+    by_key: HashMap<GroupKey, GroupId>,
+    /// Groups that get what is addressed to their topic.
+    by_topic: HashMap<Arc<str>, Vec<GroupId>>,
+    next_group: GroupId,
+    pub(super) routes: Routes,
+}
+
+impl Roster {
+    pub(super) fn group(&self, id: GroupId) -> Option<&Group> {
+        self.groups.get(&id).map(|group| &**group)
+    }
+
+    pub(super) fn group_mut(&mut self, id: GroupId) -> Option<&mut Group> {
+        self.groups.get_mut(&id).map(|group| &mut **group)
+    }
+
+    pub(super) fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {
+        self.groups.values_mut().map(|group| &mut **group)
+    }
+
+    /// The groups that rows are for.
+    pub(super) fn row_groups(&self) -> impl Iterator<Item = GroupId> {
+        self.groups.iter().filter(|(_, group)| group.key.style.is_of_rows()).map(|(id, _)| *id)
+    }
+
+    /// The groups of a topic, whatever they get of it.
+    pub(super) fn of_topic(&self, topic: &str) -> &[GroupId] {
+        self.by_topic.get(topic).map_or(&[], Vec::as_slice)
+    }
+
+    /// The groups that a change may be for.
+    pub(super) fn candidates(
+        &mut self,
+        batch: &tide_feed::event::Batch,
+        change: &tide_feed::event::Change,
+        entitlements: &mut Entitlements,
+        out: &mut Vec<GroupId>,
+    ) {
+        let relation = &change.relation;
+        let groups = self.groups.iter().filter(|(_, group)| group.key.targets(relation));
+        let groups = groups.map(|(id, group)| {
+            let role = group.key.role.as_ref().filter(|_| group.key.identity.is_some());
+            let anchors = role.and_then(|role| {
+                let entitlement = entitlements.of(role, relation.oid);
+                group.anchors(entitlement.rule())
+            });
+            (*id, &group.key, anchors)
+        });
+        self.routes.candidates(batch, change, groups, out);
+    }
+
+    /// The group has learnt what the claims in the table's policies are worth to it.
+    pub(super) fn anchor(&mut self, id: GroupId, table: u32, rule: &Arc<Rule>) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        // Most groups now have no more events than their own: what they do not need is not kept.
+        group.plans.rest();
+        self.routes.anchor(id, &group.key, table, group.anchors(rule));
+    }
+
+    /// Adds the channel, in place of the session's channel of the same topic.
+    pub(super) fn join(
+        &mut self,
+        session: SessionId,
+        topic: &Arc<str>,
+        identity: Arc<Identity>,
+        seats: Vec<Seat>,
+    ) {
+        self.leave(session, topic);
+        if !self.sessions.contains_key(&session) {
+            return;
+        }
+        let mut groups = Vec::with_capacity(seats.len());
+        for seat in seats {
+            groups.push(self.sit_down(session, seat));
+        }
+        if let Some(entry) = self.sessions.get_mut(&session) {
+            let channel = Channel { identity, joined_at: SystemTime::now(), groups };
+            entry.channels.insert(Arc::clone(topic), channel);
+        }
+    }
+
+    /// Adds a facet without bindings to a joined channel, or takes it away.
+    pub(super) fn receive(
+        &mut self,
+        session: SessionId,
+        topic: &Arc<str>,
+        vsn: Vsn,
+        facet: &Facet,
+        receive: bool,
+    ) {
+        let Some(entry) = self.sessions.get(&session) else { return };
+        let Some(channel) = entry.channels.get(topic) else { return };
+        let key = GroupKey::new(topic, vsn, &channel.identity.role, facet);
+        let known = self.by_key.get(&key).filter(|id| channel.groups.contains(id)).copied();
+        match (known, receive) {
+            (None, true) => {
+                let id = self.sit_down(session, Seat::new(key, Position::default(), None));
+                self.change_groups(session, topic, |groups| groups.push(id));
+            }
+            (Some(id), false) => {
+                self.stand_up(session, id);
+                self.change_groups(session, topic, |groups| groups.retain(|other| *other != id));
+            }
+            _ => {}
+        }
+    }
+
+    fn change_groups(
+        &mut self,
+        session: SessionId,
+        topic: &str,
+        change: impl FnOnce(&mut Vec<GroupId>),
+    ) {
+        let entry = self.sessions.get_mut(&session);
+        if let Some(channel) = entry.and_then(|entry| entry.channels.get_mut(topic)) {
+            change(&mut channel.groups);
+        }
+    }
+
+    /// The group of that key, which is made if need be.
+    fn group_of(&mut self, key: GroupKey) -> GroupId {
+        if let Some(id) = self.by_key.get(&key) {
+            return *id;
+        }
+        let id = self.next_group;
+        self.next_group += 1;
+        self.by_key.insert(key.clone(), id);
+        if key.bindings.is_empty() {
+            self.by_topic.entry(Arc::clone(&key.topic)).or_default().push(id);
+        } else {
+            self.routes.add(id, &key);
+            if key.style == Style::Records {
+                self.by_topic.entry(Arc::clone(&key.topic)).or_default().push(id);
+            }
+        }
+        let (plans, members) = (Plans::default(), Vec::with_capacity(1));
+        self.groups.insert(id, Box::new(Group { key, plans, members, previous: None }));
+        id
+    }
+
+    /// Removes the channel; gives back whose it was and where it stood.
+    pub(super) fn leave(
+        &mut self,
+        session: SessionId,
+        topic: &str,
+    ) -> Option<(Arc<Identity>, Vec<Seat>)> {
+        let Channel { identity, groups, .. } =
+            self.sessions.get_mut(&session)?.channels.remove(topic)?;
+        let seats = groups.into_iter().filter_map(|id| self.stand_up(session, id));
+        Some((identity, seats.collect()))
+    }
+
+    /// Takes the connection out of a group, which goes with its last member.
+    fn stand_up(&mut self, session: SessionId, id: GroupId) -> Option<Seat> {
+        let group = self.groups.get_mut(&id)?;
+        let index = group.members.iter().position(|member| member.session == session)?;
+        let Member { floor, lag, latest, .. } = group.members.swap_remove(index);
+        let key = group.key.clone();
+        if group.members.is_empty() {
+            self.routes.remove(id, &key);
+            self.by_key.remove(&key);
+            self.groups.remove(&id);
+            if let Some(groups) = self.by_topic.get_mut(&key.topic) {
+                groups.retain(|other| *other != id);
+                if groups.is_empty() {
+                    self.by_topic.remove(&key.topic);
+                }
+            }
+        }
+        Some(Seat { key, floor, lag, latest })
+    }
+
+    /// Moves the channel to the groups of the same bindings under another identity.
+    pub(super) fn set_identity(
+        &mut self,
+        session: SessionId,
+        topic: &str,
+        identity: Arc<Identity>,
+    ) {
+        let Some((_, mut seats)) = self.leave(session, topic) else { return };
+        for GroupKey { role, identity: owner, .. } in seats.iter_mut().map(|seat| &mut seat.key) {
+            *role = role.as_ref().map(|_| Arc::clone(&identity.role));
+            *owner = owner.as_ref().map(|_| Arc::clone(&identity));
+        }
+        self.join(session, &topic.into(), identity, seats);
+    }
+
+    /// Tells the members of a group apart: each goes to the group of its own identity.
+    pub(super) fn tell_apart(&mut self, id: GroupId) -> Vec<GroupId> {
+        let Some(group) = self.groups.get(&id) else { return Vec::new() };
+        let sessions: Vec<SessionId> = group.members.iter().map(|m| m.session).collect();
+        let (topic, previous) = (Arc::clone(&group.key.topic), group.previous);
+        let mut ids: Vec<GroupId> = Vec::new();
+        for session in sessions {
+            let Some(channel) = self.sessions.get(&session).and_then(|s| s.channels.get(&topic))
+            else {
+                continue;
+            };
+            let identity = Arc::clone(&channel.identity);
+            let Some(mut seat) = self.stand_up(session, id) else { continue };
+            seat.key.identity = Some(identity);
+            let own = self.sit_down(session, seat);
+            if let Some(group) = self.groups.get_mut(&own) {
+                group.previous = group.previous.max(previous);
+            }
+            self.change_groups(session, &topic, |groups| {
+                groups.iter_mut().filter(|group| **group == id).for_each(|group| *group = own);
+            });
+            ids.push(own);
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// Makes the connection a member of a group, which is made if need be.
+    fn sit_down(&mut self, session: SessionId, seat: Seat) -> GroupId {
+        let Seat { key, floor, lag, latest } = seat;
+        let id = self.group_of(key);
+        let queue = self.sessions.get(&session).map(|entry| Arc::clone(&entry.queue));
+        if let (Some(group), Some(queue)) = (self.groups.get_mut(&id), queue) {
+            group.members.push(Member { session, queue, floor, lag, latest });
+        }
+        id
+    }
+
+    /// Forgets the connection.
+    pub(super) fn disconnect(&mut self, session: SessionId) {
+        let Some(entry) = self.sessions.get(&session) else { return };
+        let topics: Vec<Arc<str>> = entry.channels.keys().cloned().collect();
+        for topic in topics {
+            self.leave(session, &topic);
+        }
+        self.sessions.remove(&session);
+    }
+}

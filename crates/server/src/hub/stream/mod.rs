@@ -1,0 +1,618 @@
+//! The hub's thread: takes events from the decoder and requests from sessions, in one loop that
+//! owns all routing state.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, never, select};
+use tide_feed::config::Config;
+use tide_feed::event::{Batch, Cursor, EventKind, Feed, Message, Position};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::catch_up::Laggards;
+use super::entitlement::Entitlements;
+use super::group::{GroupId, GroupKey, Latest};
+use super::handle::{Cast, Casts, Command, Ends, Hub, Live, SessionId};
+use super::history::{History, Seq, before};
+use super::notices::Notices;
+use super::plan::{Bodies, Missing, Plans, Press, Scene};
+use super::policy_check::Inquiries;
+use super::queue::{Budget, Goodbye, Push};
+use super::receipts::Receipts;
+use super::recent;
+use super::registry::{Roster, Seat, Session};
+use super::subscription::{Facet, Identity, Since, Style, Subscription, Target};
+use crate::bridge::Bridge;
+use crate::catalog::Catalog;
+use crate::policy::{Rule, Way};
+use crate::stats::Stats;
+use crate::wire::Vsn;
+use crate::wire::encode::{Resync, resync};
+use crate::wire::frame_buf::Sheet;
+
+/// How often the history's age is looked at.
+const TICK: Duration = Duration::from_millis(500);
+/// How soon a full history is looked at again.
+const SHORT_TICK: Duration = Duration::from_millis(5);
+
+/// What the hub is made of.
+#[derive(Debug)]
+pub struct Parts {
+    pub feed: Receiver<Feed>,
+    pub bridge: Arc<Bridge>,
+    pub catalog: Catalog,
+    pub runtime: Handle,
+    pub stats: Arc<Stats>,
+    pub receipts: Receipts,
+}
+
+/// Starts the hub's thread. Once `stopping` is set it no longer waits for anything.
+pub fn start(
+    config: &Config,
+    parts: Parts,
+    stopping: Arc<AtomicBool>,
+) -> io::Result<(Hub, JoinHandle<()>)> {
+    // Half for the history, the rest for what waits to be written: an eighth for notifications.
+    let eighth = config.memory_limit / 8;
+    let budget = Arc::new(Budget::new(3 * eighth));
+    let history = config.history_size.min(config.memory_limit / 2);
+    let (hub, ends) = Hub::new(config.send_queue_size, budget, parts.bridge.listening.clone());
+    let notices = Notices::new(eighth);
+    let (retention, reach) = (config.history_retention, config.max_slot_wal_keep_size);
+    let feed = parts.feed.clone();
+    let thread = std::thread::Builder::new().name("tide hub".into()).spawn(move || {
+        let commands = ends.commands.clone();
+        let history = History::new(history, retention, reach);
+        Stream::new(parts, ends, history, notices, stopping).run(&commands, &feed);
+    })?;
+    Ok((hub, thread))
+}
+
+struct Stream {
+    history: History,
+    roster: Roster,
+    laggards: Laggards,
+    notices: Notices,
+    entitlements: Entitlements,
+    inquiries: Inquiries,
+    live: Option<Live>,
+    announce: watch::Sender<Option<Live>>,
+    stalled: Arc<Mutex<Option<String>>>,
+    bridge: Arc<Bridge>,
+    stats: Arc<Stats>,
+    receipts: Receipts,
+    stopping: Arc<AtomicBool>,
+    casts: Arc<Casts>,
+    bodies: Bodies,
+    sheet: Sheet,
+    frames: Vec<Bytes>,
+    candidates: Vec<GroupId>,
+}
+
+impl Stream {
+    fn new(
+        parts: Parts,
+        ends: Ends,
+        history: History,
+        notices: Notices,
+        stopping: Arc<AtomicBool>,
+    ) -> Stream {
+        let Parts { bridge, catalog, runtime, stats, receipts, .. } = parts;
+        Stream {
+            history,
+            roster: Roster::default(),
+            laggards: Laggards::default(),
+            notices,
+            inquiries: Inquiries::new(catalog.clone(), runtime.clone()),
+            entitlements: Entitlements::new(catalog, runtime, Arc::clone(&stopping)),
+            live: None,
+            announce: ends.live,
+            stalled: ends.stalled,
+            bridge,
+            stats,
+            receipts,
+            stopping,
+            casts: ends.casts,
+            bodies: Bodies::default(),
+            sheet: Sheet::default(),
+            frames: Vec::new(),
+            candidates: Vec::new(),
+        }
+    }
+
+    fn run(mut self, commands: &Receiver<Command>, feed: &Receiver<Feed>) {
+        let (closed, notified, deaf) = (never(), self.bridge.notified(), never());
+        let answers = self.inquiries.answers();
+        while !self.stopping.load(Ordering::Acquire) {
+            let has_room = self.make_room();
+            // Without room in the history the decoder waits: its channel fills up.
+            let feed = if has_room { feed } else { &closed };
+            let hears = self.notices.has_room(&self.roster, &self.stats, Instant::now());
+            let notified = if hears { &notified } else { &deaf };
+            let has_work = self.laggards.has_work() || self.notices.has_work();
+            let wait = match (has_work, has_room && hears && !self.inquiries.is_resting()) {
+                (true, _) => Duration::ZERO,
+                (false, false) => SHORT_TICK,
+                (false, true) => TICK,
+            };
+            select! {
+                recv(commands) -> command => match command {
+                    Ok(Command::Stop) | Err(_) => break,
+                    Ok(command) => self.obey(command),
+                },
+                recv(feed) -> next => match next {
+                    Ok(next) => {
+                        if feed.capacity().is_some_and(|capacity| feed.len() + 1 == capacity) {
+                            self.bridge.wake();
+                        }
+                        self.take(next);
+                    }
+                    Err(_) => break,
+                },
+                recv(notified) -> said => for said in said.iter().flatten() {
+                    self.notices.deliver(said, &self.roster, &self.stats);
+                },
+                recv(answers) -> answer => if let Ok(answer) = answer {
+                    let (laggards, stats) = (&mut self.laggards, &self.stats);
+                    let (roster, entitlements) = (&mut self.roster, &mut self.entitlements);
+                    self.inquiries.settle(answer, roster, entitlements, laggards, stats);
+                },
+                default(wait) => {}
+            }
+            self.serve_laggards();
+            let (laggards, stats) = (&mut self.laggards, &self.stats);
+            let (roster, entitlements) = (&mut self.roster, &mut self.entitlements);
+            self.inquiries.ask(roster, &self.history, entitlements, laggards, stats);
+        }
+        for session in self.roster.sessions.values() {
+            session.queue.close(Goodbye::Shutdown);
+        }
+    }
+
+    /// Gives those who lag, in events or notifications, some more. Who lags in both has one queue:
+    /// while it has room, each makes sure of the other's turn.
+    fn serve_laggards(&mut self) {
+        if let (true, Some(live)) = (self.laggards.has_work(), self.live) {
+            let (history, entitlements) = (&self.history, &mut self.entitlements);
+            let (roster, inquiries) = (&mut self.roster, &mut self.inquiries);
+            let served = self.laggards.turn(roster, history, entitlements, inquiries, live);
+            if let Some(session) = served {
+                self.notices.wake(session, &self.roster);
+            }
+        }
+        if let Some(session) = self.notices.turn(&self.roster) {
+            self.laggards.wake(session);
+        }
+    }
+
+    /// Drops what is too old or too much; false: not yet, a fast reader still needs it.
+    fn make_room(&mut self) -> bool {
+        let now = Instant::now();
+        let mut evicted = false;
+        while let Some(end) = self.history.due(now) {
+            let full = self.history.is_full();
+            if !self.laggards.may_evict(end, full, &mut self.roster, &self.stats, now) {
+                return false;
+            }
+            self.history.evict();
+            evicted = true;
+        }
+        if evicted {
+            self.confirm();
+        }
+        true
+    }
+
+    /// The slot may move up to what the history still holds, or to the end of what was decoded.
+    fn confirm(&self) {
+        self.measure();
+        self.bridge.confirm(self.history.oldest_commit().unwrap_or(self.history.decoded()));
+    }
+
+    fn measure(&self) {
+        self.stats.history_bytes.set(self.history.bytes() as u64);
+        self.stats.history_events.set(self.history.count());
+    }
+
+    fn take(&mut self, feed: Feed) {
+        match feed {
+            Feed::Batch(batch) => self.deliver(batch),
+            Feed::Decoded(lsn) => {
+                self.history.decoded_to(lsn);
+                self.stats.decoded.set(lsn.0);
+                self.confirm();
+            }
+            Feed::Catalog(change) => {
+                self.entitlements.forget(&change);
+                self.roster.routes.forget(&change);
+            }
+            Feed::Forged(count) => self.stats.forged_messages_total.add(count),
+            Feed::Live { epoch, from } => self.go_live(Live { epoch, from }),
+            Feed::Stalled { reason } => {
+                *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+                self.stats.live.set(0);
+            }
+        }
+    }
+
+    fn go_live(&mut self, live: Live) {
+        let same = self.live.is_some_and(|before| before.epoch == live.epoch);
+        if !same {
+            self.history.restart(live.from);
+            // Whoever was here has lost what lies between the two slots.
+            if self.live.is_some() {
+                self.announce_gap();
+            }
+        }
+        self.live = Some(live);
+        *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.stats.live.set(1);
+        self.announce.send_replace(Some(live));
+    }
+
+    fn announce_gap(&mut self) {
+        for group in self.roster.groups_mut() {
+            let gap = Resync { reason: "epoch", oldest: None, newest: None };
+            let frame = resync(group.key.vsn, None, &group.key.topic, gap);
+            for member in &mut group.members {
+                member.lag = None;
+                member.queue.reply(frame.clone());
+            }
+        }
+    }
+
+    fn deliver(&mut self, mut batch: Batch) {
+        let Some(live) = self.live else { return };
+        batch.shrink();
+        let batch = Arc::new(batch);
+        let first = self.history.push(Arc::clone(&batch), Instant::now());
+        self.stats.events_total.add(batch.events.len() as u64);
+        self.measure();
+        for (index, event) in batch.events.iter().enumerate() {
+            self.deliver_event(Scene { batch: &batch, event, seq: first + index as Seq, live });
+        }
+        if let Some(event) = batch.events.last() {
+            self.stats.position.set(event.position.commit.0);
+        }
+    }
+
+    fn deliver_event(&mut self, scene: Scene<'_>) {
+        let mut candidates = std::mem::take(&mut self.candidates);
+        candidates.clear();
+        match &scene.event.kind {
+            EventKind::Change(change) => {
+                let entitlements = &mut self.entitlements;
+                self.roster.candidates(scene.batch, change, entitlements, &mut candidates);
+            }
+            EventKind::Message(message) => {
+                if let Some(row) = &message.row {
+                    self.receipts.note(row);
+                }
+                if is_anybodys(&message.channel) {
+                    candidates.extend(self.roster.of_topic(&wire_topic(&message.channel)));
+                } else {
+                    self.refuse(message);
+                }
+            }
+            EventKind::Schema(change) => {
+                candidates.extend(self.roster.of_topic("realtime:tide:schema"));
+                for kind in ["schema", "records"] {
+                    let topic = format!("realtime:tide:{kind}:{}", change.schema);
+                    candidates.extend(self.roster.of_topic(&topic));
+                }
+            }
+            EventKind::Failed { .. } => {
+                self.stats.failed_events_total.inc();
+                candidates.extend(self.roster.row_groups());
+            }
+        }
+        self.bodies.clear();
+        for id in &candidates {
+            self.deliver_to_group(*id, scene);
+        }
+        self.candidates = candidates;
+    }
+
+    /// A row of an outbox that was adopted can name any channel.
+    fn refuse(&self, message: &Message) {
+        self.stats.refused_messages_total.inc();
+        let count = self.stats.refused_messages_total.get();
+        // Not one line for each of a million.
+        if count.is_power_of_two() {
+            let table = message.row.as_ref().map_or(0, |row| row.table);
+            log::warn!(
+                "a message in the outbox with oid {table} is for no channel, or for one of pg_tide's own: not published ({count} so far)"
+            );
+        }
+    }
+
+    fn deliver_to_group(&mut self, id: GroupId, scene: Scene<'_>) {
+        let Some(group) = self.roster.group_mut(id) else { return };
+        self.frames.clear();
+        let mut press = Press {
+            entitlements: &mut self.entitlements,
+            bodies: &mut self.bodies,
+            sheet: &mut self.sheet,
+            out: &mut self.frames,
+        };
+        match group.plans.frames(&group.key, scene, group.previous, &mut press) {
+            Ok(()) => {}
+            Err(Missing::Identity) => {
+                for id in self.roster.tell_apart(id) {
+                    self.deliver_to_group(id, scene);
+                }
+                return;
+            }
+            Err(Missing::Verdict { table }) => return self.hold(id, scene, table),
+        }
+        if self.frames.is_empty() {
+            return;
+        }
+        let position = scene.event.position;
+        group.previous = Some(position);
+        for member in &mut group.members {
+            if member.lag.is_some() || position <= member.floor {
+                continue;
+            }
+            if member.queue.push(&self.frames) == Push::Full {
+                member.lag = Some(scene.seq);
+                self.laggards.add(member.session);
+            }
+        }
+    }
+
+    /// Has a group wait for a verdict on the event; it reads on from the history.
+    fn hold(&mut self, id: GroupId, scene: Scene<'_>, table: u32) {
+        let Some(group) = self.roster.group_mut(id) else { return };
+        let position = scene.event.position;
+        let mut is_held = false;
+        for member in &mut group.members {
+            if member.lag.is_none() && position > member.floor {
+                member.lag = Some(scene.seq);
+                self.laggards.add(member.session);
+                is_held = true;
+            }
+        }
+        if is_held {
+            self.inquiries.raise(id, scene.seq, table, &mut self.roster);
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Connect { session, queue, peer } => {
+                let channels = std::collections::HashMap::new();
+                self.roster.sessions.insert(session, Session { queue, peer, channels });
+            }
+            Command::Join { session, subscription, joined } => {
+                self.join(session, subscription);
+                let _ = joined.send(());
+            }
+            Command::SetIdentity { session, topic, identity } => {
+                self.roster.set_identity(session, &topic, identity);
+                self.foresee(session, &topic);
+                // It may have waited for an answer that would have been for its former self.
+                self.laggards.wake(session);
+            }
+            Command::Leave { session, topic } => {
+                self.roster.leave(session, &topic);
+            }
+            Command::Receive { session, topic, vsn, facet, receive } => {
+                self.roster.receive(session, &topic, vsn, &facet, receive);
+            }
+            Command::Cast { cast } => {
+                self.casts.remove(&cast);
+                self.cast(&cast);
+            }
+            Command::Tell { session, frame } => {
+                if let Some(entry) = self.roster.sessions.get(&session) {
+                    entry.queue.reply(frame);
+                }
+            }
+            Command::Drained { session } => {
+                self.laggards.wake(session);
+                self.notices.wake(session, &self.roster);
+            }
+            Command::Disconnect { session } => {
+                self.notices.remove(session);
+                self.laggards.remove(session);
+                self.roster.disconnect(session);
+            }
+            Command::Recent { limit, tables, answer } => {
+                let epoch = self.live.map(|live| live.epoch).unwrap_or_default();
+                let _ = answer.send(recent::events(&self.history, epoch, limit, tables.as_deref()));
+            }
+            Command::Connections { answer } => {
+                let head = self.history.head();
+                let _ = answer.send(recent::connections(&self.roster, &self.laggards, head));
+            }
+            Command::Expel { session, answer } => {
+                let found = self.roster.sessions.get(&session);
+                let _ = answer.send(found.is_some());
+                if let Some(found) = found {
+                    found.queue.close(Goodbye::Disconnected);
+                }
+            }
+            Command::Stop => {}
+        }
+    }
+
+    fn join(&mut self, session: SessionId, subscription: Subscription) {
+        let Some(entry) = self.roster.sessions.get(&session) else { return };
+        let queue = Arc::clone(&entry.queue);
+        // May have to ask the steward: before the client hears that it has joined, and goes on.
+        let keys: Vec<GroupKey> =
+            subscription.facets.iter().map(|facet| self.key(&subscription, facet)).collect();
+        for frame in &subscription.greeting {
+            queue.reply(frame.clone());
+        }
+        let keys = keys.into_iter();
+        let seats: Vec<Seat> = match subscription.since {
+            Since::Now(lsn) => keys.map(|key| Seat::new(key, before(lsn), None)).collect(),
+            Since::Last(count) => {
+                keys.map(|key| self.newest(key, count, &subscription.identity)).collect()
+            }
+            Since::Cursor(cursor) => {
+                let (floor, lag) = self.resume(cursor).unwrap_or_else(|reason| {
+                    queue.reply(self.resync_frame(&subscription, reason));
+                    (self.history.newest().unwrap_or_default(), None)
+                });
+                keys.map(|key| Seat::new(key, floor, lag)).collect()
+            }
+        };
+        let lags = seats.iter().any(|seat| seat.lag.is_some());
+        self.roster.join(session, &subscription.topic, subscription.identity, seats);
+        self.foresee(session, &subscription.topic);
+        if lags {
+            self.laggards.add(session);
+            self.laggards.wake(session);
+        }
+    }
+
+    /// Where the policies of the tables it names tell clients apart, a group is one identity's.
+    fn key(&mut self, subscription: &Subscription, facet: &Facet) -> GroupKey {
+        let key = GroupKey::of(subscription, facet);
+        let is_personal = self.rules(&key).iter().any(|(_, rule)| rule.is_personal());
+        GroupKey { identity: is_personal.then(|| Arc::clone(&subscription.identity)), ..key }
+    }
+
+    /// The rules of the tables that the group's bindings name.
+    fn rules(&mut self, key: &GroupKey) -> Vec<(u32, Arc<Rule>)> {
+        let Some(role) = &key.role else { return Vec::new() };
+        let tables = key.bindings.iter().filter_map(|binding| match binding.target {
+            Target::Table(table) => Some(table),
+            Target::All | Target::Schema(_) => None,
+        });
+        tables.map(|table| (table, Arc::clone(self.entitlements.of(role, table).rule()))).collect()
+    }
+
+    /// Has it found out what the channel's claims are worth, so that its first event need not wait.
+    fn foresee(&mut self, session: SessionId, topic: &str) {
+        let Some(entry) = self.roster.sessions.get(&session) else { return };
+        let groups = entry.channels.get(topic).map(|channel| channel.groups.clone());
+        for id in groups.unwrap_or_default() {
+            let Some(key) = self.roster.group(id).map(|group| group.key.clone()) else { continue };
+            for (table, rule) in self.rules(&key) {
+                let Some(group) = self.roster.group(id) else { continue };
+                let is_known = group.plans.hearing.values(&rule).is_some();
+                if rule.way == Way::Formula && key.identity.is_some() && !is_known {
+                    self.inquiries.raise(id, self.history.head(), table, &mut self.roster);
+                }
+            }
+        }
+    }
+
+    fn cast(&mut self, cast: &Cast) {
+        for id in self.roster.of_topic(&cast.topic) {
+            let Some(group) = self.roster.group(*id) else { continue };
+            if group.key.style != cast.to || group.key.private != cast.private {
+                continue;
+            }
+            let frame = match group.key.vsn {
+                Vsn::V1 => &cast.v1,
+                Vsn::V2 => &cast.v2,
+            };
+            for member in &group.members {
+                if cast.except == Some(member.session) || frame.is_empty() {
+                    continue;
+                }
+                if member.queue.offer(frame) == Push::Full {
+                    self.stats.dropped_casts_total.inc();
+                    if cast.to == Style::Presence {
+                        member.queue.miss_presence();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where to go on after an event the client has seen, or why that is not possible.
+    fn resume(&self, cursor: Cursor) -> Result<(Position, Option<Seq>), &'static str> {
+        let Some(live) = self.live else { return Err("epoch") };
+        let start = if cursor.epoch.generation != live.epoch.generation
+            || cursor.epoch.timeline > live.epoch.timeline
+        {
+            Err("epoch")
+        } else if cursor.position < self.history.floor() {
+            Err("trimmed")
+        } else {
+            let seq = self.history.after(cursor.position);
+            Ok((cursor.position, (seq < self.history.head()).then_some(seq)))
+        };
+        let counter =
+            if start.is_ok() { &self.stats.resumes_total } else { &self.stats.resyncs_total };
+        counter.inc();
+        start
+    }
+
+    fn resync_frame(&self, subscription: &Subscription, reason: &str) -> Bytes {
+        let epoch = self.live.map(|live| live.epoch).unwrap_or_default();
+        let cursor = |position| Cursor { epoch, position };
+        let resync_of = Resync {
+            reason,
+            oldest: self.history.newest().map(|_| cursor(self.history.floor())),
+            newest: self.history.newest().map(cursor),
+        };
+        resync(subscription.vsn, None, &subscription.topic, resync_of)
+    }
+
+    /// Where to begin so that the newest `count` events of the group are given.
+    fn newest(&mut self, mut key: GroupKey, count: u32, identity: &Arc<Identity>) -> Seat {
+        let now = self.history.newest().unwrap_or_default();
+        let Some(live) = self.live else { return Seat::new(key, now, None) };
+        let mut plans = Plans::default();
+        let mut found = 0;
+        let mut start = None;
+        for (seq, batch, event) in self.history.newest_first() {
+            if found >= count {
+                break;
+            }
+            self.bodies.clear();
+            self.frames.clear();
+            let scene = Scene { batch, event, seq, live };
+            let mut press = Press {
+                entitlements: &mut self.entitlements,
+                bodies: &mut self.bodies,
+                sheet: &mut self.sheet,
+                out: &mut self.frames,
+            };
+            match plans.frames(&key, scene, None, &mut press) {
+                Ok(()) => {}
+                // How many of the events are for it is only known once the policies were asked.
+                Err(missing) => {
+                    if missing == Missing::Identity {
+                        key.identity = Some(Arc::clone(identity));
+                    }
+                    let count = usize::try_from(count).unwrap_or(usize::MAX);
+                    let until = self.history.head();
+                    let latest = Latest { count, until, frames: VecDeque::new() };
+                    let start = Some(self.history.start());
+                    let seat = Seat::new(key, Position::default(), start);
+                    return Seat { latest: Some(Box::new(latest)), ..seat };
+                }
+            }
+            if !self.frames.is_empty() {
+                found += 1;
+                start = Some(seq);
+            }
+        }
+        let floor = if start.is_some() { Position::default() } else { now };
+        Seat::new(key, floor, start)
+    }
+}
+
+/// Whether messages can be sent to it.
+fn is_anybodys(channel: &str) -> bool {
+    !channel.is_empty() && !channel.starts_with("tide:")
+}
+
+/// A channel's topic on the wire.
+fn wire_topic(channel: &str) -> String {
+    [crate::topic::PREFIX, channel].concat()
+}

@@ -1,0 +1,132 @@
+//! What one channel of one connection has asked to receive.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tide_feed::event::{Cursor, Lsn, Operation};
+
+use crate::filter::Predicate;
+use crate::wire::Vsn;
+
+/// In whose name a channel is served.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    pub role: Arc<str>,
+    /// The token's payload, a JSON object: what policies see in `request.jwt.claims`.
+    pub claims: Arc<str>,
+}
+
+/// Which frames a channel's events become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Style {
+    /// `postgres_changes`, as Supabase Realtime sends them.
+    Changes,
+    /// realtime-js 1.x: the topic is the subscription, the frame's event the operation.
+    Legacy,
+    /// `tide:table:<schema>.<table>`: a broadcast whose `meta.id` is the position.
+    Table,
+    /// `tide:records:<schema>`: a broadcast of the record's key.
+    Records,
+    /// Messages and client broadcasts of the channel itself.
+    Channel,
+    /// Who comes to the channel and who goes.
+    Presence,
+    /// `tide:schema[:<schema>]`: tables and schemas that are made, altered or dropped.
+    Schema,
+    /// `tide:notify:<channel>`.
+    Notify,
+}
+
+impl Style {
+    /// What it gets depends on what its role may see of tables.
+    pub fn is_of_rows(self) -> bool {
+        matches!(self, Style::Changes | Style::Legacy | Style::Table | Style::Records)
+    }
+}
+
+/// The operations a binding asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Operations(u8);
+
+impl Operations {
+    /// Of `*`: rows, and not TRUNCATE, which only those get who name it.
+    pub const ROWS: Operations = Operations(0b0111);
+    pub const ALL: Operations = Operations(0b1111);
+
+    pub fn of(operations: impl IntoIterator<Item = Operation>) -> Operations {
+        Operations(operations.into_iter().fold(0, |bits, op| bits | 1 << op as u8))
+    }
+
+    pub fn contains(self, operation: Operation) -> bool {
+        self.0 & 1 << operation as u8 != 0
+    }
+}
+
+/// The tables a binding is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// Every table of the publication that the role may see.
+    All,
+    /// Every such table of a schema.
+    Schema(Box<str>),
+    /// One table, by oid.
+    Table(u32),
+}
+
+/// One entry of `postgres_changes`, or the whole of a `tide:table:` topic. Two equal bindings get
+/// the same frames.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Binding {
+    /// What `ids` names; the same parameters give the same id. Never 0.
+    pub id: u32,
+    pub operations: Operations,
+    pub target: Target,
+    pub filter: Option<Arc<Predicate>>,
+    /// Columns to send, besides the primary key; `None`: all that the role may read.
+    pub select: Option<Arc<[Box<str>]>>,
+}
+
+/// Where a joiner wants to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// With what commits after this address, which is after the join was asked for.
+    Now(Lsn),
+    /// After an event it has seen.
+    Cursor(Cursor),
+    /// With the newest so many events that are still at hand.
+    Last(u32),
+}
+
+/// One of the things that a channel of a connection receives.
+#[derive(Clone, Debug)]
+pub struct Facet {
+    pub style: Style,
+    /// Of [`Style::Channel`] and [`Style::Presence`]: joined as a private channel.
+    pub private: bool,
+    /// Of styles that are about rows; else none.
+    pub bindings: Arc<[Binding]>,
+}
+
+impl Facet {
+    pub fn of_rows(style: Style, bindings: Vec<Binding>) -> Facet {
+        Facet { style, private: false, bindings: bindings.into() }
+    }
+
+    pub fn of_topic(style: Style, private: bool) -> Facet {
+        Facet { style, private, bindings: Arc::default() }
+    }
+}
+
+/// A join that has passed all checks.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    /// As the client wrote it, `realtime:...`.
+    pub topic: Arc<str>,
+    pub vsn: Vsn,
+    pub identity: Arc<Identity>,
+    /// At most one of each style.
+    pub facets: Vec<Facet>,
+    pub since: Since,
+    /// Frames that go out before the first event: the join reply and what follows it.
+    pub greeting: Vec<Bytes>,
+}

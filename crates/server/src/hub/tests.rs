@@ -1,0 +1,717 @@
+//! The hub's thread with a steward made up for the test and queues instead of sockets.
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use crossbeam_channel::Sender;
+use futures_util::FutureExt;
+use serde_json::{Value, json};
+use tide_feed::catalog::{ColumnAccess, Hello, Policy, Request, RowSecurity, TableAccess};
+use tide_feed::config::Config;
+use tide_feed::event::{
+    Batch, CatalogChange, Change, Column, Cursor, Epoch, Event, EventKind, Feed, Kind, Lsn,
+    Message, Operation, Position, Relation,
+};
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
+
+use super::handle::{Cast, Command, Hub, Peer, SessionId};
+use super::queue::{Budget, Goodbye, Push, Queue, Taken};
+use super::subscription::{
+    Binding, Facet, Identity, Operations, Since, Style, Subscription, Target,
+};
+use super::{Parts, start};
+use crate::bridge::Bridge;
+use crate::catalog::{Catalog, frame};
+use crate::filter::{compile, parse};
+use crate::notify::Listening;
+use crate::stats::Stats;
+use crate::wire::Vsn;
+
+const TABLE: u32 = 16_400;
+const ROOM: &str = "realtime:room";
+const EPOCH: Epoch = Epoch { generation: 7, timeline: 1 };
+
+struct World {
+    runtime: Runtime,
+    hub: Hub,
+    feed: Sender<Feed>,
+    bridge: Arc<Bridge>,
+    stats: Arc<Stats>,
+    relation: Arc<Relation>,
+    /// What the steward says that any role may see.
+    granted: Arc<Mutex<Vec<TableAccess>>>,
+    catalog: Catalog,
+}
+
+struct Client {
+    session: SessionId,
+    queue: Arc<Queue>,
+}
+
+fn access() -> TableAccess {
+    TableAccess {
+        oid: TABLE,
+        schema: "public".into(),
+        table: "t".into(),
+        row_security: None,
+        columns: vec![ColumnAccess {
+            attnum: 1,
+            name: "id".into(),
+            type_name: "int8".into(),
+            type_sql: "bigint".into(),
+            kind: Kind::Int,
+            readable: true,
+            primary_key: true,
+            labels: Vec::new(),
+        }],
+    }
+}
+
+fn relation() -> Arc<Relation> {
+    let id = Column {
+        attnum: 1,
+        name: "id".into(),
+        type_name: "int8".into(),
+        kind: Kind::Int,
+        identity: true,
+    };
+    Arc::new(Relation {
+        oid: TABLE,
+        schema: "public".into(),
+        name: "t".into(),
+        columns: [id].into(),
+        identity_full: false,
+    })
+}
+
+impl World {
+    fn new(config: &Config) -> World {
+        let runtime = Runtime::new().expect("a runtime");
+        let catalog = Catalog::new("tide".into());
+        let granted = Arc::new(Mutex::new(vec![access()]));
+        runtime.block_on(steward(catalog.clone(), Arc::clone(&granted)));
+        let (feed, fed) = crossbeam_channel::bounded(64);
+        let bridge = Arc::new(Bridge::new(|| {}));
+        let stats = Arc::<Stats>::default();
+        let parts = Parts {
+            feed: fed,
+            bridge: Arc::clone(&bridge),
+            catalog: catalog.clone(),
+            runtime: runtime.handle().clone(),
+            stats: Arc::clone(&stats),
+            receipts: super::receipts::channel().0,
+        };
+        let (hub, _) = start(config, parts, Arc::new(AtomicBool::new(false))).expect("a hub");
+        let relation = relation();
+        let world = World { runtime, hub, feed, bridge, stats, relation, granted, catalog };
+        world.feed(Feed::Live { epoch: EPOCH, from: Lsn(100) });
+        world
+    }
+
+    fn feed(&self, feed: Feed) {
+        self.feed.send(feed).expect("the hub takes it");
+    }
+
+    /// Waits until the hub has taken in the transaction that committed there.
+    fn wait_for(&self, commit: u64) {
+        let deadline = SystemTime::now() + Duration::from_secs(20);
+        while self.stats.position.get() != commit {
+            assert!(SystemTime::now() < deadline, "the hub takes in {commit}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// One transaction with one inserted row of that id.
+    fn insert(&self, commit: u64, id: i64) {
+        let mut batch = Batch::default();
+        let start = batch.begin_row();
+        batch.push_json(|out| out.extend_from_slice(id.to_string().as_bytes()));
+        let row = batch.end_row(&start);
+        let relation = Arc::clone(&self.relation);
+        let change = Change { relation, operation: Operation::Insert, old: None, new: Some(row) };
+        batch.events.push(Event::alone(commit, EventKind::Change(change)));
+        self.feed(Feed::Batch(batch));
+    }
+
+    fn connect(&self) -> Client {
+        let (session, queue) = self.hub.connect(Peer {
+            address: SocketAddr::from(([127, 0, 0, 1], 9)),
+            user_agent: None,
+            connected_at: SystemTime::now(),
+        });
+        Client { session, queue }
+    }
+
+    fn join(&self, client: &Client, since: Since) {
+        self.join_where(client, since, "");
+    }
+
+    fn join_where(&self, client: &Client, since: Since, filter: &str) {
+        self.join_as(client, since, filter, ("anon", "{}"));
+    }
+
+    /// `(role, claims)`: in whose name.
+    fn join_as(&self, client: &Client, since: Since, filter: &str, name: (&str, &str)) {
+        let filter = parse(filter).expect("a filter").map(|tree| {
+            let constants = tree.conditions.iter().flat_map(|c| c.test.constants().to_vec());
+            let constants: Vec<Vec<String>> = constants.map(|constant| vec![constant]).collect();
+            Arc::new(compile(&tree, &access(), &constants).expect("a predicate"))
+        });
+        let binding = Binding {
+            id: 1,
+            operations: Operations::ROWS,
+            target: Target::Table(TABLE),
+            filter,
+            select: None,
+        };
+        let subscription = Subscription {
+            topic: "realtime:tide:table:public.t".into(),
+            vsn: Vsn::V2,
+            identity: Arc::new(Identity { role: name.0.into(), claims: name.1.into() }),
+            facets: vec![Facet::of_rows(Style::Table, vec![binding])],
+            since,
+            greeting: vec![Bytes::from_static(b"[null,null,\"t\",\"hello\",{}]")],
+        };
+        self.runtime.block_on(self.hub.join(client.session, subscription));
+    }
+
+    /// Joins `room` for its messages.
+    fn join_room(&self, client: &Client, private: bool, since: Since) {
+        let subscription = Subscription {
+            topic: ROOM.into(),
+            vsn: Vsn::V2,
+            identity: Arc::new(Identity { role: "anon".into(), claims: "{}".into() }),
+            facets: vec![Facet::of_topic(Style::Channel, private)],
+            since,
+            greeting: Vec::new(),
+        };
+        self.runtime.block_on(self.hub.join(client.session, subscription));
+    }
+
+    /// One transaction that says something to `room`.
+    fn say(&self, commit: u64, name: &str, private: bool) {
+        let mut batch = Batch::default();
+        let (payload, ()) = batch.push_span(|out| out.extend_from_slice(b"{}"));
+        let message = Message {
+            channel: "room".into(),
+            name: name.into(),
+            private,
+            payload,
+            wrapped: false,
+            row: None,
+        };
+        batch.events.push(Event::alone(commit, EventKind::Message(message)));
+        self.feed(Feed::Batch(batch));
+    }
+
+    /// The names of the broadcasts up to and including `last`.
+    fn heard(&self, client: &Client, last: &str) -> Vec<String> {
+        let mut names = Vec::new();
+        self.read(client, |frame| {
+            let name = frame[4]["event"].as_str().unwrap_or_default().to_owned();
+            names.push(name);
+            names.last().is_some_and(|name| name == last)
+        });
+        names
+    }
+
+    /// Reads until `wanted` says so; gives up after a while.
+    fn read(&self, client: &Client, mut wanted: impl FnMut(&Value) -> bool) {
+        let reading = async {
+            loop {
+                let mut frames = Vec::new();
+                let taken = client.queue.take(&mut frames, 1 << 12).await;
+                let Taken::Frames { drained, .. } = taken else { panic!("cut off: {taken:?}") };
+                if drained {
+                    self.hub.drained(client.session);
+                }
+                for frame in frames {
+                    let frame: Value = serde_json::from_slice(&frame).expect("frames are JSON");
+                    if wanted(&frame) {
+                        return;
+                    }
+                }
+            }
+        };
+        let limited = async { tokio::time::timeout(Duration::from_secs(20), reading).await };
+        self.runtime.block_on(limited).expect("the frame arrives");
+    }
+
+    /// The ids of the next `count` rows that arrive.
+    fn ids(&self, client: &Client, count: usize) -> Vec<i64> {
+        let mut ids = Vec::new();
+        self.read(client, |frame| {
+            ids.extend(frame[4]["payload"]["record"]["id"].as_i64());
+            ids.len() == count
+        });
+        ids
+    }
+}
+
+/// Roles but `owner` see what the one policy admits.
+const POLICY: &str = "the policy";
+
+impl World {
+    fn secure(&self, condition: &str) {
+        let policy = Policy {
+            name: "p".into(),
+            permissive: true,
+            condition: condition.into(),
+            columns: Some(vec![1]),
+        };
+        let security = RowSecurity { policies: vec![policy], ..RowSecurity::default() };
+        let mut tables = self.granted.lock().expect("not poisoned");
+        for table in &mut *tables {
+            table.row_security = Some(security.clone());
+        }
+    }
+
+    /// An executor to which even ids are visible, and whose every expression is worth the claim
+    /// `n`. It answers as often as it is let; the questions so far are counted.
+    fn executor(&self) -> (Arc<Semaphore>, Arc<AtomicUsize>) {
+        let (lets, asked) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (catalog, turns, count) = (self.catalog.clone(), Arc::clone(&lets), Arc::clone(&asked));
+        self.runtime.spawn(async move {
+            let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+            tokio::spawn(async move { catalog.serve_executor(ours).await });
+            while let Ok(request) = frame::read::<Request>(&mut theirs).await {
+                count.fetch_add(1, Ordering::Relaxed);
+                turns.acquire().await.expect("not closed").forget();
+                let answer = json!({ "ok": executed(&request) });
+                frame::write(&mut theirs, &answer).await.expect("the hub reads");
+            }
+        });
+        (lets, asked)
+    }
+}
+
+fn executed(request: &Request) -> Value {
+    match request {
+        Request::Judge { condition, rows, claims, .. } => {
+            assert!(condition.contains(POLICY));
+            let rows: Vec<Value> = serde_json::from_str(rows).expect("an array");
+            let even = |row: &Value| row["id"].as_i64().expect("an id") % 2 == 0;
+            let visible: Vec<bool> = rows.iter().map(even).collect();
+            let judgements: Vec<Value> =
+                claims.iter().map(|_| json!({ "visible": visible })).collect();
+            json!({ "judgements": judgements })
+        }
+        Request::Evaluate { claims, expressions, .. } => {
+            let evaluations = claims.iter().map(|claims| {
+                let claims: Value = serde_json::from_str(claims).expect("claims");
+                let values: Vec<String> =
+                    expressions.iter().map(|_| claims["n"].to_string()).collect();
+                json!({ "values": values })
+            });
+            json!({ "evaluations": evaluations.collect::<Vec<_>>() })
+        }
+        other => panic!("not for an executor: {other:?}"),
+    }
+}
+
+fn at(commit: u64) -> Position {
+    Position { commit: Lsn(commit), ordinal: 0 }
+}
+
+fn cursor(commit: u64) -> Since {
+    Since::Cursor(Cursor { epoch: EPOCH, position: at(commit) })
+}
+
+async fn steward(catalog: Catalog, granted: Arc<Mutex<Vec<TableAccess>>>) {
+    let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+    tokio::spawn(async move { catalog.serve_steward(ours).await });
+    tokio::spawn(async move {
+        assert_eq!(serde_json::to_value(Hello::Steward).ok(), Some(json!("steward")));
+        while let Ok(request) = frame::read::<Request>(&mut theirs).await {
+            assert!(matches!(request, Request::Tables { .. }));
+            let mut tables = granted.lock().expect("not poisoned").clone();
+            if matches!(&request, Request::Tables { role, .. } if role == "owner") {
+                tables.iter_mut().for_each(|table| table.row_security = None);
+            }
+            let answer = json!({"ok": {"lsn": 0, "tables": tables}});
+            if frame::write(&mut theirs, &answer).await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+#[test]
+fn an_event_arrives_after_the_greeting() {
+    let world = World::new(&Config::default());
+    let client = world.connect();
+    world.join(&client, Since::Now(Lsn(100)));
+    world.insert(200, 1);
+
+    let mut seen = Vec::new();
+    world.read(&client, |frame| {
+        seen.push(frame[3].as_str().unwrap_or_default().to_owned());
+        seen.len() == 2
+    });
+
+    assert_eq!(seen, ["hello", "broadcast"]);
+}
+
+#[test]
+fn what_committed_before_the_join_is_not_for_the_joiner() {
+    let world = World::new(&Config::default());
+    let client = world.connect();
+    world.join(&client, Since::Now(Lsn(300)));
+    world.insert(200, 1);
+    world.insert(300, 2);
+
+    assert_eq!(world.ids(&client, 1), [2]);
+}
+
+#[test]
+fn each_client_gets_the_rows_that_its_filter_admits() {
+    let world = World::new(&Config::default());
+    let filters = ["id=eq.3", "id=eq.4", "id=gt.3", ""];
+    let clients = filters.map(|filter| {
+        let client = world.connect();
+        world.join_where(&client, Since::Now(Lsn(100)), filter);
+        client
+    });
+    for id in 1..=5 {
+        world.insert(200 + 10 * id, id as i64);
+    }
+
+    let got: Vec<_> =
+        clients.iter().zip([1, 1, 2, 5]).map(|(c, count)| world.ids(c, count)).collect();
+
+    assert_eq!(got, [vec![3], vec![4], vec![4, 5], vec![1, 2, 3, 4, 5]]);
+    assert_eq!(clients.map(|c| c.queue.stats().queued_frames), [0; 4]);
+}
+
+#[test]
+fn a_revoke_holds_from_the_next_event_on() {
+    let world = World::new(&Config::default());
+    let client = world.connect();
+    world.join(&client, Since::Now(Lsn(100)));
+    world.insert(200, 1);
+    assert_eq!(world.ids(&client, 1), [1]);
+
+    let granted = std::mem::take(&mut *world.granted.lock().expect("not poisoned"));
+    world.feed(Feed::Catalog(CatalogChange::Relation(TABLE)));
+    world.insert(300, 2);
+    // Granted again once the hub has asked about the revoke.
+    world.wait_for(300);
+    *world.granted.lock().expect("not poisoned") = granted;
+    world.feed(Feed::Catalog(CatalogChange::All));
+    world.insert(400, 3);
+
+    assert_eq!(world.ids(&client, 1), [3]);
+}
+
+#[test]
+fn a_client_that_lags_is_given_everything_in_order_once_it_reads() {
+    let config = Config { send_queue_size: 2000, ..Config::default() };
+    let world = World::new(&config);
+    let client = world.connect();
+    world.join(&client, Since::Now(Lsn(100)));
+    for id in 0..500 {
+        world.insert(200 + 10 * id, id as i64);
+    }
+
+    let ids = world.ids(&client, 500);
+
+    assert_eq!(ids, (0..500).collect::<Vec<i64>>());
+}
+
+#[test]
+fn a_client_that_falls_off_the_history_is_cut_off_alone() {
+    let config = Config { send_queue_size: 2000, history_size: 40_000, ..Config::default() };
+    let world = World::new(&config);
+    let (stalled, reading) = (world.connect(), world.connect());
+    world.join(&stalled, Since::Now(Lsn(100)));
+    world.join(&reading, Since::Now(Lsn(100)));
+    let mut ids = Vec::new();
+    for id in 0..2000 {
+        world.insert(200 + 10 * id, id as i64);
+        ids.extend(world.ids(&reading, 1));
+    }
+
+    assert_eq!(ids, (0..2000).collect::<Vec<i64>>());
+    assert_eq!(world.stats.slow_clients_total.get(), 1);
+    let last = world.runtime.block_on(async {
+        loop {
+            match stalled.queue.take(&mut Vec::new(), 1 << 20).await {
+                Taken::Goodbye(goodbye) => return goodbye,
+                Taken::Frames { .. } => {}
+            }
+        }
+    });
+    assert_eq!(last, Goodbye::Slow);
+}
+
+#[test]
+fn since_gives_what_was_missed_and_then_the_stream() {
+    let world = World::new(&Config::default());
+    for id in 0..10 {
+        world.insert(200 + 10 * id, id as i64);
+    }
+    let client = world.connect();
+    world.join(&client, cursor(240));
+    world.insert(1000, 99);
+
+    assert_eq!(world.ids(&client, 6), [5, 6, 7, 8, 9, 99]);
+}
+
+#[test]
+fn a_position_that_is_gone_is_said_to_be_gone() {
+    let world = World::new(&Config::default());
+    world.insert(200, 1);
+    let client = world.connect();
+    // The stream began at 100: what came between 50 and 100 is not known.
+    world.join(&client, cursor(50));
+    let mut resync = Value::Null;
+    world.read(&client, |frame| {
+        resync = frame[4].clone();
+        frame[3] == "system"
+    });
+
+    assert_eq!(resync["extension"], "tide.resync");
+    assert_eq!(resync["reason"], "trimmed");
+}
+
+#[test]
+fn the_newest_events_are_given_on_request() {
+    let world = World::new(&Config::default());
+    for id in 0..10 {
+        world.insert(200 + 10 * id, id as i64);
+    }
+    world.wait_for(290);
+    let client = world.connect();
+    world.join(&client, Since::Last(3));
+
+    assert_eq!(world.ids(&client, 3), [7, 8, 9]);
+}
+
+#[test]
+fn the_slot_may_move_when_nothing_is_kept() {
+    let world = World::new(&Config::default());
+    world.feed(Feed::Decoded(Lsn(5000)));
+
+    let deadline = SystemTime::now() + Duration::from_secs(20);
+    while world.bridge.confirmed() != Lsn(5000) {
+        assert!(SystemTime::now() < deadline, "confirmed {}", world.bridge.confirmed());
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn messages_reach_those_who_joined_their_channel_in_the_same_way() {
+    let world = World::new(&Config::default());
+    let (public, private, elsewhere) = (world.connect(), world.connect(), world.connect());
+    world.join_room(&public, false, Since::Now(Lsn(0)));
+    world.join_room(&private, true, Since::Now(Lsn(0)));
+    world.join(&elsewhere, Since::Now(Lsn(0)));
+
+    world.say(200, "secret", true);
+    world.say(300, "open", false);
+    world.insert(400, 1);
+    world.say(500, "secret end", true);
+
+    assert_eq!(world.heard(&public, "open"), ["open"]);
+    assert_eq!(world.heard(&private, "secret end"), ["secret", "secret end"]);
+    assert_eq!(world.heard(&elsewhere, "INSERT"), ["", "INSERT"]);
+}
+
+#[test]
+fn messages_are_resumed_as_rows_are() {
+    let world = World::new(&Config::default());
+    let rooms = ["one", "two", "three"];
+    for (commit, name) in (2..).zip(rooms) {
+        world.say(commit * 100, name, true);
+    }
+    world.wait_for(400);
+    let (resumes, newest) = (world.connect(), world.connect());
+
+    let seen = Cursor { epoch: EPOCH, position: at(200) };
+    world.join_room(&resumes, true, Since::Cursor(seen));
+    world.join_room(&newest, true, Since::Last(1));
+
+    assert_eq!(world.heard(&resumes, "three"), ["two", "three"]);
+    assert_eq!(world.heard(&newest, "three"), ["three"]);
+}
+
+#[test]
+fn a_cast_is_for_everybody_in_the_topic_but_its_sender() {
+    let world = World::new(&Config::default());
+    let (sender, other) = (world.connect(), world.connect());
+    world.join_room(&sender, false, Since::Now(Lsn(0)));
+    world.join_room(&other, false, Since::Now(Lsn(0)));
+    let cast = |name: &str, private, except| Cast {
+        topic: ROOM.into(),
+        to: Style::Channel,
+        private,
+        v1: Bytes::new(),
+        v2: format!(r#"[null,null,"r","broadcast",{{"event":"{name}"}}]"#).into(),
+        except,
+    };
+
+    world.hub.cast(cast("private", true, None));
+    world.hub.cast(cast("to others", false, Some(sender.session)));
+    world.hub.cast(cast("to all", false, None));
+
+    assert_eq!(world.heard(&sender, "to all"), ["to all"]);
+    assert_eq!(world.heard(&other, "to all"), ["to others", "to all"]);
+}
+
+#[test]
+fn a_channel_may_begin_and_cease_to_receive_presence() {
+    let world = World::new(&Config::default());
+    let client = world.connect();
+    world.join_room(&client, false, Since::Now(Lsn(0)));
+    let cast = |to, name: &str| {
+        let frame = format!(r#"[null,null,"r","broadcast",{{"event":"{name}"}}]"#);
+        let (v1, v2) = (Bytes::new(), frame.into());
+        world.hub.cast(Cast { topic: ROOM.into(), to, private: false, v1, v2, except: None });
+    };
+    let receive = |receive| {
+        let facet = Facet::of_topic(Style::Presence, false);
+        world.hub.receive(client.session, &ROOM.into(), Vsn::V2, facet, receive);
+    };
+
+    cast(Style::Presence, "before");
+    receive(true);
+    receive(true);
+    cast(Style::Presence, "once");
+    cast(Style::Channel, "message");
+    receive(false);
+    receive(false);
+    cast(Style::Presence, "after");
+    cast(Style::Channel, "end");
+
+    assert_eq!(world.heard(&client, "end"), ["once", "message", "end"]);
+}
+
+#[test]
+fn a_queue_says_once_it_has_room_that_presence_was_missed() {
+    let queue = Queue::new(100, Arc::new(Budget::new(1 << 20)));
+    let frame = Bytes::from(vec![b'x'; 80]);
+    assert_eq!(queue.offer(&frame), Push::Queued);
+    assert_eq!(queue.offer(&frame), Push::Full);
+    queue.miss_presence();
+
+    let mut taken = Vec::new();
+    let mut take = || queue.take(&mut taken, 1).now_or_never();
+
+    let missed = Taken::Frames { drained: false, missed_presence: true };
+    assert_eq!(take(), Some(missed));
+    queue.reply(frame);
+    let nothing_missed = Taken::Frames { drained: false, missed_presence: false };
+    assert_eq!(take(), Some(nothing_missed));
+}
+
+#[test]
+fn those_who_cast_faster_than_the_hub_wait_for_it() {
+    let (hub, ends) = Hub::new(1 << 20, Arc::new(Budget::new(1 << 20)), Listening::new(|| {}));
+    let frame = Bytes::from(vec![b'x'; 3 << 20]);
+    let cast = || {
+        let (to, v1, v2) = (Style::Channel, Bytes::new(), frame.clone());
+        hub.cast(Cast { topic: ROOM.into(), to, private: false, v1, v2, except: None });
+    };
+    cast();
+    assert!(hub.ready().now_or_never().is_some());
+    cast();
+    let mut ready = pin!(hub.ready());
+    assert!(ready.as_mut().now_or_never().is_none());
+
+    let Ok(Command::Cast { cast }) = ends.commands.recv() else { panic!("a cast") };
+    ends.casts.remove(&cast);
+
+    assert!(ready.now_or_never().is_some());
+}
+
+#[test]
+fn who_waits_for_a_verdict_holds_up_nobody_and_misses_nothing() {
+    let world = World::new(&Config::default());
+    world.secure(POLICY);
+    let (lets, asked) = world.executor();
+    let (client, owner) = (world.connect(), world.connect());
+    world.join(&client, Since::Now(Lsn(100)));
+    world.join_as(&owner, Since::Now(Lsn(100)), "", ("owner", "{}"));
+    for id in 1..=5 {
+        world.insert(200 + 10 * id, id as i64);
+    }
+
+    assert_eq!(world.ids(&owner, 5), [1, 2, 3, 4, 5]);
+    lets.add_permits(1000);
+    world.insert(300, 6);
+
+    assert_eq!(world.ids(&client, 3), [2, 4, 6]);
+    assert!(asked.load(Ordering::Relaxed) <= 3, "events that wait are asked about together");
+}
+
+#[test]
+fn the_newest_visible_events_are_given_where_policies_have_to_be_asked() {
+    let world = World::new(&Config::default());
+    world.secure(POLICY);
+    world.executor().0.add_permits(1000);
+    for id in 1..=9 {
+        world.insert(200 + 10 * id, id as i64);
+    }
+    world.wait_for(290);
+    let client = world.connect();
+    world.join(&client, Since::Last(2));
+    world.insert(300, 10);
+
+    assert_eq!(world.ids(&client, 3), [6, 8, 10]);
+}
+
+#[test]
+fn clients_with_other_claims_get_other_rows() {
+    let world = World::new(&Config::default());
+    world.secure("(id = (current_setting('n'::text))::bigint)");
+    let (lets, asked) = world.executor();
+    lets.add_permits(1000);
+    let clients = [r#"{"n": 3}"#, r#"{"n": 4}"#, r#"{"n": null}"#].map(|claims| {
+        let client = world.connect();
+        world.join_as(&client, Since::Now(Lsn(100)), "", ("anon", claims));
+        client
+    });
+    for (round, id) in (0..10).flat_map(|round| (1..=5).map(move |id| (round, id))) {
+        world.insert(200 + 100 * round + 10 * id, id as i64);
+    }
+    world.wait_for(1150);
+
+    assert_eq!(world.ids(&clients[0], 10), [3; 10]);
+    assert_eq!(world.ids(&clients[1], 10), [4; 10]);
+    let [.., nobody] = &clients;
+    world.runtime.block_on(world.hub.connections());
+    assert!(nobody.queue.stats().queued_frames <= 1, "the greeting");
+    assert!(asked.load(Ordering::Relaxed) <= clients.len(), "their claims hold for all events");
+}
+
+#[test]
+fn a_policy_that_is_never_answered_is_left_behind_by_the_history() {
+    let config = Config { history_size: 40_000, ..Config::default() };
+    let world = World::new(&config);
+    world.secure(POLICY);
+    let (lets, _) = world.executor();
+    let (client, owner) = (world.connect(), world.connect());
+    world.join(&client, Since::Now(Lsn(100)));
+    world.join_as(&owner, Since::Now(Lsn(100)), "", ("owner", "{}"));
+    for id in 0..2000 {
+        world.insert(200 + 10 * id, 2 * id as i64);
+        world.ids(&owner, 1);
+    }
+    lets.add_permits(1000);
+
+    let (mut told, mut newest) = (Vec::new(), 0);
+    world.read(&client, |frame| {
+        told.extend(frame[4]["reason"].as_str().map(str::to_owned));
+        newest = frame[4]["payload"]["record"]["id"].as_i64().unwrap_or(newest);
+        newest == 3998
+    });
+    assert_eq!(told.first().map(String::as_str), Some("policy"));
+    assert!(world.stats.policy_skips_total.get() > 0);
+    assert_eq!(world.stats.slow_clients_total.get(), 0);
+}

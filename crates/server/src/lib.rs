@@ -1,0 +1,19 @@
+//! pg_tide's server: takes what the worker decodes and streams it to websocket clients. It knows
+//! nothing of Postgres but what the worker and its helpers tell it.
+#![forbid(unsafe_code)]
+
+pub mod auth;
+pub mod bridge;
+pub mod catalog;
+pub mod control;
+pub mod filter;
+pub mod hub;
+pub mod notify;
+pub mod outbox_cleaner;
+pub mod policy;
+pub mod presence;
+pub mod server;
+pub mod service;
+pub mod stats;
+pub mod topic;
+pub mod wire;

@@ -1,0 +1,199 @@
+//! The NOTIFY channels that somebody has joined: LISTEN lasts from the first of them to the last.
+//!
+//! Sessions take a [`Lease`] on a channel; the main thread looks at what is wanted, and says what
+//! came of it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+/// Channels that are listened to at the same time, at most: Postgres compares each notification of
+/// the database with all of them.
+const MOST: usize = 10_000;
+
+/// A notification as Postgres delivers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notification {
+    pub channel: Box<str>,
+    pub payload: Box<str>,
+    /// Of the backend that sent it.
+    pub pid: i32,
+}
+
+/// What is wanted, shared by both halves. A cheap clone.
+#[derive(Clone)]
+pub struct Listening(Arc<Shared>);
+
+struct Shared {
+    wishes: Mutex<HashMap<Arc<str>, Wish>>,
+    /// The main thread has not seen the newest wishes yet.
+    changed: AtomicBool,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+struct Wish {
+    leases: usize,
+    /// Whether the channel is listened to; `None`: not tried yet.
+    outcome: watch::Sender<Option<bool>>,
+}
+
+/// Somebody's wish to hear of a channel, for as long as it lives.
+#[derive(Debug)]
+pub struct Lease {
+    listening: Listening,
+    channel: Arc<str>,
+    outcome: watch::Receiver<Option<bool>>,
+}
+
+impl Listening {
+    /// `wake` makes the main thread look at what is wanted.
+    pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Listening {
+        Listening(Arc::new(Shared {
+            wishes: Mutex::default(),
+            changed: AtomicBool::new(false),
+            wake: Box::new(wake),
+        }))
+    }
+
+    /// `None`: too many channels are listened to already.
+    pub fn lease(&self, channel: &str) -> Option<Lease> {
+        let channel: Arc<str> = channel.into();
+        let mut wishes = self.wishes();
+        if wishes.len() >= MOST && !wishes.contains_key(&channel) {
+            return None;
+        }
+        let fresh = || Wish { leases: 0, outcome: watch::channel(None).0 };
+        let wish = wishes.entry(Arc::clone(&channel)).or_insert_with(fresh);
+        wish.leases += 1;
+        let (is_first, outcome) = (wish.leases == 1, wish.outcome.subscribe());
+        drop(wishes);
+        if is_first {
+            self.change();
+        }
+        Some(Lease { listening: self.clone(), channel, outcome })
+    }
+
+    /// For the main thread: all channels to listen to, if they are others than at the last call.
+    pub fn take_wanted(&self) -> Option<Vec<Arc<str>>> {
+        if !self.0.changed.swap(false, Ordering::AcqRel) {
+            return None;
+        }
+        Some(self.wishes().keys().cloned().collect())
+    }
+
+    /// From the main thread: whether the channel is listened to now.
+    pub fn settle(&self, channel: &str, listens: bool) {
+        if let Some(wish) = self.wishes().get(channel) {
+            wish.outcome.send_replace(Some(listens));
+        }
+    }
+
+    fn change(&self) {
+        self.0.changed.store(true, Ordering::Release);
+        (self.0.wake)();
+    }
+
+    fn wishes(&self) -> MutexGuard<'_, HashMap<Arc<str>, Wish>> {
+        self.0.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Listening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listening").field("channels", &self.wishes().len()).finish()
+    }
+}
+
+impl Lease {
+    /// Waits until the channel is listened to: whatever is notified from then on arrives. False:
+    /// Postgres refused.
+    pub async fn is_heard(&mut self) -> bool {
+        // The sender is where the wish is, and the wish lasts as long as this lease.
+        let outcome = self.outcome.wait_for(Option::is_some).await;
+        outcome.is_ok_and(|outcome| *outcome == Some(true))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut wishes = self.listening.wishes();
+        let Some(wish) = wishes.get_mut(&self.channel) else { return };
+        wish.leases -= 1;
+        if wish.leases == 0 {
+            wishes.remove(&self.channel);
+            drop(wishes);
+            self.listening.change();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn wanted(listening: &Listening) -> Option<Vec<String>> {
+        let mut wanted: Vec<String> =
+            listening.take_wanted()?.iter().map(ToString::to_string).collect();
+        wanted.sort();
+        Some(wanted)
+    }
+
+    #[test]
+    fn a_channel_is_wanted_from_the_first_lease_to_the_last() {
+        let listening = Listening::new(|| {});
+        assert_eq!(wanted(&listening), None);
+
+        let first = listening.lease("jobs");
+        assert_eq!(wanted(&listening), Some(vec!["jobs".into()]));
+        let second = listening.lease("jobs");
+        assert_eq!(wanted(&listening), None);
+        drop(first);
+        assert_eq!(wanted(&listening), None);
+        drop(second);
+
+        assert_eq!(wanted(&listening), Some(vec![]));
+    }
+
+    #[test]
+    fn a_lease_is_heard_when_the_main_thread_has_said_so() {
+        let listening = Listening::new(|| {});
+        let mut first = listening.lease("jobs").unwrap();
+        assert_eq!(first.is_heard().now_or_never(), None);
+
+        listening.settle("jobs", true);
+
+        assert_eq!(first.is_heard().now_or_never(), Some(true));
+        // Who comes later need not wait.
+        let second = listening.lease("jobs").unwrap().is_heard().now_or_never();
+        assert_eq!(second, Some(true));
+        // All have gone: who comes now starts afresh.
+        drop(first);
+        assert_eq!(listening.lease("jobs").unwrap().is_heard().now_or_never(), None);
+    }
+
+    #[test]
+    fn a_refused_channel_is_told_to_those_who_wait() {
+        let listening = Listening::new(|| {});
+        let mut lease = listening.lease("jobs").unwrap();
+
+        listening.settle("jobs", false);
+
+        assert_eq!(lease.is_heard().now_or_never(), Some(false));
+    }
+
+    #[test]
+    fn the_number_of_channels_is_bounded() {
+        let listening = Listening::new(|| {});
+        let leases: Vec<_> = (0..MOST).map(|n| listening.lease(&n.to_string()).unwrap()).collect();
+
+        assert!(listening.lease("one more").is_none());
+        assert!(listening.lease("0").is_some());
+        drop(leases);
+        assert!(listening.lease("one more").is_some());
+    }
+}

@@ -1,0 +1,325 @@
+//! The keeper of the outboxes: has the steward put rows in line for a new slot, delete rows that
+//! have been published, and find those whose receipts got lost. Off the events' way: the hub only
+//! drops receipts into a bounded channel.
+//!
+//! A row goes only once its message is in the history. The slot trails that, so a crash decodes it
+//! again; and after a lost slot whatever is still there, and not flagged, is published again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tide_feed::backoff::Backoff;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::catalog::{Catalog, CatalogError};
+use crate::hub::handle::Live;
+use crate::hub::receipts::{Receipt, Received};
+use crate::stats::Stats;
+
+/// Rows per statement.
+const PAGE: u32 = 1_000;
+/// Rows that are put in line at a time; writers to the outbox wait that long.
+const LINE: u32 = 10_000;
+/// How long receipts gather.
+const GATHER: Duration = Duration::from_millis(100);
+/// Receipts of an outbox that may wait here while nothing can be deleted. One more makes all be
+/// dropped: they are found again in the outbox, page by page.
+const MOST_PENDING: usize = 256 << 10;
+/// Before a steward that is not there is asked again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Before what the database refuses is tried again, at the longest.
+const LONGEST: Duration = Duration::from_secs(60);
+/// Between two looks at rows that were kept for a while.
+const SWEEP: Duration = Duration::from_secs(30);
+/// How long the decoder may take to get where a page of rows was looked at.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks whether it has.
+const NAP: Duration = Duration::from_millis(50);
+
+/// What the keeper works with.
+#[derive(Debug)]
+pub struct Parts {
+    pub catalog: Catalog,
+    pub stats: Arc<Stats>,
+    pub live: watch::Receiver<Option<Live>>,
+    pub received: Received,
+    /// Another table is an outbox.
+    pub changed: Arc<Notify>,
+    /// For how long published rows are kept.
+    pub retention: Duration,
+}
+
+/// What is known of one outbox, and what has to be done about it.
+#[derive(Debug)]
+struct Book {
+    /// Published, and not deleted or flagged yet.
+    pending: Vec<i64>,
+    /// Flagged, and to go as soon as it is not the newest row any more.
+    kept: Vec<i64>,
+    /// The slot that has taken it over.
+    generation: Option<i64>,
+    /// No receipt is missing: this, or the worker before, has looked.
+    complete: bool,
+    backoff: Backoff,
+    /// What was complained of last.
+    complaint: Option<String>,
+}
+
+impl Book {
+    fn new() -> Book {
+        Book {
+            pending: Vec::new(),
+            kept: Vec::new(),
+            generation: None,
+            complete: false,
+            backoff: Backoff::up_to(LONGEST),
+            complaint: None,
+        }
+    }
+
+    fn belongs_to(&self, generation: u32) -> bool {
+        self.generation == Some(i64::from(generation))
+    }
+
+    fn has_work(&self, generation: u32) -> bool {
+        !self.pending.is_empty() || !self.complete || !self.belongs_to(generation)
+    }
+}
+
+/// One task of the network half.
+#[derive(Debug)]
+pub struct Keeper {
+    catalog: Catalog,
+    stats: Arc<Stats>,
+    live: watch::Receiver<Option<Live>>,
+    received: Received,
+    changed: Arc<Notify>,
+    retention: Duration,
+    books: HashMap<u32, Book>,
+    fresh: Vec<Receipt>,
+    /// For which slot it was last asked which outboxes there are.
+    listed: Option<u32>,
+    /// When there is something to do next.
+    due: Option<Instant>,
+    sweep: Instant,
+}
+
+impl Keeper {
+    pub fn new(parts: Parts) -> Keeper {
+        let Parts { catalog, stats, live, received, changed, retention } = parts;
+        Keeper {
+            catalog,
+            stats,
+            live,
+            received,
+            changed,
+            retention,
+            books: HashMap::new(),
+            fresh: Vec::new(),
+            listed: None,
+            due: None,
+            sweep: Instant::now(),
+        }
+    }
+
+    /// Works for as long as the worker runs.
+    pub async fn run(mut self) {
+        loop {
+            let next = self.next();
+            let changed = Arc::clone(&self.changed);
+            tokio::select! {
+                more = self.received.next(&mut self.fresh, PAGE as usize) => {
+                    if !more {
+                        // The hub has stopped, and so will this.
+                        return std::future::pending().await;
+                    }
+                    self.enter();
+                }
+                _ = self.live.changed() => self.due = Some(Instant::now()),
+                () = changed.notified() => {
+                    self.listed = None;
+                    self.due = Some(Instant::now());
+                }
+                () = sleep_until(next) => {}
+            }
+            if Instant::now() >= self.next() {
+                self.work().await;
+            }
+        }
+    }
+
+    fn next(&self) -> Instant {
+        self.due.unwrap_or(self.sweep).min(self.sweep)
+    }
+
+    /// Notes what was received.
+    fn enter(&mut self) {
+        for receipt in self.fresh.drain(..) {
+            let book = self.books.entry(receipt.table).or_insert_with(Book::new);
+            if book.pending.len() >= MOST_PENDING {
+                book.pending.clear();
+                book.complete = false;
+            }
+            book.pending.push(receipt.sequence_id);
+        }
+        let is_page = self.books.values().any(|book| book.pending.len() >= PAGE as usize);
+        let due = Instant::now() + if is_page { Duration::ZERO } else { GATHER };
+        self.due = Some(self.due.map_or(due, |before| before.min(due)));
+    }
+
+    /// Does what there is to do, and says when there will be more.
+    async fn work(&mut self) {
+        self.due = None;
+        let live = *self.live.borrow_and_update();
+        let Some(generation) = live.map(|live| live.epoch.generation) else {
+            self.sweep = Instant::now() + RETRY;
+            return;
+        };
+        let sweeps = Instant::now() >= self.sweep;
+        if sweeps {
+            self.sweep = Instant::now() + SWEEP;
+        }
+        if self.tend_all(generation, sweeps).await.is_err() {
+            // There is no steward at the moment, or the slot has changed.
+            self.due = Some(Instant::now() + RETRY);
+            return;
+        }
+        let waits = self.books.values().filter(|book| book.has_work(generation));
+        self.due = waits.map(|book| book.backoff.wait()).min().map(|wait| Instant::now() + wait);
+    }
+
+    /// What the database refuses about one outbox is not to hold up the others.
+    async fn tend_all(&mut self, generation: u32, sweeps: bool) -> Result<(), CatalogError> {
+        // Outboxes may also come to be without a word: by a restored dump.
+        if sweeps || self.listed != Some(generation) {
+            self.list().await?;
+            self.listed = Some(generation);
+        }
+        if self.received.take_missed() {
+            self.books.values_mut().for_each(|book| book.complete = false);
+        }
+        let tables: Vec<u32> = self.books.keys().copied().collect();
+        for table in tables {
+            let is_due = self.books.get(&table).is_some_and(|book| book.backoff.is_due());
+            if !is_due {
+                continue;
+            }
+            match self.tend(table, generation, sweeps).await {
+                Ok(()) => self.book(table).backoff.reset(),
+                Err(CatalogError::Refused { message, .. }) => self.refused(table, message),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks which outboxes there are.
+    async fn list(&mut self) -> Result<(), CatalogError> {
+        let outboxes = self.catalog.outboxes().await?;
+        self.books.retain(|table, _| outboxes.iter().any(|outbox| outbox.table == *table));
+        for outbox in outboxes {
+            self.book(outbox.table).generation = outbox.generation;
+        }
+        Ok(())
+    }
+
+    fn book(&mut self, table: u32) -> &mut Book {
+        self.books.entry(table).or_insert_with(Book::new)
+    }
+
+    async fn tend(
+        &mut self,
+        table: u32,
+        generation: u32,
+        sweeps: bool,
+    ) -> Result<(), CatalogError> {
+        // What the slot before has published need not be published by the next.
+        self.retire(table).await?;
+        if !self.book(table).belongs_to(generation) {
+            self.take_over(table, generation).await?;
+        }
+        if !self.book(table).complete {
+            self.search(table, generation).await?;
+        }
+        if sweeps {
+            while self.catalog.expire(table, self.retention, PAGE).await? == u64::from(PAGE) {}
+        }
+        Ok(())
+    }
+
+    /// Deletes published rows, or flags them.
+    async fn retire(&mut self, table: u32) -> Result<(), CatalogError> {
+        let keep = !self.retention.is_zero();
+        loop {
+            let book = self.book(table);
+            let page = book.pending.len().min(PAGE as usize);
+            if page == 0 {
+                return Ok(());
+            }
+            let mut ids = book.pending.get(..page).unwrap_or_default().to_vec();
+            ids.extend_from_slice(&book.kept);
+            let kept = self.catalog.retire(table, ids, keep).await?;
+            let book = self.book(table);
+            book.pending.drain(..page);
+            book.kept = kept;
+        }
+    }
+
+    /// Puts the rows that wait in line for this slot.
+    async fn take_over(&mut self, table: u32, generation: u32) -> Result<(), CatalogError> {
+        let mut after = i64::MIN;
+        loop {
+            let taken = self.catalog.take_over(table, generation, after, LINE).await?;
+            if taken.done {
+                break;
+            }
+            after = taken.after;
+        }
+        let book = self.book(table);
+        book.generation = Some(i64::from(generation));
+        // A worker before this one may have begun, and died with the receipts.
+        book.complete = false;
+        Ok(())
+    }
+
+    /// Finds rows whose receipts were lost. What has committed before an address that the decoder
+    /// has got past has been published.
+    async fn search(&mut self, table: u32, generation: u32) -> Result<(), CatalogError> {
+        let mut after = i64::MIN;
+        loop {
+            let found = self.catalog.unpublished(table, after, PAGE).await?;
+            let Some(last) = found.ids.last() else { break };
+            after = *last;
+            if !self.has_decoded(found.lsn, generation).await {
+                return Err(CatalogError::Unavailable);
+            }
+            self.book(table).pending.extend(found.ids);
+            self.retire(table).await?;
+        }
+        self.book(table).complete = true;
+        Ok(())
+    }
+
+    /// Waits until this slot's stream has got there.
+    async fn has_decoded(&self, lsn: u64, generation: u32) -> bool {
+        let arrived = async {
+            while self.stats.decoded.get() < lsn {
+                tokio::time::sleep(NAP).await;
+            }
+        };
+        timeout(PATIENCE, arrived).await.is_ok()
+            && self.live.borrow().is_some_and(|live| live.epoch.generation == generation)
+    }
+
+    /// Somebody holds a lock, or the table is not what it was.
+    fn refused(&mut self, table: u32, message: String) {
+        let book = self.book(table);
+        book.backoff.failed_after(Duration::ZERO);
+        if book.complaint.as_ref() != Some(&message) {
+            log::warn!("the outbox with oid {table} cannot be tended for now: {message}");
+            book.complaint = Some(message);
+        }
+    }
+}

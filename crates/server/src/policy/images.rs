@@ -1,0 +1,164 @@
+//! A row before and after a change, as far as the WAL has it.
+
+use tide_feed::event::{Batch, Change, Datum, Kind, Operation, Relation, RowRef};
+
+/// The images that a policy is held against.
+#[derive(Clone, Copy)]
+pub struct Images<'a> {
+    relation: &'a Relation,
+    operation: Operation,
+    old: Option<RowRef<'a>>,
+    new: Option<RowRef<'a>>,
+}
+
+impl<'a> Images<'a> {
+    pub fn of(batch: &'a Batch, change: &'a Change) -> Images<'a> {
+        Images {
+            relation: &change.relation,
+            operation: change.operation,
+            old: change.old.map(|row| batch.row(row)),
+            new: change.new.map(|row| batch.row(row)),
+        }
+    }
+
+    /// There is a row before the change.
+    pub fn has_before(&self) -> bool {
+        matches!(self.operation, Operation::Update | Operation::Delete)
+    }
+
+    /// There is a row after the change.
+    pub fn has_after(&self) -> bool {
+        matches!(self.operation, Operation::Insert | Operation::Update)
+    }
+
+    /// A column's value before the change: `Absent` if that is not known.
+    pub fn before(&self, attnum: i16) -> Datum<'a> {
+        let Some((index, identity)) = self.column(attnum) else { return Datum::Absent };
+        match (self.old, self.new) {
+            (Some(old), _) => known(old.get(index)),
+            // An UPDATE leaves the old row out if the replica identity is what it was.
+            (None, Some(new)) if identity && self.has_before() => known(new.get(index)),
+            _ => Datum::Absent,
+        }
+    }
+
+    /// A column's value after the change: `Absent` if that is not known.
+    pub fn after(&self, attnum: i16) -> Datum<'a> {
+        let Some((index, _)) = self.column(attnum) else { return Datum::Absent };
+        match self.new.map(|new| new.get(index)) {
+            Some(Datum::Unchanged) => known(self.old.map_or(Datum::Absent, |old| old.get(index))),
+            Some(datum) => datum,
+            None => Datum::Absent,
+        }
+    }
+
+    fn column(&self, attnum: i16) -> Option<(usize, bool)> {
+        let mut columns = self.relation.columns.iter().enumerate();
+        let (index, column) = columns.find(|(_, column)| column.attnum == attnum)?;
+        Some((index, column.identity))
+    }
+
+    /// Whether a value, if it is read from the JSON that it is here, is the one that the row has: a
+    /// `null` of JSON is none of SQL's, but would be taken for one.
+    pub fn is_certain(&self, attnum: i16, datum: Datum<'_>) -> bool {
+        let is_json = || {
+            let index = self.column(attnum).map(|(index, _)| index);
+            index.and_then(|i| self.relation.columns.get(i)).is_some_and(|c| c.kind == Kind::Json)
+        };
+        match datum {
+            Datum::Unchanged | Datum::Absent => false,
+            Datum::Json(b"null") => !is_json(),
+            _ => true,
+        }
+    }
+}
+
+fn known(datum: Datum<'_>) -> Datum<'_> {
+    if datum == Datum::Unchanged { Datum::Absent } else { datum }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tide_feed::event::Column;
+
+    use super::*;
+
+    fn relation() -> Arc<Relation> {
+        let column = |attnum, kind, identity| Column {
+            attnum,
+            name: format!("c{attnum}").into(),
+            type_name: "t".into(),
+            kind,
+            identity,
+        };
+        Arc::new(Relation {
+            oid: 1,
+            schema: "public".into(),
+            name: "t".into(),
+            columns: [
+                column(1, Kind::Int, true),
+                column(3, Kind::Text, false),
+                column(4, Kind::Json, false),
+            ]
+            .into(),
+            identity_full: false,
+        })
+    }
+
+    #[test]
+    fn what_the_images_do_not_have_is_not_known() {
+        let mut batch = Batch::default();
+        let new = batch.row_of(&[Some("1"), Some("unchanged"), Some("null")]);
+        let change = Change {
+            relation: relation(),
+            operation: Operation::Update,
+            old: None,
+            new: Some(new),
+        };
+        let images = Images::of(&batch, &change);
+
+        assert_eq!(images.before(1), Datum::Json(b"1"), "the key is what it was");
+        assert_eq!(images.before(3), Datum::Absent);
+        assert_eq!(images.after(3), Datum::Absent);
+        assert!(!images.is_certain(4, images.after(4)), "a null of JSON");
+        assert!(images.is_certain(1, images.after(1)));
+        assert_eq!(images.after(2), Datum::Absent, "no such column");
+    }
+
+    #[test]
+    fn an_unchanged_value_is_the_old_rows_where_that_has_it() {
+        let mut batch = Batch::default();
+        let old = batch.row_of(&[Some("1"), Some("\"x\""), None]);
+        let new = batch.row_of(&[Some("2"), Some("unchanged"), Some("{}")]);
+        let change = Change {
+            relation: relation(),
+            operation: Operation::Update,
+            old: Some(old),
+            new: Some(new),
+        };
+        let images = Images::of(&batch, &change);
+
+        assert_eq!(images.before(1), Datum::Json(b"1"));
+        assert_eq!(images.after(1), Datum::Json(b"2"));
+        assert_eq!(images.after(3), Datum::Json(b"\"x\""));
+        assert_eq!(images.before(4), Datum::Absent);
+    }
+
+    #[test]
+    fn an_inserted_row_was_not_there_before() {
+        let mut batch = Batch::default();
+        let new = batch.row_of(&[Some("1"), Some("\"x\""), Some("{}")]);
+        let change = Change {
+            relation: relation(),
+            operation: Operation::Insert,
+            old: None,
+            new: Some(new),
+        };
+        let images = Images::of(&batch, &change);
+
+        assert!(!images.has_before() && images.has_after());
+        assert_eq!(images.before(1), Datum::Absent);
+    }
+}

@@ -1,0 +1,103 @@
+//! Where clients connect: the addresses and port of the settings, bound as soon as they are free.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tide_feed::config::Config;
+use tokio::net::{TcpListener, TcpSocket, lookup_host};
+
+/// Connections that may wait to be accepted; the kernel caps it at `somaxconn`.
+const BACKLOG: u32 = 4096;
+
+/// Pause before a port that was taken is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What became of binding, for `tide.status()`.
+#[derive(Debug, Default)]
+pub struct Listener {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    url: Option<String>,
+    error: Option<String>,
+}
+
+impl Listener {
+    /// Base URL of the listener, once there is one.
+    pub fn url(&self) -> Option<String> {
+        self.lock().url.clone()
+    }
+
+    /// Why there is none, or not on every address.
+    pub fn error(&self) -> Option<String> {
+        self.lock().error.clone()
+    }
+
+    /// Waits until at least one address can be bound.
+    pub async fn bind(&self, config: &Config) -> Vec<TcpListener> {
+        loop {
+            let (listeners, errors) = bind_all(config).await;
+            let error = (!errors.is_empty()).then(|| errors.join("; "));
+            if let Some(error) = &error
+                && self.error().as_ref() != Some(error)
+            {
+                log::warn!("{error}; another tide.port or tide.listen_addresses may help");
+            }
+            let bound = !listeners.is_empty();
+            *self.lock() = State { url: bound.then(|| url(config)), error };
+            if bound {
+                return listeners;
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn bind_all(config: &Config) -> (Vec<TcpListener>, Vec<String>) {
+    let (mut listeners, mut errors) = (Vec::new(), Vec::new());
+    for name in &config.listen_addresses {
+        let name = if name == "*" { "0.0.0.0" } else { name };
+        match lookup_host((name, config.port)).await {
+            Ok(addresses) => {
+                for address in addresses {
+                    match bind(address) {
+                        Ok(listener) => listeners.push(listener),
+                        Err(error) => errors.push(format!("could not bind {address}: {error}")),
+                    }
+                }
+            }
+            Err(error) => errors.push(format!("could not resolve \"{name}\": {error}")),
+        }
+    }
+    // "localhost" often names an IPv6 address that the machine does not have.
+    if !listeners.is_empty() {
+        errors.retain(|error| !error.contains("[::1]"));
+    }
+    (listeners, errors)
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+fn url(config: &Config) -> String {
+    let scheme = if config.ssl { "https" } else { "http" };
+    let first = config.listen_addresses.first().map_or("localhost", String::as_str);
+    let host = match first {
+        "*" | "0.0.0.0" | "::" => "localhost",
+        host => host,
+    };
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    format!("{scheme}://{host}:{}", config.port)
+}

@@ -1,0 +1,127 @@
+//! One accepted socket: TLS, then HTTP, then perhaps a websocket.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use super::context::ServerContext;
+use super::http::{self, Front};
+use super::listen::stopped;
+use super::read_budget::Metered;
+use super::session;
+use crate::stats::RefusedConnection;
+
+/// Largest head of a request: room for a token of many claims in the query.
+const MAX_HEAD: usize = 64 << 10;
+
+/// A websocket that goes on until it ends.
+type Conversing = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Serves one socket until it ends or `stop` says so; `place` is held for as long.
+///
+/// What comes first is large and soon over, so it is boxed: a websocket, which may live for days,
+/// keeps none of its room.
+pub(super) async fn serve<P>(
+    socket: TcpStream,
+    peer: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    context: Arc<ServerContext>,
+    stop: watch::Receiver<bool>,
+    place: P,
+) {
+    let websocket = Box::pin(open(socket, peer, tls, context, stop)).await;
+    if let Some(websocket) = websocket {
+        websocket.await;
+    }
+    drop(place);
+}
+
+/// TLS, if it is asked for, and HTTP.
+async fn open(
+    socket: TcpStream,
+    peer: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    context: Arc<ServerContext>,
+    mut stop: watch::Receiver<bool>,
+) -> Option<Conversing> {
+    // Frames are small and wanted now. If it cannot be set the connection is about to fail anyway.
+    let _ = socket.set_nodelay(true);
+    let Some(tls) = tls else { return speak_http(socket, peer, context, stop).await };
+    let handshake = tokio::select! {
+        handshake = timeout(context.config.handshake_timeout, tls.accept(socket)) => handshake,
+        () = stopped(&mut stop) => return None,
+    };
+    match handshake {
+        // Boxed: it is ten times as large as a plain socket.
+        Ok(Ok(socket)) => speak_http(Box::new(socket), peer, context, stop).await,
+        Ok(Err(_)) | Err(_) => {
+            context.stats.refused_connection(RefusedConnection::Handshake).inc();
+            None
+        }
+    }
+}
+
+/// Answers requests, until one of them makes a websocket of the socket.
+async fn speak_http<S>(
+    socket: S,
+    peer: SocketAddr,
+    context: Arc<ServerContext>,
+    mut stop: watch::Receiver<bool>,
+) -> Option<Conversing>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let limit = context.config.handshake_timeout;
+    let front = Arc::new(Front::new(Arc::clone(&context), peer));
+    let answering = Arc::clone(&front);
+    let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+        let front = Arc::clone(&answering);
+        async move {
+            let path = request.uri().path().to_owned();
+            let mut answer = front.answer(request).await;
+            http::open_to_other_origins(&path, &mut answer);
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let socket = Metered::new(socket, Arc::clone(&context.inbound));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limit)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(socket), service)
+        .without_shutdown();
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        // Twice: the header's time, and as much for answers, requests after the first included.
+        ended = timeout(limit * 2, &mut connection) => ended.ok()?,
+        () = stopped(&mut stop) => return None,
+    };
+    if ended.as_ref().is_err_and(hyper::Error::is_parse) {
+        context.stats.refused_connection(RefusedConnection::Handshake).inc();
+    }
+    let parts = ended.ok()?;
+    let mut socket = parts.io.into_inner();
+    match front.admission() {
+        Some(admission) => {
+            // Copied: it is a piece of HTTP's buffer, which is to go.
+            let read_ahead = parts.read_buf.to_vec();
+            socket.message_complete();
+            Some(Box::pin(session::run(socket, read_ahead, peer, admission, context, stop)))
+        }
+        None => {
+            // The peer closed, or was told to: nothing depends on how this ends.
+            let _ = timeout(limit, socket.shutdown()).await;
+            None
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What every connection shares.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tide_feed::catalog::{TableAccess, TableName};
+use tide_feed::config::Config;
+use tide_feed::event::Lsn;
+use tokio::sync::Semaphore;
+
+use super::access;
+use super::presence::Rooms;
+use super::read_budget::Allowance;
+use super::rest::HttpBroadcasts;
+use super::role::RoleCache;
+use super::single_flight::Lookups;
+use crate::auth::Verifier;
+use crate::catalog::{Catalog, CatalogError};
+use crate::hub::Hub;
+use crate::stats::Stats;
+
+/// The tables as the role may see them, and the address as of which.
+type TablesAnswer = Result<(Arc<[TableAccess]>, Lsn), CatalogError>;
+
+#[derive(Debug)]
+pub struct ServerContext {
+    pub config: Arc<Config>,
+    pub hub: Hub,
+    pub catalog: Catalog,
+    pub stats: Arc<Stats>,
+    verifier: RwLock<Arc<Verifier>>,
+    pub(super) roles: RoleCache,
+    pub(super) tables: Lookups<(Arc<str>, Vec<TableName>), TablesAnswer>,
+    pub(super) access: Lookups<access::Question, access::Answer>,
+    pub(super) rooms: Arc<Rooms>,
+    pub(super) http_broadcasts: HttpBroadcasts,
+    /// A part of `tide.memory_limit`.
+    pub(super) inbound: Arc<Allowance>,
+    /// `tide.max_connections` permits.
+    pub(super) websockets: Arc<Semaphore>,
+}
+
+impl ServerContext {
+    pub fn new(
+        config: Arc<Config>,
+        hub: Hub,
+        catalog: Catalog,
+        verifier: Verifier,
+        stats: Arc<Stats>,
+    ) -> ServerContext {
+        // The hub's history and queues have the rest.
+        let inbound = Arc::new(Allowance::new(config.memory_limit / 8));
+        let limit = config.max_connections.min(Semaphore::MAX_PERMITS);
+        let rooms = Arc::new(Rooms::new(hub.clone(), &config));
+        ServerContext {
+            config,
+            hub,
+            catalog,
+            stats,
+            verifier: RwLock::new(Arc::new(verifier)),
+            roles: RoleCache::new(),
+            tables: Lookups::new(),
+            access: Lookups::new(),
+            rooms,
+            http_broadcasts: HttpBroadcasts::default(),
+            inbound,
+            websockets: Arc::new(Semaphore::new(limit)),
+        }
+    }
+
+    pub fn verifier(&self) -> Arc<Verifier> {
+        Arc::clone(&self.verifier.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The secrets or keys changed. Tokens that were accepted stay so until they expire.
+    pub fn set_verifier(&self, verifier: Verifier) {
+        *self.verifier.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(verifier);
+    }
+}

@@ -1,0 +1,227 @@
+//! What is answered over HTTP, and the step from there to a websocket.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Request, Response, StatusCode};
+use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::context::ServerContext;
+use super::handshake::{Handshake, HandshakeError};
+use super::identity::{self, Credentials};
+use super::route::Route;
+use super::{page, rest};
+use crate::stats::RefusedConnection;
+use crate::wire::Vsn;
+
+/// A client that may open a websocket.
+#[derive(Debug)]
+pub(super) struct Admission {
+    pub(super) credentials: Credentials,
+    pub(super) vsn: Vsn,
+    pub(super) user_agent: Option<Box<str>>,
+    /// One of `tide.max_connections`, given back when the connection ends.
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+/// Answers the requests of one connection, until one of them asks for a websocket and may have it.
+#[derive(Debug)]
+pub(super) struct Front {
+    context: Arc<ServerContext>,
+    peer: SocketAddr,
+    admission: Mutex<Option<Admission>>,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+impl Front {
+    pub(super) fn new(context: Arc<ServerContext>, peer: SocketAddr) -> Front {
+        Front { context, peer, admission: Mutex::new(None) }
+    }
+
+    /// Set once the last answer was "switching protocols".
+    pub(super) fn admission(&self) -> Option<Admission> {
+        self.admission.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
+        self.context.stats.http_requests_total.inc();
+        let (parts, arriving) = request.into_parts();
+        match Route::of(&parts.method, parts.uri.path()) {
+            Route::Page if self.serves_page(&parts) => page::response(),
+            Route::Check if self.serves_page(&parts) => self.check().await,
+            Route::Page | Route::Check | Route::Unknown => {
+                failure(StatusCode::NOT_FOUND, "there is nothing at this address")
+            }
+            Route::Health => self.health(),
+            Route::Metrics => {
+                let text = self.context.stats.prometheus();
+                body(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
+            }
+            Route::Websocket => self.upgrade(&parts).await,
+            Route::Broadcast => match rest::broadcast(&self.context, &parts, arriving).await {
+                Ok(()) => empty(StatusCode::ACCEPTED),
+                Err(denied) => failure(denied.status, &denied.reason),
+            },
+            Route::Preflight => preflight(),
+            Route::WrongMethod => {
+                failure(StatusCode::METHOD_NOT_ALLOWED, "this address does not know the method")
+            }
+        }
+    }
+
+    /// The page is for the machine itself: the peer must be on it, and it must have asked for it
+    /// by such a name, or a web site whose name was made to point to 127.0.0.1 could read along.
+    fn serves_page(&self, request: &Parts) -> bool {
+        let proxied = ["forwarded", "x-forwarded-for", "x-real-ip"];
+        self.context.config.page
+            && self.peer.ip().to_canonical().is_loopback()
+            && names_loopback(&request.headers)
+            && !proxied.iter().any(|name| request.headers.contains_key(*name))
+    }
+
+    fn health(&self) -> Answer {
+        match self.context.hub.live() {
+            Some(_) => json_body(StatusCode::OK, &json!({"status": "ok"})),
+            None => {
+                let reason = self.context.hub.stalled();
+                let reason = reason.as_deref().unwrap_or("the change stream is not live yet");
+                json_body(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    &json!({"status": "unavailable", "reason": reason}),
+                )
+            }
+        }
+    }
+
+    async fn check(&self) -> Answer {
+        match self.context.catalog.check().await {
+            Ok(findings) => body(StatusCode::OK, "application/json", findings),
+            Err(error) => failure(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+        }
+    }
+
+    async fn upgrade(&self, request: &Parts) -> Answer {
+        let handshake = match Handshake::read(request, &self.context.config.allowed_origins) {
+            Ok(handshake) => handshake,
+            Err(error) => return self.refuse_handshake(error),
+        };
+        let Ok(permit) = Arc::clone(&self.context.websockets).try_acquire_owned() else {
+            self.context.stats.refused_connection(RefusedConnection::Limit).inc();
+            return failure(StatusCode::TOO_MANY_REQUESTS, "Too many connected users");
+        };
+        let credentials =
+            match identity::of_handshake(&self.context, handshake.api_key.as_deref()).await {
+                Ok(credentials) => credentials,
+                Err(refusal) => {
+                    self.context.stats.refused_connection(refusal.of_connection()).inc();
+                    return failure(refusal.status(), &refusal.to_string());
+                }
+            };
+        let admission =
+            Admission { credentials, vsn: handshake.vsn, user_agent: handshake.user_agent, permit };
+        *self.admission.lock().unwrap_or_else(PoisonError::into_inner) = Some(admission);
+        switch(&handshake.accept)
+    }
+
+    fn refuse_handshake(&self, error: HandshakeError) -> Answer {
+        let (status, reason) = match error {
+            HandshakeError::Origin => (StatusCode::FORBIDDEN, RefusedConnection::Origin),
+            HandshakeError::NotWebsocket | HandshakeError::Version => {
+                (StatusCode::UPGRADE_REQUIRED, RefusedConnection::Handshake)
+            }
+            HandshakeError::Key | HandshakeError::Vsn => {
+                (StatusCode::BAD_REQUEST, RefusedConnection::Handshake)
+            }
+        };
+        self.context.stats.refused_connection(reason).inc();
+        let mut answer = failure(status, &error.to_string());
+        if status == StatusCode::UPGRADE_REQUIRED {
+            let headers = answer.headers_mut();
+            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        }
+        answer
+    }
+}
+
+/// Whether the `Host` is this machine's own name for itself.
+fn names_loopback(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else {
+        return false;
+    };
+    let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _port)) => address,
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+fn switch(accept: &str) -> Answer {
+    let mut answer = Response::new(Full::default());
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = answer.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    // Base64 is always a valid header.
+    if let Ok(accept) = HeaderValue::from_str(accept) {
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    answer
+}
+
+/// What a client reads as the reason: `{"error": "..."}`.
+fn failure(status: StatusCode, error: &str) -> Answer {
+    json_body(status, &json!({ "error": error }))
+}
+
+fn json_body(status: StatusCode, value: &serde_json::Value) -> Answer {
+    body(status, "application/json", value.to_string())
+}
+
+fn body(status: StatusCode, content_type: &'static str, text: String) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(text)));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+/// Lets scripts of any origin call; what they may do is for their token to say.
+fn preflight() -> Answer {
+    empty(StatusCode::NO_CONTENT)
+}
+
+fn empty(status: StatusCode) -> Answer {
+    let mut answer = Response::new(Full::default());
+    *answer.status_mut() = status;
+    answer
+}
+
+/// Adds what a browser needs to show an answer to a script of another origin. The page and its
+/// findings are for no other origin and do not get it.
+pub(super) fn open_to_other_origins(path: &str, answer: &mut Answer) {
+    if matches!(path, "/" | "/check") {
+        return;
+    }
+    let headers = answer.headers_mut();
+    let any = HeaderValue::from_static("*");
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, any);
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("authorization, x-client-info, apikey, x-api-key, content-type"),
+    );
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("GET, POST, OPTIONS"),
+    );
+}

@@ -1,0 +1,610 @@
+//! Joining a channel: from what the client asks for to a subscription of the hub's, or a refusal.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tide_feed::catalog::{TableAccess, TableName, Which};
+use tide_feed::event::{Cursor, Lsn};
+use tokio::time::timeout;
+
+use super::access::{self, Access, Extensions};
+use super::binding::{BindingError, Bindings};
+use super::channel::Channel;
+use super::context::ServerContext;
+use super::conversation::{Outcome, OwnedAddress};
+use super::identity::{self, Credentials, Refusal};
+use super::presence::{Attendance, Place};
+use crate::hub::handle::SessionId;
+use crate::hub::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
+use crate::notify::Lease;
+use crate::policy::Rule;
+use crate::presence::Room;
+use crate::stats::RefusedJoin;
+use crate::topic::{self, Kind, LegacyParts, PREFIX, Topic};
+use crate::wire::encode::{self, Status, System};
+use crate::wire::join::{BroadcastOptions, ChangeParams, JoinPayload, Requested};
+use crate::wire::{Vsn, record};
+
+/// Bytes of what a client may call itself on a channel.
+const MAX_PRESENCE_KEY: usize = 255;
+
+/// Who wants to join, and where the answer goes.
+pub(super) struct Joiner {
+    pub(super) context: Arc<ServerContext>,
+    pub(super) session: SessionId,
+    pub(super) vsn: Vsn,
+    /// For a channel that brings no token of its own.
+    pub(super) credentials: Credentials,
+    pub(super) address: OwnedAddress,
+}
+
+/// Why a channel is not joined: the reason of the error reply.
+pub(super) struct Refused {
+    pub(super) count: RefusedJoin,
+    pub(super) reason: String,
+}
+
+impl Refused {
+    fn request(reason: impl Into<String>) -> Refused {
+        Refused { count: RefusedJoin::Request, reason: reason.into() }
+    }
+
+    fn table(reason: impl Into<String>) -> Refused {
+        Refused { count: RefusedJoin::Table, reason: reason.into() }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Refused {
+        Refused { count: refusal.of_join(), reason: refusal.join_reason() }
+    }
+}
+
+/// What a channel will receive, before the hub knows of it.
+struct Plan {
+    facets: Vec<Facet>,
+    since: Since,
+    greeting: Vec<Bytes>,
+    /// What the client may do on the channel itself.
+    access: Access,
+    /// Of `tide:notify:` topics.
+    lease: Option<Lease>,
+}
+
+impl Plan {
+    fn new(facets: Vec<Facet>, since: Since, greeting: Vec<Bytes>) -> Plan {
+        Plan { facets, since, greeting, access: Access::default(), lease: None }
+    }
+}
+
+/// Checks everything, then waits until the hub has the channel and the stream is live.
+pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outcome {
+    match joiner.plan(&payload).await {
+        Ok(plan) => {
+            let subscription = Subscription {
+                topic: Arc::clone(&joiner.address.topic),
+                vsn: joiner.vsn,
+                identity: Arc::clone(&joiner.credentials.identity),
+                facets: plan.facets,
+                since: plan.since,
+                greeting: plan.greeting,
+            };
+            joiner.context.hub.join(joiner.session, subscription).await;
+            Outcome::Joined(joiner.channel(&payload, plan.access, plan.lease))
+        }
+        Err(refused) => Outcome::Refused { address: joiner.address, refused },
+    }
+}
+
+impl Joiner {
+    /// The channel, once the hub has it; tells who is present to those who asked.
+    fn channel(self, payload: &JoinPayload, access: Access, lease: Option<Lease>) -> Channel {
+        let OwnedAddress { join_ref, topic, .. } = self.address;
+        let is_ours = topic.strip_prefix(PREFIX).is_some_and(|name| name.starts_with("tide:"));
+        let attendance = (!is_ours && !payload.legacy).then(|| {
+            let place = Place { topic, private: payload.private };
+            let key = payload.presence.key.as_deref();
+            Box::new(Attendance::new(&self.context.rooms, place, key))
+        });
+        if let Some(attendance) = &attendance
+            && payload.presence.enabled
+            && access.presence().read
+        {
+            attendance.tell(self.session, self.vsn, join_ref.as_deref());
+        }
+        Channel {
+            join_ref,
+            credentials: self.credentials,
+            private: payload.private,
+            access,
+            ack: payload.broadcast.ack,
+            echo: payload.broadcast.echo,
+            watches_presence: payload.presence.enabled,
+            attendance,
+            _lease: lease,
+        }
+    }
+
+    async fn plan(&mut self, payload: &JoinPayload) -> Result<Plan, Refused> {
+        let topic = Topic::parse(&self.address.topic)
+            .map_err(|error| Refused::request(error.to_string()))?;
+        if let Some(reason) = payload.malformed {
+            return Err(Refused::request(reason));
+        }
+        if payload.presence.key.as_ref().is_some_and(|key| key.len() > MAX_PRESENCE_KEY) {
+            return Err(Refused::request("InvalidJoin: A presence key has at most 255 bytes"));
+        }
+        self.identify(payload.access_token.as_deref()).await?;
+        match topic.kind() {
+            Kind::Table { schema, table } => self.plan_table(payload, schema, table).await,
+            Kind::Tables { schema } => self.plan_tables(payload, schema.as_deref()).await,
+            Kind::Notify { channel } => self.plan_notify(payload, channel).await,
+            Kind::Schema { .. } => self.plan_schema(payload).await,
+            Kind::Records { schema } => self.plan_records(payload, schema).await,
+            Kind::Reserved => {
+                Err(Refused::request("UnknownTopic: There is no such topic among those of tide:"))
+            }
+            Kind::Channel if payload.legacy => self.plan_legacy(payload, &topic).await,
+            Kind::Channel if payload.postgres_changes.is_empty() => self.plan_quiet(payload).await,
+            Kind::Channel => self.plan_changes(payload).await,
+        }
+    }
+
+    /// The channel's own token, or that of the connection.
+    async fn identify(&mut self, token: Option<&str>) -> Result<(), Refusal> {
+        match token {
+            Some(token) if identity::is_token(token) && !self.credentials.are_of(token) => {
+                self.credentials = identity::of_token(&self.context, token).await?;
+                return Ok(());
+            }
+            _ => {}
+        }
+        let now = identity::now();
+        if self.credentials.has_expired(now) {
+            return Err(Refusal::Expired(self.credentials.expiry_text(now)));
+        }
+        identity::check_role(&self.context, self.credentials.role()).await
+    }
+
+    /// A channel of `postgres_changes`.
+    async fn plan_changes(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
+        let access = if payload.private || self.context.config.public_channels {
+            self.authorize(payload, access::CHANNEL).await?
+        } else {
+            Access::default()
+        };
+        let params = &payload.postgres_changes;
+        let (tables, asked) = self.tables(named_tables(params)).await?;
+        let (bindings, failures) = self.bind(params, &tables).await?;
+        if payload.wait
+            && let Some(text) = failures.first()
+        {
+            return Err(Refused::table(text));
+        }
+        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), params)];
+        let (join_ref, topic) = (self.address.join_ref.as_deref(), &*self.address.topic);
+        if !bindings.is_empty() {
+            greeting.push(encode::subscribed(self.vsn, join_ref, topic));
+        }
+        self.greet_failures(&failures, &mut greeting);
+        self.greet_row_security(&bindings, &tables, &mut greeting);
+        let since = since(&payload.broadcast, asked)?;
+        let mut facets = vec![Facet::of_rows(Style::Changes, bindings)];
+        facets.extend(channel_facets(payload, access));
+        Ok(Plan { access, ..Plan::new(facets, since, greeting) })
+    }
+
+    /// realtime-js 1.x: the topic's name is the subscription.
+    async fn plan_legacy(&self, payload: &JoinPayload, topic: &Topic) -> Result<Plan, Refused> {
+        let params = [legacy_params(topic.legacy_parts())];
+        let (tables, asked) = self.tables(named_tables(&params)).await?;
+        let (bindings, failures) = self.bind(&params, &tables).await?;
+        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &params)];
+        self.greet_failures(&failures, &mut greeting);
+        self.greet_row_security(&bindings, &tables, &mut greeting);
+        let since = since(&payload.broadcast, asked)?;
+        Ok(Plan::new(vec![Facet::of_rows(Style::Legacy, bindings)], since, greeting))
+    }
+
+    /// A channel for messages, broadcasts and presence alone.
+    async fn plan_quiet(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
+        let access = self.authorize(payload, access::CHANNEL).await?;
+        let (_, asked) = self.tables(Vec::new()).await?;
+        let greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        let facets = channel_facets(payload, access);
+        Ok(Plan { access, ..Plan::new(facets, since(&payload.broadcast, asked)?, greeting) })
+    }
+
+    /// What the client may do on a channel that is not about rows: on a private one what the
+    /// policies say, on any other what the settings do.
+    async fn authorize(
+        &self,
+        payload: &JoinPayload,
+        extensions: Extensions,
+    ) -> Result<Access, Refused> {
+        if payload.private {
+            let (context, credentials) = (&self.context, &self.credentials);
+            return Ok(access::to_read(context, credentials, self.name(), extensions).await?);
+        }
+        if !self.context.config.public_channels {
+            return Err(Refused::request("PrivateOnly: This project only allows private channels"));
+        }
+        Ok(Access::public(&self.context.config))
+    }
+
+    /// What applications call the topic.
+    fn name(&self) -> &str {
+        self.address.topic.strip_prefix(PREFIX).unwrap_or_default()
+    }
+
+    /// `tide:notify:<channel>`: for channels that the settings name. What is notified has no
+    /// position, so there is nothing to resume from.
+    async fn plan_notify(&self, payload: &JoinPayload, channel: &str) -> Result<Plan, Refused> {
+        Self::own_options(payload)?;
+        if payload.broadcast.since.is_some() || payload.broadcast.last.is_some() {
+            return Err(Refused::request(
+                "NotSupported: Notifications are not kept: there is no since and no last",
+            ));
+        }
+        let patterns = &self.context.config.notify_channels;
+        if !patterns.iter().any(|pattern| topic::fits(pattern, channel)) {
+            return Err(Refusal::Channel(self.name().into()).into());
+        }
+        let access = self.authorize(payload, access::NOTIFY).await?;
+        let limit = self.context.config.handshake_timeout;
+        let mut lease = self.context.hub.listen(channel).ok_or_else(|| {
+            Refused::request("TooManyChannels: The server listens to as many channels as it can")
+        })?;
+        if timeout(limit, lease.is_heard()).await != Ok(true) {
+            log::warn!("could not listen to a channel that a client has asked for");
+            return Err(Refusal::Unavailable.into());
+        }
+        let (_, asked) = self.tables(Vec::new()).await?;
+        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        self.greet_presence(payload, &mut greeting);
+        let facets = vec![Facet::of_topic(Style::Notify, payload.private)];
+        let plan = Plan::new(facets, Since::Now(asked), greeting);
+        Ok(Plan { access, lease: Some(lease), ..plan })
+    }
+
+    /// `tide:schema` and `tide:schema:<schema>`: open to all, since each event is for those only
+    /// who may see what it is about; who joins it as a private channel has the policies asked.
+    async fn plan_schema(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
+        let options = Self::own_options(payload)?;
+        let access = if payload.private {
+            self.authorize(payload, access::SCHEMA).await?
+        } else {
+            Access::default()
+        };
+        let (_, asked) = self.tables(Vec::new()).await?;
+        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        self.greet_presence(payload, &mut greeting);
+        let facets = vec![Facet::of_topic(Style::Schema, payload.private)];
+        Ok(Plan { access, ..Plan::new(facets, since(options, asked)?, greeting) })
+    }
+
+    /// `tide:table:<schema>.<table>`.
+    async fn plan_table(
+        &self,
+        payload: &JoinPayload,
+        schema: &str,
+        table: &str,
+    ) -> Result<Plan, Refused> {
+        let options = Self::own_options(payload)?;
+        let name = TableName { schema: schema.to_owned(), table: table.to_owned() };
+        let (tables, asked) = self.tables(vec![name]).await?;
+        let refusal = || {
+            Refused::table(format!(
+                "Unauthorized: There is no table {schema}.{table} to subscribe to"
+            ))
+        };
+        let access = tables.first().ok_or_else(refusal)?;
+        let all = Bindings::new(&self.context, self.credentials.role(), &tables);
+        let filter = match options.filter.as_deref() {
+            Some(text) => all.filter(text, access).await.map_err(|e| e.into_refused(&refusal))?,
+            None => None,
+        };
+        let select = match options.select.as_deref() {
+            Some(names) => Some(all.select(names, access).map_err(|e| e.into_refused(&refusal))?),
+            None => None,
+        };
+        let (operations, target) = (operations(options), Target::Table(access.oid));
+        let bindings = vec![Binding { id: 1, operations, target, filter, select }];
+        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        self.greet_presence(payload, &mut greeting);
+        self.greet_row_security(&bindings, &tables, &mut greeting);
+        let facets = vec![Facet::of_rows(Style::Table, bindings)];
+        Ok(Plan::new(facets, since(options, asked)?, greeting))
+    }
+
+    /// `tide:table:<schema>.*` and `tide:table:*`.
+    async fn plan_tables(
+        &self,
+        payload: &JoinPayload,
+        schema: Option<&str>,
+    ) -> Result<Plan, Refused> {
+        let target = schema.map_or(Target::All, |schema| Target::Schema(schema.into()));
+        self.plan_several(payload, Style::Table, target, None).await
+    }
+
+    /// `tide:records:<schema>`.
+    async fn plan_records(&self, payload: &JoinPayload, schema: &str) -> Result<Plan, Refused> {
+        let columns = if payload.broadcast.values { record::ALL } else { record::KEY };
+        let columns = columns.iter().map(|name| Box::from(*name)).collect();
+        let target = Target::Schema(schema.into());
+        self.plan_several(payload, Style::Records, target, Some(columns)).await
+    }
+
+    /// A topic that is about more than one table.
+    async fn plan_several(
+        &self,
+        payload: &JoinPayload,
+        style: Style,
+        target: Target,
+        select: Option<Arc<[Box<str>]>>,
+    ) -> Result<Plan, Refused> {
+        let options = Self::own_options(payload)?;
+        if options.filter.is_some() || options.select.is_some() {
+            return Err(Refused::request(
+                "InvalidJoin: filter and select need a topic of one table",
+            ));
+        }
+        let (operations, filter) = (operations(options), None);
+        let bindings = vec![Binding { id: 1, operations, target, filter, select }];
+        let (_, asked) = self.tables(Vec::new()).await?;
+        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        self.greet_presence(payload, &mut greeting);
+        let facets = vec![Facet::of_rows(style, bindings)];
+        Ok(Plan::new(facets, since(options, asked)?, greeting))
+    }
+
+    /// The options of a topic of ours.
+    fn own_options(payload: &JoinPayload) -> Result<&BroadcastOptions, Refused> {
+        if !payload.postgres_changes.is_empty() {
+            return Err(Refused::request(
+                "InvalidJoin: This topic is a subscription itself and takes no postgres_changes",
+            ));
+        }
+        if payload.broadcast.snapshot {
+            return Err(Refused::request("NotSupported: Snapshots are not supported"));
+        }
+        Ok(&payload.broadcast)
+    }
+
+    /// The tables as the role may see them, and the address as of which.
+    async fn tables(&self, names: Vec<TableName>) -> Result<(Arc<[TableAccess]>, Lsn), Refused> {
+        let (context, role) = (&self.context, self.credentials.role());
+        let names = &names;
+        let look_up = async || {
+            let (tables, asked) = context.catalog.tables(role, Which::Named(names.clone())).await?;
+            Ok((tables.into(), asked))
+        };
+        let ask = || context.tables.answer((Arc::clone(role), names.clone()), look_up);
+        let answer = identity::patiently(context.config.handshake_timeout, ask).await;
+        answer.map_err(|error| {
+            log::warn!("could not look up the tables of a subscription: {error}");
+            Refusal::Unavailable.into()
+        })
+    }
+
+    /// Each set of parameters as a binding, or with the text that says that it is none.
+    async fn bind(
+        &self,
+        params: &[ChangeParams],
+        tables: &[TableAccess],
+    ) -> Result<(Vec<Binding>, Vec<String>), Refused> {
+        let all = Bindings::new(&self.context, self.credentials.role(), tables);
+        let (mut bindings, mut failures) = (Vec::new(), Vec::new());
+        for one in params {
+            match all.binding(one).await {
+                Ok(binding) => bindings.push(binding),
+                Err(BindingError::Unavailable) => return Err(Refusal::Unavailable.into()),
+                Err(BindingError::Filter(error)) => failures.push(error.to_string()),
+                Err(BindingError::Unsuitable(why)) => {
+                    failures.push(format!("{}. Exception: {why}", one.refusal()));
+                }
+                Err(BindingError::Refused) => failures.push(one.refusal()),
+            }
+        }
+        Ok((bindings, failures))
+    }
+
+    /// Clients that want presence hold everything back until they have its state.
+    fn greet_presence(&self, payload: &JoinPayload, greeting: &mut Vec<Bytes>) {
+        if payload.presence.enabled {
+            let join_ref = self.address.join_ref.as_deref();
+            let (topic, nobody) = (&*self.address.topic, Room::default());
+            greeting.push(encode::presence_state(self.vsn, join_ref, topic, &nobody));
+        }
+    }
+
+    fn greet_failures(&self, failures: &[String], greeting: &mut Vec<Bytes>) {
+        for text in failures {
+            self.greet_system("postgres_changes", Status::Error, text, &[], greeting);
+        }
+    }
+
+    /// Rows that an UPDATE takes out of a client's sight are only told as gone if the WAL has what
+    /// the policies look at.
+    fn greet_row_security(
+        &self,
+        bindings: &[Binding],
+        tables: &[TableAccess],
+        greeting: &mut Vec<Bytes>,
+    ) {
+        let bound = |table: &TableAccess| {
+            bindings.iter().any(|binding| binding.target == Target::Table(table.oid))
+        };
+        for TableAccess { schema, table, row_security, columns, .. } in
+            tables.iter().filter(|table| bound(table))
+        {
+            if !Rule::of(row_security.as_ref(), columns).is_blind_to_the_past() {
+                continue;
+            }
+            let text = format!(
+                "row-level security of {schema}.{table}: rows that are changed so that they may not be \
+                 seen any more, and deleted rows, are not told where the policies look at columns \
+                 outside the replica identity. HINT: ALTER TABLE ... REPLICA IDENTITY FULL"
+            );
+            let details = [("schema", &**schema), ("table", &**table)];
+            self.greet_system("tide.row_security", Status::Ok, &text, &details, greeting);
+        }
+    }
+
+    fn greet_system(
+        &self,
+        extension: &str,
+        status: Status,
+        message: &str,
+        details: &[(&str, &str)],
+        greeting: &mut Vec<Bytes>,
+    ) {
+        let join_ref = self.address.join_ref.as_deref();
+        let system = System { extension, status, message, details };
+        greeting.push(encode::system(self.vsn, join_ref, &self.address.topic, &system));
+    }
+}
+
+impl BindingError {
+    /// As the refusal of a join; `denied` where nothing may be said but that it cannot be had.
+    fn into_refused(self, denied: &impl Fn() -> Refused) -> Refused {
+        match self {
+            BindingError::Unavailable => Refusal::Unavailable.into(),
+            BindingError::Filter(error) => Refused::table(format!("InvalidFilter: {error}")),
+            BindingError::Unsuitable(why) => Refused::table(format!("InvalidFilter: {why}")),
+            BindingError::Refused => denied(),
+        }
+    }
+}
+
+/// What a client receives of the channel itself.
+fn channel_facets(payload: &JoinPayload, access: Access) -> Vec<Facet> {
+    let presence = access.presence().read && payload.presence.enabled;
+    [(Style::Channel, access.broadcast().read), (Style::Presence, presence)]
+        .into_iter()
+        .filter(|(_, receives)| *receives)
+        .map(|(style, _)| Facet::of_topic(style, payload.private))
+        .collect()
+}
+
+/// The tables that parameters name, each once.
+fn named_tables(params: &[ChangeParams]) -> Vec<TableName> {
+    let mut names: Vec<TableName> = Vec::new();
+    for (schema, table) in params.iter().filter_map(ChangeParams::target) {
+        if schema == "*" || table == "*" {
+            continue;
+        }
+        let name = TableName { schema: schema.to_owned(), table: table.to_owned() };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+fn operations(options: &BroadcastOptions) -> Operations {
+    match &options.events {
+        Some(events) => Operations::of(events.iter().copied()),
+        None => Operations::ALL,
+    }
+}
+
+fn since(options: &BroadcastOptions, asked: Lsn) -> Result<Since, Refused> {
+    match (&options.since, options.last) {
+        (Some(text), _) => match text.parse::<Cursor>() {
+            Ok(cursor) => Ok(Since::Cursor(cursor)),
+            Err(error) => Err(Refused::request(format!("InvalidPosition: since is {error}"))),
+        },
+        (None, Some(last)) => Ok(Since::Last(last)),
+        (None, None) => Ok(Since::Now(asked)),
+    }
+}
+
+/// The parameters that an old topic stands for, as the reply echoes them.
+fn legacy_params(parts: LegacyParts<'_>) -> ChangeParams {
+    let schema = parts.schema.unwrap_or("*");
+    let mut raw = Vec::new();
+    for (key, value) in [("schema", Some(schema)), ("table", parts.table), ("filter", parts.filter)]
+    {
+        let Some(value) = value else { continue };
+        if !raw.is_empty() {
+            raw.push(b',');
+        }
+        tide_feed::json::write_key(&mut raw, key);
+        tide_feed::json::write_str(&mut raw, value);
+    }
+    ChangeParams {
+        // Written from texts: always UTF-8.
+        raw: String::from_utf8(raw).unwrap_or_default().into(),
+        event: Requested::All,
+        schema: Some(schema.to_owned()),
+        table: parts.table.map(str::to_owned),
+        filter: parts.filter.map(str::to_owned),
+        select: None,
+        malformed: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(schema: Option<&str>, table: Option<&str>) -> ChangeParams {
+        ChangeParams {
+            raw: "".into(),
+            event: Requested::All,
+            schema: schema.map(str::to_owned),
+            table: table.map(str::to_owned),
+            filter: None,
+            select: None,
+            malformed: None,
+        }
+    }
+
+    #[test]
+    fn each_table_is_asked_for_once_and_wildcards_not_at_all() {
+        let asked = named_tables(&[
+            params(Some("public"), Some("a")),
+            params(None, Some("a")),
+            params(Some("other"), Some("a")),
+            params(Some("*"), None),
+            params(Some("public"), Some("*")),
+            params(None, None),
+        ]);
+
+        let names: Vec<_> = asked.iter().map(|n| (&*n.schema, &*n.table)).collect();
+        assert_eq!(names, [("public", "a"), ("other", "a")]);
+    }
+
+    #[test]
+    fn a_position_counts_before_a_number_of_events() {
+        let cursor = "00000001000001.000000000000000a00000000";
+        let options = |since: Option<&str>, last| BroadcastOptions {
+            since: since.map(str::to_owned),
+            last,
+            ..BroadcastOptions::default()
+        };
+
+        let since = |options| super::since(&options, Lsn(5)).map_err(|refused| refused.reason);
+
+        assert_eq!(
+            since(options(Some(cursor), Some(3))),
+            Ok(Since::Cursor(cursor.parse().unwrap()))
+        );
+        assert_eq!(since(options(None, Some(3))), Ok(Since::Last(3)));
+        assert_eq!(since(options(None, None)), Ok(Since::Now(Lsn(5))));
+        assert!(since(options(Some("yesterday"), None)).is_err());
+    }
+
+    #[test]
+    fn an_old_topic_is_echoed_as_parameters() {
+        let topic = Topic::parse("realtime:public:users:id=eq.1").unwrap();
+
+        let params = legacy_params(topic.legacy_parts());
+
+        assert_eq!(&*params.raw, r#""schema":"public","table":"users","filter":"id=eq.1""#);
+        assert_eq!(params.target(), Some(("public", "users")));
+        let everything = legacy_params(Topic::parse("realtime:*").unwrap().legacy_parts());
+        assert_eq!(everything.target(), Some(("*", "*")));
+    }
+}

@@ -1,0 +1,33 @@
+//! The listener: HTTP and websockets on one port. It knows no Postgres; whom it talks for comes in
+//! as handles of the hub and the catalogue.
+
+mod access;
+pub mod bind;
+mod binding;
+mod broadcast;
+mod channel;
+mod connection;
+mod context;
+mod conversation;
+mod handshake;
+mod http;
+mod identity;
+mod join;
+mod limit;
+mod listen;
+mod page;
+mod pending;
+mod presence;
+mod read_budget;
+mod rest;
+mod role;
+mod route;
+mod session;
+mod single_flight;
+#[cfg(test)]
+mod tests;
+pub mod tls;
+mod writer;
+
+pub use context::ServerContext;
+pub use listen::run;

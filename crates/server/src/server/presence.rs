@@ -1,0 +1,202 @@
+//! Who is present on which channel, over all connections.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ring::rand::{SecureRandom, SystemRandom};
+use tide_feed::config::Config;
+use tide_feed::json;
+
+use crate::hub::Hub;
+use crate::hub::handle::{Cast, SessionId};
+use crate::hub::subscription::Style;
+use crate::presence::{Details, Diff, Room, Seat, Tracked};
+use crate::wire::{Vsn, encode};
+
+/// A channel as presence knows it: public and private ones of the same topic are two.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Place {
+    /// As on the wire.
+    pub(super) topic: Arc<str>,
+    pub(super) private: bool,
+}
+
+/// The rooms that somebody is in.
+#[derive(Debug)]
+pub(super) struct Rooms {
+    hub: Hub,
+    inner: Mutex<Inner>,
+    /// Metas per room.
+    max_entries: usize,
+    /// Bytes over all rooms.
+    max_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Inner {
+    rooms: HashMap<Place, Room>,
+    bytes: usize,
+    /// Numbers for seats and metas. It begins anywhere, so that clients that come back after a
+    /// restart do not take a new meta for one that they know.
+    next: u64,
+}
+
+impl Inner {
+    fn number(&mut self) -> u64 {
+        self.next = self.next.wrapping_add(1);
+        self.next
+    }
+
+    /// Changes a room, which goes when it is empty.
+    fn change<R>(&mut self, place: &Place, change: impl FnOnce(&mut Room) -> R) -> R {
+        let room = self.rooms.entry(place.clone()).or_default();
+        let before = room.bytes();
+        let result = change(room);
+        self.bytes = self.bytes + room.bytes() - before;
+        if room.is_empty() {
+            self.rooms.remove(place);
+        }
+        result
+    }
+}
+
+/// Why somebody is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoRoom {
+    /// `tide.max_presence_entries` are there.
+    Channel,
+    /// The memory that presence may take is used up.
+    Server,
+}
+
+impl Rooms {
+    pub(super) fn new(hub: Hub, config: &Config) -> Rooms {
+        let inner = Inner { rooms: HashMap::new(), bytes: 0, next: random() };
+        Rooms {
+            hub,
+            inner: Mutex::new(inner),
+            max_entries: config.max_presence_entries,
+            max_bytes: config.memory_limit / 16,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be called with the lock held: members hear of changes in the order of the changes.
+    fn announce(&self, place: &Place, diff: &Diff) {
+        self.hub.cast(Cast {
+            topic: Arc::clone(&place.topic),
+            to: Style::Presence,
+            private: place.private,
+            v1: encode::presence_diff(Vsn::V1, &place.topic, diff),
+            v2: encode::presence_diff(Vsn::V2, &place.topic, diff),
+            except: None,
+        });
+    }
+}
+
+/// A channel's place in its room. What it tracks goes with it, however the connection ends.
+#[derive(Debug)]
+pub(super) struct Attendance {
+    rooms: Arc<Rooms>,
+    place: Place,
+    seat: Seat,
+    /// What the client calls itself, or a name that it is given.
+    key: Box<str>,
+    tracking: bool,
+}
+
+impl Attendance {
+    pub(super) fn new(rooms: &Arc<Rooms>, place: Place, key: Option<&str>) -> Attendance {
+        let seat = rooms.lock().number();
+        let key = key.map_or_else(uuid, Into::into);
+        Attendance { rooms: Arc::clone(rooms), place, seat, key, tracking: false }
+    }
+
+    pub(super) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(super) fn track(&mut self, details: Details) -> Result<(), NoRoom> {
+        let mut inner = self.rooms.lock();
+        if inner.bytes + details.bytes() > self.rooms.max_bytes {
+            return Err(NoRoom::Server);
+        }
+        let (reference, limit) = (inner.number(), self.rooms.max_entries);
+        let track = |room: &mut Room| room.track(self.seat, &self.key, details, reference, limit);
+        match inner.change(&self.place, track) {
+            Tracked::Unchanged => {}
+            Tracked::Changed(diff) => {
+                self.tracking = true;
+                self.rooms.announce(&self.place, &diff);
+            }
+            Tracked::Full => return Err(NoRoom::Channel),
+        }
+        Ok(())
+    }
+
+    pub(super) fn untrack(&mut self) {
+        if !std::mem::take(&mut self.tracking) {
+            return;
+        }
+        let mut inner = self.rooms.lock();
+        if let Some(diff) = inner.change(&self.place, |room| room.untrack(self.seat, &self.key)) {
+            self.rooms.announce(&self.place, &diff);
+        }
+    }
+
+    /// Tells a connection who is there, in its order among the changes.
+    pub(super) fn tell(&self, session: SessionId, vsn: Vsn, join_ref: Option<&str>) {
+        let inner = self.rooms.lock();
+        let nobody = Room::default();
+        let room = inner.rooms.get(&self.place).unwrap_or(&nobody);
+        let frame = encode::presence_state(vsn, join_ref, &self.place.topic, room);
+        self.rooms.hub.tell(session, frame);
+    }
+}
+
+impl Drop for Attendance {
+    fn drop(&mut self) {
+        self.untrack();
+    }
+}
+
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    // If the system has no random numbers, TLS has long failed; uniqueness in this process stays.
+    let _ = SystemRandom::new().fill(&mut bytes);
+    u64::from_le_bytes(bytes)
+}
+
+/// A random name (a UUID of version 4).
+fn uuid() -> Box<str> {
+    let (high, low) = (random() & !0xF000 | 0x4000, random() >> 2 | 1 << 63);
+    let mut out = Vec::with_capacity(36);
+    json::write_hex(&mut out, high >> 32, 8);
+    for group in [high >> 16 & 0xFFFF, high & 0xFFFF, low >> 48] {
+        out.push(b'-');
+        json::write_hex(&mut out, group, 4);
+    }
+    out.push(b'-');
+    json::write_hex(&mut out, low, 12);
+    String::from_utf8_lossy(&out).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_names_are_uuids_and_differ() {
+        let (one, other) = (uuid(), uuid());
+
+        assert_ne!(one, other);
+        let groups: Vec<usize> = one.split('-').map(str::len).collect();
+        assert_eq!(groups, [8, 4, 4, 4, 12]);
+        assert!(one.chars().all(|c| c == '-' || c.is_ascii_hexdigit()));
+        assert_eq!(one.as_bytes()[14], b'4');
+        assert!(matches!(one.as_bytes()[19], b'8' | b'9' | b'a' | b'b'));
+    }
+}

@@ -1,0 +1,233 @@
+//! `POST /api/broadcast`: broadcasts from those who have no websocket.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderMap};
+use hyper::http::request::Parts;
+
+use super::access::{self, BROADCAST};
+use super::broadcast::{self, Refused, Spoken};
+use super::context::ServerContext;
+use super::identity::{self, Credentials};
+use super::limit::TokenBucket;
+use super::{handshake, route};
+use crate::stats::RefusedPush;
+use crate::topic::{PREFIX, Topic};
+use crate::wire::decode::{Broadcast, Payload};
+use crate::wire::rest::{self, Addressed, BodyError};
+
+/// Tokens whose pace is remembered; past it all of them begin anew.
+const TOKENS: usize = 10_000;
+
+/// Bytes of an event's name: what a binary frame has room for.
+const MAX_EVENT: usize = 255;
+
+/// How many broadcasts each token may still send. Connections come and go with every request, so
+/// it is not for them to count.
+#[derive(Debug, Default)]
+pub(super) struct HttpBroadcasts(Mutex<HashMap<[u8; 32], TokenBucket>>);
+
+impl HttpBroadcasts {
+    fn take(&self, credentials: &Credentials, count: usize, rate: u32) -> bool {
+        let now = Instant::now();
+        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.len() >= TOKENS {
+            buckets.clear();
+        }
+        let bucket =
+            buckets.entry(credentials.id()).or_insert_with(|| TokenBucket::full(rate, now));
+        bucket.take_many(count, rate, now)
+    }
+}
+
+/// Why a request is not answered with 202.
+#[derive(Debug)]
+pub(super) struct Denied {
+    pub(super) status: StatusCode,
+    pub(super) reason: String,
+}
+
+impl Denied {
+    fn new(status: StatusCode, reason: impl Into<String>) -> Denied {
+        Denied { status, reason: reason.into() }
+    }
+}
+
+impl From<identity::Refusal> for Denied {
+    fn from(refusal: identity::Refusal) -> Denied {
+        Denied::new(refusal.status(), refusal.to_string())
+    }
+}
+
+impl From<BodyError> for Denied {
+    fn from(error: BodyError) -> Denied {
+        Denied::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
+    }
+}
+
+/// Does what the request asks for, or says why not.
+pub(super) async fn broadcast(
+    context: &ServerContext,
+    parts: &Parts,
+    body: Incoming,
+) -> Result<(), Denied> {
+    if !handshake::origin_allowed(&parts.headers, &context.config.allowed_origins) {
+        return Err(Denied::new(StatusCode::FORBIDDEN, "this origin is not allowed"));
+    }
+    let query = parts.uri.query().unwrap_or_default();
+    let key = handshake::request_key(query, &parts.headers);
+    let credentials = identity::of_handshake(context, key.as_deref()).await?;
+    let request = Request { context, credentials };
+    let content = Content::of(&parts.headers)?;
+    match route::addressee(parts.uri.path()) {
+        None => request.batch(content, &read(body, context.config.max_message_size).await?).await,
+        Some((name, event)) => {
+            let (Some(name), Some(event)) =
+                (handshake::percent_decoded(name), handshake::percent_decoded(event))
+            else {
+                return Err(Denied::new(StatusCode::UNPROCESSABLE_ENTITY, "the path is malformed"));
+            };
+            let private = handshake::parameter(query, "private").as_deref() == Some("true");
+            let payload = content.payload(read(body, context.config.max_message_size).await?)?;
+            let broadcast = Broadcast { event: event.into_owned(), payload };
+            request.one(&Addressed { name: name.into_owned(), private, broadcast }).await
+        }
+    }
+}
+
+async fn read(body: Incoming, limit: usize) -> Result<Bytes, Denied> {
+    match Limited::new(body, limit).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(Denied::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"))
+        }
+        Err(_) => Err(Denied::new(StatusCode::BAD_REQUEST, "the body did not arrive whole")),
+    }
+}
+
+/// What the body is said to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    Json,
+    Bytes,
+}
+
+impl Content {
+    /// Clients that say nothing send JSON.
+    fn of(headers: &HeaderMap) -> Result<Content, Denied> {
+        let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(Content::Json) };
+        let kind = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        if kind.eq_ignore_ascii_case("application/json") {
+            Ok(Content::Json)
+        } else if kind.eq_ignore_ascii_case("application/octet-stream") {
+            Ok(Content::Bytes)
+        } else {
+            Err(Content::unsupported())
+        }
+    }
+
+    fn unsupported() -> Denied {
+        let reason = "the content type must be application/json, or application/octet-stream \
+                      for a single payload";
+        Denied::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, reason)
+    }
+
+    fn payload(self, body: Bytes) -> Result<Payload, Denied> {
+        match self {
+            Content::Json => Ok(rest::payload(&body)?),
+            Content::Bytes => Ok(Payload::Binary(body.into())),
+        }
+    }
+}
+
+/// Somebody who may ask.
+struct Request<'a> {
+    context: &'a ServerContext,
+    credentials: Credentials,
+}
+
+impl Request<'_> {
+    /// All are looked at before any is sent. Those that the client may not send are left out in
+    /// silence, as Supabase does: the answer would be about several topics at once.
+    async fn batch(&self, content: Content, body: &[u8]) -> Result<(), Denied> {
+        if content != Content::Json {
+            return Err(Content::unsupported());
+        }
+        let messages = rest::batch(body)?;
+        self.take(messages.len())?;
+        for message in &messages {
+            self.check(message)?;
+        }
+        for message in &messages {
+            if self.may_send(message).await? {
+                self.send(message);
+            } else {
+                self.context.stats.refused_broadcast(RefusedPush::Policy).inc();
+            }
+        }
+        Ok(())
+    }
+
+    async fn one(&self, message: &Addressed) -> Result<(), Denied> {
+        self.take(1)?;
+        self.check(message)?;
+        if !self.may_send(message).await? {
+            return Err(self.refuse(broadcast::not_permitted(&message.name)));
+        }
+        self.send(message);
+        Ok(())
+    }
+
+    fn take(&self, count: usize) -> Result<(), Denied> {
+        let context = self.context;
+        let rate = context.config.http_broadcast_rate;
+        if context.http_broadcasts.take(&self.credentials, count, rate) {
+            return Ok(());
+        }
+        Err(self.refuse(Refused::new(RefusedPush::Rate, "Too many messages per second")))
+    }
+
+    fn check(&self, message: &Addressed) -> Result<(), Denied> {
+        let refuse = |reason: String| self.refuse(Refused::new(RefusedPush::Request, reason));
+        Topic::parse(&topic(&message.name)).map_err(|error| refuse(error.to_string()))?;
+        if message.broadcast.event.is_empty() || message.broadcast.event.len() > MAX_EVENT {
+            return Err(refuse("an event has a name of at most 255 bytes".into()));
+        }
+        broadcast::check(&self.context.config, &message.name, &message.broadcast)
+            .map_err(|refused| self.refuse(refused))
+    }
+
+    async fn may_send(&self, message: &Addressed) -> Result<bool, Denied> {
+        let access = if message.private {
+            access::granted(self.context, &self.credentials, &message.name, BROADCAST).await?
+        } else {
+            access::Access::public(&self.context.config)
+        };
+        Ok(access.broadcast().write)
+    }
+
+    fn send(&self, message: &Addressed) {
+        let topic = topic(&message.name);
+        Spoken::new(&topic, message.private, &message.broadcast).cast(self.context, None);
+    }
+
+    fn refuse(&self, refused: Refused) -> Denied {
+        self.context.stats.refused_broadcast(refused.count).inc();
+        let status = match refused.count {
+            RefusedPush::Policy => StatusCode::FORBIDDEN,
+            RefusedPush::Rate => StatusCode::TOO_MANY_REQUESTS,
+            _ => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        Denied::new(status, refused.reason)
+    }
+}
+
+fn topic(name: &str) -> String {
+    [PREFIX, name].concat()
+}

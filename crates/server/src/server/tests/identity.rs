@@ -1,0 +1,187 @@
+//! Who gets in.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tide_feed::config::Config;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Error as SocketError;
+
+use super::world::{Client, World, config, token};
+use crate::server::tls;
+use crate::server::tls::tests::Certificate;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// The status and the error of a refused handshake.
+async fn refusal(world: &World, path: &str) -> (u16, String) {
+    match world.client_at(path).await {
+        Err(SocketError::Http(answer)) => {
+            let body = answer.body().clone().unwrap_or_default();
+            let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+            (answer.status().as_u16(), body["error"].as_str().unwrap_or_default().to_owned())
+        }
+        Err(other) => panic!("{other}"),
+        Ok(_) => (101, String::new()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_no_token_stands_for_the_anonymous_role_if_there_is_one() {
+    let open = World::new(config()).await;
+    let closed = World::new(Config::default()).await;
+
+    for query in ["apikey=anon", "apikey=sb_publishable_x", ""] {
+        let path = format!("/socket/websocket?{query}");
+        assert_eq!(refusal(&open, &path).await.0, 101, "{query}");
+        assert_eq!(refusal(&closed, &path).await.0, 401, "{query}");
+    }
+    assert_eq!(refusal(&closed, "/socket/websocket").await.1, "API key is missing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_looks_like_a_token_must_be_one() {
+    let world = World::new(config()).await;
+    let forged = format!("{}x", token("web", HOUR));
+
+    for (key, error) in [
+        ("a.b.c", "The token provided is not a valid JWT"),
+        (&forged, "Failed to validate JWT signature"),
+        (&token("web", Duration::ZERO), "Token has expired"),
+    ] {
+        let path = format!("/realtime/v1/websocket?apikey={key}");
+        assert_eq!(refusal(&world, &path).await, (401, error.to_owned()));
+    }
+    let good = format!("/realtime/v1/websocket?apikey={}", token("web", HOUR));
+    assert_eq!(refusal(&world, &good).await.0, 101);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_that_clients_may_not_use_are_refused() {
+    let strict = World::new(config()).await;
+    let lax = World::new(Config { allow_privileged_roles: true, ..config() }).await;
+    let path = |role| format!("/socket/websocket?apikey={}", token(role, HOUR));
+
+    assert_eq!(refusal(&strict, &path("nobody")).await.0, 403);
+    assert_eq!(refusal(&strict, &path("boss")).await.0, 403);
+    assert_eq!(refusal(&lax, &path("boss")).await.0, 101);
+    assert_eq!(refusal(&lax, &path("nobody")).await.0, 403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_server_says_so_and_lets_the_next_in_when_somebody_leaves() {
+    let world = World::new(Config { max_connections: 1, ..config() }).await;
+    let first = world.client().await;
+
+    let refused = refusal(&world, "/socket/websocket").await;
+    drop(first);
+    super::world::until(|| world.context.stats.connections.get() == 0).await;
+
+    assert_eq!(refused, (429, "Too many connected users".into()));
+    super::world::until(|| world.context.websockets.available_permits() == 1).await;
+    world.client().await.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_another_origin_is_refused_where_origins_are_listed() {
+    let allowed_origins = vec!["https://app.example".into()];
+    let world = World::new(Config { allowed_origins, ..config() }).await;
+    let ask = async |origin: &str| {
+        let request = format!(
+            "GET /socket/websocket HTTP/1.1\r\nHost: x\r\nConnection: upgrade, close\r\n\
+             Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nOrigin: {origin}\r\n\r\n"
+        );
+        world.http(&request).await.status()
+    };
+
+    assert_eq!(ask("https://evil.example").await, 403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_ends_with_its_token() {
+    let world = World::new(config()).await;
+    let mut client = world.client().await;
+    let short = token("web", Duration::from_secs(2));
+    let changes = json!({"postgres_changes": [{"event": "*", "schema": "public", "table": "t"}]});
+    client
+        .send(
+            json!(["1", "1", "realtime:a", "phx_join", {"config": changes, "access_token": short}]),
+        )
+        .await;
+    assert_eq!(client.next().await[4]["status"], "ok");
+    assert_eq!(client.next().await[3], "system");
+
+    let (said, closed) = (client.next().await, client.next().await);
+
+    assert_eq!(said[3], "system");
+    assert_eq!(said[4]["status"], "error");
+    let text = said[4]["message"].as_str().unwrap();
+    assert!(text.starts_with("Token has expired ") && text.ends_with(" seconds ago"), "{text}");
+    assert_eq!(closed, json!(["1", "1", "realtime:a", "phx_close", {}]));
+    client.settle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_token_keeps_the_channel_and_a_bad_one_ends_it() {
+    let world = World::new(Config { public_channels: true, ..config() }).await;
+    let mut client = world.client().await;
+    let first = token("web", HOUR);
+    client
+        .send(json!(["1", "1", "realtime:a", "phx_join", {"config": {}, "access_token": first}]))
+        .await;
+    assert_eq!(client.next().await[4]["status"], "ok");
+    let push =
+        |token: Value| json!(["1", "2", "realtime:a", "access_token", {"access_token": token}]);
+
+    for ignored in
+        [json!(first), json!(null), json!("sb_publishable_x"), json!(token("web", HOUR * 2))]
+    {
+        client.send(push(ignored)).await;
+        client.settle().await;
+    }
+    client.send(push(json!("a.b.c"))).await;
+
+    assert_eq!(client.next().await[4]["message"], "The token provided is not a valid JWT");
+    assert_eq!(client.next().await, json!(["1", "1", "realtime:a", "phx_close", {}]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_with_a_bad_token_is_refused() {
+    let world = World::new(config()).await;
+    let mut client = world.client().await;
+    let cases = [
+        ("a.b.c".to_owned(), "MalformedJWT: "),
+        (token("web", Duration::ZERO), "InvalidJWTToken: Token has expired"),
+        (token("nobody", HOUR), "Unauthorized: "),
+        (token("boss", HOUR), "Unauthorized: "),
+    ];
+    for (token, expected) in cases {
+        let payload = json!({"config": {}, "access_token": token});
+        client.send(json!(["1", "1", "realtime:a", "phx_join", payload])).await;
+        let answer = client.next().await;
+        assert_eq!(answer[4]["status"], "error");
+        let reason = answer[4]["response"]["reason"].as_str().unwrap();
+        assert!(reason.starts_with(expected), "{reason}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_works_over_tls_and_a_stalled_tls_handshake_ends() {
+    let certificate = Certificate::new("server");
+    let acceptor = tls::acceptor(&certificate.certificate(), &certificate.key()).unwrap();
+    let short = Config { handshake_timeout: Duration::from_millis(300), ..config() };
+    let world = World::stalled(short, Some(acceptor)).await;
+    let mut stalled = TcpStream::connect(world.address).await.unwrap();
+
+    let stream = TcpStream::connect(world.address).await.unwrap();
+    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+    let stream = certificate.connector().connect(name, stream).await.unwrap();
+    let mut client =
+        Client::over(stream, "ws://localhost/socket/websocket?vsn=2.0.0").await.unwrap();
+
+    client.settle().await;
+    let mut rest = Vec::new();
+    let _ = tokio::io::AsyncReadExt::read_to_end(&mut stalled, &mut rest).await;
+    client.settle().await;
+}

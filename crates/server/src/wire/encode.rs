@@ -1,0 +1,342 @@
+//! Server frames other than events. Each function returns the text of one whole frame.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use tide_feed::event::Cursor;
+use tide_feed::json;
+
+use super::Vsn;
+use super::decode::ClientFrame;
+use super::join::{ChangeParams, binding_id};
+use crate::presence::{Diff, Room};
+
+/// Whom a frame answers: the refs and the topic of the client's own frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Address<'a> {
+    pub join_ref: Option<&'a str>,
+    pub ref_: Option<&'a str>,
+    /// With its `realtime:`.
+    pub topic: &'a str,
+}
+
+impl<'a> Address<'a> {
+    /// Nobody's request: what the server sends by itself.
+    pub fn of(topic: &'a str) -> Address<'a> {
+        Address { topic, ..Address::default() }
+    }
+}
+
+impl ClientFrame {
+    pub fn address(&self) -> Address<'_> {
+        Address {
+            join_ref: self.join_ref.as_deref(),
+            ref_: self.ref_.as_deref(),
+            topic: &self.topic,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Ok,
+    Error,
+}
+
+impl Status {
+    fn name(self) -> &'static str {
+        match self {
+            Status::Ok => "ok",
+            Status::Error => "error",
+        }
+    }
+}
+
+/// A frame with any event and payload. `payload` is JSON, and an object: clients look into it
+/// without asking.
+pub fn push(vsn: Vsn, to: Address<'_>, event: &str, payload: &[u8]) -> Bytes {
+    let mut frame = Frame::open(vsn, to, event);
+    frame.out.extend_from_slice(payload);
+    frame.close()
+}
+
+/// `phx_reply`. `response` is JSON, and an object.
+pub fn reply(vsn: Vsn, to: Address<'_>, status: Status, response: &str) -> Bytes {
+    let mut frame = Frame::open(vsn, to, "phx_reply");
+    let status = status.name();
+    for part in ["{\"status\":\"", status, "\",\"response\":", response, "}"] {
+        frame.out.extend_from_slice(part.as_bytes());
+    }
+    frame.close()
+}
+
+/// The plain good answer: to a heartbeat, a leave, an acknowledged broadcast, a `track`.
+pub fn ok(vsn: Vsn, to: Address<'_>) -> Bytes {
+    reply(vsn, to, Status::Ok, "{}")
+}
+
+/// The answer to a join: each binding as it was received, with its id, in the client's order.
+pub fn joined(vsn: Vsn, to: Address<'_>, changes: &[ChangeParams]) -> Bytes {
+    let mut response = String::from("{\"postgres_changes\":[");
+    for (index, params) in changes.iter().enumerate() {
+        if index > 0 {
+            response.push(',');
+        }
+        response.push_str("{\"id\":");
+        response.push_str(itoa::Buffer::new().format(binding_id(params)));
+        if !params.raw.is_empty() {
+            response.push(',');
+            response.push_str(&params.raw);
+        }
+        response.push('}');
+    }
+    response.push_str("]}");
+    reply(vsn, to, Status::Ok, &response)
+}
+
+/// An error reply: `{"reason": ...}`, for joins (`Code: text`) and everything else but broadcasts.
+pub fn error(vsn: Vsn, to: Address<'_>, reason: &str) -> Bytes {
+    refusal(vsn, to, "reason", reason)
+}
+
+/// The error reply to a broadcast: `{"error": ...}`.
+pub fn broadcast_error(vsn: Vsn, to: Address<'_>, error: &str) -> Bytes {
+    refusal(vsn, to, "error", error)
+}
+
+fn refusal(vsn: Vsn, to: Address<'_>, key: &str, text: &str) -> Bytes {
+    let mut frame = Frame::open(vsn, to, "phx_reply");
+    frame.out.extend_from_slice(b"{\"status\":\"error\",\"response\":{");
+    json::write_key(&mut frame.out, key);
+    json::write_str(&mut frame.out, text);
+    frame.out.extend_from_slice(b"}}");
+    frame.close()
+}
+
+/// The server ends the channel; the client does not come back by itself.
+pub fn phx_close(vsn: Vsn, join_ref: Option<&str>, topic: &str) -> Bytes {
+    push(vsn, Address { join_ref, ref_: join_ref, topic }, "phx_close", b"{}")
+}
+
+/// The channel failed; the client joins again.
+pub fn phx_error(vsn: Vsn, join_ref: Option<&str>, topic: &str) -> Bytes {
+    push(vsn, Address { join_ref, ref_: join_ref, topic }, "phx_error", b"{}")
+}
+
+/// Who is there: what a client that asked for presence must get after each join, since it holds
+/// everything back until then.
+pub fn presence_state(vsn: Vsn, join_ref: Option<&str>, topic: &str, room: &Room) -> Bytes {
+    let mut state = Vec::with_capacity(room.bytes() + 2);
+    room.write_state(&mut state);
+    push(vsn, Address { join_ref, ref_: None, topic }, "presence_state", &state)
+}
+
+/// Who came and who went.
+pub fn presence_diff(vsn: Vsn, topic: &str, diff: &Diff) -> Bytes {
+    let mut payload = Vec::new();
+    diff.write(&mut payload);
+    push(vsn, Address::of(topic), "presence_diff", &payload)
+}
+
+/// A `system` frame in the making.
+#[derive(Debug)]
+pub struct System<'a> {
+    /// `postgres_changes`, `system`, `broadcast`, or one of ours (`tide...`).
+    pub extension: &'a str,
+    /// `Error` makes Python's client leave the channel's good state: only where that is meant.
+    pub status: Status,
+    /// Says everything: Python's client passes nothing else on.
+    pub message: &'a str,
+    /// Further members, texts all of them.
+    pub details: &'a [(&'a str, &'a str)],
+}
+
+/// `system`: what happened to the channel, for the application to listen to.
+pub fn system(vsn: Vsn, join_ref: Option<&str>, topic: &str, system: &System<'_>) -> Bytes {
+    let mut frame = Frame::open(vsn, Address { join_ref, ref_: None, topic }, "system");
+    let out = &mut frame.out;
+    let channel = topic.strip_prefix("realtime:").unwrap_or(topic);
+    let members = [
+        ("message", system.message),
+        ("status", system.status.name()),
+        ("extension", system.extension),
+        ("channel", channel),
+    ];
+    for (index, (key, text)) in members.iter().chain(system.details).enumerate() {
+        out.push(if index == 0 { b'{' } else { b',' });
+        json::write_key(out, key);
+        json::write_str(out, text);
+    }
+    out.push(b'}');
+    frame.close()
+}
+
+/// The subscriptions of the channel are live.
+pub fn subscribed(vsn: Vsn, join_ref: Option<&str>, topic: &str) -> Bytes {
+    let message = System {
+        extension: "postgres_changes",
+        status: Status::Ok,
+        message: "Subscribed to PostgreSQL",
+        details: &[],
+    };
+    system(vsn, join_ref, topic, &message)
+}
+
+/// A binding was not subscribed; the channel stays open.
+pub fn unsubscribable(
+    vsn: Vsn,
+    join_ref: Option<&str>,
+    topic: &str,
+    params: &ChangeParams,
+) -> Bytes {
+    let message = System {
+        extension: "postgres_changes",
+        status: Status::Error,
+        message: &params.refusal(),
+        details: &[],
+    };
+    system(vsn, join_ref, topic, &message)
+}
+
+/// The channel's end is near: the text says why (`Token has expired 1 seconds ago`).
+pub fn system_error(vsn: Vsn, join_ref: Option<&str>, topic: &str, text: &str) -> Bytes {
+    let message =
+        System { extension: "system", status: Status::Error, message: text, details: &[] };
+    system(vsn, join_ref, topic, &message)
+}
+
+/// Events are missing between what the client has seen and what follows: it must read afresh.
+#[derive(Clone, Copy, Debug)]
+pub struct Resync<'a> {
+    /// One word: `trimmed`, `epoch`.
+    pub reason: &'a str,
+    /// The oldest and the newest event at hand.
+    pub oldest: Option<Cursor>,
+    pub newest: Option<Cursor>,
+}
+
+pub fn resync(vsn: Vsn, join_ref: Option<&str>, topic: &str, resync: Resync<'_>) -> Bytes {
+    let text = |cursor: Option<Cursor>| cursor.map_or("none".to_owned(), |c| c.to_string());
+    let (oldest, newest) = (text(resync.oldest), text(resync.newest));
+    let message = format!("resync: {}; oldest {oldest} newest {newest}", resync.reason);
+    let mut details = vec![("reason", resync.reason)];
+    if resync.oldest.is_some() {
+        details.push(("oldest", &oldest));
+    }
+    if resync.newest.is_some() {
+        details.push(("newest", &newest));
+    }
+    let message = System {
+        extension: "tide.resync",
+        status: Status::Ok,
+        message: &message,
+        details: &details,
+    };
+    system(vsn, join_ref, topic, &message)
+}
+
+/// A policy could not be evaluated: changes of the table are missing for this client, which it had
+/// better read afresh. Says nothing of the rows, not even how many there are.
+pub fn policy_failed(vsn: Vsn, topic: &str, table: (&str, &str), sqlstate: &str) -> Bytes {
+    let (schema, name) = table;
+    let text = format!(
+        "row-level security of {schema}.{name} could not be evaluated: SQLSTATE {sqlstate}; \
+         changes are missing until it can"
+    );
+    let details = [("schema", schema), ("table", name), ("sqlstate", sqlstate)];
+    let message =
+        System { extension: "tide.policy", status: Status::Ok, message: &text, details: &details };
+    system(vsn, None, topic, &message)
+}
+
+/// A table was emptied, told to those whose bindings do not name TRUNCATE.
+pub fn truncated(vsn: Vsn, topic: &str, schema: &str, table: &str) -> Bytes {
+    let text = format!("TRUNCATE of {schema}.{table}: all of its rows are gone");
+    let message = System {
+        extension: "tide.truncate",
+        status: Status::Ok,
+        message: &text,
+        details: &[("schema", schema), ("table", table)],
+    };
+    system(vsn, None, topic, &message)
+}
+
+/// A change could not be turned into an event. Its status is ok: the channel goes on.
+pub fn change_failed(
+    vsn: Vsn,
+    topic: &str,
+    table: Option<(&str, &str)>,
+    sqlstate: &str,
+    id: &Cursor,
+) -> Bytes {
+    let position = id.to_string();
+    let (schema, name) = table.unwrap_or_default();
+    let text = match table {
+        Some(_) => format!(
+            "a change of {schema}.{name} could not be decoded: SQLSTATE {sqlstate}; position {position}"
+        ),
+        None => format!("a change could not be decoded: SQLSTATE {sqlstate}; position {position}"),
+    };
+    let mut details = vec![("sqlstate", sqlstate), ("position", &*position)];
+    if table.is_some() {
+        details.extend([("schema", schema), ("table", name)]);
+    }
+    let message =
+        System { extension: "tide.error", status: Status::Ok, message: &text, details: &details };
+    system(vsn, None, topic, &message)
+}
+
+/// A frame in the making: what comes before its payload, then the payload, then what comes after.
+pub(super) struct Frame {
+    pub(super) out: Vec<u8>,
+    end: Cow<'static, [u8]>,
+}
+
+impl Frame {
+    pub(super) fn open(vsn: Vsn, to: Address<'_>, event: &str) -> Frame {
+        let mut out = Vec::with_capacity(256 + to.topic.len());
+        match vsn {
+            Vsn::V2 => {
+                out.push(b'[');
+                write_ref(&mut out, to.join_ref);
+                out.push(b',');
+                write_ref(&mut out, to.ref_);
+                out.push(b',');
+                json::write_str(&mut out, to.topic);
+                out.push(b',');
+                json::write_str(&mut out, event);
+                out.push(b',');
+                Frame { out, end: Cow::Borrowed(b"]") }
+            }
+            Vsn::V1 => {
+                out.extend_from_slice(b"{\"topic\":");
+                json::write_str(&mut out, to.topic);
+                out.extend_from_slice(b",\"event\":");
+                json::write_str(&mut out, event);
+                out.extend_from_slice(b",\"payload\":");
+                // Python's client insists on a ref, be it null.
+                let mut end = b",\"ref\":".to_vec();
+                write_ref(&mut end, to.ref_);
+                end.push(b'}');
+                Frame { out, end: Cow::Owned(end) }
+            }
+        }
+    }
+
+    /// What comes before the rest of the payload, and what after it.
+    pub(super) fn into_parts(self) -> (Vec<u8>, Cow<'static, [u8]>) {
+        (self.out, self.end)
+    }
+
+    fn close(mut self) -> Bytes {
+        self.out.extend_from_slice(&self.end);
+        self.out.into()
+    }
+}
+
+fn write_ref(out: &mut Vec<u8>, ref_: Option<&str>) {
+    match ref_ {
+        Some(text) => json::write_str(out, text),
+        None => out.extend_from_slice(b"null"),
+    }
+}

@@ -1,0 +1,99 @@
+//! What schemas and records need beyond SQL. The functions that users call are in
+//! `sql/extension/`.
+
+use std::ffi::CString;
+use std::ptr::null_mut;
+
+use pgrx::pg_sys::panic::ErrorReportable;
+use pgrx::prelude::*;
+use pgrx::{PgSqlErrorCode, pg_sys};
+
+use crate::backend::report;
+use crate::compat;
+
+/// What publishes the schema.
+const PUBLISH: &str = "
+    select pg_catalog.format('alter publication %I add tables in schema %I', tide._publication(), n.nspname)
+    from pg_catalog.pg_namespace as n
+    where n.oid operator(pg_catalog.=) $1";
+
+/// Adds a schema to the publication. Postgres leaves that to superusers, since such a publication
+/// takes in other people's tables; here the schema's owner may, too. What clients see of the tables
+/// is still for the tables' owners to say.
+#[pg_extern]
+fn tide_publish_schema(schema: pg_sys::Oid) {
+    // SAFETY: a catalogue look-up in the calling query's transaction.
+    if !unsafe { compat::owns_schema(schema, pg_sys::GetUserId()) } {
+        report::raise(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            "must be owner of the schema to publish it",
+            "Its owner, or a superuser, does so with tide.create_schema().",
+        )
+    }
+    let statement = Spi::get_one_with_args::<String>(PUBLISH, &[schema.into()]);
+    if let Ok(Some(statement)) = statement {
+        as_superuser(|| Spi::run(&statement)).unwrap_or_report();
+    }
+}
+
+/// Runs `work` with a superuser's rights. After an error it is the end of the transaction, or of
+/// the subtransaction, that takes them back.
+fn as_superuser<R>(work: impl FnOnce() -> R) -> R {
+    let (mut user, mut context) = (pg_sys::InvalidOid, 0);
+    // SAFETY: the flag keeps what runs from setting another role.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
+        let restricted = context | pg_sys::SECURITY_LOCAL_USERID_CHANGE.cast_signed();
+        pg_sys::SetUserIdAndSecContext(pg_sys::BOOTSTRAP_SUPERUSERID.into(), restricted);
+    }
+    let result = work();
+    // SAFETY: as they were.
+    unsafe { pg_sys::SetUserIdAndSecContext(user, context) };
+    result
+}
+
+/// Waits until no other transaction is making or changing the publication, and sees what they did. The
+/// index that keeps names unique does not suffice: a session that it has waited in can look the new
+/// publication up too soon.
+#[pg_extern]
+fn tide_lock_publications() {
+    let every = pg_sys::InvalidOid;
+    let lock = pg_sys::ExclusiveLock.cast_signed();
+    // SAFETY: a lock until the end of the calling query's transaction.
+    unsafe { pg_sys::LockDatabaseObject(pg_sys::PublicationRelationId, every, 0, lock) };
+}
+
+/// Whether there is such a table. If so it stays until this transaction ends; unless the caller
+/// may not use it, when the statement that comes next is refused in any case.
+#[pg_extern]
+fn tide_lock_records(schema: &str, table: &str, writing: bool) -> bool {
+    let (Ok(schema), Ok(table)) = (CString::new(schema), CString::new(table)) else { return false };
+    // SAFETY: look-ups in the calling query's transaction, by names that outlive them.
+    let look_up = |lock: u32| unsafe {
+        let name = pg_sys::makeRangeVar(schema.as_ptr().cast_mut(), table.as_ptr().cast_mut(), -1);
+        let missing_ok = pg_sys::RVROption::RVR_MISSING_OK;
+        pg_sys::RangeVarGetRelidExtended(name, lock.cast_signed(), missing_ok, None, null_mut())
+    };
+    let (privileges, lock) = if writing {
+        let privileges = pg_sys::ACL_INSERT | pg_sys::ACL_UPDATE | pg_sys::ACL_DELETE;
+        (privileges, pg_sys::RowExclusiveLock)
+    } else {
+        (pg_sys::ACL_SELECT, pg_sys::AccessShareLock)
+    };
+    let found = look_up(pg_sys::NoLock);
+    if found == pg_sys::InvalidOid || !has_any(found, privileges as pg_sys::AclMode) {
+        return found != pg_sys::InvalidOid;
+    }
+    look_up(lock) != pg_sys::InvalidOid
+}
+
+/// Whether the caller has one of these privileges on the table, or on a column of it.
+fn has_any(table: pg_sys::Oid, privileges: pg_sys::AclMode) -> bool {
+    let (allowed, any) = (pg_sys::AclResult::ACLCHECK_OK, pg_sys::AclMaskHow::ACLMASK_ANY);
+    // SAFETY: catalogue look-ups in the calling query's transaction.
+    unsafe {
+        let user = pg_sys::GetUserId();
+        pg_sys::pg_class_aclcheck(table, user, privileges) == allowed
+            || pg_sys::pg_attribute_aclcheck_all(table, user, privileges, any) == allowed
+    }
+}

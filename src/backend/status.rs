@@ -1,0 +1,168 @@
+//! The SQL functions that are more than SQL. What users call is declared, described and granted in
+//! `sql/extension/`.
+
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, SystemTime};
+
+use pgrx::prelude::*;
+use pgrx::{JsonB, PgXactCallbackEvent, pg_sys, register_xact_callback};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use tide_feed::catalog::{ControlRequest, Recent};
+use tide_feed::token;
+
+use crate::backend::{control, report};
+use crate::guc;
+use crate::process::shmem;
+use crate::process::shmem::WorkerState;
+
+/// From 1970, where Unix begins to count, to 2000, where Postgres does, in microseconds.
+const EPOCHS: i64 = 946_684_800_000_000;
+/// Most events that one call of `tide.recent` gives.
+const MAX_RECENT: i32 = 10_000;
+
+/// Asks the worker anything and gives its answer as it is. Not for users.
+#[pg_extern]
+fn tide_control(request: JsonB) -> JsonB {
+    let request: ControlRequest = match serde_json::from_value(request.0) {
+        Ok(request) => request,
+        Err(error) => {
+            let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
+            report::raise(code, format!("not a request: {error}"), "")
+        }
+    };
+    match control::ask::<Value>(&request) {
+        Ok(answer) => JsonB(answer),
+        Err(error) => error.raise(),
+    }
+}
+
+/// What the worker says of itself, or that and why it does not. Not for users.
+#[pg_extern]
+fn tide_worker_status() -> JsonB {
+    // SAFETY: set when this backend connected to its database.
+    let known = shmem::status(unsafe { pg_sys::MyDatabaseId });
+    let mut status = match control::ask::<Value>(&ControlRequest::Status) {
+        Ok(status) => status,
+        Err(error) => {
+            let reason = known.as_ref().and_then(|known| known.reason.clone());
+            json!({
+                "state": known.as_ref().map_or("stopped", |known| unanswering(known.state)),
+                "reason": reason.unwrap_or_else(|| error.to_string()),
+                "pid": known.as_ref().and_then(|known| known.pid),
+            })
+        }
+    };
+    if let (Some(fields), Some(known)) = (status.as_object_mut(), known) {
+        fields.insert("restarts".into(), json!(known.restarts));
+        let started_at = known.started_at.map(|time| i64::from(time).saturating_add(EPOCHS));
+        fields.insert("started_at".into(), json!(started_at));
+    }
+    JsonB(status)
+}
+
+/// What a worker is doing that does not answer.
+fn unanswering(state: WorkerState) -> &'static str {
+    match state {
+        WorkerState::Absent | WorkerState::Stopping | WorkerState::Waiting => "stopped",
+        WorkerState::Starting | WorkerState::Running => "starting",
+        WorkerState::Stalled => "stalled",
+    }
+}
+
+/// Has the worker of this database read its settings again. False: there is none to be.
+#[pg_extern]
+fn tide_restart_worker() -> bool {
+    // SAFETY: set when this backend connected to its database.
+    shmem::request_restart(unsafe { pg_sys::MyDatabaseId })
+}
+
+/// The newest events of all tables, for superusers and members of pg_monitor; of their own tables
+/// for others.
+#[pg_extern]
+#[expect(clippy::type_complexity, reason = "the columns of a table function")]
+fn tide_recent(
+    limit: i32,
+) -> TableIterator<
+    'static,
+    (
+        name!(id, String),
+        name!(commit_time, TimestampWithTimeZone),
+        name!(schema, String),
+        name!(table, String),
+        name!(operation, String),
+        name!(record, Option<String>),
+        name!(old_record, Option<String>),
+    ),
+> {
+    let limit = u32::try_from(limit.clamp(0, MAX_RECENT)).unwrap_or(0);
+    let tables = (!sees_everything()).then(own_tables);
+    let recent: Recent = match control::ask(&ControlRequest::Recent { limit, tables }) {
+        Ok(recent) => recent,
+        Err(error) => error.raise(),
+    };
+    TableIterator::new(recent.events.into_iter().map(|event| {
+        let commit_time = timestamp(event.commit_time);
+        // As text: Postgres's jsonb keeps numbers of any precision.
+        let text = |json: Option<Box<RawValue>>| json.map(|json| json.get().to_owned());
+        let (record, old_record) = (text(event.record), text(event.old_record));
+        (event.id, commit_time, event.schema, event.table, event.operation, record, old_record)
+    }))
+}
+
+fn sees_everything() -> bool {
+    // SAFETY: catalogue look-ups, in the transaction of the calling query.
+    unsafe { pg_sys::has_privs_of_role(pg_sys::GetUserId(), pg_sys::ROLE_PG_MONITOR.into()) }
+}
+
+/// Tables whose owner the caller is, or has the rights of. The worker cuts nothing from a row, so
+/// lesser privileges do not count, and row-level security that binds the owner hides the table.
+fn own_tables() -> Vec<u32> {
+    let query = include_str!("../../sql/catalog/own_tables.sql");
+    let oids = Spi::get_one::<Vec<pg_sys::Oid>>(query).ok().flatten().unwrap_or_default();
+    oids.into_iter().map(pg_sys::Oid::to_u32).collect()
+}
+
+/// Microseconds since 1970 as Postgres's own since 2000.
+fn timestamp(unix_microseconds: i64) -> TimestampWithTimeZone {
+    TimestampWithTimeZone::try_from(unix_microseconds.saturating_sub(EPOCHS))
+        .unwrap_or_else(|_| TimestampWithTimeZone::positive_infinity())
+}
+
+/// A new secret: 256 bits from the system's source of randomness, in hexadecimal.
+#[pg_extern]
+fn tide_random_secret() -> String {
+    let mut bytes = [0_u8; 32];
+    // SAFETY: the buffer is as long as it is said to be.
+    if !unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len()) } {
+        let code = PgSqlErrorCode::ERRCODE_INTERNAL_ERROR;
+        report::raise(code, "could not generate a random secret", "Try again.");
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A token, signed with the secret that counts. Not for users: `tide.token` checks what is asked.
+#[pg_extern]
+fn tide_sign(role: &str, claims: JsonB, seconds: i64) -> String {
+    let newest = "select secret from tide.secret order by created_at desc, id desc limit 1";
+    let secret = guc::jwt_secret().or_else(|| Spi::get_one::<String>(newest).ok().flatten());
+    let Some(secret) = secret else {
+        report::raise(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "there is no secret to sign with",
+            "select tide.rotate_jwt_secret() makes one.",
+        )
+    };
+    let claims = match claims.0 {
+        Value::Object(claims) => claims,
+        _ => serde_json::Map::new(),
+    };
+    let lifetime = Duration::from_secs(seconds.unsigned_abs());
+    token::sign(&secret, role, claims, lifetime, SystemTime::now())
+}
+
+/// Has the worker read the secrets again once this transaction has committed.
+#[pg_extern]
+fn tide_reload_at_commit() {
+    register_xact_callback(PgXactCallbackEvent::Commit, AssertUnwindSafe(control::nudge_reload));
+}

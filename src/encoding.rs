@@ -1,0 +1,80 @@
+//! Texts of the database as UTF-8, which is what goes over the wire.
+
+use std::borrow::Cow;
+use std::ffi::{CStr, CString, c_char};
+
+use pgrx::pg_sys;
+
+/// How the database's texts become UTF-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Encoding {
+    Utf8,
+    /// Any bytes at all.
+    SqlAscii,
+    Other,
+}
+
+impl Encoding {
+    pub(crate) fn of_database() -> Encoding {
+        // SAFETY: a plain variable of this process.
+        let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
+        match u32::try_from(encoding) {
+            Ok(pg_sys::pg_enc::PG_UTF8) => Encoding::Utf8,
+            Ok(pg_sys::pg_enc::PG_SQL_ASCII) => Encoding::SqlAscii,
+            _ => Encoding::Other,
+        }
+    }
+
+    /// What is not valid becomes replacement characters: an event is better than none.
+    pub(crate) fn utf8(self, text: &[u8]) -> Cow<'_, str> {
+        if self == Encoding::Other
+            && let Ok(length) = i32::try_from(text.len())
+        {
+            // SAFETY: the text is as long as said. The conversion is looked up in the catalogue,
+            // which the historic snapshot allows.
+            let converted = unsafe {
+                let to = pg_sys::pg_enc::PG_UTF8 as i32;
+                pg_sys::pg_server_to_any(text.as_ptr().cast::<c_char>(), length, to)
+            };
+            if !std::ptr::eq(converted.cast(), text.as_ptr()) {
+                // SAFETY: a converted text ends with a zero byte.
+                let converted = unsafe { CStr::from_ptr(converted) };
+                return String::from_utf8_lossy(converted.to_bytes());
+            }
+        }
+        // Checked quickly first: nearly every text is valid.
+        match std::str::from_utf8(text) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => String::from_utf8_lossy(text),
+        }
+    }
+
+    /// A text in the encoding of the database, and whether the catalogue was asked how. `None`: it
+    /// has a zero byte in it.
+    ///
+    /// # Safety
+    /// In a transaction.
+    pub(crate) unsafe fn server(self, text: &str) -> (Option<CString>, bool) {
+        let Ok(name) = CString::new(text) else { return (None, false) };
+        if self != Encoding::Other || text.is_ascii() {
+            return (Some(name), false);
+        }
+        // SAFETY: as above; a converted text ends with a zero byte.
+        let converted = unsafe {
+            let length = i32::try_from(text.len()).unwrap_or(0);
+            let from = pg_sys::pg_enc::PG_UTF8 as i32;
+            CStr::from_ptr(pg_sys::pg_any_to_server(name.as_ptr(), length, from)).to_owned()
+        };
+        (Some(converted), true)
+    }
+
+    /// An owned copy of a C string.
+    ///
+    /// # Safety
+    /// A string that ends with a zero byte.
+    pub(crate) unsafe fn owned(self, text: *const c_char) -> Box<str> {
+        // SAFETY: as above.
+        let text = unsafe { CStr::from_ptr(text) };
+        self.utf8(text.to_bytes()).into()
+    }
+}

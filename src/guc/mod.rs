@@ -1,0 +1,197 @@
+//! The settings (`tide.*`): their definitions, and the [`Config`] made of them when a worker
+//! starts.
+//!
+//! What concerns one database is `PGC_SUSET`, so that `ALTER DATABASE app SET tide.port = 4001`
+//! works: Postgres applies those settings when a background worker connects. A running worker
+//! keeps what it started with until the server reloads its settings, or `tide.restart_worker()`.
+
+mod define;
+
+use std::ffi::{CStr, CString};
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub(crate) use define::init;
+use pgrx::guc::GucSetting;
+use pgrx::pg_sys;
+use tide_feed::config::Config;
+
+type Text = GucSetting<Option<CString>>;
+type Int = GucSetting<i32>;
+type Flag = GucSetting<bool>;
+
+static EXECUTORS: Int = Int::new(2);
+static NETWORK_THREADS: Int = Int::new(1);
+static MEMORY_LIMIT: Int = Int::new(512 << 10);
+
+static LISTEN_ADDRESSES: Text = Text::new(Some(c"localhost"));
+static PORT: Int = Int::new(4000);
+static PUBLICATION: Text = Text::new(Some(c"tide"));
+static SLOT_NAME: Text = Text::new(Some(c""));
+
+static ANON_ROLE: Text = Text::new(Some(c""));
+static JWT_SECRET: Text = Text::new(Some(c""));
+static JWT_SECRET_FILE: Text = Text::new(Some(c""));
+static JWKS_FILE: Text = Text::new(Some(c""));
+static JWT_AUDIENCE: Text = Text::new(Some(c""));
+static ALLOW_PRIVILEGED_ROLES: Flag = Flag::new(false);
+static PUBLIC_CHANNELS: Flag = Flag::new(false);
+static NOTIFY_CHANNELS: Text = Text::new(Some(c""));
+static PUBLIC_CHANNELS_SEND: Flag = Flag::new(false);
+static ALLOWED_ORIGINS: Text = Text::new(Some(c""));
+
+static SSL: Flag = Flag::new(false);
+static SSL_CERT_FILE: Text = Text::new(Some(c""));
+static SSL_KEY_FILE: Text = Text::new(Some(c""));
+static PAGE: Flag = Flag::new(true);
+
+static MAX_CONNECTIONS: Int = Int::new(10_000);
+static MAX_CHANNELS_PER_CONNECTION: Int = Int::new(100);
+static MAX_MESSAGE_SIZE: Int = Int::new(1 << 10);
+static SEND_QUEUE_SIZE: Int = Int::new(4 << 10);
+static JOIN_RATE: Int = Int::new(100);
+static BROADCAST_RATE: Int = Int::new(100);
+static HTTP_BROADCAST_RATE: Int = Int::new(1_000);
+static MAX_BROADCAST_SIZE: Int = Int::new(256);
+static PRESENCE_RATE: Int = Int::new(10);
+static MAX_PRESENCE_SIZE: Int = Int::new(16);
+static MAX_PRESENCE_ENTRIES: Int = Int::new(1_000);
+static HANDSHAKE_TIMEOUT: Int = Int::new(10_000);
+static IDLE_TIMEOUT: Int = Int::new(60_000);
+
+static HISTORY_SIZE: Int = Int::new(32 << 10);
+static HISTORY_RETENTION: Int = Int::new(120_000);
+static OUTBOX_RETENTION: Int = Int::new(0);
+static MAX_SLOT_WAL_KEEP_SIZE: Int = Int::new(1 << 10);
+static POLICY_TIMEOUT: Int = Int::new(1_000);
+
+/// The settings as they are in this process, for the worker of this database.
+pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
+    Config {
+        database: database.to_owned(),
+        control_socket: control_socket(oid),
+        listen_addresses: list(&LISTEN_ADDRESSES),
+        port: u16::try_from(PORT.get()).unwrap_or(0),
+        network_threads: count(&NETWORK_THREADS),
+        publication: publication(),
+        anon_role: string(&ANON_ROLE),
+        jwt_secret: jwt_secret(),
+        jwks_file: path(&JWKS_FILE),
+        jwt_audience: string(&JWT_AUDIENCE),
+        allow_privileged_roles: ALLOW_PRIVILEGED_ROLES.get(),
+        public_channels: PUBLIC_CHANNELS.get(),
+        notify_channels: list(&NOTIFY_CHANNELS),
+        public_channels_send: PUBLIC_CHANNELS_SEND.get(),
+        allowed_origins: list(&ALLOWED_ORIGINS),
+        ssl: SSL.get(),
+        ssl_cert_file: path(&SSL_CERT_FILE).or_else(|| server_path(c"ssl_cert_file")),
+        ssl_key_file: path(&SSL_KEY_FILE).or_else(|| server_path(c"ssl_key_file")),
+        page: PAGE.get(),
+        max_connections: count(&MAX_CONNECTIONS),
+        max_channels_per_connection: count(&MAX_CHANNELS_PER_CONNECTION),
+        max_message_size: bytes(&MAX_MESSAGE_SIZE),
+        send_queue_size: bytes(&SEND_QUEUE_SIZE),
+        join_rate: JOIN_RATE.get().unsigned_abs(),
+        broadcast_rate: BROADCAST_RATE.get().unsigned_abs(),
+        http_broadcast_rate: HTTP_BROADCAST_RATE.get().unsigned_abs(),
+        max_broadcast_size: bytes(&MAX_BROADCAST_SIZE),
+        presence_rate: PRESENCE_RATE.get().unsigned_abs(),
+        max_presence_size: bytes(&MAX_PRESENCE_SIZE),
+        max_presence_entries: count(&MAX_PRESENCE_ENTRIES),
+        memory_limit: bytes(&MEMORY_LIMIT),
+        handshake_timeout: time(&HANDSHAKE_TIMEOUT),
+        idle_timeout: time(&IDLE_TIMEOUT),
+        history_size: bytes(&HISTORY_SIZE),
+        history_retention: time(&HISTORY_RETENTION),
+        outbox_retention: Duration::from_secs(u64::from(OUTBOX_RETENTION.get().unsigned_abs())),
+        max_slot_wal_keep_size: u64::try_from(MAX_SLOT_WAL_KEEP_SIZE.get())
+            .map_or(u64::MAX, |megabytes| megabytes << 20),
+    }
+}
+
+/// Where the worker of this database listens for its helpers and for SQL functions.
+pub(crate) fn control_socket(oid: pg_sys::Oid) -> PathBuf {
+    PathBuf::from(format!("pg_tide.{}.sock", oid.to_u32()))
+}
+
+/// How many executors the worker keeps.
+pub(crate) fn executors() -> usize {
+    count(&EXECUTORS)
+}
+
+pub(crate) fn publication() -> String {
+    string(&PUBLICATION).unwrap_or_else(|| "tide".into())
+}
+
+/// What the slot's name begins with, if not the usual.
+pub(crate) fn slot_name() -> Option<String> {
+    string(&SLOT_NAME)
+}
+
+/// Bytes of one message.
+pub(crate) fn max_message_size() -> usize {
+    bytes(&MAX_MESSAGE_SIZE)
+}
+
+pub(crate) fn allow_privileged_roles() -> bool {
+    ALLOW_PRIVILEGED_ROLES.get()
+}
+
+pub(crate) fn policy_timeout() -> Duration {
+    time(&POLICY_TIMEOUT)
+}
+
+/// The secret that the settings give; `None`: the generated one counts.
+pub(crate) fn jwt_secret() -> Option<String> {
+    if let Some(secret) = string(&JWT_SECRET) {
+        return Some(secret);
+    }
+    let file = path(&JWT_SECRET_FILE)?;
+    match std::fs::read_to_string(&file) {
+        Ok(content) => Some(content.trim_end_matches(['\r', '\n']).to_owned()),
+        Err(error) => {
+            pgrx::warning!("could not read tide.jwt_secret_file: {error}");
+            None
+        }
+    }
+}
+
+fn string(setting: &Text) -> Option<String> {
+    let value = setting.get()?.to_string_lossy().trim().to_owned();
+    (!value.is_empty()).then_some(value)
+}
+
+fn path(setting: &Text) -> Option<PathBuf> {
+    string(setting).map(PathBuf::from)
+}
+
+fn list(setting: &Text) -> Vec<String> {
+    let text = string(setting).unwrap_or_default();
+    let items = text.split(',').map(|item| item.trim().trim_matches('"'));
+    items.filter(|item| !item.is_empty()).map(str::to_owned).collect()
+}
+
+fn count(setting: &Int) -> usize {
+    usize::try_from(setting.get()).unwrap_or(0)
+}
+
+/// Of a setting in kB.
+fn bytes(setting: &Int) -> usize {
+    count(setting) << 10
+}
+
+fn time(setting: &Int) -> Duration {
+    Duration::from_millis(u64::from(setting.get().unsigned_abs()))
+}
+
+/// A file that one of the server's own settings names, relative to the data directory, which is
+/// where every process of the server is.
+fn server_path(name: &CStr) -> Option<PathBuf> {
+    // SAFETY: the name is a constant; the value is copied before Postgres can change it.
+    let value = unsafe {
+        let value = pg_sys::GetConfigOption(name.as_ptr(), true, false);
+        if value.is_null() { return None } else { CStr::from_ptr(value) }
+    };
+    let value = value.to_string_lossy();
+    (!value.is_empty()).then(|| PathBuf::from(value.as_ref()))
+}

@@ -1,0 +1,72 @@
+//! What the policies of `tide.channel` say: evaluated by Postgres itself, on rows that are never
+//! stored, as the client's role and with its claims.
+
+use std::ffi::CString;
+
+use pgrx::{PgSqlErrorCode, Spi};
+use tide_feed::catalog::Grant;
+
+use crate::helper::executor::as_role;
+use crate::helper::policy::{set, with_claims};
+use crate::helper::transaction::Refusal;
+
+const POLICIES: &str = include_str!("../../sql/catalog/channel.sql");
+
+/// What the role may do with each of the extensions of the topic. What fails grants nothing; why is
+/// for the log, since it may say more than the client is to know.
+pub(crate) fn grants(
+    role: &str,
+    claims: &str,
+    topic: &str,
+    extensions: &[String],
+) -> Result<String, Refusal> {
+    let name = CString::new(topic).map_err(|_| internal("a topic with a null character"))?;
+    let mut grants = vec![Grant::default(); extensions.len()];
+    let asked = as_role(role, || {
+        // Before the search path is another: names are to mean the same under any.
+        let (read, write) = policies()?;
+        with_claims(claims, || {
+            set(c"request.topic", &name);
+            for (grant, admitted) in grants.iter_mut().zip(admits(&read, topic, extensions)?) {
+                grant.read = admitted;
+            }
+            for (grant, admitted) in grants.iter_mut().zip(admits(&write, topic, extensions)?) {
+                grant.write = admitted;
+            }
+            Ok(())
+        })
+    });
+    if let Err(refusal) = asked {
+        pgrx::log!(
+            "pg_tide: a policy of tide.channel failed for role \"{role}\": {}",
+            refusal.for_log()
+        );
+    }
+    serde_json::to_string(&grants).map_err(|_| internal("the answer cannot be written"))
+}
+
+/// What has to be true of a row of `tide.channel` for the current role to receive, and to publish.
+fn policies() -> Result<(String, String), Refusal> {
+    match Spi::get_two::<String, String>(POLICIES) {
+        Ok((Some(read), Some(write))) => Ok((read, write)),
+        _ => Err(internal("the policies of tide.channel cannot be looked up")),
+    }
+}
+
+/// Whether the condition is true of each of the rows that `tide.channel` might have. It calls each
+/// `channel`, as Postgres names the table's columns where it has to.
+fn admits(condition: &str, topic: &str, extensions: &[String]) -> Result<Vec<bool>, Refusal> {
+    let query = format!(
+        "select pg_catalog.array_agg(coalesce({condition}, false) order by place)
+         from pg_catalog.unnest($2) with ordinality as asked (about, place)
+              cross join lateral
+              pg_catalog.unnest(array[row($1, about)::tide.channel]) as channel"
+    );
+    let arguments = [topic.into(), extensions.to_vec().into()];
+    let answer = Spi::get_one_with_args::<Vec<bool>>(&query, &arguments);
+    answer.ok().flatten().ok_or_else(|| internal("the policies gave no answer"))
+}
+
+fn internal(message: &str) -> Refusal {
+    Refusal::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message)
+}

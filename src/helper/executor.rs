@@ -1,0 +1,92 @@
+//! What an executor answers: what clients ask of the database, asked as the clients' own roles.
+
+use std::ffi::CString;
+
+use pgrx::datum::DatumWithOid;
+use pgrx::{PgSqlErrorCode, Spi, pg_sys};
+use tide_feed::catalog::Cast;
+
+use crate::guc;
+use crate::helper::role;
+use crate::helper::transaction::{Refusal, rolled_back};
+
+/// Parses each text as a value of the type, as a literal in a query would be, and answers what
+/// `to_jsonb` makes of it.
+pub(crate) fn cast(role: &str, type_sql: &str, values: &[String]) -> Result<String, Refusal> {
+    let values = as_role(role, || {
+        let input = Input::of(type_sql)?;
+        values.iter().map(|value| input.to_jsonb(value)).collect()
+    })?;
+    let code = PgSqlErrorCode::ERRCODE_INTERNAL_ERROR;
+    serde_json::to_string(&Cast { values })
+        .map_err(|_| Refusal::new(code, "the answer cannot be written"))
+}
+
+/// Runs `work` as the role, for one transaction that leaves nothing behind: code that belongs to
+/// others (a domain's check, say) may run in it, so it is read only, security-restricted (no way
+/// back to another role, nothing that outlives the transaction) and limited in time.
+pub(crate) fn as_role<R>(
+    role: &str,
+    work: impl FnOnce() -> Result<R, Refusal>,
+) -> Result<R, Refusal> {
+    rolled_back(guc::policy_timeout(), || {
+        let oid = role::usable(role)?;
+        let context = pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE;
+        // SAFETY: in a transaction, whose end takes both back.
+        unsafe {
+            pg_sys::NewGUCNestLevel();
+            pg_sys::SetUserIdAndSecContext(oid, context as i32);
+        }
+        work()
+    })
+}
+
+/// The input function of a type.
+struct Input {
+    type_oid: pg_sys::Oid,
+    function: pg_sys::Oid,
+    parameter: pg_sys::Oid,
+    /// Of `character(n)`: values are stored, and sent, padded to this length.
+    padding: Option<usize>,
+}
+
+impl Input {
+    fn of(type_sql: &str) -> Result<Input, Refusal> {
+        let query = "select $1::pg_catalog.regtype::pg_catalog.oid";
+        let type_oid = Spi::get_one_with_args::<pg_sys::Oid>(query, &[type_sql.into()]);
+        let type_oid = type_oid.ok().flatten().ok_or_else(|| internal("no such type"))?;
+        let (mut function, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
+        // SAFETY: a catalogue look-up in a transaction.
+        unsafe { pg_sys::getTypeInputInfo(type_oid, &mut function, &mut parameter) };
+        let padding = (type_oid == pg_sys::BPCHAROID).then(|| length(type_sql)).flatten();
+        Ok(Input { type_oid, function, parameter, padding })
+    }
+
+    fn to_jsonb(&self, value: &str) -> Result<String, Refusal> {
+        let padded = self.padding.map(|width| format!("{value:<width$}"));
+        let text = CString::new(padded.as_deref().unwrap_or(value)).map_err(|_| {
+            let code = PgSqlErrorCode::ERRCODE_CHARACTER_NOT_IN_REPERTOIRE;
+            Refusal::new(code, "a value must not contain the null character")
+        })?;
+        // SAFETY: the function takes a C string, the parameter and a modifier, and makes a value
+        // of `type_oid`, which is what the query is told.
+        let datum = unsafe {
+            let value = text.as_ptr().cast_mut();
+            let datum = pg_sys::OidInputFunctionCall(self.function, value, self.parameter, -1);
+            DatumWithOid::new(datum, self.type_oid)
+        };
+        let json =
+            Spi::get_one_with_args::<String>("select pg_catalog.to_jsonb($1)::text", &[datum]);
+        json.ok().flatten().ok_or_else(|| internal("the value has no JSON form"))
+    }
+}
+
+/// The 5 of `character(5)`.
+fn length(type_sql: &str) -> Option<usize> {
+    let (_, rest) = type_sql.split_once('(')?;
+    rest.split(')').next()?.parse().ok()
+}
+
+fn internal(message: &str) -> Refusal {
+    Refusal::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message)
+}

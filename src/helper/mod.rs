@@ -1,0 +1,12 @@
+//! The background workers with sessions of their own, which answer what the server asks of the
+//! database: the catalog worker as the owner of the extension, executors as the clients' roles.
+
+pub(crate) mod catalog;
+pub(crate) mod channel;
+pub(crate) mod executor;
+pub(crate) mod outbox;
+pub(crate) mod policy;
+pub(crate) mod role;
+pub(crate) mod serve;
+pub(crate) mod session;
+pub(crate) mod transaction;

@@ -1,0 +1,262 @@
+//! What the steward does to outboxes: puts rows that wait in line, deletes those that have been
+//! published.
+//!
+//! A table that was adopted is its owner's, who may have given it triggers, rules, checks and
+//! indexes with functions in them. So each chore runs as that owner, security-restricted, and with
+//! triggers and rules off: nothing of the owner's should run at all, and if it does, it has no more
+//! power than its owner has.
+
+use std::time::Duration;
+
+use pgrx::datum::DatumWithOid;
+use pgrx::{PgSqlErrorCode, Spi, pg_sys};
+use serde::Deserialize;
+use tide_feed::catalog::{Outbox, Retired, TakenOver, Unpublished};
+
+use crate::helper::transaction::{Refusal, committed, rolled_back};
+use crate::source::outbox::mark;
+
+/// A page of rows takes milliseconds.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Whoever locks rows of an outbox, or the outbox, is not waited for any longer: the steward has
+/// other work to do, and the keeper tries again. While this waits for a lock on the table, writers
+/// wait behind it.
+const LOCK_TIMEOUT: &std::ffi::CStr = c"250ms";
+
+const LIST: &str = include_str!("../../sql/catalog/outbox/list.sql");
+const DESCRIBE: &str = include_str!("../../sql/catalog/outbox/describe.sql");
+const LINE_UP: &str = include_str!("../../sql/catalog/outbox/line_up.sql");
+const RETIRE: &str = include_str!("../../sql/catalog/outbox/retire.sql");
+const FLAG: &str = include_str!("../../sql/catalog/outbox/flag.sql");
+const KEPT: &str = include_str!("../../sql/catalog/outbox/kept.sql");
+const UNFLAGGED: &str = include_str!("../../sql/catalog/outbox/unflagged.sql");
+const EXPIRE: &str = include_str!("../../sql/catalog/outbox/expire.sql");
+
+/// An outbox as `describe.sql` has it.
+#[derive(Deserialize)]
+struct Description {
+    owner: u32,
+    /// Quoted, with its schema.
+    name: String,
+    generation: Option<i64>,
+    is_whole: bool,
+    has_processed: bool,
+    has_time_zone: bool,
+    columns: String,
+    values: String,
+}
+
+impl Description {
+    /// `None`: it is no outbox, or not any more. One that has lost columns, so that nothing in it
+    /// can be published, is nobody's until it has them again, and will then be taken over.
+    fn of(table: u32, mark: &str) -> Result<Option<Description>, Refusal> {
+        let found = text(DESCRIBE, &[pg_sys::Oid::from(table).into(), mark.into()])?;
+        let Some(json) = found else { return Ok(None) };
+        let outbox: Description = parse(&json)?;
+        if !outbox.is_whole {
+            belongs_to(table, None)?;
+            return Ok(None);
+        }
+        Ok(Some(outbox))
+    }
+
+    fn statement(&self, template: &str) -> String {
+        let now = if self.has_time_zone {
+            "pg_catalog.now()"
+        } else {
+            "pg_catalog.timezone('UTC', pg_catalog.now())"
+        };
+        let (processed, unprocessed) = if self.has_processed {
+            (", processed = true", "o.processed is not true")
+        } else {
+            ("", "true")
+        };
+        template
+            .replace("{now}", now)
+            .replace("{processed}", processed)
+            .replace("{unprocessed}", unprocessed)
+            .replace("{columns}", &self.columns)
+            .replace("{values}", &self.values)
+            // Last: a table may be called anything.
+            .replace("{outbox}", &self.name)
+    }
+
+    /// What the statement says, which is one text; run as the table's owner.
+    fn run(&self, template: &str, arguments: &[DatumWithOid<'_>]) -> Result<String, Refusal> {
+        let statement = self.statement(template);
+        as_owner(self.owner, || text(&statement, arguments))?
+            .ok_or_else(|| internal("the statement gave no answer"))
+    }
+
+    fn count(&self, template: &str, arguments: &[DatumWithOid<'_>]) -> Result<u64, Refusal> {
+        let statement = self.statement(template);
+        let count = as_owner(self.owner, || Spi::get_one_with_args::<i64>(&statement, arguments));
+        let count = count.ok().flatten().ok_or_else(|| internal("the statement gave no count"))?;
+        Ok(count.unsigned_abs())
+    }
+}
+
+pub(crate) fn list() -> Result<String, Refusal> {
+    let outboxes: Vec<Outbox> = rolled_back(TIMEOUT, || match text(LIST, &[])? {
+        Some(json) => parse(&json),
+        None => Ok(Vec::new()),
+    })?;
+    encode(&outboxes)
+}
+
+/// Puts up to `limit` rows that wait, after `after`, in line for the slot of this generation; once
+/// there are no more, the outbox is the slot's. Nobody inserts meanwhile: whatever is not in line
+/// by then comes after it.
+pub(crate) fn take_over(
+    table: u32,
+    generation: u32,
+    after: i64,
+    limit: u32,
+) -> Result<String, Refusal> {
+    #[derive(Deserialize)]
+    struct Moved {
+        moved: u32,
+        last: Option<i64>,
+    }
+    let mark = mark(generation);
+    let taken = chore(|| {
+        let Some(outbox) = Description::of(table, &mark)? else {
+            return Err(internal("it is no outbox any more, or has lost columns"));
+        };
+        if outbox.generation == Some(i64::from(generation)) {
+            return Ok(TakenOver { after, done: true });
+        }
+        let lock = outbox.statement("lock table only {outbox} in share row exclusive mode");
+        as_owner(outbox.owner, || Spi::run(&lock)).map_err(|error| internal(&error.to_string()))?;
+        let line_up = |after: i64| -> Result<Moved, Refusal> {
+            let arguments = [after.into(), i64::from(limit).into(), mark.as_str().into()];
+            parse(&outbox.run(LINE_UP, &arguments)?)
+        };
+        let page = line_up(after)?;
+        if page.moved >= limit {
+            return Ok(TakenOver { after: page.last.unwrap_or(after), done: false });
+        }
+        // Those that came meanwhile with a smaller number.
+        if line_up(i64::MIN)?.moved >= limit {
+            return Ok(TakenOver { after: i64::MIN, done: false });
+        }
+        belongs_to(table, Some(generation))?;
+        Ok(TakenOver { after, done: true })
+    })?;
+    encode(&taken)
+}
+
+/// These rows have been published: deletes them, or flags those that stay.
+pub(crate) fn retire(table: u32, ids: Vec<i64>, keep: bool) -> Result<String, Refusal> {
+    let kept = chore(|| {
+        let Some(outbox) = Description::of(table, "")? else { return Ok(Vec::new()) };
+        if !keep {
+            outbox.count(RETIRE, &[ids.clone().into()])?;
+        }
+        outbox.count(FLAG, &[ids.clone().into()])?;
+        if keep {
+            return Ok(Vec::new());
+        }
+        parse(&outbox.run(KEPT, &[ids.into()])?)
+    })?;
+    encode(&Retired { kept })
+}
+
+/// Rows that are not flagged, and an address of the WAL before which they have committed.
+pub(crate) fn unpublished(table: u32, after: i64, limit: u32) -> Result<String, Refusal> {
+    let ids = chore(|| {
+        let Some(outbox) = Description::of(table, "")? else { return Ok(Vec::new()) };
+        parse(&outbox.run(UNFLAGGED, &[after.into(), i64::from(limit).into()])?)
+    })?;
+    // SAFETY: reads a number from shared memory. What could be seen has committed before.
+    let lsn = unsafe { pg_sys::GetXLogInsertRecPtr() };
+    encode(&Unpublished { ids, lsn })
+}
+
+/// Deletes rows that were flagged so long ago; looks at the `limit` oldest.
+pub(crate) fn expire(table: u32, age: Duration, limit: u32) -> Result<String, Refusal> {
+    let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+    let deleted = chore(|| {
+        let Some(outbox) = Description::of(table, "")? else { return Ok(0) };
+        outbox.count(EXPIRE, &[age.into(), i64::from(limit).into()])
+    })?;
+    encode(&deleted)
+}
+
+/// Says which slot has taken an outbox over.
+fn belongs_to(table: u32, generation: Option<u32>) -> Result<(), Refusal> {
+    let query = "update tide.outboxes set generation = $2
+                 where relation = $1 and generation is distinct from $2";
+    let arguments = [pg_sys::Oid::from(table).into(), generation.map(i64::from).into()];
+    Spi::run_with_args(query, &arguments).map_err(|error| internal(&error.to_string()))
+}
+
+/// One transaction, which nobody waits for to be on disk: done again, it does no harm.
+fn chore<R>(work: impl FnOnce() -> Result<R, Refusal>) -> Result<R, Refusal> {
+    committed(TIMEOUT, || {
+        set_local(c"synchronous_commit", c"off");
+        set_local(c"lock_timeout", LOCK_TIMEOUT);
+        work()
+    })
+}
+
+/// Runs `work` as the owner of a table that pg_tide works on.
+fn as_owner<R>(owner: u32, work: impl FnOnce() -> R) -> R {
+    let (mut user, mut context) = (pg_sys::InvalidOid, 0);
+    // SAFETY: in a transaction; its end takes everything back where an error keeps this from it.
+    let nest = unsafe {
+        let nest = pg_sys::NewGUCNestLevel();
+        set_local(c"session_replication_role", c"replica");
+        pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
+        let restricted =
+            pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE;
+        pg_sys::SetUserIdAndSecContext(pg_sys::Oid::from(owner), context | restricted as i32);
+        nest
+    };
+    let result = work();
+    // SAFETY: as above.
+    unsafe {
+        pg_sys::SetUserIdAndSecContext(user, context);
+        pg_sys::AtEOXact_GUC(false, nest);
+    }
+    result
+}
+
+/// As SET LOCAL does, whatever the current user may.
+fn set_local(name: &std::ffi::CStr, value: &std::ffi::CStr) {
+    // SAFETY: in a transaction, with strings that outlive the call.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_LOCAL,
+            true,
+            0,
+            false,
+        );
+    }
+}
+
+/// The one text that a statement answers with, if it gives a row.
+fn text(statement: &str, arguments: &[DatumWithOid<'_>]) -> Result<Option<String>, Refusal> {
+    match Spi::get_one_with_args::<String>(statement, arguments) {
+        Ok(answer) => Ok(answer),
+        // No row at all.
+        Err(pgrx::spi::Error::InvalidPosition) => Ok(None),
+        Err(error) => Err(internal(&error.to_string())),
+    }
+}
+
+fn parse<T: for<'a> Deserialize<'a>>(json: &str) -> Result<T, Refusal> {
+    serde_json::from_str(json).map_err(|_| internal("the statement gave an unexpected answer"))
+}
+
+fn encode(answer: &impl serde::Serialize) -> Result<String, Refusal> {
+    serde_json::to_string(answer).map_err(|_| internal("the answer cannot be written"))
+}
+
+fn internal(message: &str) -> Refusal {
+    Refusal::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message)
+}

@@ -1,0 +1,189 @@
+//! What an executor says about rows and claims: policies, and what they compare with, evaluated by
+//! Postgres itself as the client's role and with its claims.
+
+use std::cell::Cell;
+use std::ffi::{CStr, CString};
+use std::time::{Duration, Instant};
+
+use pgrx::datum::DatumWithOid;
+use pgrx::{PgSqlErrorCode, Spi, pg_sys};
+use tide_feed::catalog::{Evaluation, Evaluations, Judgement, Judgements};
+
+use crate::guc;
+use crate::helper::executor::as_role;
+use crate::helper::transaction::{Refusal, allow};
+
+/// How long an executor goes on with further clients of one question: others wait for it.
+const BUDGET: Duration = Duration::from_millis(50);
+
+/// Which of the rows the condition admits, for each client.
+pub(crate) fn judge(
+    role: &str,
+    table: u32,
+    condition: &str,
+    rows: &str,
+    claims: &[String],
+) -> Result<String, Refusal> {
+    let judgements = for_each(
+        role,
+        claims,
+        || Shipment::of(table, rows),
+        |shipment| Ok(Judgement::Visible(shipment.admitted(condition)?)),
+        Judgement::Failed,
+    )?;
+    encode(&Judgements { judgements })
+}
+
+/// What the expressions are worth, for each client.
+pub(crate) fn evaluate(
+    role: &str,
+    expressions: &[String],
+    claims: &[String],
+) -> Result<String, Refusal> {
+    let list: Vec<String> = expressions
+        .iter()
+        .map(|expression| format!("pg_catalog.to_jsonb(({expression}))::pg_catalog.text"))
+        .collect();
+    let query = format!("select array[{}]::pg_catalog.text[]", list.join(", "));
+    let evaluations = for_each(
+        role,
+        claims,
+        || Ok(()),
+        |()| {
+            let values = Spi::get_one::<Vec<Option<String>>>(&query).ok().flatten();
+            values.map(Evaluation::Values).ok_or_else(|| internal("no values"))
+        },
+        Evaluation::Failed,
+    )?;
+    encode(&Evaluations { evaluations })
+}
+
+/// Prepares once, then does the work for one client after the other. The first failure ends the
+/// transaction, and so is the last answer.
+fn for_each<P, A>(
+    role: &str,
+    claims: &[String],
+    prepare: impl FnOnce() -> Result<P, Refusal>,
+    work: impl Fn(&P) -> Result<A, Refusal>,
+    failed: impl FnOnce(String) -> A,
+) -> Result<Vec<A>, Refusal> {
+    let mut answers = Vec::new();
+    let is_prepared = Cell::new(false);
+    let outcome = as_role(role, || {
+        let prepared = prepare()?;
+        is_prepared.set(true);
+        let begun = Instant::now();
+        for claims in claims {
+            if !answers.is_empty() && begun.elapsed() > BUDGET {
+                break;
+            }
+            answers.push(with_claims(claims, || work(&prepared))?);
+        }
+        Ok(())
+    });
+    match outcome {
+        Ok(()) => {}
+        Err(refusal) if is_prepared.get() => answers.push(failed(refusal.sqlstate)),
+        Err(refusal) => return Err(refusal),
+    }
+    Ok(answers)
+}
+
+/// Does the work as a client with these claims would see it, within the time that one question
+/// may take. Names without a schema mean what they mean in an ordinary session: functions that
+/// policies call may contain some.
+pub(crate) fn with_claims<R>(
+    claims: &str,
+    work: impl FnOnce() -> Result<R, Refusal>,
+) -> Result<R, Refusal> {
+    let claims = CString::new(claims).map_err(|_| internal("claims with a null character"))?;
+    allow(guc::policy_timeout());
+    // SAFETY: in a transaction, whose end takes all of it back if the work fails.
+    let level = unsafe { pg_sys::NewGUCNestLevel() };
+    set(c"request.jwt.claims", &claims);
+    // SAFETY: a string that the setting owns; it is copied.
+    unsafe {
+        let path = pg_sys::GetConfigOptionResetString(c"search_path".as_ptr());
+        if !path.is_null() {
+            set(c"search_path", CStr::from_ptr(path));
+        }
+    }
+    let result = work()?;
+    // SAFETY: the level begun above.
+    unsafe { pg_sys::AtEOXact_GUC(false, level) };
+    Ok(result)
+}
+
+/// Sets a setting for the rest of the transaction, or of [`with_claims`].
+pub(crate) fn set(name: &CStr, value: &CStr) {
+    // SAFETY: in a transaction, with strings that outlive the call.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+        );
+    }
+}
+
+/// Rows of a table as Postgres's own values.
+struct Shipment {
+    /// The table's name, as the condition knows it.
+    name: String,
+    rows: pg_sys::Datum,
+    rows_type: pg_sys::Oid,
+}
+
+impl Shipment {
+    fn of(table: u32, rows: &str) -> Result<Shipment, Refusal> {
+        let query = "select pg_catalog.quote_ident(relname), oid::pg_catalog.regclass::text \
+                     from pg_catalog.pg_class where oid = $1";
+        let table = pg_sys::Oid::from(table);
+        let names = Spi::get_two_with_args::<String, String>(query, &[table.into()]);
+        let Ok((Some(name), Some(qualified))) = names else {
+            let code = PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE;
+            return Err(Refusal::new(code, "the table is gone"));
+        };
+        let query = format!(
+            "select array(select r from pg_catalog.jsonb_populate_recordset(null::{qualified}, $1::jsonb) as r)"
+        );
+        let (rows, rows_type) =
+            value(&query, &[rows.into()]).ok_or_else(|| internal("the rows cannot be read"))?;
+        Ok(Shipment { name, rows, rows_type })
+    }
+
+    fn admitted(&self, condition: &str) -> Result<Vec<bool>, Refusal> {
+        // In the list of results, so that nothing is reordered or left out. Planned for each client
+        // anew: a function that reads the claims but is declared IMMUTABLE becomes a constant of
+        // the plan, and would be another client's.
+        let query = format!(
+            "select array(select coalesce(({condition}), false) from pg_catalog.unnest($1) as {})",
+            self.name
+        );
+        // SAFETY: the value and its type come from the same query.
+        let rows = unsafe { DatumWithOid::new(self.rows, self.rows_type) };
+        let admitted = Spi::get_one_with_args::<Vec<bool>>(&query, &[rows]).ok().flatten();
+        admitted.ok_or_else(|| internal("the policy gave no answer"))
+    }
+}
+
+/// The one value, an array, that a query answers with, and its type.
+fn value(query: &str, arguments: &[DatumWithOid]) -> Option<(pg_sys::Datum, pg_sys::Oid)> {
+    Spi::connect(|client| {
+        let answer = client.select(query, Some(1), arguments).ok()?.first();
+        let value = answer.get_datum_by_ordinal(1).ok()??;
+        let value_type = answer.column_type_oid(1).ok()?.value();
+        // SAFETY: arrays are of variable length; the copy lives as long as the transaction.
+        let value = unsafe { pg_sys::SPI_datumTransfer(value, false, -1) };
+        Some((value, value_type))
+    })
+}
+
+fn encode(answer: &impl serde::Serialize) -> Result<String, Refusal> {
+    serde_json::to_string(answer).map_err(|_| internal("the answer cannot be written"))
+}
+
+fn internal(message: &str) -> Refusal {
+    Refusal::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message)
+}

@@ -1,0 +1,119 @@
+//! The processes beside each worker that ask the database what the worker must not: the steward
+//! in the session of the extension's owner, the executors in that of `tide_authenticator`.
+//!
+//! Each connects to its worker's unix socket, says which it is, and answers requests one at a
+//! time until the worker closes the connection. If it ends, for whatever reason, the worker
+//! starts another.
+
+use std::io;
+use std::path::Path;
+
+use pgrx::bgworkers::BackgroundWorker;
+use pgrx::{pg_guard, pg_sys};
+use tide_feed::catalog::{Hello, Reply, Request};
+
+use crate::guc;
+use crate::helper::transaction::Refusal;
+use crate::helper::{catalog, channel, executor, outbox, policy, session};
+use crate::process::{helpers, signals};
+use crate::socket::{FrameSocket, SocketError};
+
+/// Entry point; `arg` is the oid of the database, the worker's `bgw_extra` says which it is to be.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
+    let database = pg_sys::Oid::from(arg.value() as u32);
+    let hello = match BackgroundWorker::get_extra() {
+        "steward" => Hello::Steward,
+        _ => Hello::Executor,
+    };
+    signals::install();
+    if !helpers::attach(database) {
+        // The database is about to be dropped or renamed: nobody is to connect to it.
+        return;
+    }
+    match hello {
+        Hello::Steward => session::connect_as_owner(database),
+        _ => session::connect_as_authenticator(database),
+    }
+    match serve(hello, &guc::control_socket(database)) {
+        // The worker has gone, or does not listen any more: there is nothing to be done here.
+        Ok(()) | Err(SocketError::Closed) => {}
+        Err(SocketError::Io(error)) if is_worker_gone(&error) => {}
+        Err(error) => pgrx::log!("pg_tide: {error}"),
+    }
+}
+
+fn serve(hello: Hello, socket: &Path) -> Result<(), SocketError> {
+    let mut socket = FrameSocket::connect(socket)?;
+    socket.send(&encode(&hello))?;
+    loop {
+        let frame = socket.receive()?;
+        signals::reload();
+        let answer = answer(hello, &frame);
+        socket.send(&encode(&reply(answer)))?;
+    }
+}
+
+fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
+    let unknown = || {
+        let code = pgrx::PgSqlErrorCode::ERRCODE_PROTOCOL_VIOLATION;
+        Refusal::new(code, "not a request that this process answers")
+    };
+    let request: Request = serde_json::from_slice(frame).map_err(|_| unknown())?;
+    match (hello, request) {
+        (Hello::Steward, Request::Secrets) => catalog::secrets(),
+        (Hello::Steward, Request::Role { role }) => catalog::role(&role),
+        (Hello::Steward, Request::Tables { role, publication, which }) => {
+            catalog::tables(&role, &publication, &which)
+        }
+        (Hello::Steward, Request::Visibility { role, object }) => {
+            catalog::visibility(&role, object)
+        }
+        (Hello::Steward, Request::Check) => catalog::check(),
+        (Hello::Steward, Request::Outboxes) => outbox::list(),
+        (Hello::Steward, Request::TakeOver { table, generation, after, limit }) => {
+            outbox::take_over(table, generation, after, limit)
+        }
+        (Hello::Steward, Request::Retire { table, ids, keep }) => outbox::retire(table, ids, keep),
+        (Hello::Steward, Request::Unpublished { table, after, limit }) => {
+            outbox::unpublished(table, after, limit)
+        }
+        (Hello::Steward, Request::Expire { table, age, limit }) => {
+            outbox::expire(table, age, limit)
+        }
+        (Hello::Executor, Request::Cast { role, type_sql, values }) => {
+            executor::cast(&role, &type_sql, &values)
+        }
+        (Hello::Executor, Request::Judge { role, table, condition, rows, claims }) => {
+            policy::judge(&role, table, &condition, &rows, &claims)
+        }
+        (Hello::Executor, Request::Evaluate { role, expressions, claims }) => {
+            policy::evaluate(&role, &expressions, &claims)
+        }
+        (Hello::Executor, Request::Channel { role, claims, topic, extensions }) => {
+            channel::grants(&role, &claims, &topic, &extensions)
+        }
+        _ => Err(unknown()),
+    }
+}
+
+fn reply(answer: Result<String, Refusal>) -> Reply {
+    let refused = match answer {
+        Ok(json) => match serde_json::value::RawValue::from_string(json) {
+            Ok(json) => return Reply::Ok(json),
+            Err(_) => Refusal::new(pgrx::PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, "not JSON"),
+        },
+        Err(refusal) => refusal,
+    };
+    Reply::Error { sqlstate: refused.sqlstate, message: refused.message }
+}
+
+/// The protocol's own types, whose encoding cannot fail.
+fn encode(message: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(message).unwrap_or_default()
+}
+
+fn is_worker_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}

@@ -1,0 +1,190 @@
+//! Questions to the database that leave nothing behind, and chores that do: one transaction each.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use pgrx::PgTryBuilder;
+use pgrx::pg_sys::errcodes::PgSqlErrorCode;
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::pg_sys::{self};
+
+use crate::compat::USER_TIMEOUT;
+
+mod raw {
+    use std::ffi::c_int;
+
+    // utils/timeout.h, which pgrx does not bind.
+    unsafe extern "C-unwind" {
+        pub(crate) fn RegisterTimeout(id: c_int, handler: unsafe extern "C-unwind" fn()) -> c_int;
+        pub(crate) fn enable_timeout_after(id: c_int, delay_ms: c_int);
+        pub(crate) fn disable_timeout(id: c_int, keep_indicator: bool);
+        pub(crate) fn die(signal: c_int);
+    }
+}
+
+/// `TimeoutId`'s STATEMENT_TIMEOUT; the same in every version from 15 to 18.
+const STATEMENT_TIMEOUT: i32 = 3;
+/// Code that catches the cancellation of its statement has so much longer, then its process ends:
+/// that cannot be caught.
+const GRACE_MS: i32 = 1_000;
+/// `lock.h`'s USER_LOCKMETHOD: advisory locks.
+const USER_LOCKMETHOD: u16 = 2;
+
+/// Postgres said no.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) sqlstate: String,
+    pub(crate) message: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(code: PgSqlErrorCode, message: impl Into<String>) -> Refusal {
+        Refusal { sqlstate: sqlstate(code), message: message.into() }
+    }
+
+    /// What the log may know of code that belongs to others: names of objects, but no values, as
+    /// a message may have them that is not of class 42 (syntax, names, privileges).
+    pub(crate) fn for_log(&self) -> String {
+        match self.sqlstate.as_str() {
+            "57014" => "it took longer than tide.policy_timeout".into(),
+            code if code.starts_with("42") => format!("{} (SQLSTATE {code})", self.message),
+            code => format!("SQLSTATE {code}"),
+        }
+    }
+}
+
+/// Runs `work` in a read-only transaction that is rolled back whatever happens, within `timeout`.
+/// To be called outside a transaction, by a process that has no other use for the statement
+/// time-out.
+pub(crate) fn rolled_back<R>(
+    timeout: Duration,
+    work: impl FnOnce() -> Result<R, Refusal>,
+) -> Result<R, Refusal> {
+    let work = AssertUnwindSafe(|| {
+        begin(timeout);
+        work()
+    });
+    let result = PgTryBuilder::new(work).catch_others(|error| Err(refusal(&error))).execute();
+    abort();
+    result
+}
+
+/// Runs `work` in a transaction that is committed if that succeeds, within `timeout`. To be called
+/// as [`rolled_back`] is.
+pub(crate) fn committed<R>(
+    timeout: Duration,
+    work: impl FnOnce() -> Result<R, Refusal>,
+) -> Result<R, Refusal> {
+    let work = AssertUnwindSafe(|| {
+        begin(timeout);
+        // SAFETY: in a transaction that has done nothing yet, whatever its default is.
+        unsafe { pg_sys::XactReadOnly = false };
+        let result = work()?;
+        commit();
+        Ok(result)
+    });
+    let result = PgTryBuilder::new(work).catch_others(|error| Err(refusal(&error))).execute();
+    abort();
+    result
+}
+
+fn commit() {
+    disarm();
+    // SAFETY: ends the transaction that `begin` started.
+    unsafe {
+        pg_sys::PopActiveSnapshot();
+        pg_sys::CommitTransactionCommand();
+    }
+}
+
+fn begin(timeout: Duration) {
+    // SAFETY: the caller is not in a transaction; the timeouts were set up when the process
+    // connected to its database.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        pg_sys::XactReadOnly = true;
+        arm(timeout);
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+    }
+}
+
+/// Within [`rolled_back`]: gives what follows so much time, from now on.
+pub(crate) fn allow(timeout: Duration) {
+    disarm();
+    arm(timeout);
+}
+
+fn arm(timeout: Duration) {
+    let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX).max(1);
+    let end = end_timeout();
+    // SAFETY: both are registered.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            raw::enable_timeout_after(STATEMENT_TIMEOUT, timeout);
+            raw::enable_timeout_after(end, timeout.saturating_add(GRACE_MS));
+        });
+    }
+}
+
+/// Ends the time that was given.
+fn disarm() {
+    let end = end_timeout();
+    // SAFETY: both are registered.
+    unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            raw::disable_timeout(STATEMENT_TIMEOUT, false);
+            raw::disable_timeout(end, false);
+        });
+    }
+}
+
+/// The time-out that ends the process.
+fn end_timeout() -> i32 {
+    static ID: OnceLock<i32> = OnceLock::new();
+    // SAFETY: the process is connected, so the timeouts are set up; registered once.
+    *ID.get_or_init(|| unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| raw::RegisterTimeout(USER_TIMEOUT, end_process))
+    })
+}
+
+/// What SIGTERM does: FATAL at the next safe point.
+unsafe extern "C-unwind" fn end_process() {
+    // SAFETY: Postgres's own signal handler, called where it would be: in one.
+    unsafe { raw::die(0) };
+}
+
+/// Takes back everything that was not committed: the role, the settings, the snapshot, the locks.
+/// What a role's code could leave beyond a transaction is refused in a security-restricted one,
+/// except for session level advisory locks.
+fn abort() {
+    disarm();
+    // SAFETY: ends the transaction that `begin` started, in whatever state it is. A time-out that
+    // came too late must not hit the next question.
+    unsafe {
+        pg_sys::AbortCurrentTransaction();
+        pg_sys::QueryCancelPending = 0;
+        pg_sys::LockReleaseSession(USER_LOCKMETHOD);
+        pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+    }
+}
+
+fn refusal(error: &CaughtError) -> Refusal {
+    match error {
+        CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => {
+            Refusal::new(report.sql_error_code(), report.message())
+        }
+        // A bug of ours; what it says is for the log.
+        CaughtError::RustPanic { ereport, .. } => {
+            pgrx::log!("pg_tide: {}", ereport.message());
+            Refusal::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, "internal error")
+        }
+    }
+}
+
+/// The five characters that Postgres packs into a number.
+fn sqlstate(code: PgSqlErrorCode) -> String {
+    let packed = code as i32;
+    (0..5).map(|i| char::from((packed >> (6 * i) & 0x3F) as u8 + b'0')).collect()
+}

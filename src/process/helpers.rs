@@ -1,0 +1,139 @@
+//! The worker's helpers: one steward and some executors, each a process of its own. They connect
+//! to the worker's socket by themselves, and end when it closes.
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use tide_feed::backoff::Backoff;
+
+use crate::process::background::{Background, Full, Handle};
+use crate::process::shmem;
+
+/// What a helper is for; `bgw_extra`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HelperKind {
+    Steward,
+    Executor,
+}
+
+impl HelperKind {
+    fn name(self) -> &'static str {
+        match self {
+            HelperKind::Steward => "steward",
+            HelperKind::Executor => "executor",
+        }
+    }
+}
+
+thread_local! {
+    /// The worker's, on its main thread. Not in its loop, since the decoder has to tend them as
+    /// well: it may be waiting for the hub, and the hub for a steward that has ended.
+    static HELPERS: RefCell<Option<Helpers>> = const { RefCell::new(None) };
+}
+
+/// From now on [`tend`] keeps a steward and so many executors running.
+pub(crate) fn employ(database: pg_sys::Oid, executors: usize) {
+    HELPERS.set(Some(Helpers::new(database, executors)));
+}
+
+/// Starts those that are missing; says when to look again at the latest. Main thread; also inside
+/// a callback of the decoder.
+pub(crate) fn tend() -> Option<Duration> {
+    HELPERS.with_borrow_mut(|helpers| helpers.as_mut()?.tend())
+}
+
+/// Keeps them running.
+#[derive(Debug)]
+struct Helpers {
+    database: pg_sys::Oid,
+    places: Vec<Place>,
+    /// Said once that there is no room for one.
+    complained: bool,
+}
+
+#[derive(Debug)]
+struct Place {
+    kind: HelperKind,
+    process: Option<(Handle, Instant)>,
+    backoff: Backoff,
+}
+
+impl Place {
+    fn new(kind: HelperKind) -> Place {
+        Place { kind, process: None, backoff: Backoff::usual() }
+    }
+}
+
+impl Helpers {
+    fn new(database: pg_sys::Oid, executors: usize) -> Helpers {
+        let mut places = vec![Place::new(HelperKind::Steward)];
+        places.extend((0..executors).map(|_| Place::new(HelperKind::Executor)));
+        Helpers { database, places, complained: false }
+    }
+
+    fn tend(&mut self) -> Option<Duration> {
+        let mut next: Option<Duration> = None;
+        for place in &mut self.places {
+            if let Some((_, since)) = place.process.take_if(|(handle, _)| handle.has_ended()) {
+                place.backoff.failed_after(since.elapsed());
+            }
+            if place.process.is_none() && place.backoff.is_due() {
+                match start(self.database, place.kind) {
+                    Ok(handle) => {
+                        place.process = Some((handle, Instant::now()));
+                        self.complained = false;
+                    }
+                    Err(Full) => {
+                        place.backoff.failed_after(Duration::ZERO);
+                        if !std::mem::replace(&mut self.complained, true) {
+                            Full.complain(&format!("the {}", place.kind.name()));
+                        }
+                    }
+                }
+            }
+            if place.process.is_none() {
+                let wait = place.backoff.wait();
+                next = Some(next.map_or(wait, |next| next.min(wait)));
+            }
+        }
+        next
+    }
+}
+
+fn start(database: pg_sys::Oid, kind: HelperKind) -> Result<Handle, Full> {
+    let name = format!("pg_tide {} for database {}", kind.name(), database.to_u32());
+    Background {
+        name: &name,
+        kind: &format!("pg_tide {}", kind.name()),
+        function: "tide_helper_main",
+        database,
+        extra: kind.name(),
+    }
+    .start()
+}
+
+/// For a helper, before it connects to its database: enters it in the table, so that the database
+/// can be dropped or renamed. False: it is not to connect.
+#[must_use]
+pub(crate) fn attach(database: pg_sys::Oid) -> bool {
+    let Some(shared) = shmem::shared() else { return false };
+    let Some(entry) = shared.entry(database) else { return false };
+    // SAFETY: registers a function of this library, and reads this process's own id.
+    let entered = unsafe {
+        pg_sys::on_shmem_exit(Some(detach), pg_sys::Datum::from(database));
+        entry.add_helper(pg_sys::MyProcPid)
+    };
+    // In this order: who keeps processes away looks at the table after saying so.
+    entered && entry.should_run()
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn detach(_code: i32, database: pg_sys::Datum) {
+    let database = pg_sys::Oid::from(database.value() as u32);
+    if let Some(entry) = shmem::shared().and_then(|shared| shared.entry(database)) {
+        // SAFETY: this process's own id.
+        entry.remove_helper(unsafe { pg_sys::MyProcPid });
+    }
+}

@@ -1,0 +1,74 @@
+//! A short-lived process that connects to a database and looks whether pg_tide is to serve it.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use tide_feed::config::Config;
+
+use crate::guc;
+use crate::process::background::{Background, Full, Handle};
+use crate::process::shmem::Answer;
+use crate::process::{shmem, signals};
+
+/// Starts one for the database; it leaves its answer in shared memory.
+pub(crate) fn start(database: pg_sys::Oid) -> Result<Handle, Full> {
+    Background {
+        name: &format!("pg_tide probe of database {}", database.to_u32()),
+        kind: "pg_tide probe",
+        function: "tide_probe_main",
+        database,
+        extra: "",
+    }
+    .start()
+}
+
+#[unsafe(no_mangle)]
+#[pg_guard]
+pub extern "C-unwind" fn tide_probe_main(database: pg_sys::Datum) {
+    let database = pg_sys::Oid::from(database.value() as u32);
+    signals::install();
+    signals::ignore_cancel();
+    let Some(shared) = shmem::shared() else { return };
+    let (name, extension) = connect(database);
+    let installed = extension != pg_sys::InvalidOid;
+    let answer = if installed { Answer::Present } else { Answer::Absent };
+    shared.answer_probe(database, answer, fingerprint(&guc::config(&name, database), extension));
+}
+
+/// Connects this background worker to its database; says the database's name and the oid of the
+/// extension in it, which is invalid if there is none.
+pub(crate) fn connect(database: pg_sys::Oid) -> (String, pg_sys::Oid) {
+    // SAFETY: first thing in a background worker that asked for a database; then one transaction.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
+        pg_sys::StartTransactionCommand();
+        let extension = pg_sys::get_extension_oid(c"pg_tide".as_ptr(), true);
+        let name = database_name(database);
+        pg_sys::CommitTransactionCommand();
+        (name, extension)
+    }
+}
+
+/// What a worker is started with, in a number: another number, another worker is needed. An
+/// extension that was dropped and made again has other secrets. Never 0.
+pub(crate) fn fingerprint(config: &Config, extension: pg_sys::Oid) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    format!("{config:?}").hash(&mut hasher);
+    guc::executors().hash(&mut hasher);
+    guc::slot_name().hash(&mut hasher);
+    extension.to_u32().hash(&mut hasher);
+    hasher.finish().max(1)
+}
+
+/// In a transaction only.
+fn database_name(database: pg_sys::Oid) -> String {
+    // SAFETY: the caller is in a transaction; the name is copied at once.
+    unsafe {
+        let name = pg_sys::get_database_name(database);
+        if name.is_null() {
+            return String::new();
+        }
+        std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned()
+    }
+}

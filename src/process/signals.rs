@@ -1,0 +1,50 @@
+//! What pg_tide's background workers do on signals.
+
+use std::ffi::c_int;
+
+use pgrx::pg_sys;
+
+use crate::compat::on_signal;
+
+mod raw {
+    use std::ffi::c_int;
+
+    // pgrx's wrappers are Rust functions, which cannot be signal handlers.
+    unsafe extern "C-unwind" {
+        pub(crate) fn die(signal: c_int);
+        pub(crate) fn SignalHandlerForConfigReload(signal: c_int);
+    }
+}
+
+/// SIGTERM ends the process at the next safe point (by FATAL, exit code 1), SIGHUP asks it to
+/// read the settings again. SIGINT stays what it is: it cancels a query. Before connecting.
+pub(crate) fn install() {
+    // SAFETY: called once by a background worker's main thread; the handlers are Postgres's own.
+    unsafe {
+        on_signal(libc::SIGTERM, raw::die);
+        on_signal(libc::SIGHUP, raw::SignalHandlerForConfigReload);
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
+/// For a process that runs no queries: there is nothing to cancel.
+pub(crate) fn ignore_cancel() {
+    // SAFETY: the handler does nothing.
+    unsafe { on_signal(libc::SIGINT, ignore) };
+}
+
+unsafe extern "C-unwind" fn ignore(_signal: c_int) {}
+
+/// Reads the settings again if SIGHUP came; true: it did. Outside a transaction only.
+pub(crate) fn reload() -> bool {
+    // SAFETY: the flag is set by the signal handler on this very thread.
+    unsafe {
+        let pending = &raw mut pg_sys::ConfigReloadPending;
+        if pending.read_volatile() == 0 {
+            return false;
+        }
+        pending.write_volatile(0);
+        pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+    }
+    true
+}

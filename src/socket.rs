@@ -1,0 +1,124 @@
+//! Frames over the worker's unix socket, waited for in a way that signals, the postmaster's death
+//! and a deadline can interrupt.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use pgrx::pg_sys;
+use tide_feed::catalog::MAX_FRAME;
+
+/// Waits this long at a time where there is no deadline: only to be a number that fits.
+const LONG_WAIT: Duration = Duration::from_secs(3600);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SocketError {
+    #[error("could not talk to the worker: {0}")]
+    Io(#[from] io::Error),
+    #[error("the worker did not answer in time")]
+    TimedOut,
+    #[error("the worker closed the connection")]
+    Closed,
+    #[error("a frame of {0} bytes is too large")]
+    TooLarge(usize),
+}
+
+/// A connection to the worker. Every wait may raise Postgres's own errors (cancelled, terminated).
+#[derive(Debug)]
+pub(crate) struct FrameSocket {
+    stream: UnixStream,
+    /// `None`: waits as long as it takes.
+    deadline: Option<Instant>,
+}
+
+impl FrameSocket {
+    pub(crate) fn connect(path: &Path) -> io::Result<FrameSocket> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_nonblocking(true)?;
+        Ok(FrameSocket { stream, deadline: None })
+    }
+
+    pub(crate) fn set_timeout(&mut self, timeout: Duration) {
+        self.deadline = Some(Instant::now() + timeout);
+    }
+
+    pub(crate) fn send(&mut self, body: &[u8]) -> Result<(), SocketError> {
+        let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= MAX_FRAME);
+        let length = length.ok_or(SocketError::TooLarge(body.len()))?;
+        self.write_all(&length.to_be_bytes())?;
+        self.write_all(body)
+    }
+
+    pub(crate) fn receive(&mut self) -> Result<Vec<u8>, SocketError> {
+        let mut length = [0; 4];
+        self.read_exact(&mut length)?;
+        let length = u32::from_be_bytes(length) as usize;
+        if length > MAX_FRAME {
+            return Err(SocketError::TooLarge(length));
+        }
+        let mut body = vec![0; length];
+        self.read_exact(&mut body)?;
+        Ok(body)
+    }
+
+    fn write_all(&mut self, mut bytes: &[u8]) -> Result<(), SocketError> {
+        while !bytes.is_empty() {
+            match self.stream.write(bytes) {
+                Ok(0) => return Err(SocketError::Closed),
+                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+                Err(error) => self.wait_or_fail(error, pg_sys::WL_SOCKET_WRITEABLE)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn read_exact(&mut self, mut buffer: &mut [u8]) -> Result<(), SocketError> {
+        while !buffer.is_empty() {
+            match self.stream.read(buffer) {
+                Ok(0) => return Err(SocketError::Closed),
+                Ok(read) => buffer = buffer.get_mut(read..).unwrap_or_default(),
+                Err(error) => self.wait_or_fail(error, pg_sys::WL_SOCKET_READABLE)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_or_fail(&self, error: io::Error, event: u32) -> Result<(), SocketError> {
+        match error.kind() {
+            ErrorKind::WouldBlock => self.wait(event),
+            ErrorKind::Interrupted => Ok(()),
+            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Err(SocketError::Closed),
+            _ => Err(error.into()),
+        }
+    }
+
+    fn wait(&self, event: u32) -> Result<(), SocketError> {
+        let timeout = match self.deadline {
+            None => LONG_WAIT,
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(SocketError::TimedOut);
+                }
+                left.min(LONG_WAIT)
+            }
+        };
+        let events =
+            event | pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+        // SAFETY: the latch is this process's own, the descriptor is open as long as `self`.
+        unsafe {
+            pg_sys::WaitLatchOrSocket(
+                pg_sys::MyLatch,
+                events as i32,
+                self.stream.as_raw_fd(),
+                timeout.as_millis().max(1) as i64,
+                pg_sys::PG_WAIT_EXTENSION,
+            );
+            pg_sys::ResetLatch(pg_sys::MyLatch);
+        }
+        pgrx::check_for_interrupts!();
+        Ok(())
+    }
+}

@@ -1,0 +1,282 @@
+//! LISTEN and NOTIFY in process: the worker's main thread listens to the channels that clients have
+//! joined, and drains the queue into the bridge.
+//!
+//! Postgres refuses the statement LISTEN in a background worker, since nobody would read what
+//! comes; here somebody does. It writes notifications to what it takes for the client's socket:
+//! for as long as the queue is read that is [`METHODS`]. Neither LISTEN nor the queue has anything
+//! to do with the catalogue, so the decoder's historic one is safe.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::ffi::{CStr, c_char, c_int};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use crossbeam_channel::TrySendError;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use tide_server::bridge::Bridge;
+use tide_server::notify::Notification;
+
+use crate::encoding::Encoding;
+use crate::failure::{Failure, attempt};
+use crate::source::decoder;
+use crate::sys::PqCommMethods;
+use crate::{nap, sys};
+
+/// A batch of this many bytes, or of this many notifications, is sent.
+const FULL_BYTES: usize = 64 << 10;
+const FULL_COUNT: usize = 512;
+/// How long to wait at a time for room in the bridge, which the hub makes all the while.
+const FIRST_NAP_MS: i64 = 1;
+const LONGEST_NAP_MS: i64 = 10;
+
+thread_local! {
+    /// What [`METHODS`] write to; there is one while the queue is read.
+    static BASKET: RefCell<Option<Basket>> = const { RefCell::new(None) };
+}
+
+/// Notifications that were read and not sent yet.
+struct Basket {
+    bridge: Arc<Bridge>,
+    encoding: Encoding,
+    /// A conversion was looked up in the catalogue.
+    has_converted: bool,
+    batch: Vec<Notification>,
+    bytes: usize,
+}
+
+/// The main thread's ear.
+#[derive(Debug)]
+pub(crate) struct Ear {
+    bridge: Arc<Bridge>,
+    /// Channels listened to.
+    heard: HashSet<Arc<str>>,
+}
+
+impl Ear {
+    pub(crate) fn new(bridge: Arc<Bridge>) -> Ear {
+        Ear { bridge, heard: HashSet::new() }
+    }
+
+    /// Follows what clients want to hear, and reads what has come. Outside a transaction only.
+    pub(crate) fn tend(&mut self) {
+        if let Some(wanted) = self.bridge.listening.take_wanted() {
+            self.follow(&wanted);
+        }
+        if sys::notify_pending() {
+            self.drain();
+        }
+    }
+
+    fn follow(&mut self, wanted: &[Arc<str>]) {
+        let gone: Vec<_> = self.heard.iter().filter(|c| !wanted.contains(c)).cloned().collect();
+        for channel in gone {
+            if self.change(&channel, sys::unlisten) {
+                self.heard.remove(&channel);
+            }
+        }
+        for channel in wanted {
+            if !self.heard.contains(channel) && self.change(channel, sys::listen) {
+                self.heard.insert(Arc::clone(channel));
+            }
+            self.bridge.listening.settle(channel, self.heard.contains(channel));
+        }
+    }
+
+    /// LISTEN or UNLISTEN, in a transaction of its own.
+    fn change(&self, channel: &str, statement: unsafe fn(&CStr)) -> bool {
+        // The first LISTEN may already find something in the queue.
+        let changed = self.catching(|| {
+            let encoding = Encoding::of_database();
+            // SAFETY: outside a transaction; the name is copied.
+            unsafe {
+                pg_sys::StartTransactionCommand();
+                let (name, is_converted) = encoding.server(channel);
+                mark_converted(is_converted);
+                let Some(name) = name else {
+                    pg_sys::AbortCurrentTransaction();
+                    return false;
+                };
+                statement(&name);
+                pg_sys::CommitTransactionCommand();
+            }
+            true
+        });
+        changed.unwrap_or(false)
+    }
+
+    fn drain(&self) {
+        // SAFETY: outside a transaction, with METHODS in place.
+        self.catching(|| unsafe { sys::process_notify_interrupt() });
+    }
+
+    /// Runs `work` with the basket under it. `None`: an error, which has been cleaned up.
+    fn catching<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
+        let basket = Basket {
+            bridge: Arc::clone(&self.bridge),
+            encoding: Encoding::of_database(),
+            has_converted: false,
+            batch: Vec::new(),
+            bytes: 0,
+        };
+        BASKET.set(Some(basket));
+        let result = attempt(AssertUnwindSafe(|| {
+            let _diverted = Diverted::new();
+            work()
+        }));
+        let result = result.map_err(|error| {
+            let failure = Failure::from(&*error);
+            decoder::clean_up_after_error();
+            log!(
+                "pg_tide: listening for notifications failed: {} (SQLSTATE {})",
+                failure.condition,
+                failure.sqlstate
+            );
+        });
+        if let Some(mut basket) = BASKET.take() {
+            if basket.has_converted {
+                // The decoder must find nothing of today's catalogue in the caches.
+                // SAFETY: outside a transaction.
+                unsafe { pg_sys::InvalidateSystemCaches() };
+            }
+            basket.send();
+        }
+        // SAFETY: main thread. Transactions leave their own memory behind.
+        unsafe { pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext) };
+        result.ok()
+    }
+}
+
+/// While this lives, what Postgres sends to its client comes to the basket.
+struct Diverted {
+    methods: *const PqCommMethods,
+    destination: pg_sys::CommandDest::Type,
+}
+
+impl Diverted {
+    fn new() -> Diverted {
+        // SAFETY: main thread; nobody else writes these variables in a background worker.
+        unsafe {
+            let before = Diverted {
+                methods: sys::raw::PqCommMethods,
+                destination: pg_sys::whereToSendOutput,
+            };
+            sys::raw::PqCommMethods = &raw const METHODS;
+            pg_sys::whereToSendOutput = pg_sys::CommandDest::DestRemote;
+            before
+        }
+    }
+}
+
+impl Drop for Diverted {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe {
+            sys::raw::PqCommMethods = self.methods;
+            pg_sys::whereToSendOutput = self.destination;
+        }
+    }
+}
+
+static METHODS: PqCommMethods = PqCommMethods {
+    comm_reset: nothing,
+    flush: succeed,
+    flush_if_writable: succeed,
+    is_send_pending: no,
+    putmessage,
+    putmessage_noblock,
+};
+
+unsafe extern "C-unwind" fn nothing() {}
+
+unsafe extern "C-unwind" fn succeed() -> c_int {
+    0
+}
+
+unsafe extern "C-unwind" fn no() -> bool {
+    false
+}
+
+/// A message of the frontend protocol: notifications are kept, anything else is for nobody.
+#[pg_guard]
+unsafe extern "C-unwind" fn putmessage(
+    kind: c_char,
+    content: *const c_char,
+    length: usize,
+) -> c_int {
+    if kind as u8 == b'A' {
+        // SAFETY: Postgres passes a message of that length.
+        let content = unsafe { std::slice::from_raw_parts(content.cast::<u8>(), length) };
+        BASKET.with_borrow_mut(|basket| {
+            if let Some(basket) = basket {
+                basket.add(content);
+            }
+        });
+    }
+    0
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn putmessage_noblock(
+    kind: c_char,
+    content: *const c_char,
+    length: usize,
+) {
+    // SAFETY: as we were called.
+    unsafe { putmessage(kind, content, length) };
+}
+
+fn mark_converted(is_converted: bool) {
+    BASKET.with_borrow_mut(|basket| {
+        if let Some(basket) = basket {
+            basket.has_converted |= is_converted;
+        }
+    });
+}
+
+impl Basket {
+    /// The sender's pid, the channel and the payload; both end with a zero byte.
+    fn add(&mut self, content: &[u8]) {
+        let Some((pid, texts)) = content.split_first_chunk::<4>() else { return };
+        let mut texts = texts.split(|byte| *byte == 0);
+        let (Some(channel), Some(payload)) = (texts.next(), texts.next()) else { return };
+        self.bytes += content.len();
+        let notification = Notification {
+            channel: self.text(channel),
+            payload: self.text(payload),
+            pid: i32::from_be_bytes(*pid),
+        };
+        self.batch.push(notification);
+        if self.bytes >= FULL_BYTES || self.batch.len() >= FULL_COUNT {
+            self.send();
+        }
+    }
+
+    fn text(&mut self, text: &[u8]) -> Box<str> {
+        // Every encoding of a server has ASCII in it.
+        let is_converted = self.encoding == Encoding::Other && !text.is_ascii();
+        self.has_converted |= is_converted;
+        let encoding = if is_converted { self.encoding } else { Encoding::Utf8 };
+        encoding.utf8(text).into()
+    }
+
+    /// Hands over what there is; waits for room, interruptibly. Postgres keeps the rest meanwhile.
+    fn send(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        self.bytes = 0;
+        let mut waiting = Some(std::mem::take(&mut self.batch));
+        let notices = self.bridge.notices();
+        let try_again = || {
+            let Some(batch) = waiting.take() else { return true };
+            // Disconnected: the hub has ended, and the worker is about to.
+            if let Err(TrySendError::Full(batch)) = notices.try_send(batch) {
+                waiting = Some(batch);
+            }
+            waiting.is_none()
+        };
+        nap::until(try_again, FIRST_NAP_MS, LONGEST_NAP_MS);
+    }
+}

@@ -1,0 +1,527 @@
+//! What the decoder's callbacks do: the changes of one transaction after the other, each made an
+//! event, or none.
+
+use std::ffi::{CStr, CString};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use pgrx::{log, pg_sys};
+use tide_feed::event::{
+    CatalogChange, Change, Event, EventKind, Feed, Lsn, Message, Operation, Position, Row,
+    RowStart, SchemaChange,
+};
+use tide_feed::payload::write_payload;
+use tide_feed::wal::{self, WalMessage};
+
+use crate::failure::Failure;
+use crate::source::feed_writer::Outlet;
+use crate::source::invalidation;
+use crate::source::log_limit::Complaint;
+use crate::source::logical_message::Inbox;
+use crate::source::relation::Relations;
+use crate::tuple::{Image, Tuple};
+use crate::{compat, failure, nap, tuple};
+
+/// Microseconds between the epochs of Unix and Postgres.
+const EPOCH_MICROS: i64 = 946_684_800_000_000;
+/// Looking whether a transaction has become visible: soon at first.
+const VISIBLE_FIRST_MS: i64 = 1;
+const VISIBLE_LONGEST_MS: i64 = 100;
+/// A transaction that stays invisible for this long is worth a word.
+const HELD: Duration = Duration::from_secs(5);
+/// Anybody may write to the WAL under any prefix.
+const FORGED: &str = "ignored a message in the WAL that is not pg_tide's, but has its prefix";
+/// Memory of a change up to this is kept for the next.
+const SCRATCH_BYTES: usize = 64 << 10;
+
+/// All that the callbacks work with. Lives as long as the worker; main thread only.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    pub(crate) outlet: Outlet,
+    relations: Relations,
+    publication: CString,
+    inbox: Inbox,
+    /// Of the slot that is read.
+    generation: u32,
+    transaction: Transaction,
+    /// Each change in a subtransaction, so that an error costs no more than that change.
+    is_careful: bool,
+    /// The change that is being made an event.
+    current: Option<Position>,
+    /// Where its rows began in the batch.
+    mark: Option<RowStart>,
+    complaint: Complaint,
+    /// The hub was told that the stream is held up.
+    was_held: bool,
+    old: Tuple,
+    new: Tuple,
+    /// Memory of Postgres's for one change.
+    scratch: pg_sys::MemoryContext,
+}
+
+/// The transaction that is being replayed.
+#[derive(Clone, Debug, Default)]
+struct Transaction {
+    commit: Lsn,
+    end: Lsn,
+    xid: u32,
+    commit_time: i64,
+    /// Changes so far, before any filter.
+    changes: u32,
+    mutation_id: Option<Arc<str>>,
+}
+
+/// A row change as the decoder gives it.
+#[derive(Clone, Copy, Debug)]
+struct RowChange {
+    relation: pg_sys::Relation,
+    operation: Operation,
+    old: pg_sys::HeapTuple,
+    new: pg_sys::HeapTuple,
+}
+
+impl Replay {
+    pub(crate) fn new(publication: CString, feed: Sender<Feed>) -> Replay {
+        // SAFETY: main thread; the name is a constant.
+        let scratch = unsafe {
+            pg_sys::AllocSetContextCreateExtended(
+                pg_sys::TopMemoryContext,
+                c"pg_tide change".as_ptr(),
+                0,
+                SCRATCH_BYTES,
+                SCRATCH_BYTES,
+            )
+        };
+        Replay {
+            outlet: Outlet::new(feed),
+            relations: Relations::default(),
+            publication,
+            inbox: Inbox::default(),
+            generation: 0,
+            transaction: Transaction::default(),
+            is_careful: false,
+            current: None,
+            mark: None,
+            complaint: Complaint::default(),
+            was_held: false,
+            old: Tuple::default(),
+            new: Tuple::default(),
+            scratch,
+        }
+    }
+
+    /// Which slot is read from now on.
+    pub(crate) fn set_generation(&mut self, generation: u32) {
+        self.generation = generation;
+    }
+
+    pub(crate) fn set_careful(&mut self, is_careful: bool) {
+        self.is_careful = is_careful;
+    }
+
+    /// Puts aside what an error has left, and says which change it arose in.
+    pub(crate) fn recover(&mut self) -> Option<Position> {
+        self.outlet.discard();
+        self.relations.clear();
+        self.inbox.forget_keys();
+        self.mark = None;
+        // SAFETY: nothing of the failed change is used any more.
+        unsafe { pg_sys::MemoryContextReset(self.scratch) };
+        self.current.take()
+    }
+
+    /// A transaction begins: waits until others can see it.
+    ///
+    /// # Safety
+    /// As called by the decoder.
+    pub(crate) unsafe fn begin(&mut self, transaction: *mut pg_sys::ReorderBufferTXN) {
+        // SAFETY: as above.
+        self.transaction = unsafe {
+            let transaction = &*transaction;
+            Transaction {
+                commit: Lsn(transaction.final_lsn),
+                end: Lsn(transaction.end_lsn),
+                xid: transaction.xid.into_inner(),
+                commit_time: transaction.xact_time.commit_time.saturating_add(EPOCH_MICROS),
+                changes: 0,
+                mutation_id: None,
+            }
+        };
+        self.inbox.begin();
+        let xid = pg_sys::TransactionId::from(self.transaction.xid);
+        // The commit record is flushed before the transaction ends for others: mostly it has by
+        // now; a missing synchronous standby makes it last.
+        // SAFETY: reads shared memory.
+        let is_visible = || unsafe { !pg_sys::TransactionIdIsInProgress(xid) };
+        if !is_visible() {
+            self.outlet.flush();
+            self.await_visible(is_visible);
+        }
+    }
+
+    fn await_visible(&mut self, is_visible: impl Fn() -> bool) {
+        let since = Instant::now();
+        let look = || {
+            let is_visible = is_visible();
+            if !is_visible && !self.was_held && since.elapsed() > HELD {
+                self.was_held = true;
+                let xid = self.transaction.xid;
+                let reason = format!(
+                    "transaction {xid} has committed, but others cannot see it yet: it waits for a synchronous standby"
+                );
+                log!("pg_tide: {reason}");
+                self.outlet.offer(Feed::Stalled { reason });
+            }
+            is_visible
+        };
+        nap::until(look, VISIBLE_FIRST_MS, VISIBLE_LONGEST_MS);
+    }
+
+    /// Whether the hub was told that the stream is held up, since the last call.
+    pub(crate) fn take_was_held(&mut self) -> bool {
+        std::mem::take(&mut self.was_held)
+    }
+
+    /// The transaction is complete.
+    pub(crate) fn commit(&mut self) {
+        self.outlet.end_transaction(self.transaction.commit);
+    }
+
+    /// A row was inserted, updated or deleted.
+    ///
+    /// # Safety
+    /// As called by the decoder.
+    pub(crate) unsafe fn change(
+        &mut self,
+        relation: pg_sys::Relation,
+        change: *mut pg_sys::ReorderBufferChange,
+    ) {
+        use pg_sys::ReorderBufferChangeType as Action;
+        let position = self.next_position();
+        if self.outlet.has_sent(position) {
+            return;
+        }
+        // SAFETY: as above.
+        let (action, (old, new)) = unsafe { ((*change).action, compat::tuples(change)) };
+        let operation = match action {
+            Action::REORDER_BUFFER_CHANGE_INSERT => Operation::Insert,
+            Action::REORDER_BUFFER_CHANGE_UPDATE => Operation::Update,
+            Action::REORDER_BUFFER_CHANGE_DELETE => Operation::Delete,
+            _ => return,
+        };
+        let row = RowChange { relation, operation, old, new };
+        // SAFETY: as above.
+        self.guarded(Some(relation), position, |replay| unsafe { replay.row(position, row) });
+    }
+
+    /// Tables were emptied.
+    ///
+    /// # Safety
+    /// As called by the decoder.
+    pub(crate) unsafe fn truncate(&mut self, relations: &[pg_sys::Relation]) {
+        for relation in relations {
+            let position = self.next_position();
+            if self.outlet.has_sent(position) {
+                continue;
+            }
+            // SAFETY: as above.
+            let one = |replay: &mut Replay| unsafe { replay.truncated(position, *relation) };
+            self.guarded(Some(*relation), position, one);
+        }
+    }
+
+    /// A logical message was written; without a transaction if it did not wait for its commit.
+    ///
+    /// # Safety
+    /// As called by the decoder.
+    pub(crate) unsafe fn message(
+        &mut self,
+        transaction: Option<*const pg_sys::ReorderBufferTXN>,
+        prefix: &CStr,
+        content: &[u8],
+    ) {
+        let is_ours = prefix == wal::PREFIX;
+        let Some(transaction) = transaction else {
+            if is_ours {
+                self.inbox.refuse();
+            }
+            return;
+        };
+        let position = self.next_position();
+        if is_ours {
+            // SAFETY: as above.
+            let work = |replay: &mut Replay| unsafe { replay.open(position, transaction, content) };
+            self.guarded(None, position, work);
+        }
+    }
+
+    /// Tells the hub how many messages have turned out not to be ours.
+    pub(crate) fn report_forged(&mut self) {
+        let forged = self.inbox.forged();
+        if forged > 0 && self.outlet.try_send(Feed::Forged(forged)) {
+            self.inbox.forget_forged();
+        }
+    }
+
+    /// Passes on what the catalogue's invalidations have made stale.
+    pub(crate) fn pass_on_invalidations(&mut self) {
+        let Some(stale) = invalidation::take() else { return };
+        self.relations.forget(&stale);
+        self.inbox.forget(&stale);
+        if stale.all_relations || stale.entitlements {
+            return self.outlet.catalog(CatalogChange::All);
+        }
+        for table in stale.relations {
+            // The others are asked about when their first event comes.
+            if self.relations.has_seen(table) {
+                self.outlet.catalog(CatalogChange::Relation(table));
+            }
+        }
+    }
+
+    fn next_position(&mut self) -> Position {
+        let position =
+            Position { commit: self.transaction.commit, ordinal: self.transaction.changes };
+        self.transaction.changes = self.transaction.changes.saturating_add(1);
+        position
+    }
+
+    /// Does the work on one change in memory of its own and, if need be, in a subtransaction.
+    fn guarded(
+        &mut self,
+        relation: Option<pg_sys::Relation>,
+        position: Position,
+        work: impl FnOnce(&mut Replay),
+    ) {
+        self.current = Some(position);
+        self.mark = None;
+        // SAFETY: the scratch memory is used for nothing but the change at hand.
+        let before = unsafe { pg_sys::MemoryContextSwitchTo(self.scratch) };
+        self.pass_on_invalidations();
+        if self.is_careful {
+            self.carefully(relation, position, work);
+        } else {
+            work(self);
+        }
+        // SAFETY: as above.
+        unsafe {
+            pg_sys::MemoryContextSwitchTo(before);
+            if !(*self.scratch).isReset {
+                pg_sys::MemoryContextReset(self.scratch);
+            }
+        }
+        self.current = None;
+    }
+
+    fn carefully(
+        &mut self,
+        relation: Option<pg_sys::Relation>,
+        position: Position,
+        work: impl FnOnce(&mut Replay),
+    ) {
+        let Err(error) = failure::attempt_in_subtransaction(|| work(self)) else { return };
+        if failure::is_interruption(&error) {
+            error.rethrow();
+        }
+        if let Some(mark) = self.mark.take() {
+            self.outlet.batch().abandon_row(&mark);
+        }
+        let failure = Failure::from(&*error);
+        self.failed(relation, position, &failure);
+    }
+
+    /// One event says that the change could not be one.
+    fn failed(
+        &mut self,
+        relation: Option<pg_sys::Relation>,
+        position: Position,
+        failure: &Failure,
+    ) {
+        // SAFETY: the relation is open; what is known of it is from before the error, or it is
+        // found out again, in a subtransaction as well.
+        let known = failure::attempt_in_subtransaction(|| unsafe {
+            let index = self.relations.find(relation?, &self.publication);
+            let published = self.relations.get(index);
+            let relation = published.map(|published| Arc::clone(&published.relation));
+            Some((relation, self.relations.outbox(index).is_some()))
+        });
+        let (relation, is_outbox) = known.ok().flatten().unwrap_or_default();
+        let table = match &relation {
+            Some(relation) => format!("{}.{}", relation.schema, relation.name),
+            None if is_outbox => "an outbox".to_owned(),
+            None => "a table".to_owned(),
+        };
+        let message = format!("could not decode a change of {table}: {}", failure.condition);
+        self.complaint.about(&format!("{message} (SQLSTATE {})", failure.sqlstate));
+        if is_outbox {
+            // Nobody but its channel's members is to hear of a message.
+            return;
+        }
+        self.outlet.make_room();
+        let sqlstate = failure.sqlstate.clone();
+        self.add(position, EventKind::Failed { relation, sqlstate, message: message.into() });
+    }
+
+    /// One of pg_tide's own messages, if it is genuine.
+    unsafe fn open(
+        &mut self,
+        position: Position,
+        transaction: *const pg_sys::ReorderBufferTXN,
+        content: &[u8],
+    ) {
+        // SAFETY: as for `message`.
+        match unsafe { self.inbox.open(transaction, content) } {
+            Some(WalMessage::MutationId(id)) => self.transaction.mutation_id = Some(id.into()),
+            Some(WalMessage::Channel { channel, name, private, data })
+                if !self.outlet.has_sent(position) =>
+            {
+                self.outlet.make_room();
+                let (payload, wrapped) =
+                    self.outlet.batch().push_span(|out| write_payload(out, data.as_bytes()));
+                let (channel, name) = (channel.into(), name.into());
+                let row = None;
+                let message = Message { channel, name, private, payload, wrapped, row };
+                self.add(position, EventKind::Message(message));
+            }
+            Some(WalMessage::Schema(change)) if !self.outlet.has_sent(position) => {
+                self.altered(position, change);
+            }
+            Some(WalMessage::Channel { .. } | WalMessage::Schema(_)) => {}
+            None => self.complaint.about(FORGED),
+        }
+    }
+
+    /// A table or schema was made, altered or dropped.
+    fn altered(&mut self, position: Position, change: &str) {
+        let Ok(change) = serde_json::from_str::<SchemaChange>(change) else {
+            return self.complaint.about("ignored a schema change that could not be read");
+        };
+        if change.table.is_some() {
+            // What the hub knows of it is from before; from now on it hears of every change.
+            self.relations.see(change.oid);
+            self.outlet.catalog(CatalogChange::Relation(change.oid));
+        }
+        self.outlet.make_room();
+        self.add(position, EventKind::Schema(change));
+    }
+
+    unsafe fn row(&mut self, position: Position, mut change: RowChange) {
+        // SAFETY: as for `change`, for all of this.
+        unsafe {
+            let index = self.relations.find(change.relation, &self.publication);
+            if self.relations.outbox(index).is_some() {
+                return self.outbox_row(position, index, change);
+            }
+            let Replay { relations, old, new, .. } = self;
+            let Some(published) = relations.get(index) else { return };
+            // A DELETE without an old row, of a table without a replica identity, says nothing.
+            let has_row = !change.old.is_null() || !change.new.is_null();
+            if !has_row || !published.operations.include(change.operation) {
+                return;
+            }
+            let descriptor = (*change.relation).rd_att;
+            if !change.new.is_null() {
+                new.read(change.new, descriptor);
+            }
+            if !change.old.is_null() {
+                old.read(change.old, descriptor);
+                if !change.new.is_null() {
+                    new.fill_unchanged(old, published);
+                }
+            }
+            if let Some(filter) = &mut published.filter {
+                let old = (!change.old.is_null()).then_some(&*old);
+                let new = (!change.new.is_null()).then_some(&*new);
+                let Some(operation) = filter.judge(change.operation, old, new) else { return };
+                change.operation = operation;
+            }
+            self.announce(index);
+            self.outlet.make_room();
+            self.write(position, index, change);
+        }
+    }
+
+    /// A row that was inserted into an outbox is a message. What becomes of it there is nobody's
+    /// business.
+    unsafe fn outbox_row(&mut self, position: Position, index: usize, change: RowChange) {
+        if change.operation != Operation::Insert || change.new.is_null() {
+            return;
+        }
+        let Replay { relations, outlet, mark, new, generation, complaint, .. } = self;
+        let Some(outbox) = relations.outbox(index) else { return };
+        if !outbox.is_whole() {
+            return complaint.about("rows of an outbox are not published: it has lost columns");
+        }
+        // SAFETY: as for `change`.
+        let message = unsafe {
+            new.read(change.new, (*change.relation).rd_att);
+            if !outbox.publishes(new, *generation) {
+                return;
+            }
+            outlet.make_room();
+            let batch = outlet.batch();
+            *mark = Some(batch.begin_row());
+            outbox.message(new, batch)
+        };
+        self.add(position, EventKind::Message(message));
+    }
+
+    /// Writes the rows and adds the event.
+    unsafe fn write(&mut self, position: Position, index: usize, change: RowChange) {
+        let Replay { relations, outlet, mark, old, new, .. } = self;
+        let Some(published) = relations.get(index) else { return };
+        let relation = Arc::clone(&published.relation);
+        let image = if relation.identity_full { Image::Full } else { Image::Key };
+        let batch = outlet.batch();
+        *mark = Some(batch.begin_row());
+        let operation = change.operation;
+        let wants_new = matches!(operation, Operation::Insert | Operation::Update);
+        let wants_old = matches!(operation, Operation::Update | Operation::Delete);
+        // SAFETY: as for `change`; the rows were read from that relation.
+        let (new, old): (Option<Row>, Option<Row>) = unsafe {
+            let has_new = wants_new && !change.new.is_null();
+            let has_old = wants_old && !change.old.is_null();
+            let new = has_new.then(|| tuple::write(batch, published, new, Image::Full));
+            (new, has_old.then(|| tuple::write(batch, published, old, image)))
+        };
+        self.add(position, EventKind::Change(Change { relation, operation, old, new }));
+    }
+
+    unsafe fn truncated(&mut self, position: Position, relation: pg_sys::Relation) {
+        // SAFETY: as for `truncate`.
+        let index = unsafe { self.relations.find(relation, &self.publication) };
+        let Some(published) = self.relations.get(index) else { return };
+        // A partition that is published as its root is emptied for itself, not the root.
+        if published.is_via_root || !published.operations.include(Operation::Truncate) {
+            return;
+        }
+        let relation = Arc::clone(&published.relation);
+        self.announce(index);
+        self.outlet.make_room();
+        let operation = Operation::Truncate;
+        self.add(position, EventKind::Change(Change { relation, operation, old: None, new: None }));
+    }
+
+    /// Before a table's first event the hub asks what it knows of it again: it hears of changes
+    /// to the catalogue only for tables that have had events.
+    fn announce(&mut self, index: usize) {
+        if let Some(table) = self.relations.first_event(index) {
+            self.outlet.catalog(CatalogChange::Relation(table));
+        }
+    }
+
+    fn add(&mut self, position: Position, kind: EventKind) {
+        let Transaction { end, xid, commit_time, .. } = self.transaction;
+        let mutation_id = self.transaction.mutation_id.clone();
+        self.outlet.add(Event {
+            position,
+            end,
+            xid,
+            commit_time,
+            last_in_tx: false,
+            mutation_id,
+            kind,
+        });
+    }
+}

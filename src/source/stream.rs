@@ -1,0 +1,393 @@
+//! Everything between the WAL and the feed: opens the slot, decodes in rounds, moves the slot,
+//! and gets over what goes wrong.
+
+use std::ffi::{CStr, CString};
+use std::panic::AssertUnwindSafe;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::prelude::*;
+use tide_feed::event::{Epoch, Feed, Lsn};
+use tide_server::bridge::Bridge;
+
+use crate::failure::{Failure, attempt};
+use crate::source::decoder::Decoder;
+use crate::source::replay::Replay;
+use crate::source::running_xacts::Starting;
+use crate::source::slot::{Prefix, Slot};
+use crate::source::stall::Obstacle;
+use crate::source::{decoder, invalidation, plugin, slot, stall};
+
+/// A round gives the worker a chance to do its other work after this long.
+const ROUND: Duration = Duration::from_millis(50);
+/// Records between two looks at the clock and the hub.
+const RECORDS: u32 = 64;
+/// The slot is moved when it can go this far, or this long after the last time.
+const CONFIRM_BYTES: u64 = 16 << 20;
+const CONFIRM_DELAY: Duration = Duration::from_millis(200);
+/// Each change in a subtransaction for this long after one has failed.
+const CAREFUL: Duration = Duration::from_secs(60);
+/// The hub had no room for news that can wait.
+const SOON: Duration = Duration::from_millis(20);
+
+/// When [`Stream::round`] wants to be called again at the latest; `None`: when something happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Next {
+    pub(crate) wait: Option<Duration>,
+}
+
+/// The decoder of one database; lives as long as its worker and belongs to its main thread.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    slot_prefix: String,
+    bridge: Arc<Bridge>,
+    /// Used by the callbacks while the decoder runs, and by nobody else then.
+    replay: NonNull<Replay>,
+    decoder: Option<Decoder>,
+    epoch: Epoch,
+    /// What `Feed::Live` said last; `None`: has to be said (again).
+    announced: Option<Epoch>,
+    starting: Starting,
+    obstacle: Obstacle,
+    /// Where decoding got to before the last error: getting past it means that it is overcome.
+    failed_at: Option<Lsn>,
+    careful_until: Option<Instant>,
+    confirmed_at: Instant,
+    owner: pg_sys::ResourceOwner,
+}
+
+impl Stream {
+    /// `slot_prefix`: `tide.slot_name`, or empty for `tide_<oid of the database>`.
+    pub(crate) fn new(
+        slot_prefix: String,
+        publication: String,
+        feed: Sender<Feed>,
+        bridge: Arc<Bridge>,
+    ) -> Stream {
+        // A name with a zero byte in it is no publication's.
+        let publication = CString::new(publication).unwrap_or_default();
+        let replay = NonNull::from(Box::leak(Box::new(Replay::new(publication, feed))));
+        plugin::install(replay.as_ptr());
+        invalidation::listen();
+        // SAFETY: main thread; the name is a constant.
+        let owner = unsafe {
+            pg_sys::ResourceOwnerCreate(std::ptr::null_mut(), c"pg_tide decoder".as_ptr())
+        };
+        Stream {
+            slot_prefix,
+            bridge,
+            replay,
+            decoder: None,
+            epoch: Epoch::default(),
+            announced: None,
+            starting: Starting::default(),
+            obstacle: Obstacle::default(),
+            failed_at: None,
+            careful_until: None,
+            confirmed_at: Instant::now(),
+            owner,
+        }
+    }
+
+    /// Decodes all WAL that has been flushed, opening the stream (and creating the slot) first if
+    /// need be, and moves the slot to [`Bridge::confirmed`]. Outside a transaction only. Errors
+    /// are handled inside; only what ends the process (SIGTERM's FATAL) does not return.
+    pub(crate) fn round(&mut self) -> Next {
+        if let Some(wait) = self.obstacle.remaining() {
+            return Next { wait: Some(wait) };
+        }
+        self.own_resources();
+        match attempt(AssertUnwindSafe(|| self.run())) {
+            Ok(Ok(next)) => next,
+            Ok(Err(reason)) => self.stall(reason),
+            Err(error) => self.recover(&error),
+        }
+    }
+
+    /// The settings were reloaded: a stream that waits out an obstacle looks again at once.
+    pub(crate) fn retry_now(&mut self) {
+        self.obstacle.retry_now();
+    }
+
+    /// Closes the context and releases the slot; the next round opens it again.
+    pub(crate) fn close(&mut self) {
+        self.own_resources();
+        let closed = attempt(AssertUnwindSafe(|| {
+            if let Some(decoder) = &mut self.decoder {
+                decoder.confirm(self.bridge.confirmed().min(decoder.position()));
+            }
+            if let Some(decoder) = self.decoder.take() {
+                decoder.close();
+            }
+        }));
+        if let Err(error) = closed {
+            self.clean_up(&error);
+        }
+        self.announced = None;
+    }
+
+    /// Drops the slot: the extension or the database goes away.
+    pub(crate) fn drop_slot(&mut self) {
+        self.close();
+        let dropped = attempt(AssertUnwindSafe(|| {
+            let Ok(prefix) = Prefix::new(&self.slot_prefix) else { return };
+            for slot in slot::find(&prefix) {
+                slot::drop(&slot.name);
+                log!("pg_tide: dropped replication slot \"{}\"", slot.name.to_string_lossy());
+            }
+        }));
+        if let Err(error) = dropped {
+            let failure = self.clean_up(&error);
+            warning!("pg_tide: could not drop the replication slot: {}", failure.message);
+        }
+    }
+
+    /// The replay, when the decoder does not run.
+    fn replay(&mut self) -> &mut Replay {
+        // SAFETY: leaked, so alive; the callbacks use it only while the decoder runs, and no
+        // reference from here is kept over that.
+        unsafe { self.replay.as_mut() }
+    }
+
+    fn run(&mut self) -> Result<Next, String> {
+        if self.decoder.is_none() && !self.open()? {
+            return Ok(Next { wait: Some(Starting::NAP) });
+        }
+        self.replay().pass_on_invalidations();
+        let is_behind = self.decode();
+        self.settle();
+        self.confirm();
+        let wait = if is_behind { Some(Duration::ZERO) } else { self.deadline() };
+        Ok(Next { wait })
+    }
+
+    /// `false`: not yet; transactions have to end first.
+    fn open(&mut self) -> Result<bool, String> {
+        if let Some(reason) = stall::missing_setting() {
+            return Err(reason);
+        }
+        let prefix = Prefix::new(&self.slot_prefix).map_err(|error| error.to_string())?;
+        let slot = match self.usable_slot(&prefix) {
+            Some(slot) => slot,
+            None => {
+                if let Some(news) = self.starting.waits_for() {
+                    if let Some(reason) = news {
+                        self.say(reason);
+                    }
+                    return Ok(false);
+                }
+                let slot = slot::create(&prefix).ok_or("no randomness for a slot's name")?;
+                log!("pg_tide: created replication slot \"{}\"", slot.name.to_string_lossy());
+                self.bridge.reset_confirmed();
+                self.replay().outlet.restart();
+                slot
+            }
+        };
+        self.starting = Starting::default();
+        let decoder = Decoder::open(&slot.name);
+        // SAFETY: reads shared memory, set before any worker runs.
+        let timeline = unsafe { pg_sys::GetWALInsertionTimeLine() };
+        self.epoch = Epoch { generation: slot.generation, timeline };
+        self.replay().set_generation(slot.generation);
+        let from = decoder.confirmed();
+        self.decoder = Some(decoder);
+        self.announce(from);
+        Ok(true)
+    }
+
+    /// The slot there is; those that are lost, or superfluous, are dropped.
+    fn usable_slot(&self, prefix: &Prefix) -> Option<Slot> {
+        let mut slots = slot::find(prefix).into_iter();
+        let first = slots.next();
+        let (usable, lost) = match first {
+            Some(slot) if !slot.lost => (Some(slot), None),
+            other => (None, other),
+        };
+        for slot in lost.into_iter().chain(slots) {
+            let name = slot.name.to_string_lossy();
+            slot::drop(&slot.name);
+            log!(
+                "pg_tide: dropped replication slot \"{name}\": its WAL was gone, or it was one too many"
+            );
+        }
+        usable
+    }
+
+    fn announce(&mut self, from: Lsn) {
+        if self.failed_at.is_none() {
+            self.obstacle.overcome();
+        }
+        if self.announced != Some(self.epoch) {
+            let epoch = self.epoch;
+            self.replay().outlet.send(Feed::Live { epoch, from });
+            self.announced = Some(epoch);
+        }
+    }
+
+    /// Reads what has been flushed; `true`: there is more, but the worker's other work is due.
+    fn decode(&mut self) -> bool {
+        let began = Instant::now();
+        let is_careful = self.careful_until.is_some_and(|until| until > began);
+        self.replay().set_careful(is_careful);
+        let mut records = 0_u32;
+        loop {
+            check_for_interrupts!();
+            let Some(decoder) = &mut self.decoder else { return false };
+            let advanced = decoder.advance();
+            self.own_resources();
+            if !advanced {
+                return false;
+            }
+            records += 1;
+            if records.is_multiple_of(RECORDS) {
+                self.breathe();
+                if began.elapsed() > ROUND {
+                    return true;
+                }
+            }
+        }
+    }
+
+    /// Between two records of a long round.
+    fn breathe(&mut self) {
+        let Some(position) = self.decoder.as_ref().map(Decoder::position) else { return };
+        let outlet = &mut self.replay().outlet;
+        outlet.nudge();
+        outlet.decoded(position, false);
+        self.confirm();
+    }
+
+    /// At the end of a round: hands over what is left.
+    fn settle(&mut self) {
+        let Some(position) = self.decoder.as_ref().map(Decoder::position) else { return };
+        if self.failed_at.is_some_and(|failed| position >= failed) {
+            self.failed_at = None;
+            if self.obstacle.overcome() {
+                self.announced = None;
+                self.announce(position);
+            }
+        }
+        if self.replay().take_was_held() {
+            self.announced = None;
+            self.announce(position);
+        }
+        let replay = self.replay();
+        replay.pass_on_invalidations();
+        replay.report_forged();
+        replay.outlet.flush();
+        replay.outlet.decoded(position, true);
+    }
+
+    /// Moves the slot as far as the hub lets it, if that is worth it.
+    fn confirm(&mut self) {
+        let Some(decoder) = &mut self.decoder else { return };
+        let target = self.bridge.confirmed().min(decoder.position());
+        let distance = target.0.saturating_sub(decoder.confirmed().0);
+        let is_due = self.confirmed_at.elapsed() >= CONFIRM_DELAY || distance >= CONFIRM_BYTES;
+        if distance > 0 && is_due {
+            decoder.confirm(target);
+            self.confirmed_at = Instant::now();
+        }
+    }
+
+    /// When to be called again if nothing happens.
+    fn deadline(&mut self) -> Option<Duration> {
+        let decoder = self.decoder.as_ref()?;
+        let (position, confirmed) = (decoder.position(), decoder.confirmed());
+        if self.replay().outlet.told() < position {
+            return Some(SOON);
+        }
+        let is_pending = self.bridge.confirmed().min(position) > confirmed;
+        is_pending.then(|| CONFIRM_DELAY.saturating_sub(self.confirmed_at.elapsed()))
+    }
+
+    /// Something outside keeps the stream from going on.
+    fn stall(&mut self, reason: String) -> Next {
+        self.announced = None;
+        if self.obstacle.met(&reason) {
+            log!("pg_tide: the stream cannot go on: {reason}");
+            self.replay().outlet.offer(Feed::Stalled { reason });
+        }
+        Next { wait: self.obstacle.remaining() }
+    }
+
+    /// Waiting, with nothing wrong: said once.
+    fn say(&mut self, reason: String) {
+        log!("pg_tide: {reason}");
+        self.announced = None;
+        self.replay().outlet.offer(Feed::Stalled { reason });
+    }
+
+    /// After an error anywhere: cleans up, and decides how to go on.
+    fn recover(&mut self, error: &CaughtError) -> Next {
+        let was_open = self.decoder.is_some();
+        let position = self.decoder.as_ref().map(Decoder::position);
+        let failure = self.clean_up(error);
+        let change = self.replay().recover();
+        if !was_open {
+            return self.stall(stall::explain(&failure));
+        }
+        let got_further = position > self.failed_at;
+        self.failed_at = position.max(self.failed_at);
+        if change.is_some() && got_further {
+            // The same again, with each change by itself.
+            self.careful_until = Some(Instant::now() + CAREFUL);
+            return Next { wait: Some(Duration::ZERO) };
+        }
+        let Failure { sqlstate, condition, .. } = &failure;
+        self.stall(format!("decoding failed: {condition} (SQLSTATE {sqlstate})"))
+    }
+
+    fn clean_up(&mut self, error: &CaughtError) -> Failure {
+        let failure = Failure::from(error);
+        decoder::clean_up_after_error();
+        if let Some(decoder) = self.decoder.take() {
+            decoder.abandon();
+        }
+        decoder::release_slot();
+        self.own_resources();
+        failure
+    }
+
+    /// Transactions take the resource owner with them when they end.
+    fn own_resources(&self) {
+        // SAFETY: main thread; the owner lives as long as the process.
+        unsafe { pg_sys::CurrentResourceOwner = self.owner }
+    }
+}
+
+/// Fixes the settings that values are printed by, so that decoding the same WAL again gives the
+/// same events. To be called once, after the worker has connected to its database.
+pub(crate) fn pin_output_settings() {
+    use pg_sys::GucSource::{PGC_S_DYNAMIC_DEFAULT, PGC_S_OVERRIDE};
+    let pinned: [(&CStr, &CStr); 10] = [
+        (c"timezone", c"UTC"),
+        (c"datestyle", c"ISO, YMD"),
+        (c"intervalstyle", c"postgres"),
+        (c"extra_float_digits", c"1"),
+        (c"bytea_output", c"hex"),
+        (c"lc_monetary", c"C"),
+        (c"quote_all_identifiers", c"off"),
+        // Names that depend on it are printed with their schema.
+        (c"search_path", c""),
+        (c"lock_timeout", c"0"),
+        // No transaction of ours waits for others to end, or has them wait.
+        (c"default_transaction_isolation", c"read committed"),
+    ];
+    let set = |name: &CStr, value: &CStr, source| {
+        // SAFETY: main thread; both are constants.
+        unsafe {
+            let context = pg_sys::GucContext::PGC_SUSET;
+            pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), context, source);
+        }
+    };
+    for (name, value) in pinned {
+        set(name, value, PGC_S_OVERRIDE);
+    }
+    // Unless it is configured: what is too large for it goes to disk, and memory stays small.
+    set(c"logical_decoding_work_mem", c"16MB", PGC_S_DYNAMIC_DEFAULT);
+}

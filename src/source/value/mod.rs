@@ -1,0 +1,246 @@
+//! One value as JSON, byte for byte as `to_jsonb` prints it.
+//!
+//! How a type prints is found out once per column; printing then looks up no catalogue, but for
+//! what the type's own output function does. A cast to json that a user has defined is never run.
+
+mod array;
+mod composite;
+mod varlena;
+
+use std::collections::BTreeSet;
+use std::ffi::CStr;
+
+use pgrx::{error, pg_sys};
+use tide_feed::json;
+
+use self::array::Array;
+use self::composite::Composite;
+use self::varlena::Bytes;
+pub(crate) use self::varlena::{is_on_disk, size};
+use crate::encoding::Encoding;
+
+/// Types that contain types nest no deeper than this; what does is printed as text.
+const DEEPEST: usize = 32;
+
+/// How to print a type.
+#[derive(Debug)]
+pub(crate) enum Value {
+    Bool,
+    Int2,
+    Int4,
+    Int8,
+    /// float4, float8 and numeric: by their output function, made a JSON number.
+    Number(Output),
+    /// text, varchar and bpchar.
+    Text(Encoding),
+    Bytea,
+    Uuid,
+    Date,
+    Timestamp,
+    Timestamptz,
+    Json(Encoding),
+    Jsonb(Output, Encoding),
+    Array(Box<Array>),
+    Composite(Box<Composite>),
+    /// Everything else: the output function's text.
+    Other(Output, Encoding),
+}
+
+/// What the way of printing was derived from, besides the column itself; a change to any of it
+/// makes it stale.
+#[derive(Debug, Default)]
+pub(crate) struct Origins {
+    /// Hashes of rows of `pg_type`; built-in types do not change.
+    pub(crate) types: BTreeSet<u32>,
+    /// Relations behind composite types.
+    pub(crate) relations: BTreeSet<u32>,
+}
+
+impl Origins {
+    fn add_type(&mut self, type_id: pg_sys::Oid) {
+        if type_id.to_u32() < pg_sys::FirstNormalObjectId {
+            return;
+        }
+        // SAFETY: computes a hash.
+        let hash = unsafe {
+            let cache = pg_sys::SysCacheIdentifier::TYPEOID as i32;
+            let none = pg_sys::Datum::null();
+            pg_sys::GetSysCacheHashValue(cache, pg_sys::Datum::from(type_id), none, none, none)
+        };
+        self.types.insert(hash);
+    }
+}
+
+impl Value {
+    /// # Safety
+    /// Under a historic snapshot. `memory` outlives the value.
+    pub(crate) unsafe fn of(
+        type_id: pg_sys::Oid,
+        memory: pg_sys::MemoryContext,
+        origins: &mut Origins,
+        depth: usize,
+    ) -> Value {
+        origins.add_type(type_id);
+        // SAFETY: as above; a domain prints as its base type.
+        let type_id = unsafe { pg_sys::getBaseType(type_id) };
+        origins.add_type(type_id);
+        let encoding = Encoding::of_database();
+        // SAFETY: as above.
+        let output = || unsafe { Output::of(type_id, memory) };
+        match type_id {
+            pg_sys::BOOLOID => Value::Bool,
+            pg_sys::INT2OID => Value::Int2,
+            pg_sys::INT4OID => Value::Int4,
+            pg_sys::INT8OID => Value::Int8,
+            pg_sys::FLOAT4OID | pg_sys::FLOAT8OID | pg_sys::NUMERICOID => Value::Number(output()),
+            pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Value::Text(encoding),
+            pg_sys::BYTEAOID => Value::Bytea,
+            pg_sys::UUIDOID => Value::Uuid,
+            pg_sys::DATEOID => Value::Date,
+            pg_sys::TIMESTAMPOID => Value::Timestamp,
+            pg_sys::TIMESTAMPTZOID => Value::Timestamptz,
+            pg_sys::JSONOID => Value::Json(encoding),
+            pg_sys::JSONBOID => Value::Jsonb(output(), encoding),
+            // SAFETY: as above.
+            _ => unsafe { Value::nested(type_id, memory, origins, depth) }
+                .unwrap_or_else(|| Value::Other(output(), encoding)),
+        }
+    }
+
+    /// An array or a composite.
+    unsafe fn nested(
+        type_id: pg_sys::Oid,
+        memory: pg_sys::MemoryContext,
+        origins: &mut Origins,
+        depth: usize,
+    ) -> Option<Value> {
+        if depth >= DEEPEST {
+            return None;
+        }
+        // SAFETY: as for `of`.
+        unsafe {
+            let element = pg_sys::get_element_type(type_id);
+            if element != pg_sys::InvalidOid {
+                let array = Array::of(element, memory, origins, depth + 1);
+                return Some(Value::Array(Box::new(array)));
+            }
+            if pg_sys::type_is_rowtype(type_id) {
+                let composite = Composite::of(type_id, memory, origins, depth + 1)?;
+                return Some(Value::Composite(Box::new(composite)));
+            }
+        }
+        None
+    }
+
+    /// Appends the value.
+    ///
+    /// # Safety
+    /// A value of the type this was made for, not NULL, and none that is TOASTed on disk. Takes
+    /// memory from the current context and does not give it back.
+    pub(crate) unsafe fn write(&mut self, datum: pg_sys::Datum, out: &mut Vec<u8>) {
+        // SAFETY: as above, throughout: the value is what the type says. The truncations take it
+        // out of the word that holds it.
+        unsafe {
+            match self {
+                Value::Bool => {
+                    let text: &[u8] = if datum.value() as u8 == 0 { b"false" } else { b"true" };
+                    out.extend_from_slice(text);
+                }
+                Value::Int2 => integer(out, i64::from(datum.value() as i16)),
+                Value::Int4 => integer(out, i64::from(datum.value() as i32)),
+                Value::Int8 => integer(out, datum.value() as i64),
+                Value::Date => json::date(out, datum.value() as i32),
+                Value::Timestamp => json::timestamp(out, datum.value() as i64, false),
+                Value::Timestamptz => json::timestamp(out, datum.value() as i64, true),
+                Value::Uuid => uuid(out, &*datum.cast_mut_ptr::<[u8; 16]>()),
+                Value::Number(output) => json::number(out, output.text(datum).to_bytes()),
+                Value::Text(encoding) => {
+                    json::write_str(out, &encoding.utf8(Bytes::of(datum).get()));
+                }
+                Value::Bytea => bytea(out, Bytes::of(datum).get()),
+                Value::Json(encoding) => {
+                    let text = encoding.utf8(Bytes::of(datum).get());
+                    if json::normalise(out, text.as_bytes()).is_err() {
+                        error!("a value of type json is not JSON");
+                    }
+                }
+                Value::Jsonb(output, encoding) => {
+                    let text = encoding.utf8(output.text(datum).to_bytes());
+                    out.extend_from_slice(text.as_bytes());
+                }
+                Value::Array(array) => array.write(datum, out),
+                Value::Composite(composite) => composite.write(datum, out),
+                Value::Other(output, encoding) => {
+                    json::write_str(out, &encoding.utf8(output.text(datum).to_bytes()));
+                }
+            }
+        }
+    }
+}
+
+/// The text in a value of text or varchar.
+///
+/// # Safety
+/// Such a value, not NULL, and none that is TOASTed on disk. Takes memory from the current context
+/// and does not give it back.
+pub(crate) unsafe fn text(datum: pg_sys::Datum, encoding: Encoding) -> String {
+    // SAFETY: as above.
+    encoding.utf8(unsafe { Bytes::of(datum) }.get()).into_owned()
+}
+
+/// A type's output function.
+#[derive(Debug)]
+pub(crate) struct Output(Box<pg_sys::FmgrInfo>);
+
+impl Output {
+    /// # Safety
+    /// Under a historic snapshot. `memory` outlives the function.
+    unsafe fn of(type_id: pg_sys::Oid, memory: pg_sys::MemoryContext) -> Output {
+        let mut function = pg_sys::InvalidOid;
+        let mut is_varlena = false;
+        let mut info = Box::new(pg_sys::FmgrInfo::default());
+        // SAFETY: as above.
+        unsafe {
+            pg_sys::getTypeOutputInfo(type_id, &raw mut function, &raw mut is_varlena);
+            pg_sys::fmgr_info_cxt(function, &raw mut *info, memory);
+        }
+        Output(info)
+    }
+
+    /// # Safety
+    /// A value of the type, not NULL. The text is in the current memory context.
+    unsafe fn text(&mut self, datum: pg_sys::Datum) -> &CStr {
+        // SAFETY: as above; an output function returns a C string.
+        unsafe { CStr::from_ptr(pg_sys::OutputFunctionCall(&raw mut *self.0, datum)) }
+    }
+}
+
+fn integer(out: &mut Vec<u8>, number: i64) {
+    let mut buffer = itoa::Buffer::new();
+    out.extend_from_slice(buffer.format(number).as_bytes());
+}
+
+fn hex(out: &mut Vec<u8>, bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or(b'0');
+    out.extend(bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
+}
+
+fn uuid(out: &mut Vec<u8>, uuid: &[u8; 16]) {
+    out.push(b'"');
+    for (index, pair) in uuid.chunks(2).enumerate() {
+        if matches!(index, 2..=5) {
+            out.push(b'-');
+        }
+        hex(out, pair);
+    }
+    out.push(b'"');
+}
+
+/// `"\\x..."`: the backslash of the hex format has to be escaped.
+fn bytea(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.reserve(bytes.len() * 2 + 5);
+    out.extend_from_slice(b"\"\\\\x");
+    hex(out, bytes);
+    out.push(b'"');
+}
