@@ -12,7 +12,6 @@ mod encoding;
 mod failure;
 mod guc;
 mod helper;
-mod nap;
 mod process;
 mod socket;
 mod source;

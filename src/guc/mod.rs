@@ -14,7 +14,7 @@ use std::time::Duration;
 pub(crate) use define::init;
 use pgrx::guc::GucSetting;
 use pgrx::pg_sys;
-use tide_feed::config::Config;
+use tide_feed::config::{Config, Credentials, File};
 
 type Text = GucSetting<Option<CString>>;
 type Int = GucSetting<i32>;
@@ -75,8 +75,6 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         network_threads: count(&NETWORK_THREADS),
         publication: publication(),
         anon_role: string(&ANON_ROLE),
-        jwt_secret: jwt_secret(),
-        jwks_file: path(&JWKS_FILE),
         jwt_audience: string(&JWT_AUDIENCE),
         allow_privileged_roles: ALLOW_PRIVILEGED_ROLES.get(),
         public_channels: PUBLIC_CHANNELS.get(),
@@ -84,8 +82,6 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         public_channels_send: PUBLIC_CHANNELS_SEND.get(),
         allowed_origins: list(&ALLOWED_ORIGINS),
         ssl: SSL.get(),
-        ssl_cert_file: path(&SSL_CERT_FILE).or_else(|| server_path(c"ssl_cert_file")),
-        ssl_key_file: path(&SSL_KEY_FILE).or_else(|| server_path(c"ssl_key_file")),
         page: PAGE.get(),
         max_connections: count(&MAX_CONNECTIONS),
         max_channels_per_connection: count(&MAX_CHANNELS_PER_CONNECTION),
@@ -107,6 +103,25 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         max_slot_wal_keep_size: u64::try_from(MAX_SLOT_WAL_KEEP_SIZE.get())
             .map_or(u64::MAX, |megabytes| megabytes << 20),
     }
+}
+
+/// The secrets and files that the settings name, as they are now.
+pub(crate) fn credentials() -> Credentials {
+    let tls = |setting, servers| {
+        let named = || path(setting).or_else(|| server_path(servers));
+        SSL.get().then(|| read(named().unwrap_or_default()))
+    };
+    Credentials {
+        jwt_secret: jwt_secret(),
+        jwks: path(&JWKS_FILE).map(read),
+        certificate: tls(&SSL_CERT_FILE, c"ssl_cert_file"),
+        key: tls(&SSL_KEY_FILE, c"ssl_key_file"),
+    }
+}
+
+fn read(path: PathBuf) -> File {
+    let content = std::fs::read_to_string(&path).map_err(|error| error.to_string());
+    File { path, content }
 }
 
 /// Where the worker of this database listens for its helpers and for SQL functions.

@@ -1,41 +1,36 @@
-//! The worker of one database: its main thread decodes, its other threads serve the clients.
+//! The worker of one database: decodes its WAL, and looks after its server and its helpers.
 //!
-//! The loop never waits for anything but its wait set, and never looks at today's catalogue: this
-//! process keeps a historic one (see [`crate::source::stream`]).
+//! One thread, and no socket to any client. The loop never waits for anything but its wait set,
+//! and never looks at today's catalogue: this process keeps a historic one (see
+//! [`crate::source::stream`]).
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use tide_feed::config::Config;
-use tide_feed::event::Feed;
-use tide_server::bridge::Bridge;
+use tide_feed::config::{Config, Credentials};
+use tide_feed::link::{PROTOCOL, Report, Word};
 
 use crate::guc;
 use crate::process::background::{Background, Full, Handle};
+use crate::process::server::Condition;
 use crate::process::shmem::{Entry, Wanted, WorkerState};
-use crate::process::threads::Bell;
-use crate::process::{helpers, log, probe, shmem, signals, threads};
+use crate::process::{helpers, probe, server, shmem, signals};
 use crate::source::notify::Ear;
-use crate::source::stream;
-use crate::source::stream::Stream;
+use crate::source::stream::{self, Stream};
 use crate::wait::WaitSet;
 
 /// The longest it sleeps: the slot has to move over what other databases write.
 const NAP: Duration = Duration::from_secs(5);
-/// Between two tries to start the network half. (That its port is taken is its own affair.)
-const SERVE_AGAIN: Duration = Duration::from_secs(5);
+/// How often the server is looked at that says nothing, and files that could not be read.
+const LOOK: Duration = Duration::from_secs(1);
 /// Between two flushes on behalf of asynchronous commits, which did not want to wait for one.
 const FLUSH_AGAIN: Duration = Duration::from_millis(10);
 /// Commits that follow each other this fast are decoded several at a time: each wake-up costs the
-/// committing backend and three threads of ours more than the decoding does.
+/// committing backend and two processes of ours more than the decoding does.
 const CROWDED: Duration = Duration::from_millis(1);
 /// How long they may gather, in microseconds.
 const GATHER_MICROS: i64 = 250;
-/// Batches on their way to the hub; when they are that many, decoding waits.
-const FEED: usize = 16;
 
 /// Has the postmaster start the database's worker.
 pub(crate) fn start(database: pg_sys::Oid, name: &str) -> Result<Handle, Full> {
@@ -67,16 +62,14 @@ pub extern "C-unwind" fn tide_worker_main(database: pg_sys::Datum) {
         return;
     }
     let (name, extension) = probe::connect(database);
-    // SAFETY: as above. The threads are stopped first of all.
-    unsafe { pg_sys::before_shmem_exit(Some(stop_threads), pg_sys::Datum::from(0)) };
+    // SAFETY: as above. The server is ended first of all: the postmaster is to have no child that
+    // it does not know.
+    unsafe { pg_sys::before_shmem_exit(Some(stop_server), pg_sys::Datum::from(0)) };
 
     let config = guc::config(&name, database);
     entry.set_config(probe::fingerprint(&config, extension));
     stream::pin_output_settings();
-    match Bell::new() {
-        Ok(bell) => Worker::new(entry, config, bell).run(),
-        Err(error) => error!("pg_tide: could not make an eventfd: {error}"),
-    }
+    Worker::new(entry, config).run();
 }
 
 #[pg_guard]
@@ -88,80 +81,56 @@ unsafe extern "C-unwind" fn leave(_code: i32, database: pg_sys::Datum) {
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn stop_threads(_code: i32, _arg: pg_sys::Datum) {
-    threads::stop();
-    log::drain();
+unsafe extern "C-unwind" fn stop_server(_code: i32, _arg: pg_sys::Datum) {
+    server::stop();
 }
 
 struct Worker {
     entry: &'static Entry,
     config: Config,
-    bell: Bell,
-    bridge: Arc<Bridge>,
+    credentials: Credentials,
+    /// When the credentials were last read.
+    read: Instant,
+    waits: WaitSet,
     stream: Stream,
     ear: Ear,
-    /// The stream's other end, until the network half has it.
-    feed: Receiver<Feed>,
-    serving: bool,
-    /// When the network half was last tried to start, and what came of it.
-    tried: Option<(Instant, String)>,
     flushed: Option<Instant>,
 }
 
 impl Worker {
-    fn new(entry: &'static Entry, config: Config, bell: Bell) -> Worker {
-        let ring = bell.clone();
-        log::install(move || ring.ring());
-        let ring = bell.clone();
-        let bridge = Arc::new(Bridge::new(move || ring.ring()));
-        let (sender, feed): (Sender<Feed>, _) = bounded(FEED);
+    fn new(entry: &'static Entry, config: Config) -> Worker {
         let prefix = guc::slot_name().unwrap_or_default();
-        let stream = Stream::new(prefix, config.publication.clone(), sender, Arc::clone(&bridge));
-        let ear = Ear::new(Arc::clone(&bridge));
+        let stream = Stream::new(prefix, config.publication.clone());
         helpers::employ(entry.database(), guc::executors());
         Worker {
             entry,
             config,
-            bell,
-            bridge,
+            credentials: guc::credentials(),
+            read: Instant::now(),
+            waits: WaitSet::new(None),
             stream,
-            ear,
-            feed,
-            serving: false,
-            tried: None,
+            ear: Ear::default(),
             flushed: None,
         }
     }
 
     fn run(&mut self) {
-        let waits = WaitSet::new(self.bell.fd());
         pgrx::log!("pg_tide: worker for database \"{}\" started", self.config.database);
         while self.is_wanted() {
-            let mut next = NAP;
-            if signals::reload() {
+            let reloaded = signals::reload();
+            if reloaded {
                 self.stream.retry_now();
-                self.tried = None;
             }
-            log::drain();
-            if self.serve() {
-                let _ = self.bridge.take_helper_lost();
+            let mut next = self.serve();
+            self.refresh_credentials(reloaded);
+            self.listen();
+            if server::fd().is_some() {
                 next = next.min(helpers::tend().unwrap_or(NAP));
                 next = next.min(self.flush().unwrap_or(NAP));
                 self.ear.tend();
                 next = next.min(self.stream.round().wait.unwrap_or(NAP));
-            } else {
-                next = next.min(SERVE_AGAIN);
             }
-            let began = Instant::now();
-            if waits.wait(next) {
-                self.bell.silence();
-            }
-            if began.elapsed() < CROWDED {
-                // SAFETY: sleeps; the latch stays set meanwhile, so that commits need not wake us.
-                unsafe { pg_sys::pg_usleep(GATHER_MICROS) };
-            }
-            // SAFETY: this process's own latch. It is reset before anything is looked at.
-            unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) };
+            self.rest(next);
             check_for_interrupts!();
         }
         self.entry.set_state(WorkerState::Stopping, "");
@@ -172,42 +141,79 @@ impl Worker {
         }
     }
 
+    fn rest(&mut self, time: Duration) {
+        if self.waits.link() != server::fd() {
+            self.waits = WaitSet::new(server::fd());
+        }
+        let began = Instant::now();
+        self.waits.wait(time);
+        if began.elapsed() < CROWDED {
+            // SAFETY: sleeps; the latch stays set meanwhile, so that commits need not wake us.
+            unsafe { pg_sys::pg_usleep(GATHER_MICROS) };
+        }
+        // SAFETY: this process's own latch. It is reset before anything is looked at.
+        unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) };
+    }
+
     fn is_wanted(&self) -> bool {
         self.entry.should_run() && !self.entry.restart_asked()
     }
 
-    /// Starts the network half if it does not run yet; true: it runs.
-    fn serve(&mut self) -> bool {
-        if self.serving {
-            if !threads::are_alive() {
-                error!("pg_tide: a network thread ended unexpectedly");
+    /// Looks after the server; says when to look again at the latest.
+    fn serve(&mut self) -> Duration {
+        let (config, credentials) = (&self.config, &self.credentials);
+        let start = || Word::Start {
+            protocol: PROTOCOL,
+            config: Box::new(config.clone()),
+            credentials: Box::new(credentials.clone()),
+        };
+        match server::tend(guc::server_timeout(), start) {
+            Condition::Running => LOOK,
+            Condition::Started => {
+                self.stream.begin_again();
+                self.ear.begin_again();
+                LOOK
             }
-            return true;
-        }
-        if self.tried.as_ref().is_some_and(|(when, _)| when.elapsed() < SERVE_AGAIN) {
-            return false;
-        }
-        let before = self.tried.take().map(|(_, problem)| problem);
-        match threads::start(self.config.clone(), self.feed.clone(), Arc::clone(&self.bridge)) {
-            Ok(()) => {
-                self.serving = true;
-                self.entry.set_state(WorkerState::Running, "");
+            Condition::Failed(how) => {
+                pgrx::log!(
+                    "pg_tide: the server of database \"{}\" is to be started again: {how}",
+                    self.config.database
+                );
+                self.entry.set_state(WorkerState::Stalled, &format!("tide-server failed: {how}"));
+                self.stream.server_failed();
+                Duration::ZERO
             }
-            Err(error) => {
-                let problem = error.to_string();
-                if before.as_deref() != Some(&problem) {
-                    self.complain(&problem);
-                }
-                self.tried = Some((Instant::now(), problem));
-            }
+            Condition::Absent(wait) => wait,
         }
-        self.serving
     }
 
-    fn complain(&self, problem: &str) {
-        let database = &self.config.database;
-        self.entry.set_state(WorkerState::Stalled, &format!("cannot start to serve: {problem}"));
-        pgrx::log!("pg_tide: cannot start to serve database \"{database}\": {problem}");
+    /// Takes in what the server says.
+    fn listen(&mut self) {
+        for report in server::hear() {
+            match report {
+                Report::Ready => self.entry.set_state(WorkerState::Running, ""),
+                Report::Alive(number) => self.stream.proven(number),
+                Report::Wanted(channels) => self.ear.want(channels),
+                Report::Log { warning: true, text } => pgrx::warning!("pg_tide: {text}"),
+                Report::Log { warning: false, text } => pgrx::log!("pg_tide: {text}"),
+            }
+        }
+    }
+
+    /// Reads secrets, keys and certificates again: when asked to, and as long as a file that is
+    /// named is not there.
+    fn refresh_credentials(&mut self, reloaded: bool) {
+        if !(reloaded || self.credentials.is_incomplete() && self.read.elapsed() >= LOOK) {
+            return;
+        }
+        self.read = Instant::now();
+        let credentials = guc::credentials();
+        if credentials != self.credentials {
+            self.credentials = credentials.clone();
+            if server::fd().is_some() {
+                server::tell(&Word::Credentials(Box::new(credentials)));
+            }
+        }
     }
 
     /// Flushes what asynchronous commits have left in the WAL buffers, though not for each of

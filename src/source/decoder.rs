@@ -10,7 +10,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use tide_feed::event::Lsn;
 
-use crate::{compat, nap, sys};
+use crate::{compat, sys, wait};
 
 /// While a slot is created the WAL that is waited for comes with the next commit, or when the WAL
 /// writer comes round.
@@ -230,7 +230,7 @@ unsafe extern "C-unwind" fn await_page(
     target: pg_sys::XLogRecPtr,
     buffer: *mut c_char,
 ) -> c_int {
-    nap::until(|| is_flushed(page, wanted), WAL_NAP_MS, WAL_NAP_MS);
+    wait::until(|| is_flushed(page, wanted), WAL_NAP_MS, WAL_NAP_MS);
     // SAFETY: as called by the reader.
     unsafe { sys::read_local_page(reader, page, wanted, target, buffer) }
 }

@@ -149,7 +149,7 @@ impl Outlet {
                 }
             }
         };
-        nap::until(try_again, FIRST_NAP_MS, LONGEST_NAP_MS);
+        wait::until(try_again, FIRST_NAP_MS, LONGEST_NAP_MS);
     }
 
     /// Hands over a message if there is room for it right now.

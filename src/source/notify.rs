@@ -15,21 +15,18 @@ use std::sync::Arc;
 use crossbeam_channel::TrySendError;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use tide_server::bridge::Bridge;
-use tide_server::notify::Notification;
+use tide_feed::link::Word;
+use tide_feed::notification::Notification;
 
 use crate::encoding::Encoding;
 use crate::failure::{Failure, attempt};
 use crate::source::decoder;
 use crate::sys::PqCommMethods;
-use crate::{nap, sys};
+use crate::{sys, wait};
 
 /// A batch of this many bytes, or of this many notifications, is sent.
 const FULL_BYTES: usize = 64 << 10;
 const FULL_COUNT: usize = 512;
-/// How long to wait at a time for room in the bridge, which the hub makes all the while.
-const FIRST_NAP_MS: i64 = 1;
-const LONGEST_NAP_MS: i64 = 10;
 
 thread_local! {
     /// What [`METHODS`] write to; there is one while the queue is read.
@@ -38,7 +35,6 @@ thread_local! {
 
 /// Notifications that were read and not sent yet.
 struct Basket {
-    bridge: Arc<Bridge>,
     encoding: Encoding,
     /// A conversion was looked up in the catalogue.
     has_converted: bool,
@@ -47,21 +43,28 @@ struct Basket {
 }
 
 /// The main thread's ear.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Ear {
-    bridge: Arc<Bridge>,
+    /// Channels to listen to, if they are others than before.
+    wanted: Option<Vec<String>>,
     /// Channels listened to.
-    heard: HashSet<Arc<str>>,
+    heard: HashSet<String>,
 }
 
 impl Ear {
-    pub(crate) fn new(bridge: Arc<Bridge>) -> Ear {
-        Ear { bridge, heard: HashSet::new() }
+    /// The channels that clients want to hear.
+    pub(crate) fn want(&mut self, channels: Vec<String>) {
+        self.wanted = Some(channels);
+    }
+
+    /// There is another server, which has yet to say what it wants.
+    pub(crate) fn begin_again(&mut self) {
+        self.wanted = Some(Vec::new());
     }
 
     /// Follows what clients want to hear, and reads what has come. Outside a transaction only.
     pub(crate) fn tend(&mut self) {
-        if let Some(wanted) = self.bridge.listening.take_wanted() {
+        if let Some(wanted) = self.wanted.take() {
             self.follow(&wanted);
         }
         if sys::notify_pending() {
@@ -69,7 +72,7 @@ impl Ear {
         }
     }
 
-    fn follow(&mut self, wanted: &[Arc<str>]) {
+    fn follow(&mut self, wanted: &[String]) {
         let gone: Vec<_> = self.heard.iter().filter(|c| !wanted.contains(c)).cloned().collect();
         for channel in gone {
             if self.change(&channel, sys::unlisten) {
@@ -78,9 +81,10 @@ impl Ear {
         }
         for channel in wanted {
             if !self.heard.contains(channel) && self.change(channel, sys::listen) {
-                self.heard.insert(Arc::clone(channel));
+                self.heard.insert(channel.clone());
             }
-            self.bridge.listening.settle(channel, self.heard.contains(channel));
+            let heard = self.heard.contains(channel);
+            server::tell(&Word::Heard { channel: channel.clone(), heard });
         }
     }
 
@@ -114,7 +118,6 @@ impl Ear {
     /// Runs `work` with the basket under it. `None`: an error, which has been cleaned up.
     fn catching<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
         let basket = Basket {
-            bridge: Arc::clone(&self.bridge),
             encoding: Encoding::of_database(),
             has_converted: false,
             batch: Vec::new(),
@@ -267,16 +270,6 @@ impl Basket {
             return;
         }
         self.bytes = 0;
-        let mut waiting = Some(std::mem::take(&mut self.batch));
-        let notices = self.bridge.notices();
-        let try_again = || {
-            let Some(batch) = waiting.take() else { return true };
-            // Disconnected: the hub has ended, and the worker is about to.
-            if let Err(TrySendError::Full(batch)) = notices.try_send(batch) {
-                waiting = Some(batch);
-            }
-            waiting.is_none()
-        };
-        nap::until(try_again, FIRST_NAP_MS, LONGEST_NAP_MS);
+        server::tell(&Word::Notified(std::mem::take(&mut self.batch)));
     }
 }

@@ -5,23 +5,24 @@ use std::ffi::{CStr, CString};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
 use pgrx::{log, pg_sys};
 use tide_feed::event::{
-    CatalogChange, Change, Event, EventKind, Feed, Lsn, Message, Operation, Position, Row,
+    CatalogChange, Change, Event, EventKind, Lsn, Message, Operation, Position, Row,
     RowStart, SchemaChange,
 };
+use tide_feed::link::{self, Word};
 use tide_feed::payload::write_payload;
 use tide_feed::wal::{self, WalMessage};
 
 use crate::failure::Failure;
+use crate::process::server;
 use crate::source::feed_writer::Outlet;
 use crate::source::invalidation;
 use crate::source::log_limit::Complaint;
 use crate::source::logical_message::Inbox;
 use crate::source::relation::Relations;
 use crate::tuple::{Image, Tuple};
-use crate::{compat, failure, nap, tuple};
+use crate::{compat, failure, tuple, wait};
 
 /// Microseconds between the epochs of Unix and Postgres.
 const EPOCH_MICROS: i64 = 946_684_800_000_000;
@@ -82,7 +83,7 @@ struct RowChange {
 }
 
 impl Replay {
-    pub(crate) fn new(publication: CString, feed: Sender<Feed>) -> Replay {
+    pub(crate) fn new(publication: CString) -> Replay {
         // SAFETY: main thread; the name is a constant.
         let scratch = unsafe {
             pg_sys::AllocSetContextCreateExtended(
@@ -94,7 +95,7 @@ impl Replay {
             )
         };
         Replay {
-            outlet: Outlet::new(feed),
+            outlet: Outlet::default(),
             relations: Relations::default(),
             publication,
             inbox: Inbox::default(),
@@ -171,11 +172,11 @@ impl Replay {
                     "transaction {xid} has committed, but others cannot see it yet: it waits for a synchronous standby"
                 );
                 log!("pg_tide: {reason}");
-                self.outlet.offer(Feed::Stalled { reason });
+                server::offer(&link::json(&Word::Stalled { reason }));
             }
             is_visible
         };
-        nap::until(look, VISIBLE_FIRST_MS, VISIBLE_LONGEST_MS);
+        wait::until(look, VISIBLE_FIRST_MS, VISIBLE_LONGEST_MS);
     }
 
     /// Whether the hub was told that the stream is held up, since the last call.
@@ -259,7 +260,7 @@ impl Replay {
     /// Tells the hub how many messages have turned out not to be ours.
     pub(crate) fn report_forged(&mut self) {
         let forged = self.inbox.forged();
-        if forged > 0 && self.outlet.try_send(Feed::Forged(forged)) {
+        if forged > 0 && server::offer(&link::json(&Word::Forged(forged))) {
             self.inbox.forget_forged();
         }
     }

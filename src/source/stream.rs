@@ -4,17 +4,16 @@
 use std::ffi::{CStr, CString};
 use std::panic::AssertUnwindSafe;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
-use tide_feed::event::{Epoch, Feed, Lsn};
-use tide_server::bridge::Bridge;
+use tide_feed::event::{Epoch, Lsn};
+use tide_feed::link::{self, Word};
 
 use crate::failure::{Failure, attempt};
+use crate::process::server;
 use crate::source::decoder::Decoder;
 use crate::source::replay::Replay;
 use crate::source::running_xacts::Starting;
@@ -44,12 +43,11 @@ pub(crate) struct Next {
 #[derive(Debug)]
 pub(crate) struct Stream {
     slot_prefix: String,
-    bridge: Arc<Bridge>,
     /// Used by the callbacks while the decoder runs, and by nobody else then.
     replay: NonNull<Replay>,
     decoder: Option<Decoder>,
     epoch: Epoch,
-    /// What `Feed::Live` said last; `None`: has to be said (again).
+    /// What [`Word::Live`] said last; `None`: has to be said (again).
     announced: Option<Epoch>,
     starting: Starting,
     obstacle: Obstacle,
@@ -57,20 +55,30 @@ pub(crate) struct Stream {
     failed_at: Option<Lsn>,
     careful_until: Option<Instant>,
     confirmed_at: Instant,
+    trust: Trust,
     owner: pg_sys::ResourceOwner,
+}
+
+/// Whether the past that the slot holds may be what the server fails over.
+#[derive(Debug, Default)]
+struct Trust {
+    /// A server has failed. Until the next one has dealt with everything up to here, its end would
+    /// be blamed on the past.
+    unproven: Option<Lsn>,
+    /// The number of the newest ping, and whether it is under way.
+    ping: u64,
+    is_asking: bool,
+    /// The past was given up: why, for clients that would resume in it.
+    is_given_up: bool,
+    cause: Option<&'static str>,
 }
 
 impl Stream {
     /// `slot_prefix`: `tide.slot_name`, or empty for `tide_<oid of the database>`.
-    pub(crate) fn new(
-        slot_prefix: String,
-        publication: String,
-        feed: Sender<Feed>,
-        bridge: Arc<Bridge>,
-    ) -> Stream {
+    pub(crate) fn new(slot_prefix: String, publication: String) -> Stream {
         // A name with a zero byte in it is no publication's.
         let publication = CString::new(publication).unwrap_or_default();
-        let replay = NonNull::from(Box::leak(Box::new(Replay::new(publication, feed))));
+        let replay = NonNull::from(Box::leak(Box::new(Replay::new(publication))));
         plugin::install(replay.as_ptr());
         invalidation::listen();
         // SAFETY: main thread; the name is a constant.
@@ -79,7 +87,6 @@ impl Stream {
         };
         Stream {
             slot_prefix,
-            bridge,
             replay,
             decoder: None,
             epoch: Epoch::default(),
@@ -89,12 +96,13 @@ impl Stream {
             failed_at: None,
             careful_until: None,
             confirmed_at: Instant::now(),
+            trust: Trust::default(),
             owner,
         }
     }
 
     /// Decodes all WAL that has been flushed, opening the stream (and creating the slot) first if
-    /// need be, and moves the slot to [`Bridge::confirmed`]. Outside a transaction only. Errors
+    /// need be, and moves the slot to [`server::confirmed`]. Outside a transaction only. Errors
     /// are handled inside; only what ends the process (SIGTERM's FATAL) does not return.
     pub(crate) fn round(&mut self) -> Next {
         if let Some(wait) = self.obstacle.remaining() {
@@ -113,12 +121,55 @@ impl Stream {
         self.obstacle.retry_now();
     }
 
+    /// There is another server: it is told all that the slot holds.
+    pub(crate) fn begin_again(&mut self) {
+        self.close();
+        self.replay().outlet.restart();
+        self.obstacle.retry_now();
+    }
+
+    /// The server has failed. If it does so again before it got over what was fed to it, the past
+    /// is given up, so that nothing in it can be a loop.
+    pub(crate) fn server_failed(&mut self) {
+        let fed = self.replay().outlet.told();
+        let fed = self.decoder.as_ref().map_or(fed, |decoder| decoder.position().max(fed));
+        let trust = &mut self.trust;
+        trust.is_asking = false;
+        if trust.unproven.is_some() {
+            trust.is_given_up = true;
+            trust.unproven = None;
+        } else if self.announced.is_some() {
+            trust.unproven = Some(fed);
+        }
+        self.announced = None;
+    }
+
+    /// The server has dealt with everything before this ping.
+    pub(crate) fn proven(&mut self, ping: u64) {
+        let trust = &mut self.trust;
+        if trust.is_asking && ping == trust.ping {
+            trust.is_asking = false;
+            trust.unproven = None;
+        }
+    }
+
+    /// Once everything has been fed again that was fed when the server failed, asks whether it has
+    /// got over it.
+    fn ask_for_proof(&mut self, position: Lsn) {
+        let trust = &mut self.trust;
+        if trust.is_asking || trust.unproven.is_none_or(|until| position < until) {
+            return;
+        }
+        trust.ping += 1;
+        trust.is_asking = server::offer(&link::json(&Word::Ping(trust.ping)));
+    }
+
     /// Closes the context and releases the slot; the next round opens it again.
     pub(crate) fn close(&mut self) {
         self.own_resources();
         let closed = attempt(AssertUnwindSafe(|| {
             if let Some(decoder) = &mut self.decoder {
-                decoder.confirm(self.bridge.confirmed().min(decoder.position()));
+                decoder.confirm(server::confirmed().min(decoder.position()));
             }
             if let Some(decoder) = self.decoder.take() {
                 decoder.close();
@@ -171,6 +222,9 @@ impl Stream {
             return Err(reason);
         }
         let prefix = Prefix::new(&self.slot_prefix).map_err(|error| error.to_string())?;
+        if std::mem::take(&mut self.trust.is_given_up) {
+            self.give_up(&prefix);
+        }
         let slot = match self.usable_slot(&prefix) {
             Some(slot) => slot,
             None => {
@@ -182,7 +236,6 @@ impl Stream {
                 }
                 let slot = slot::create(&prefix).ok_or("no randomness for a slot's name")?;
                 log!("pg_tide: created replication slot \"{}\"", slot.name.to_string_lossy());
-                self.bridge.reset_confirmed();
                 self.replay().outlet.restart();
                 slot
             }
@@ -197,6 +250,19 @@ impl Stream {
         self.decoder = Some(decoder);
         self.announce(from);
         Ok(true)
+    }
+
+    /// The server fails over what the slot holds: a new one begins after it. Rows of outboxes that
+    /// were not published are taken over by it.
+    fn give_up(&mut self, prefix: &Prefix) {
+        for slot in slot::find(prefix) {
+            slot::drop(&slot.name);
+            log!(
+                "pg_tide: dropped replication slot \"{}\": the server failed twice over what it holds",
+                slot.name.to_string_lossy()
+            );
+        }
+        self.trust.cause = Some("server_failed");
     }
 
     /// The slot there is; those that are lost, or superfluous, are dropped.
@@ -222,8 +288,8 @@ impl Stream {
             self.obstacle.overcome();
         }
         if self.announced != Some(self.epoch) {
-            let epoch = self.epoch;
-            self.replay().outlet.send(Feed::Live { epoch, from });
+            let cause = self.trust.cause.map(str::to_owned);
+            server::tell(&Word::Live { epoch: self.epoch, from, cause });
             self.announced = Some(epoch);
         }
     }
@@ -280,12 +346,13 @@ impl Stream {
         replay.report_forged();
         replay.outlet.flush();
         replay.outlet.decoded(position, true);
+        self.ask_for_proof(position);
     }
 
     /// Moves the slot as far as the hub lets it, if that is worth it.
     fn confirm(&mut self) {
         let Some(decoder) = &mut self.decoder else { return };
-        let target = self.bridge.confirmed().min(decoder.position());
+        let target = server::confirmed().min(decoder.position());
         let distance = target.0.saturating_sub(decoder.confirmed().0);
         let is_due = self.confirmed_at.elapsed() >= CONFIRM_DELAY || distance >= CONFIRM_BYTES;
         if distance > 0 && is_due {
@@ -301,7 +368,7 @@ impl Stream {
         if self.replay().outlet.told() < position {
             return Some(SOON);
         }
-        let is_pending = self.bridge.confirmed().min(position) > confirmed;
+        let is_pending = server::confirmed().min(position) > confirmed;
         is_pending.then(|| CONFIRM_DELAY.saturating_sub(self.confirmed_at.elapsed()))
     }
 
@@ -310,7 +377,7 @@ impl Stream {
         self.announced = None;
         if self.obstacle.met(&reason) {
             log!("pg_tide: the stream cannot go on: {reason}");
-            self.replay().outlet.offer(Feed::Stalled { reason });
+            server::offer(&link::json(&Word::Stalled { reason }));
         }
         Next { wait: self.obstacle.remaining() }
     }
@@ -319,11 +386,17 @@ impl Stream {
     fn say(&mut self, reason: String) {
         log!("pg_tide: {reason}");
         self.announced = None;
-        self.replay().outlet.offer(Feed::Stalled { reason });
+        server::offer(&link::json(&Word::Stalled { reason }));
     }
 
     /// After an error anywhere: cleans up, and decides how to go on.
     fn recover(&mut self, error: &CaughtError) -> Next {
+        if server::is_gone() {
+            // Whatever it was, it was about the server: the next one is told it again.
+            self.clean_up(error);
+            self.replay().recover();
+            return Next { wait: Some(Duration::ZERO) };
+        }
         let was_open = self.decoder.is_some();
         let position = self.decoder.as_ref().map(Decoder::position);
         let failure = self.clean_up(error);

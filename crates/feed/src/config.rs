@@ -1,9 +1,12 @@
-//! The settings the network half works with: read from `tide.*` once, when the worker starts.
+//! The settings the server works with: read from `tide.*` by the worker, when it starts.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-#[derive(Clone, Debug)]
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Config {
     pub database: String,
     /// Unix socket of this worker, relative to the data directory (the process's working
@@ -17,9 +20,6 @@ pub struct Config {
 
     /// Role of those who come without a token; `None` refuses them.
     pub anon_role: Option<String>,
-    /// `tide.jwt_secret` or the content of `tide.jwt_secret_file`; overrides the generated secret.
-    pub jwt_secret: Option<String>,
-    pub jwks_file: Option<PathBuf>,
     pub jwt_audience: Option<String>,
     pub allow_privileged_roles: bool,
 
@@ -31,8 +31,6 @@ pub struct Config {
     /// Origins a browser may connect from; empty: any (tokens, not cookies, carry identity).
     pub allowed_origins: Vec<String>,
     pub ssl: bool,
-    pub ssl_cert_file: Option<PathBuf>,
-    pub ssl_key_file: Option<PathBuf>,
     /// Whether `GET /` serves the page; it is only ever served to loopback.
     pub page: bool,
 
@@ -81,8 +79,6 @@ impl Default for Config {
             network_threads: 1,
             publication: "tide".into(),
             anon_role: None,
-            jwt_secret: None,
-            jwks_file: None,
             jwt_audience: None,
             allow_privileged_roles: false,
             public_channels: false,
@@ -90,8 +86,6 @@ impl Default for Config {
             public_channels_send: false,
             allowed_origins: Vec::new(),
             ssl: false,
-            ssl_cert_file: None,
-            ssl_key_file: None,
             page: true,
             max_connections: 10_000,
             max_channels_per_connection: 100,
@@ -112,5 +106,46 @@ impl Default for Config {
             outbox_retention: Duration::ZERO,
             max_slot_wal_keep_size: 1 << 30,
         }
+    }
+}
+
+/// What the server is to keep to itself: the secret and the files that the settings name, as they
+/// are now. They are read by the worker, since the server sees no files.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// `tide.jwt_secret` or the content of `tide.jwt_secret_file`; overrides the generated secret.
+    pub jwt_secret: Option<String>,
+    /// The public keys (a JWK set) of those who issue tokens.
+    pub jwks: Option<File>,
+    /// The certificate chain and its private key, in PEM form; where `tide.ssl` is on.
+    pub certificate: Option<File>,
+    pub key: Option<File>,
+}
+
+/// A file that a setting names.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    pub path: PathBuf,
+    /// What it holds, or why it could not be read.
+    pub content: Result<String, String>,
+}
+
+impl Credentials {
+    /// Whether some file could not be read: it may be there soon.
+    pub fn is_incomplete(&self) -> bool {
+        let files = [&self.jwks, &self.certificate, &self.key];
+        files.into_iter().flatten().any(|file| file.content.is_err())
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("File").field("path", &self.path).finish_non_exhaustive()
     }
 }

@@ -7,6 +7,8 @@ pub mod catalog;
 pub mod config;
 pub mod event;
 pub mod json;
+pub mod link;
+pub mod notification;
 pub mod payload;
 pub mod token;
 pub mod wal;

@@ -3,11 +3,14 @@
 #![forbid(unsafe_code)]
 
 pub mod auth;
-pub mod bridge;
+
 pub mod catalog;
+pub mod confinement;
 pub mod control;
 pub mod filter;
 pub mod hub;
+pub mod link;
+pub mod logging;
 pub mod notify;
 pub mod outbox_cleaner;
 pub mod policy;

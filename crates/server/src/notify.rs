@@ -1,37 +1,29 @@
 //! The NOTIFY channels that somebody has joined: LISTEN lasts from the first of them to the last.
 //!
-//! Sessions take a [`Lease`] on a channel; the main thread looks at what is wanted, and says what
-//! came of it.
+//! Sessions take a [`Lease`] on a channel; the worker is told what is wanted, and says what came of
+//! it.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Channels that are listened to at the same time, at most: Postgres compares each notification of
 /// the database with all of them.
 const MOST: usize = 10_000;
 
-/// A notification as Postgres delivers it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notification {
-    pub channel: Box<str>,
-    pub payload: Box<str>,
-    /// Of the backend that sent it.
-    pub pid: i32,
-}
-
-/// What is wanted, shared by both halves. A cheap clone.
-#[derive(Clone)]
+/// What is wanted. A cheap clone.
+#[derive(Clone, Default)]
 pub struct Listening(Arc<Shared>);
 
+#[derive(Default)]
 struct Shared {
     wishes: Mutex<HashMap<Arc<str>, Wish>>,
-    /// The main thread has not seen the newest wishes yet.
-    changed: AtomicBool,
-    wake: Box<dyn Fn() + Send + Sync>,
+    /// The worker has not heard of the newest wishes yet.
+    is_changed: AtomicBool,
+    changed: Notify,
 }
 
 struct Wish {
@@ -49,15 +41,6 @@ pub struct Lease {
 }
 
 impl Listening {
-    /// `wake` makes the main thread look at what is wanted.
-    pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Listening {
-        Listening(Arc::new(Shared {
-            wishes: Mutex::default(),
-            changed: AtomicBool::new(false),
-            wake: Box::new(wake),
-        }))
-    }
-
     /// `None`: too many channels are listened to already.
     pub fn lease(&self, channel: &str) -> Option<Lease> {
         let channel: Arc<str> = channel.into();
@@ -76,15 +59,15 @@ impl Listening {
         Some(Lease { listening: self.clone(), channel, outcome })
     }
 
-    /// For the main thread: all channels to listen to, if they are others than at the last call.
+    /// For the worker: all channels to listen to, if they are others than at the last call.
     pub fn take_wanted(&self) -> Option<Vec<Arc<str>>> {
-        if !self.0.changed.swap(false, Ordering::AcqRel) {
+        if !self.0.is_changed.swap(false, Ordering::AcqRel) {
             return None;
         }
         Some(self.wishes().keys().cloned().collect())
     }
 
-    /// From the main thread: whether the channel is listened to now.
+    /// From the worker: whether the channel is listened to now.
     pub fn settle(&self, channel: &str, listens: bool) {
         if let Some(wish) = self.wishes().get(channel) {
             wish.outcome.send_replace(Some(listens));
@@ -92,8 +75,13 @@ impl Listening {
     }
 
     fn change(&self) {
-        self.0.changed.store(true, Ordering::Release);
-        (self.0.wake)();
+        self.0.is_changed.store(true, Ordering::Release);
+        self.0.changed.notify_one();
+    }
+
+    /// Waits until [`Listening::take_wanted`] has something; for one task only.
+    pub async fn changed(&self) {
+        self.0.changed.notified().await;
     }
 
     fn wishes(&self) -> MutexGuard<'_, HashMap<Arc<str>, Wish>> {
@@ -145,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_channel_is_wanted_from_the_first_lease_to_the_last() {
-        let listening = Listening::new(|| {});
+        let listening = Listening::default();
         assert_eq!(wanted(&listening), None);
 
         let first = listening.lease("jobs");
@@ -160,8 +148,8 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_heard_when_the_main_thread_has_said_so() {
-        let listening = Listening::new(|| {});
+    fn a_lease_is_heard_when_the_worker_has_said_so() {
+        let listening = Listening::default();
         let mut first = listening.lease("jobs").unwrap();
         assert_eq!(first.is_heard().now_or_never(), None);
 
@@ -178,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_refused_channel_is_told_to_those_who_wait() {
-        let listening = Listening::new(|| {});
+        let listening = Listening::default();
         let mut lease = listening.lease("jobs").unwrap();
 
         listening.settle("jobs", false);
@@ -188,7 +176,7 @@ mod tests {
 
     #[test]
     fn the_number_of_channels_is_bounded() {
-        let listening = Listening::new(|| {});
+        let listening = Listening::default();
         let leases: Vec<_> = (0..MOST).map(|n| listening.lease(&n.to_string()).unwrap()).collect();
 
         assert!(listening.lease("one more").is_none());

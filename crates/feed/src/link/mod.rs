@@ -1,0 +1,104 @@
+//! The link between a worker and its server: frames over a pair of sockets. Down come the events
+//! and what the server needs to know, up go confirmations, wishes and lines for the log.
+//!
+//! Either end takes the other's bytes for what they are: a length is checked before it is
+//! believed, and what is not understood is an error, never a panic.
+
+mod frame;
+
+use serde::{Deserialize, Serialize};
+
+pub use frame::{Frame, FrameError, FrameReader, HEADER, frame};
+
+use crate::config::{Config, Credentials};
+use crate::event::{CatalogChange, Epoch, Lsn};
+use crate::notification::Notification;
+
+/// Both ends are of the same build: another number is a file left over from another version.
+pub const PROTOCOL: u32 = 1;
+
+/// Bytes of a frame's body from the worker.
+pub const MOST_DOWN: usize = 1 << 30;
+/// Bytes of a frame's body from the server.
+pub const MOST_UP: usize = 4 << 20;
+
+/// A frame's first byte: what its body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// JSON: a [`Word`] from the worker, a [`Report`] from the server.
+    Json = 0,
+    /// From the worker: events.
+    Batch = 1,
+    /// From the worker: everything that committed before this address has been fed. 8 bytes.
+    Decoded = 2,
+    /// From the server: the slot may move up to this address. 8 bytes.
+    Confirm = 3,
+}
+
+impl Kind {
+    /// `None`: no end of the link writes such frames.
+    pub fn of(byte: u8) -> Option<Kind> {
+        [Kind::Json, Kind::Batch, Kind::Decoded, Kind::Confirm]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
+    }
+}
+
+/// What the worker says that is neither events nor said often.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Word {
+    /// The first frame of all.
+    Start { protocol: u32, config: Box<Config>, credentials: Box<Credentials> },
+    /// The slot exists and is read from `from` on; joins may be answered. `cause`: why it is another
+    /// than before, if not for want of the WAL.
+    Live { epoch: Epoch, from: Lsn, cause: Option<String> },
+    Catalog(CatalogChange),
+    /// So many messages in the WAL had our prefix, but not our seal.
+    Forged(u64),
+    /// The stream cannot go on for now; `Live` follows when it can.
+    Stalled { reason: String },
+    /// Of the channels that were asked for, in the order they came.
+    Notified(Vec<Notification>),
+    /// Whether a channel that was asked for is listened to.
+    Heard { channel: String, heard: bool },
+    /// Read again.
+    Credentials(Box<Credentials>),
+    /// To be answered by [`Report::Alive`] once all before it has been dealt with.
+    Ping(u64),
+    /// Say goodbye to the clients and end.
+    Stop,
+}
+
+/// What the server says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// The helpers can connect.
+    Ready,
+    /// To the ping of this number.
+    Alive(u64),
+    /// All the NOTIFY channels that clients want to hear.
+    Wanted(Vec<String>),
+    /// A line for the log.
+    Log { warning: bool, text: String },
+}
+
+/// An address as a frame.
+pub fn address(kind: Kind, lsn: Lsn) -> [u8; HEADER + 8] {
+    let mut bytes = [0; HEADER + 8];
+    bytes[..4].copy_from_slice(&8_u32.to_le_bytes());
+    bytes[4] = kind as u8;
+    bytes[HEADER..].copy_from_slice(&lsn.0.to_le_bytes());
+    bytes
+}
+
+/// The address that a frame's body is.
+pub fn read_address(body: &[u8]) -> Option<Lsn> {
+    Some(Lsn(u64::from_le_bytes(body.try_into().ok()?)))
+}
+
+/// Either end's words as a frame. Their encoding cannot fail; an empty one would be refused.
+pub fn json(word: &impl Serialize) -> Vec<u8> {
+    frame(Kind::Json, &serde_json::to_vec(word).unwrap_or_default())
+}

@@ -1,0 +1,40 @@
+//! What this process has to say goes into Postgres's log, by way of the worker.
+
+use std::sync::OnceLock;
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::link::Uplink;
+
+/// Bytes of one line; a message is never worth more.
+const LONGEST: usize = 4096;
+
+static UPLINK: OnceLock<Logger> = OnceLock::new();
+
+struct Logger(Uplink);
+
+/// Sends what `log` gets from now on to the worker.
+pub fn install(uplink: Uplink) {
+    let logger = UPLINK.get_or_init(|| Logger(uplink));
+    if log::set_logger(logger).is_ok() {
+        log::set_max_level(LevelFilter::Info);
+    }
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        // Other crates' chatter is not the administrator's concern.
+        metadata.level() <= Level::Warn
+            || metadata.level() == Level::Info && metadata.target().starts_with("tide_")
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let mut text = record.args().to_string();
+            text.truncate(text.floor_char_boundary(LONGEST));
+            self.0.log(record.level() <= Level::Warn, text);
+        }
+    }
+
+    fn flush(&self) {}
+}

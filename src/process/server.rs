@@ -1,0 +1,390 @@
+//! The worker's server: a program of its own, which talks to the clients. The worker starts it,
+//! feeds it, watches it, and ends it.
+//!
+//! It has no part in Postgres: not its memory, not its files, not its locks. Whatever happens to it
+//! costs its connections and nothing else.
+
+use std::cell::RefCell;
+use std::ffi::CStr;
+use std::io::{self, IoSlice};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use tide_feed::backoff::Backoff;
+use tide_feed::event::Lsn;
+use tide_feed::link::{self, Kind, Report, Word};
+
+use crate::process::link::{Link, LinkError};
+use crate::wait;
+
+/// Time for the clients to be told that the server stops.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// How often it is looked whether a server was stopped, or hangs.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long to wait at a time for room in the socket, if nothing else wakes us.
+const NAP_MS: i64 = 100;
+
+thread_local! {
+    /// The worker's, on its only thread. Not in its loop: the decoder's callbacks write to it, and
+    /// FATAL ends the process without unwinding.
+    static SERVER: RefCell<Server> = RefCell::new(Server::default());
+}
+
+#[derive(Debug, Default)]
+struct Server {
+    running: Option<Running>,
+    backoff: Option<Backoff>,
+    /// What became of the last one.
+    failure: Option<String>,
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    link: Link,
+    since: Instant,
+    looked: Instant,
+    /// When it was asked whether it is there, if it has not answered yet.
+    pinged: Option<Instant>,
+}
+
+/// What the worker has to know of its server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Condition {
+    /// It runs.
+    Running,
+    /// It has just been started: it knows nothing yet.
+    Started,
+    /// It ended, or was ended, in this way.
+    Failed(String),
+    /// There is none; to be tried again after this long.
+    Absent(Duration),
+}
+
+/// Looks after the server: starts it if there is none and `start` says what it is to be told
+/// first, and notices its end. `patience` is how long it may take to answer.
+pub(crate) fn tend(patience: Duration, start: impl FnOnce() -> Word) -> Condition {
+    SERVER.with_borrow_mut(|server| {
+        if server.running.is_some() {
+            return match server.check(patience) {
+                Ok(()) => Condition::Running,
+                Err(how) => server.failed(how),
+            };
+        }
+        let backoff = server.backoff.get_or_insert_with(Backoff::usual);
+        if !backoff.is_due() {
+            return Condition::Absent(backoff.wait());
+        }
+        match Running::start(&start()) {
+            Ok(running) => {
+                server.running = Some(running);
+                Condition::Started
+            }
+            Err(error) => server.failed(format!("it could not be started: {error}")),
+        }
+    })
+}
+
+/// The descriptor that has something to be read when the server says something, or ends.
+pub(crate) fn fd() -> Option<RawFd> {
+    SERVER.with_borrow(|server| Some(server.running.as_ref()?.link.fd()))
+}
+
+/// What the server has said since the last call. The end of the link is for [`tend`] to find.
+pub(crate) fn hear() -> Vec<Report> {
+    SERVER.with_borrow_mut(|server| {
+        let Some(running) = &mut server.running else { return Vec::new() };
+        let reports: Vec<Report> = std::iter::from_fn(|| running.link.next()).collect();
+        if reports.iter().any(|report| matches!(report, Report::Alive(_))) {
+            running.pinged = None;
+        }
+        reports
+    })
+}
+
+/// How far the slot may move, by what the server keeps; 0 until it has said so.
+pub(crate) fn confirmed() -> Lsn {
+    SERVER.with_borrow(|server| server.running.as_ref().map(|r| r.link.confirmed()))
+        .unwrap_or_default()
+}
+
+/// Whether the server has nothing to do.
+pub(crate) fn is_idle() -> bool {
+    SERVER.with_borrow(|server| server.running.as_ref().is_some_and(|r| r.link.is_idle()))
+}
+
+/// Whether there is none, or none that can be talked to any more.
+pub(crate) fn is_gone() -> bool {
+    SERVER.with_borrow(|server| server.running.as_ref().is_none_or(|r| r.link.is_torn()))
+}
+
+/// Tells the server something; waits for room, interruptibly. Raises an error if it has ended.
+pub(crate) fn tell(word: &Word) {
+    send(&[&link::json(word)]);
+}
+
+/// Tells the server something if there is room for it right now.
+pub(crate) fn offer(frame: &[u8]) -> bool {
+    SERVER.with_borrow_mut(|server| {
+        let Some(running) = &mut server.running else { return false };
+        let mut slice = [IoSlice::new(frame)];
+        let mut parts = &mut slice[..];
+        match running.link.write(&mut parts) {
+            Ok(true) => true,
+            // A few bytes of it are in: the rest has to follow.
+            Ok(false) if running.link.is_torn() => {
+                finish(running, &mut parts);
+                true
+            }
+            _ => false,
+        }
+    })
+}
+
+/// Sends a frame that is in parts; waits for room, interruptibly. Raises an error if the server has
+/// ended.
+pub(crate) fn send(parts: &[&[u8]]) {
+    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let mut left = &mut slices[..];
+    let sent = SERVER.with_borrow_mut(|server| match &mut server.running {
+        Some(running) => running.link.write(&mut left),
+        None => Err(LinkError::Closed),
+    });
+    match sent {
+        Ok(true) => {}
+        Ok(false) => wait_until_sent(left),
+        Err(error) => gone(&error),
+    }
+}
+
+/// While this waits to write it reads, so that the two ends never wait for each other.
+fn wait_until_sent(mut left: &mut [IoSlice<'_>]) {
+    wait::until_writable(fd, NAP_MS, || {
+        let sent = SERVER.with_borrow_mut(|server| match &mut server.running {
+            Some(running) => running.link.read().and_then(|()| running.link.write(&mut left)),
+            None => Err(LinkError::Closed),
+        });
+        match sent {
+            Ok(done) => done,
+            Err(error) => gone(&error),
+        }
+    });
+}
+
+/// Ends the server: it takes leave of its clients first. For the end of the worker: waits for no
+/// longer than a moment, and calls nothing of Postgres's.
+pub(crate) fn stop() {
+    let running = SERVER.try_with(|server| server.try_borrow_mut().ok()?.running.take());
+    if let Ok(Some(running)) = running {
+        running.stop();
+    }
+}
+
+/// Ends the server at once: there is to be another.
+pub(crate) fn replace() {
+    SERVER.with_borrow_mut(|server| {
+        if let Some(running) = server.running.take() {
+            running.kill();
+        }
+    });
+}
+
+/// What was wrong with the last server, until there is one that runs.
+pub(crate) fn failure() -> Option<String> {
+    SERVER.with_borrow(|server| server.failure.clone())
+}
+
+impl Server {
+    /// Looks whether it is well; how it ended if it has, or had to be ended.
+    fn check(&mut self, patience: Duration) -> Result<(), String> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        match running.link.read() {
+            Ok(()) => {}
+            Err(LinkError::Closed) => return Err(running.ended()),
+            Err(error) => {
+                let how = error.to_string();
+                running.end();
+                return Err(how);
+            }
+        }
+        if running.link.is_torn() {
+            running.end();
+            return Err("a message to it was broken off".to_owned());
+        }
+        if running.looked.elapsed() < LOOK {
+            return Ok(());
+        }
+        running.looked = Instant::now();
+        if running.is_stopped() {
+            running.end();
+            return Err("it was stopped by a signal".to_owned());
+        }
+        match running.pinged {
+            Some(when) if when.elapsed() > patience => {
+                running.end();
+                Err(format!("it did not answer for {} s", patience.as_secs()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn failed(&mut self, how: String) -> Condition {
+        let backoff = self.backoff.get_or_insert_with(Backoff::usual);
+        let since = self.running.take().map_or(Duration::ZERO, |running| running.since.elapsed());
+        backoff.failed_after(since);
+        self.failure = Some(how.clone());
+        Condition::Failed(how)
+    }
+}
+
+impl Running {
+    fn start(first: &Word) -> io::Result<Running> {
+        close_on_exec()?;
+        let (mut link, far) = Link::pair()?;
+        // SAFETY: the worker's own process id.
+        let worker = unsafe { pg_sys::MyProcPid };
+        let child = Command::new(program()?)
+            .arg(worker.to_string())
+            .env_clear()
+            .stdin(Stdio::from(OwnedFd::from(far)))
+            .stdout(Stdio::from(death_watch()?))
+            .process_group(0)
+            .spawn()?;
+        let frame = link::json(first);
+        let mut slice = [IoSlice::new(&frame)];
+        let mut parts = &mut slice[..];
+        let now = Instant::now();
+        // A socket that nobody has written to has room for the settings.
+        match link.write(&mut parts) {
+            Ok(true) => Ok(Running { child, link, since: now, looked: now, pinged: None }),
+            _ => Err(io::Error::other("it does not take its settings")),
+        }
+    }
+
+    /// The link's other end is closed: the process is ending or has ended.
+    fn ended(&mut self) -> String {
+        let deadline = Instant::now() + FAREWELL;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return describe(status),
+                Ok(None) if Instant::now() < deadline => pause(),
+                _ => {
+                    self.end();
+                    return "it closed its link".to_owned();
+                }
+            }
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        let Ok(pid) = libc::pid_t::try_from(self.child.id()) else { return false };
+        let mut status = 0;
+        // SAFETY: the process is a child of this one that nobody has waited for. The end of a
+        // process is left to be found by `try_wait`.
+        unsafe {
+            let mut found = std::mem::zeroed::<libc::siginfo_t>();
+            let options = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
+            if libc::waitid(libc::P_PID, pid as libc::id_t, &raw mut found, options) == 0 {
+                status = found.si_pid();
+            }
+        }
+        status == pid
+    }
+
+    /// Kills it and waits for its end, which a kill brings at once.
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn kill(mut self) {
+        self.end();
+    }
+
+    fn stop(mut self) {
+        let frame = link::json(&Word::Stop);
+        let mut slice = [IoSlice::new(&frame)];
+        let told = !self.link.is_torn()
+            && matches!(self.link.write(&mut &mut slice[..]), Ok(true));
+        let deadline = Instant::now() + FAREWELL;
+        while told && Instant::now() < deadline {
+            match self.child.try_wait() {
+                Ok(None) => pause(),
+                _ => break,
+            }
+        }
+        self.end();
+    }
+}
+
+/// The rest of a small frame, whose beginning the socket has taken.
+fn finish(running: &mut Running, parts: &mut &mut [IoSlice<'_>]) {
+    let deadline = Instant::now() + FAREWELL;
+    while Instant::now() < deadline {
+        match running.link.write(parts) {
+            Ok(false) => pause(),
+            _ => return,
+        }
+    }
+}
+
+fn pause() {
+    std::thread::sleep(Duration::from_millis(1));
+}
+
+/// The server has ended; the worker will notice, start another, and decode again.
+fn gone(error: &LinkError) -> ! {
+    ereport!(
+        ERROR,
+        PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE,
+        format!("pg_tide's server is gone: {error}")
+    );
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("it was ended by signal {signal}"),
+        (_, Some(code)) => format!("it ended with status {code}"),
+        _ => "it ended".to_owned(),
+    }
+}
+
+/// The executable beside the library. Its name has the version, so that an upgrade of the package
+/// never takes it from under a worker that runs.
+fn program() -> io::Result<std::path::PathBuf> {
+    // SAFETY: set when this process started, and ends with a zero byte.
+    let folder = unsafe { CStr::from_ptr((&raw const pg_sys::pkglib_path).cast()) };
+    let folder = folder.to_str().map_err(io::Error::other)?;
+    let name = concat!("tide-server-", env!("CARGO_PKG_VERSION"));
+    Ok(std::path::Path::new(folder).join(name))
+}
+
+/// A copy of the pipe that ends with the postmaster.
+fn death_watch() -> io::Result<OwnedFd> {
+    // SAFETY: the descriptor is open in every process of the server's; the copy is ours alone.
+    unsafe {
+        let watch = pg_sys::postmaster_alive_fds[pg_sys::POSTMASTER_FD_WATCH as usize];
+        let copy = libc::fcntl(watch, libc::F_DUPFD_CLOEXEC, 0);
+        if copy < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(copy))
+    }
+}
+
+/// Some of Postgres's own files are not closed when another program is started, before 16.
+fn close_on_exec() -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let Ok(fd) = entry?.file_name().to_string_lossy().parse::<RawFd>() else { continue };
+        if fd > 2 {
+            // SAFETY: changes a flag of a descriptor of this process; one that is not open any
+            // more is an error that does not matter.
+            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
+}
