@@ -49,11 +49,11 @@ fn tide_worker_status() -> JsonB {
             json!({
                 "state": known.as_ref().map_or("stopped", |known| unanswering(known.state)),
                 "reason": reason.unwrap_or_else(|| error.to_string()),
-                "pid": known.as_ref().and_then(|known| known.pid),
             })
         }
     };
     if let (Some(fields), Some(known)) = (status.as_object_mut(), known) {
+        fields.insert("pid".into(), json!(known.pid));
         fields.insert("restarts".into(), json!(known.restarts));
         let started_at = known.started_at.map(|time| i64::from(time).saturating_add(EPOCHS));
         fields.insert("started_at".into(), json!(started_at));

@@ -341,8 +341,8 @@ pub struct RecentEvent {
 /// Answer to [`ControlRequest::Status`]. LSNs are numbers; 0 where there is none yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Of the worker.
-    pub pid: u32,
+    /// Of the server.
+    pub server_pid: u32,
     pub state: State,
     /// Why it is not live.
     #[serde(default)]

@@ -14,7 +14,6 @@ use tide_feed::catalog::{
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 
-use crate::bridge::Bridge;
 use crate::catalog::{Catalog, frame};
 use crate::hub::Hub;
 use crate::policy::{Rule, Way};
@@ -27,7 +26,6 @@ pub struct Control {
     pub hub: Hub,
     pub catalog: Catalog,
     pub stats: Arc<Stats>,
-    pub bridge: Arc<Bridge>,
     pub listener: Arc<Listener>,
     /// The secrets are to be read again.
     pub reload: Arc<Notify>,
@@ -66,12 +64,11 @@ impl Control {
         let ended = match frame::read(&mut stream).await {
             Ok(Hello::Control) => self.answer(&mut stream).await,
             Ok(helper) => {
-                let ended = match helper {
-                    Hello::Steward => self.catalog.serve_steward(stream).await,
-                    _ => self.catalog.serve_executor(stream).await,
-                };
-                self.bridge.helper_lost();
-                ended
+                if helper == Hello::Steward {
+                    self.catalog.serve_steward(stream).await
+                } else {
+                    self.catalog.serve_executor(stream).await
+                }
             }
             Err(error) => Err(error),
         };
@@ -151,7 +148,7 @@ impl Control {
         let reason = self.hub.stalled();
         let (stewards, executors) = self.catalog.helpers();
         Status {
-            pid: std::process::id(),
+            server_pid: std::process::id(),
             state: match (&reason, live) {
                 (Some(_), _) => State::Stalled,
                 (None, Some(_)) => State::Live,
@@ -160,7 +157,7 @@ impl Control {
             reason,
             epoch: live.map(|live| live.epoch.to_string()),
             decoded_lsn: self.stats.decoded.get(),
-            confirmed_lsn: self.bridge.confirmed().0,
+            confirmed_lsn: self.stats.confirmed.get(),
             history_events: self.stats.history_events.get(),
             history_bytes: self.stats.history_bytes.get(),
             connections: self.stats.connections.get(),

@@ -178,6 +178,8 @@ pub struct Stats {
     pub position: Gauge,
     /// Address up to which everything has been decoded.
     pub decoded: Gauge,
+    /// Address up to which the slot may move.
+    pub confirmed: Gauge,
     /// 1 while the stream is live.
     pub live: Gauge,
     /// Bytes of the history that is kept for those who resume.

@@ -32,7 +32,7 @@ const BETWEEN_COMPLAINTS: Duration = Duration::from_secs(60);
 /// told, and none of the tasks outlives this call.
 pub async fn run(
     listeners: Vec<TcpListener>,
-    tls: Option<TlsAcceptor>,
+    tls: watch::Receiver<Option<TlsAcceptor>>,
     context: Arc<ServerContext>,
     stop: watch::Receiver<bool>,
 ) {
@@ -52,7 +52,8 @@ pub async fn run(
 
 struct Listening {
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    /// May become another; connections keep the one that they began with.
+    tls: watch::Receiver<Option<TlsAcceptor>>,
     context: Arc<ServerContext>,
     /// Sockets open over all listeners.
     open: Arc<AtomicUsize>,
@@ -69,7 +70,8 @@ impl Listening {
                 accepted = self.listener.accept() => match accepted {
                     Ok((socket, peer)) => {
                         let Some(place) = self.place() else { continue };
-                        let (tls, context) = (self.tls.clone(), Arc::clone(&self.context));
+                        let tls = self.tls.borrow().clone();
+                        let context = Arc::clone(&self.context);
                         let stop = stopping.clone();
                         connections
                             .spawn(connection::serve(socket, peer, tls, context, stop, place));

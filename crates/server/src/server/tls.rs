@@ -1,18 +1,18 @@
-//! TLS from the certificate and key files that the settings name.
+//! TLS with the certificate and the key that the settings name.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::{fs, io};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tide_feed::config::File;
 use tokio_rustls::TlsAcceptor;
 
 /// The listener cannot speak TLS. The texts name files, never their content.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    #[error("could not read \"{}\"", path.display())]
-    Read { path: PathBuf, source: io::Error },
+    #[error("could not read \"{}\": {reason}", path.display())]
+    Read { path: PathBuf, reason: String },
     #[error("\"{}\" holds no certificate in PEM form", path.display())]
     NoCertificate { path: PathBuf },
     #[error("\"{}\" holds no usable private key in PEM form (it must not be encrypted)", path.display())]
@@ -21,13 +21,16 @@ pub enum TlsError {
     Unusable { certificate: PathBuf, key: PathBuf, source: rustls::Error },
 }
 
-/// Reads both files. TLS 1.2 and 1.3; HTTP/1.1 only, for websockets want nothing else.
-pub fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, TlsError> {
+/// TLS 1.2 and 1.3; HTTP/1.1 only, for websockets want nothing else.
+///
+/// # Errors
+/// The files could not be read, or are not what they should be.
+pub fn acceptor(certificate: &File, key: &File) -> Result<TlsAcceptor, TlsError> {
     let chain = read_chain(certificate)?;
     let private_key = read_key(key)?;
     let unusable = |source| TlsError::Unusable {
-        certificate: certificate.to_owned(),
-        key: key.to_owned(),
+        certificate: certificate.path.clone(),
+        key: key.path.clone(),
         source,
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -41,21 +44,23 @@ pub fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, TlsError>
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let no_certificate = || TlsError::NoCertificate { path: path.to_owned() };
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(&read(path)?)
+fn read_chain(file: &File) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let no_certificate = || TlsError::NoCertificate { path: file.path.clone() };
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(content(file)?)
         .collect::<Result<_, _>>()
         .map_err(|_| no_certificate())?;
     if chain.is_empty() { Err(no_certificate()) } else { Ok(chain) }
 }
 
-fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(&read(path)?)
-        .map_err(|_| TlsError::NoKey { path: path.to_owned() })
+fn read_key(file: &File) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(content(file)?)
+        .map_err(|_| TlsError::NoKey { path: file.path.clone() })
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
+fn content(file: &File) -> Result<&[u8], TlsError> {
+    let unreadable =
+        |reason: &String| TlsError::Read { path: file.path.clone(), reason: reason.clone() };
+    file.content.as_deref().map(str::as_bytes).map_err(unreadable)
 }
 
 #[cfg(test)]
@@ -65,29 +70,25 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// A certificate for "localhost" in files of its own.
+    /// A certificate for "localhost".
     pub(crate) struct Certificate {
-        folder: PathBuf,
+        pub(crate) certificate: File,
+        pub(crate) key: File,
         pub(crate) der: CertificateDer<'static>,
     }
 
+    fn file(name: &str, content: String) -> File {
+        File { path: name.into(), content: Ok(content) }
+    }
+
     impl Certificate {
-        pub(crate) fn new(name: &str) -> Certificate {
+        pub(crate) fn new() -> Certificate {
             let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-            let folder =
-                std::env::temp_dir().join(format!("pg_tide-{}-{name}", std::process::id()));
-            fs::create_dir_all(&folder).unwrap();
-            fs::write(folder.join("cert.pem"), made.cert.pem()).unwrap();
-            fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
-            Certificate { folder, der: made.cert.der().clone() }
-        }
-
-        pub(crate) fn certificate(&self) -> PathBuf {
-            self.folder.join("cert.pem")
-        }
-
-        pub(crate) fn key(&self) -> PathBuf {
-            self.folder.join("key.pem")
+            Certificate {
+                certificate: file("cert.pem", made.cert.pem()),
+                key: file("key.pem", made.signing_key.serialize_pem()),
+                der: made.cert.der().clone(),
+            }
         }
 
         pub(crate) fn connector(&self) -> tokio_rustls::TlsConnector {
@@ -103,16 +104,10 @@ pub(crate) mod tests {
         }
     }
 
-    impl Drop for Certificate {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.folder);
-        }
-    }
-
     #[tokio::test]
     async fn a_client_that_trusts_the_certificate_gets_through() {
-        let certificate = Certificate::new("trust");
-        let acceptor = acceptor(&certificate.certificate(), &certificate.key()).unwrap();
+        let certificate = Certificate::new();
+        let acceptor = acceptor(&certificate.certificate, &certificate.key).unwrap();
         let (near, far) = tokio::io::duplex(4096);
         let server = tokio::spawn(async move {
             let mut stream = acceptor.accept(far).await.unwrap();
@@ -131,23 +126,23 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_wrong_with_the_files_is_said_by_name() {
-        let certificate = Certificate::new("wrong");
-        let (cert, key) = (certificate.certificate(), certificate.key());
-        let missing = cert.with_file_name("missing.pem");
+        let Certificate { certificate, key, .. } = Certificate::new();
+        let missing = File { path: "missing.pem".into(), content: Err("no such file".into()) };
 
-        let error = |cert: &Path, key: &Path| acceptor(cert, key).err().unwrap();
+        let error = |cert: &File, key: &File| acceptor(cert, key).err().unwrap();
 
-        assert!(matches!(error(&missing, &key), TlsError::Read { path, .. } if path == missing));
-        assert!(matches!(error(&cert, &missing), TlsError::Read { path, .. } if path == missing));
+        let is_missing = |error| matches!(error, TlsError::Read { path, .. } if path == missing.path);
+        assert!(is_missing(error(&missing, &key)));
+        assert!(is_missing(error(&certificate, &missing)));
         assert!(matches!(error(&key, &key), TlsError::NoCertificate { .. }));
-        assert!(matches!(error(&cert, &cert), TlsError::NoKey { .. }));
+        assert!(matches!(error(&certificate, &certificate), TlsError::NoKey { .. }));
     }
 
     #[test]
     fn a_key_of_another_certificate_is_refused() {
-        let (one, other) = (Certificate::new("one"), Certificate::new("other"));
+        let (one, other) = (Certificate::new(), Certificate::new());
 
-        let result = acceptor(&one.certificate(), &other.key());
+        let result = acceptor(&one.certificate, &other.key);
 
         assert!(matches!(result, Err(TlsError::Unusable { .. })));
     }

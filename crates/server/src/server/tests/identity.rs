@@ -168,8 +168,8 @@ async fn a_join_with_a_bad_token_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_websocket_works_over_tls_and_a_stalled_tls_handshake_ends() {
-    let certificate = Certificate::new("server");
-    let acceptor = tls::acceptor(&certificate.certificate(), &certificate.key()).unwrap();
+    let certificate = Certificate::new();
+    let acceptor = tls::acceptor(&certificate.certificate, &certificate.key).unwrap();
     let short = Config { handshake_timeout: Duration::from_millis(300), ..config() };
     let world = World::stalled(short, Some(acceptor)).await;
     let mut stalled = TcpStream::connect(world.address).await.unwrap();

@@ -1,0 +1,199 @@
+//! The firewall: whatever becomes of tide-server costs its connections, and nothing else. Postgres,
+//! its sessions and the worker do not notice; clients come back and have missed nothing.
+
+use serde_json::json;
+
+use crate::support::client::Client;
+use crate::support::cluster::{Shutdown, signal};
+use crate::support::{Cluster, Database, http, wait_until};
+
+const TOPIC: &str = "realtime:tide:table:public.t";
+
+/// The process id of the database's server.
+fn server(database: &Database<'_>) -> Option<i32> {
+    let mut sql = database.cluster.try_connect(&database.name, "postgres").ok()?;
+    sql.query_one("select server_pid from tide.status()", &[]).ok()?.get(0)
+}
+
+/// Waits for a server that is another than this one, and lets clients in.
+#[track_caller]
+fn another_server(database: &Database<'_>, before: i32) -> i32 {
+    let pid = wait_until("another server", || server(database).filter(|pid| *pid != before));
+    database.wait_until_live();
+    pid
+}
+
+fn postmaster_start_time(database: &Database<'_>) -> String {
+    let time = "select pg_postmaster_start_time()::text";
+    database.sql().query_one(time, &[]).unwrap().get(0)
+}
+
+fn is_alive(pid: i32) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
+/// Joins and says from where on it is live.
+fn follow(client: &mut Client, since: Option<&str>) {
+    let broadcast = since.map_or_else(|| json!({}), |since| json!({ "since": since }));
+    client.join(TOPIC, &json!({ "broadcast": broadcast }));
+}
+
+/// A table, and a client that has seen its first row; and the position of that.
+fn followed<'a>(cluster: &'a Cluster, name: &str) -> (Database<'a>, Client, String) {
+    let database = cluster.database(name);
+    database
+        .sql()
+        .batch_execute(
+            "create table t (id int primary key);
+             grant select on t to authenticated;
+             select tide.publish('t')",
+        )
+        .unwrap();
+    let mut client = database.client();
+    follow(&mut client, None);
+    database.sql().batch_execute("insert into t values (0)").unwrap();
+    let position = next(&mut client, 0);
+    (database, client, position)
+}
+
+/// The next row is this one; its position.
+#[track_caller]
+fn next(client: &mut Client, id: i64) -> String {
+    let payload = client.broadcast(TOPIC);
+    assert_eq!(payload["payload"]["record"]["id"], id);
+    payload["meta"]["id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn whatever_ends_the_server_ends_nothing_else() {
+    let cluster = Cluster::start();
+    let (database, mut client, mut position) = followed(&cluster, "ended");
+    let mut bystander = database.sql();
+    bystander.batch_execute("create temp table mine as select 1").unwrap();
+    let (worker, started) = (database.worker(), postmaster_start_time(&database));
+    let mut id = 0;
+
+    for how in ["KILL", "SEGV", "ABRT", "STOP", "TERM"] {
+        let before = server(&database).unwrap();
+        signal(how, before);
+        id += 1;
+        database.sql().batch_execute(&format!("insert into t values ({id})")).unwrap();
+
+        another_server(&database, before);
+        assert!(!is_alive(before), "after {how}");
+        client = database.client();
+        follow(&mut client, Some(&position));
+        position = next(&mut client, id);
+        // What the server was told before counts as dealt with once this one has arrived.
+        id += 1;
+        database.sql().batch_execute(&format!("insert into t values ({id})")).unwrap();
+        position = next(&mut client, id);
+        let reason: String = database
+            .sql()
+            .query_one("select last_server_failure from tide.status()", &[])
+            .unwrap()
+            .get(0);
+        assert!(reason.contains("signal") || reason.contains("status"), "{how}: {reason}");
+    }
+
+    assert_eq!(database.worker(), worker);
+    assert_eq!(postmaster_start_time(&database), started);
+    bystander.batch_execute("select * from mine").unwrap();
+    drop(client);
+}
+
+#[test]
+fn a_worker_that_ends_leaves_no_server_and_no_taken_port() {
+    let cluster = Cluster::start();
+    let (database, _client, _) = followed(&cluster, "left");
+    for how in ["TERM", "KILL"] {
+        let (worker, before) = (database.worker(), server(&database).unwrap());
+        signal(how, worker);
+        wait_until(&format!("the server is gone after {how}"), || (!is_alive(before)).then_some(()));
+        if how == "TERM" {
+            database.wait_for_another_worker(worker);
+        }
+    }
+    // A crash restart of the cluster, as for any process of Postgres's that is killed.
+    wait_until("the cluster is back", || cluster.try_connect("left", "postgres").ok());
+    database.wait_until_live();
+}
+
+#[test]
+fn the_postmaster_takes_its_servers_with_it() {
+    let cluster = Cluster::start();
+    let (database, _client, _) = followed(&cluster, "orphaned");
+    let before = server(&database).unwrap();
+
+    signal("KILL", cluster.postmaster());
+
+    wait_until("the server is gone", || (!is_alive(before)).then_some(()));
+    wait_until("the port is free", || {
+        std::net::TcpListener::bind(("127.0.0.1", database.port)).ok().map(drop)
+    });
+}
+
+#[test]
+fn a_stop_of_postgres_takes_leave_of_the_clients() {
+    let cluster = Cluster::start();
+    let (database, mut client, _) = followed(&cluster, "taking_leave");
+    let before = server(&database).unwrap();
+
+    cluster.stop(Shutdown::Fast);
+
+    let closed = client.wait_until_closed();
+    assert_eq!(closed.0.map(|(code, _)| code), Some(1012), "a service restart");
+    assert!(!is_alive(before));
+    drop(database);
+}
+
+#[test]
+fn a_past_that_the_server_fails_over_twice_is_given_up() {
+    let cluster = Cluster::start();
+    let (database, mut client, position) = followed(&cluster, "poisoned");
+    // Its hands are tied while the past is fed to it again: it can only fail.
+    let worker = database.worker();
+    let first = server(&database).unwrap();
+    database.sql().batch_execute("insert into t values (1)").unwrap();
+    next(&mut client, 1);
+
+    signal("STOP", worker);
+    signal("KILL", first);
+    signal("CONT", worker);
+    let second = wait_until("the next server", || children(worker).pop().filter(|p| *p != first));
+    signal("KILL", second);
+    another_server(&database, second);
+
+    let mut client = database.client();
+    follow(&mut client, Some(&position));
+    let resync = client.wait_for("a resync", |frame| frame.text.contains("tide.resync"));
+    assert!(resync.text.contains("server_failed"), "{}", resync.text);
+    database.sql().batch_execute("insert into t values (2)").unwrap();
+    next(&mut client, 2);
+}
+
+/// Processes that this one has started.
+fn children(parent: i32) -> Vec<i32> {
+    let path = format!("/proc/{parent}/task/{parent}/children");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+#[test]
+fn a_reload_exchanges_secrets_and_keys_and_cuts_nobody_off() {
+    let cluster = Cluster::start();
+    let (database, mut client, _) = followed(&cluster, "reloaded");
+    let before = server(&database).unwrap();
+    let secret = "a new secret that is long enough for HS256";
+    database
+        .sql()
+        .batch_execute(&format!("alter database reloaded set tide.jwt_secret = '{secret}'"))
+        .unwrap();
+
+    cluster.reload();
+
+    database.sql().batch_execute("insert into t values (1)").unwrap();
+    next(&mut client, 1);
+    assert_eq!(server(&database), Some(before));
+    assert_eq!(http::get(database.port, "/health").status, 200);
+}
