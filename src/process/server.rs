@@ -112,6 +112,15 @@ pub(crate) fn confirmed() -> Lsn {
         .unwrap_or_default()
 }
 
+/// The server is about to be told everything up to here: it may confirm no more than that.
+pub(crate) fn set_fed(lsn: Lsn) {
+    SERVER.with_borrow_mut(|server| {
+        if let Some(running) = &mut server.running {
+            running.link.set_fed(lsn);
+        }
+    });
+}
+
 /// Whether the server has nothing to do.
 pub(crate) fn is_idle() -> bool {
     SERVER.with_borrow(|server| server.running.as_ref().is_some_and(|r| r.link.is_idle()))

@@ -1,32 +1,24 @@
-//! The way to the hub: events gather in a batch until it is worth sending, or nobody waits for
+//! The way to the server: events gather in a batch until it is worth sending, or nobody waits for
 //! more.
 
-use std::time::Duration;
+use tide_feed::event::{BatchBuilder, BatchWriter, CatalogChange, Event, Lsn, Position};
+use tide_feed::link::{self, Kind, Word};
 
-use crossbeam_channel::{Sender, TrySendError};
-use pgrx::prelude::*;
-use tide_feed::event::{Batch, CatalogChange, Event, Feed, Lsn, Position};
-
-use crate::nap;
+use crate::process::server;
 
 /// A batch of this many bytes is sent before the next event is added.
 const FULL_BYTES: usize = 64 << 10;
 /// So is one of this many events, whose rows may be tiny.
 const FULL_EVENTS: usize = 512;
-/// One huge row must not make every batch huge.
-const LIKEWISE_BYTES: usize = 2 * FULL_BYTES;
-/// How long to wait at a time for room in the channel, which the hub makes all the while.
-const FIRST_NAP_MS: i64 = 1;
-const LONGEST_NAP_MS: i64 = 10;
-/// How long to wait for room for what can be done without.
-const OFFER: Duration = Duration::from_millis(100);
+/// Memory of a batch up to this is kept for the next: one huge row must not make every batch huge.
+const USUAL_BYTES: usize = 2 * FULL_BYTES;
 /// Less of them than this is not worth a message of its own.
 const DECODED_BYTES: u64 = 256 << 10;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Outlet {
-    feed: Sender<Feed>,
-    batch: Batch,
+    batch: BatchBuilder,
+    writer: BatchWriter,
     /// Of the newest event that the hub has; it will not get any up to here again.
     sent: Position,
     /// What the hub knows to be decoded.
@@ -34,17 +26,13 @@ pub(crate) struct Outlet {
 }
 
 impl Outlet {
-    pub(crate) fn new(feed: Sender<Feed>) -> Outlet {
-        Outlet { feed, batch: Batch::default(), sent: Position::default(), decoded: Lsn(0) }
-    }
-
     /// Whether the hub has this one already, from before an error.
     pub(crate) fn has_sent(&self, position: Position) -> bool {
         position <= self.sent
     }
 
     /// The batch that the next event's rows go into.
-    pub(crate) fn batch(&mut self) -> &mut Batch {
+    pub(crate) fn batch(&mut self) -> &mut BatchBuilder {
         &mut self.batch
     }
 
@@ -74,31 +62,28 @@ impl Outlet {
         }
     }
 
-    /// Sends what there is if the hub has nothing to do.
+    /// Sends what there is if the server has nothing to do.
     pub(crate) fn nudge(&mut self) {
-        if self.feed.is_empty() {
+        if !self.batch.is_empty() && server::is_idle() {
             self.flush();
         }
     }
 
-    /// Sends what there is.
+    /// Sends what there is; waits for room, interruptibly.
     pub(crate) fn flush(&mut self) {
         let Some(newest) = self.batch.events.last().map(|event| event.position) else { return };
-        // After a full one the next is likely to be as full.
-        let next = if self.is_full() && self.batch.len() <= LIKEWISE_BYTES {
-            self.batch.likewise()
-        } else {
-            Batch::default()
-        };
-        let batch = std::mem::replace(&mut self.batch, next);
-        self.send(Feed::Batch(batch));
+        let [head, arena] = self.writer.write(&self.batch);
+        let header = link::header(Kind::Batch, head.len() + arena.len());
+        server::set_fed(newest.commit);
+        server::send(&[&header, head, arena]);
+        self.batch.clear(USUAL_BYTES);
         self.sent = newest;
     }
 
     /// Tells the hub that something of the catalogue is stale, after the events before it.
     pub(crate) fn catalog(&mut self, change: CatalogChange) {
         self.flush();
-        self.send(Feed::Catalog(change));
+        server::tell(&Word::Catalog(change));
     }
 
     /// Tells the hub how far everything has been fed: at the end of a round, else now and then.
@@ -108,7 +93,8 @@ impl Outlet {
         }
         self.flush();
         // Without waiting: the next one says the same and more.
-        if self.try_send(Feed::Decoded(lsn)) {
+        server::set_fed(lsn);
+        if server::offer(&link::address(Kind::Decoded, lsn)) {
             self.decoded = lsn;
         }
     }
@@ -120,50 +106,14 @@ impl Outlet {
 
     /// After an error: what has not been sent will be decoded again.
     pub(crate) fn discard(&mut self) {
-        self.batch = Batch::default();
+        self.batch.clear(USUAL_BYTES);
     }
 
-    /// A new history begins.
+    /// A new history begins, or another server is told the same one.
     pub(crate) fn restart(&mut self) {
         self.discard();
+        self.writer = BatchWriter::default();
         self.sent = Position::default();
         self.decoded = Lsn(0);
     }
-
-    /// Hands a message to the hub; waits for room, interruptibly.
-    pub(crate) fn send(&mut self, message: Feed) {
-        let mut waiting = match self.feed.try_send(message) {
-            Ok(()) => return,
-            Err(TrySendError::Disconnected(_)) => gone(),
-            Err(TrySendError::Full(message)) => Some(message),
-        };
-        let feed = &self.feed;
-        let try_again = || {
-            let Some(message) = waiting.take() else { return true };
-            match feed.try_send(message) {
-                Ok(()) => true,
-                Err(TrySendError::Disconnected(_)) => gone(),
-                Err(TrySendError::Full(message)) => {
-                    waiting = Some(message);
-                    false
-                }
-            }
-        };
-        wait::until(try_again, FIRST_NAP_MS, LONGEST_NAP_MS);
-    }
-
-    /// Hands over a message if there is room for it right now.
-    pub(crate) fn try_send(&self, message: Feed) -> bool {
-        self.feed.try_send(message).is_ok()
-    }
-
-    /// Hands over a message, or drops it if there is no room for it soon.
-    pub(crate) fn offer(&mut self, message: Feed) {
-        let _ = self.feed.send_timeout(message, OFFER);
-    }
-}
-
-/// The hub's thread has ended; the worker will notice, and end too.
-fn gone() -> ! {
-    ereport!(ERROR, PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, "the network threads have ended");
 }

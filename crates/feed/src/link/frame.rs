@@ -75,14 +75,15 @@ impl FrameReader {
     }
 }
 
+/// The beginning of a frame whose body has so many bytes.
+pub fn header(kind: Kind, length: usize) -> [u8; HEADER] {
+    let [a, b, c, d] = u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes();
+    [a, b, c, d, kind as u8]
+}
+
 /// A whole frame.
 pub fn frame(kind: Kind, body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
-    let mut frame = Vec::with_capacity(HEADER + body.len());
-    frame.extend_from_slice(&length.to_le_bytes());
-    frame.push(kind as u8);
-    frame.extend_from_slice(body);
-    frame
+    [&header(kind, body.len()), body].concat()
 }
 
 #[cfg(test)]

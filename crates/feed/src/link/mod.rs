@@ -8,7 +8,7 @@ mod frame;
 
 use serde::{Deserialize, Serialize};
 
-pub use frame::{Frame, FrameError, FrameReader, HEADER, frame};
+pub use frame::{Frame, FrameError, FrameReader, HEADER, frame, header};
 
 use crate::config::{Config, Credentials};
 use crate::event::{CatalogChange, Epoch, Lsn};
@@ -87,9 +87,9 @@ pub enum Report {
 /// An address as a frame.
 pub fn address(kind: Kind, lsn: Lsn) -> [u8; HEADER + 8] {
     let mut bytes = [0; HEADER + 8];
-    bytes[..4].copy_from_slice(&8_u32.to_le_bytes());
-    bytes[4] = kind as u8;
-    bytes[HEADER..].copy_from_slice(&lsn.0.to_le_bytes());
+    let (header, body) = bytes.split_at_mut(HEADER);
+    header.copy_from_slice(&frame::header(kind, body.len()));
+    body.copy_from_slice(&lsn.0.to_le_bytes());
     bytes
 }
 
