@@ -19,7 +19,7 @@ setup: ## Install what is missing to build and run (apt; asks sudo when not root
 	@scripts/setup.sh build
 
 build: setup ## Build the extension, optimised
-	cargo build --release -p pg_tide --features pg$(PG)
+	cargo build --release -p pg_tide -p tide-server --features pg_tide/pg$(PG)
 
 install: build ## Put the extension where Postgres looks for it
 	@scripts/install.sh

@@ -3,7 +3,7 @@
 set -eu
 
 cd "$(dirname "$0")/.."
-library=${CARGO_TARGET_DIR:-target}/release/libpg_tide.so
+built=${CARGO_TARGET_DIR:-target}/release
 pkglibdir=$("$PG_CONFIG" --pkglibdir)
 extensions=$("$PG_CONFIG" --sharedir)/extension
 
@@ -11,13 +11,19 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-if ! cmp -s "$library" "$pkglibdir/pg_tide.so"; then
-    # A new file, never new bytes in the old one: a running server has that mapped.
-    as_root rm -f "$pkglibdir/pg_tide.so"
-    as_root install -m 755 "$library" "$pkglibdir/pg_tide.so"
-fi
-# The script of CREATE EXTENSION is kept in one file per subject, which run in the order of their names.
 version=$(sed -n "s/^default_version = '\(.*\)'/\1/p" pg_tide.control)
+
+# A new file, never new bytes in the old one: a running server has that mapped.
+replace() {
+    cmp -s "$1" "$2" && return
+    as_root rm -f "$2"
+    as_root install -m 755 "$1" "$2"
+}
+
+replace "$built/libpg_tide.so" "$pkglibdir/pg_tide.so"
+# The version is in its name, so that an upgrade leaves a running worker its own.
+replace "$built/tide-server" "$pkglibdir/tide-server-$version"
+# The script of CREATE EXTENSION is kept in one file per subject, which run in the order of their names.
 script=$(mktemp)
 trap 'rm -f "$script"' EXIT
 cat sql/extension/*.sql > "$script"

@@ -57,7 +57,7 @@ for name in ${*:-$(checks | cut -d' ' -f1)}; do
         echo "$name: there is nothing to take out of $file any more" >&2
         exit 1
     fi
-    (cd "$tree" && export CARGO_TARGET_DIR="$build" && cargo build --quiet --release -p pg_tide --features "pg$PG" && scripts/install.sh >/dev/null)
+    (cd "$tree" && export CARGO_TARGET_DIR="$build" && cargo build --quiet --release -p pg_tide -p tide-server --features "pg_tide/pg$PG" && scripts/install.sh >/dev/null)
     if TIDE_SEEDS=$seeds cargo test --quiet -p tide-tests --features e2e --test e2e \
         -- oracle::every >"$build/$name.log" 2>&1; then
         echo "$name: NOT found with $seeds seeds"
