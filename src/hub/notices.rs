@@ -266,12 +266,11 @@ mod tests {
 
     use futures_util::FutureExt;
 
-    use super::super::group::GroupKey;
+    use super::super::group::{Floor, GroupKey};
     use super::super::handle::Peer;
     use super::super::queue::{Budget, Queue, Taken};
     use super::super::roster::Seat;
     use super::*;
-    use crate::event::Position;
     use crate::hub::subscription::Identity;
 
     const TOPIC: &str = "realtime:tide:notify:jobs";
@@ -318,7 +317,7 @@ mod tests {
                 private: false,
                 bindings: Arc::default(),
             };
-            let seat = Seat::new(key, Position::default(), None);
+            let seat = Seat::new(key, Floor::default(), None);
             let identity = Identity { role: "anon".into(), claims: "{}".into() };
             self.roster.join(session, &topic, identity.into(), vec![seat]);
             queue

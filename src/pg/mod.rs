@@ -21,6 +21,7 @@ mod guc;
 mod helper;
 mod helper_process;
 mod hooks;
+mod in_flight;
 mod inbox;
 mod invalidation;
 mod judge;

@@ -7,6 +7,7 @@ use pgrx::datum::DatumWithOid;
 use pgrx::{PgSqlErrorCode, Spi, pg_sys};
 use serde::Deserialize;
 
+use super::in_flight;
 use super::role;
 use super::transaction::{Refusal, rolled_back};
 use crate::catalog::protocol::{
@@ -33,10 +34,12 @@ pub(super) fn role(role: &str) -> Result<String, Refusal> {
     encode(&status)
 }
 
-/// The WAL address comes first: whatever commits after it has been decoded after the question.
+/// The WAL address comes first, then who was running: whatever commits after it, or could not be
+/// seen yet, has been decoded after the question.
 pub(super) fn tables(role: &str, publication: &str, which: &Which) -> Result<String, Refusal> {
     // SAFETY: reads a number from shared memory.
     let lsn = unsafe { pg_sys::GetXLogInsertRecPtr() };
+    let running = in_flight::running().into_iter().map(pg_sys::TransactionId::into_inner).collect();
     forget_catalogue();
     let (mut schemas, mut names, mut oids) = (Vec::new(), Vec::new(), Vec::new());
     match which {
@@ -51,7 +54,7 @@ pub(super) fn tables(role: &str, publication: &str, which: &Which) -> Result<Str
             [role.into(), publication.into(), schemas.into(), names.into(), oids.into()];
         parse(&text(TABLES, &arguments)?)
     })?;
-    encode(&Tables { lsn, tables: found.into_iter().map(TableAccess::from).collect() })
+    encode(&Tables { lsn, running, tables: found.into_iter().map(TableAccess::from).collect() })
 }
 
 /// What is missing, or forbidden, is not visible.

@@ -12,14 +12,13 @@ use super::rest::HttpBroadcasts;
 use super::role::RoleCache;
 use crate::auth::Verifier;
 use crate::catalog::protocol::{TableAccess, TableName};
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::{Catalog, CatalogError, Moment};
 use crate::config::Config;
-use crate::event::Lsn;
 use crate::hub::Hub;
 use crate::stats::Stats;
 
-/// The tables as the role may see them, and the address as of which.
-type TablesAnswer = Result<(Arc<[TableAccess]>, Lsn), CatalogError>;
+/// The tables as the role may see them, and the moment as of which.
+type TablesAnswer = Result<(Arc<[TableAccess]>, Moment), CatalogError>;
 
 #[derive(Debug)]
 pub struct ServerContext {

@@ -23,6 +23,7 @@ mod rest;
 mod role;
 mod route;
 mod session;
+mod since;
 mod speech;
 #[cfg(test)]
 mod tests;
