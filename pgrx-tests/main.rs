@@ -21,6 +21,7 @@ mod notify;
 mod oracle;
 mod outbox;
 mod policies;
+mod positions;
 mod privileges;
 mod processes;
 mod protocol;

@@ -189,17 +189,10 @@ revoke execute on function tide.disconnect(bigint) from public;
 grant execute on function tide.disconnect(bigint) to pg_monitor, pg_signal_backend;
 
 create function tide.current_position() returns text
-language sql volatile parallel unsafe
-security definer
-set search_path = pg_catalog, pg_temp
-begin atomic
-    -- Before the record that would be written next, after everything written so far.
-    select epoch || '.' || lpad(to_hex((pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint - 1), 16, '0')
-           || 'ffffffff'
-    from jsonb_to_record(tide._worker_status()) as w (epoch text);
-end;
+language c volatile parallel unsafe
+as 'MODULE_PATHNAME', 'tide_current_position_wrapper';
 comment on function tide.current_position() is
-'A position for "since": a client that resumes from it gets what commits after this call. NULL if the worker is not live';
+'A position for "since": a client that resumes from it gets everything that no query could see yet when this was called. A commit that hangs (a synchronous standby is missing) makes it an earlier one, so that what has committed since comes once more. NULL if the worker is not live';
 
 create function tide.restart_worker() returns boolean
 language c volatile strict parallel unsafe

@@ -71,10 +71,18 @@ pub extern "C-unwind" fn tide_worker_main(database: pg_sys::Datum) {
     unsafe { pg_sys::before_shmem_exit(Some(stop_threads), pg_sys::Datum::from(0)) };
 
     let config = guc::config(&name, database);
-    entry.set_config(probe::fingerprint(&config, extension));
+    let fingerprint = probe::fingerprint(&config, extension);
     stream::pin_output_settings();
     match Bell::new() {
-        Ok(bell) => Worker::new(entry, config, bell).run(),
+        Ok(bell) => {
+            let mut worker = Worker::new(entry, config, bell);
+            if probe::is_made_anew(entry.config(), fingerprint) {
+                // What the slot holds was written with tables and keys that are gone.
+                worker.stream.drop_slot();
+            }
+            entry.set_config(fingerprint);
+            worker.run();
+        }
         Err(error) => error!("pg_tide: could not make an eventfd: {error}"),
     }
 }

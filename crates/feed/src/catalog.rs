@@ -220,6 +220,8 @@ pub enum ControlRequest {
 pub struct Tables {
     /// `pg_current_wal_insert_lsn()` taken before the look-up, as a number.
     pub lsn: u64,
+    /// The transactions that were running right after that.
+    pub running: Vec<u32>,
     pub tables: Vec<TableAccess>,
 }
 

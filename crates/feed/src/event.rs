@@ -27,6 +27,14 @@ pub struct Position {
     pub ordinal: u32,
 }
 
+impl Position {
+    /// The last before every transaction that commits at `lsn` or later.
+    pub fn before(lsn: Lsn) -> Position {
+        let before = lsn.0.checked_sub(1).map(Lsn);
+        before.map_or_else(Position::default, |commit| Position { commit, ordinal: u32::MAX })
+    }
+}
+
 impl fmt::Display for Position {
     /// 24 hexadecimal digits: positions sort as text as they do as numbers.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -457,10 +465,8 @@ impl Batch {
 
     /// Adds a value: `write` appends its JSON to the arena.
     pub fn push_json<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
-        let start = self.arena.len();
-        let result = write(&mut self.arena);
-        let len = self.arena.len() - start;
-        self.fields.push(Field { start: start as u32, len: len as u32 });
+        let (Span { start, len }, result) = self.push_span(write);
+        self.fields.push(Field { start, len });
         result
     }
 
@@ -564,14 +570,8 @@ mod tests {
 
     #[test]
     fn what_is_not_a_cursor_is_refused() {
-        for text in [
-            "",
-            ".",
-            "x",
-            &"0".repeat(39),
-            &"é".repeat(20),
-            "+0000000000000.+00000000000000000000000",
-        ] {
+        let signed = format!("+{:013}.+{:023}", 0, 0);
+        for text in ["", ".", "x", &"0".repeat(39), &"é".repeat(20), &signed] {
             assert_eq!(text.parse::<Cursor>(), Err(CursorError), "{text}");
         }
     }
@@ -586,12 +586,9 @@ mod tests {
         batch.push_absent();
         let row = batch.end_row(&start);
 
-        let row = batch.row(row);
+        let values = [0, 1, 2, 3, 4].map(|index| batch.row(row).get(index));
 
-        assert_eq!(row.get(0), Datum::Json(b"42"));
-        assert_eq!(row.get(1), Datum::Null);
-        assert_eq!(row.get(2), Datum::Unchanged);
-        assert_eq!(row.get(3), Datum::Absent);
-        assert_eq!(row.get(4), Datum::Absent);
+        use Datum::{Absent, Json, Null, Unchanged};
+        assert_eq!(values, [Json(b"42"), Null, Unchanged, Absent, Absent]);
     }
 }

@@ -3,7 +3,10 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use tide_feed::event::Cursor;
+
 use super::entitlement::Entitlements;
+use super::group::Member;
 use super::handle::{Live, SessionId};
 use super::history::{History, Seq};
 use super::plan::{Bodies, Missing, Press, Scene};
@@ -12,7 +15,7 @@ use super::queue::{Goodbye, Push};
 use super::registry::Roster;
 use super::slow_consumer::{Judge, Pace};
 use crate::stats::Stats;
-use crate::wire::encode::{Resync, resync};
+use crate::wire::encode::{Resync, caught_up, resync};
 use crate::wire::frame_buf::Sheet;
 
 /// Events looked at per turn, so that a long replay does not hold up the stream.
@@ -208,7 +211,7 @@ fn advance(
             if member.lag.is_none_or(|lag| lag > seq) {
                 continue;
             }
-            if event.position > member.floor {
+            if member.floor.admits(event) {
                 frames.clear();
                 let mut press = Press {
                     entitlements: &mut *entitlements,
@@ -263,9 +266,35 @@ fn advance(
         let lag = group.lag();
         group.plans.hearing.forget(lag);
     }
+    if is_done {
+        tell_caught_up(session, roster, history, live);
+    }
     match (is_done, waits) {
         (false, _) => Progress::More,
         (true, true) => Progress::Waiting,
         (true, false) => Progress::CaughtUp,
+    }
+}
+
+/// Tells the client of those of its channels that resumed and have had everything by now.
+fn tell_caught_up(session: SessionId, roster: &mut Roster, history: &History, live: Live) {
+    let Some(entry) = roster.sessions.get(&session) else { return };
+    let channels: Vec<_> = entry.channels.values().map(|channel| channel.groups.clone()).collect();
+    for groups in channels {
+        let member = |id| roster.group(id)?.members.iter().find(|m| m.session == session);
+        let members: Vec<&Member> = groups.iter().filter_map(|id| member(*id)).collect();
+        if !members.iter().any(|m| m.replays) || members.iter().any(|m| m.lag.is_some()) {
+            continue;
+        }
+        let mut untold = Some(Cursor { epoch: live.epoch, position: history.reached() });
+        for id in groups {
+            let Some(group) = roster.group_mut(id) else { continue };
+            for member in group.members.iter_mut().filter(|m| m.session == session) {
+                member.replays = false;
+                if let Some(position) = untold.take() {
+                    member.queue.reply(caught_up(group.key.vsn, &group.key.topic, position));
+                }
+            }
+        }
     }
 }

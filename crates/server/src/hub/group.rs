@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tide_feed::event::{Position, Relation};
+use tide_feed::event::{Event, Position, Relation};
 
 use super::handle::SessionId;
 use super::history::Seq;
@@ -66,14 +66,35 @@ pub(super) fn is_about(target: &Target, relation: &Relation) -> bool {
     }
 }
 
+/// Where in the stream a channel begins.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Floor {
+    /// What is after it is for the channel ...
+    pub(super) position: Position,
+    /// ... and what is before it, of these transactions: nobody could see them when it joined.
+    pub(super) unseen: Arc<[u32]>,
+}
+
+impl Floor {
+    pub(super) fn at(position: Position) -> Floor {
+        Floor { position, unseen: Arc::default() }
+    }
+
+    pub(super) fn admits(&self, event: &Event) -> bool {
+        event.position > self.position || self.unseen.contains(&event.xid)
+    }
+}
+
 /// One channel of one connection.
 pub(super) struct Member {
     pub(super) session: SessionId,
     pub(super) queue: Arc<Queue>,
-    /// Only events after this position are for it.
-    pub(super) floor: Position,
+    /// Only events after it are for the channel.
+    pub(super) floor: Floor,
     /// The first event it has not been given, if it does not keep up or is resuming.
     pub(super) lag: Option<Seq>,
+    /// It resumes, and is to be told when it has had everything.
+    pub(super) replays: bool,
     /// It is to be given only the newest of what it reads from the history.
     pub(super) latest: Option<Box<Latest>>,
 }

@@ -4,10 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tide_feed::event::Position;
-
 use super::entitlement::Entitlements;
-use super::group::{Group, GroupId, GroupKey, Latest, Member};
+use super::group::{Floor, Group, GroupId, GroupKey, Latest, Member};
 use super::handle::{Peer, SessionId};
 use super::history::Seq;
 use super::plan::Plans;
@@ -42,14 +40,15 @@ pub(super) struct Channel {
 /// A group and where in the stream a channel begins in it.
 pub(super) struct Seat {
     pub(super) key: GroupKey,
-    pub(super) floor: Position,
+    pub(super) floor: Floor,
     pub(super) lag: Option<Seq>,
+    pub(super) replays: bool,
     pub(super) latest: Option<Box<Latest>>,
 }
 
 impl Seat {
-    pub(super) fn new(key: GroupKey, floor: Position, lag: Option<Seq>) -> Seat {
-        Seat { key, floor, lag, latest: None }
+    pub(super) fn new(key: GroupKey, floor: Floor, lag: Option<Seq>) -> Seat {
+        Seat { key, floor, lag, replays: false, latest: None }
     }
 }
 
@@ -155,7 +154,7 @@ impl Roster {
         let known = self.by_key.get(&key).filter(|id| channel.groups.contains(id)).copied();
         match (known, receive) {
             (None, true) => {
-                let id = self.sit_down(session, Seat::new(key, Position::default(), None));
+                let id = self.sit_down(session, Seat::new(key, Floor::default(), None));
                 self.change_groups(session, topic, |groups| groups.push(id));
             }
             (Some(id), false) => {
@@ -215,7 +214,7 @@ impl Roster {
     fn stand_up(&mut self, session: SessionId, id: GroupId) -> Option<Seat> {
         let group = self.groups.get_mut(&id)?;
         let index = group.members.iter().position(|member| member.session == session)?;
-        let Member { floor, lag, latest, .. } = group.members.swap_remove(index);
+        let Member { floor, lag, replays, latest, .. } = group.members.swap_remove(index);
         let key = group.key.clone();
         if group.members.is_empty() {
             self.routes.remove(id, &key);
@@ -228,7 +227,7 @@ impl Roster {
                 }
             }
         }
-        Some(Seat { key, floor, lag, latest })
+        Some(Seat { key, floor, lag, replays, latest })
     }
 
     /// Moves the channel to the groups of the same bindings under another identity.
@@ -276,11 +275,11 @@ impl Roster {
 
     /// Makes the connection a member of a group, which is made if need be.
     fn sit_down(&mut self, session: SessionId, seat: Seat) -> GroupId {
-        let Seat { key, floor, lag, latest } = seat;
+        let Seat { key, floor, lag, replays, latest } = seat;
         let id = self.group_of(key);
         let queue = self.sessions.get(&session).map(|entry| Arc::clone(&entry.queue));
         if let (Some(group), Some(queue)) = (self.groups.get_mut(&id), queue) {
-            group.members.push(Member { session, queue, floor, lag, latest });
+            group.members.push(Member { session, queue, floor, lag, replays, latest });
         }
         id
     }

@@ -4,7 +4,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tide_feed::catalog::{TableAccess, TableName};
 use tide_feed::config::Config;
-use tide_feed::event::Lsn;
 use tokio::sync::Semaphore;
 
 use super::access;
@@ -14,12 +13,12 @@ use super::rest::HttpBroadcasts;
 use super::role::RoleCache;
 use super::single_flight::Lookups;
 use crate::auth::Verifier;
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::{Catalog, CatalogError, Moment};
 use crate::hub::Hub;
 use crate::stats::Stats;
 
-/// The tables as the role may see them, and the address as of which.
-type TablesAnswer = Result<(Arc<[TableAccess]>, Lsn), CatalogError>;
+/// The tables as the role may see them, and the moment as of which.
+type TablesAnswer = Result<(Arc<[TableAccess]>, Moment), CatalogError>;
 
 #[derive(Debug)]
 pub struct ServerContext {

@@ -1,10 +1,10 @@
 //! Joining a channel: from what the client asks for to a subscription of the hub's, or a refusal.
 
+use std::slice;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tide_feed::catalog::{TableAccess, TableName, Which};
-use tide_feed::event::{Cursor, Lsn};
 use tokio::time::timeout;
 
 use super::access::{self, Access, Extensions};
@@ -14,6 +14,8 @@ use super::context::ServerContext;
 use super::conversation::{Outcome, OwnedAddress};
 use super::identity::{self, Credentials, Refusal};
 use super::presence::{Attendance, Place};
+use super::since::since;
+use crate::catalog::Moment;
 use crate::hub::handle::SessionId;
 use crate::hub::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
 use crate::notify::Lease;
@@ -45,7 +47,7 @@ pub(super) struct Refused {
 }
 
 impl Refused {
-    fn request(reason: impl Into<String>) -> Refused {
+    pub(super) fn request(reason: impl Into<String>) -> Refused {
         Refused { count: RefusedJoin::Request, reason: reason.into() }
     }
 
@@ -64,6 +66,8 @@ impl From<Refusal> for Refused {
 struct Plan {
     facets: Vec<Facet>,
     since: Since,
+    /// What the topic of an old client stands for.
+    legacy: Option<ChangeParams>,
     greeting: Vec<Bytes>,
     /// What the client may do on the channel itself.
     access: Access,
@@ -73,7 +77,7 @@ struct Plan {
 
 impl Plan {
     fn new(facets: Vec<Facet>, since: Since, greeting: Vec<Bytes>) -> Plan {
-        Plan { facets, since, greeting, access: Access::default(), lease: None }
+        Plan { facets, since, legacy: None, greeting, access: Access::default(), lease: None }
     }
 }
 
@@ -81,7 +85,9 @@ impl Plan {
 pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outcome {
     match joiner.plan(&payload).await {
         Ok(plan) => {
+            let echoed = plan.legacy.as_ref().map_or(&*payload.postgres_changes, slice::from_ref);
             let subscription = Subscription {
+                reply: encode::joined(joiner.vsn, joiner.address.borrow(), echoed),
                 topic: Arc::clone(&joiner.address.topic),
                 vsn: joiner.vsn,
                 identity: Arc::clone(&joiner.credentials.identity),
@@ -181,7 +187,7 @@ impl Joiner {
         {
             return Err(Refused::table(text));
         }
-        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), params)];
+        let mut greeting = Vec::new();
         let (join_ref, topic) = (self.address.join_ref.as_deref(), &*self.address.topic);
         if !bindings.is_empty() {
             greeting.push(encode::subscribed(self.vsn, join_ref, topic));
@@ -196,23 +202,24 @@ impl Joiner {
 
     /// realtime-js 1.x: the topic's name is the subscription.
     async fn plan_legacy(&self, payload: &JoinPayload, topic: &Topic) -> Result<Plan, Refused> {
-        let params = [legacy_params(topic.legacy_parts())];
-        let (tables, asked) = self.tables(named_tables(&params)).await?;
-        let (bindings, failures) = self.bind(&params, &tables).await?;
-        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &params)];
+        let params = legacy_params(topic.legacy_parts());
+        let params_ref = slice::from_ref(&params);
+        let (tables, asked) = self.tables(named_tables(params_ref)).await?;
+        let (bindings, failures) = self.bind(params_ref, &tables).await?;
+        let mut greeting = Vec::new();
         self.greet_failures(&failures, &mut greeting);
         self.greet_row_security(&bindings, &tables, &mut greeting);
         let since = since(&payload.broadcast, asked)?;
-        Ok(Plan::new(vec![Facet::of_rows(Style::Legacy, bindings)], since, greeting))
+        let facets = vec![Facet::of_rows(Style::Legacy, bindings)];
+        Ok(Plan { legacy: Some(params), ..Plan::new(facets, since, greeting) })
     }
 
     /// A channel for messages, broadcasts and presence alone.
     async fn plan_quiet(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
         let access = self.authorize(payload, access::CHANNEL).await?;
         let (_, asked) = self.tables(Vec::new()).await?;
-        let greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
         let facets = channel_facets(payload, access);
-        Ok(Plan { access, ..Plan::new(facets, since(&payload.broadcast, asked)?, greeting) })
+        Ok(Plan { access, ..Plan::new(facets, since(&payload.broadcast, asked)?, Vec::new()) })
     }
 
     /// What the client may do on a channel that is not about rows: on a private one what the
@@ -260,7 +267,7 @@ impl Joiner {
             return Err(Refusal::Unavailable.into());
         }
         let (_, asked) = self.tables(Vec::new()).await?;
-        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        let mut greeting = Vec::new();
         self.greet_presence(payload, &mut greeting);
         let facets = vec![Facet::of_topic(Style::Notify, payload.private)];
         let plan = Plan::new(facets, Since::Now(asked), greeting);
@@ -277,7 +284,7 @@ impl Joiner {
             Access::default()
         };
         let (_, asked) = self.tables(Vec::new()).await?;
-        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        let mut greeting = Vec::new();
         self.greet_presence(payload, &mut greeting);
         let facets = vec![Facet::of_topic(Style::Schema, payload.private)];
         Ok(Plan { access, ..Plan::new(facets, since(options, asked)?, greeting) })
@@ -310,7 +317,7 @@ impl Joiner {
         };
         let (operations, target) = (operations(options), Target::Table(access.oid));
         let bindings = vec![Binding { id: 1, operations, target, filter, select }];
-        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        let mut greeting = Vec::new();
         self.greet_presence(payload, &mut greeting);
         self.greet_row_security(&bindings, &tables, &mut greeting);
         let facets = vec![Facet::of_rows(Style::Table, bindings)];
@@ -352,7 +359,7 @@ impl Joiner {
         let (operations, filter) = (operations(options), None);
         let bindings = vec![Binding { id: 1, operations, target, filter, select }];
         let (_, asked) = self.tables(Vec::new()).await?;
-        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        let mut greeting = Vec::new();
         self.greet_presence(payload, &mut greeting);
         let facets = vec![Facet::of_rows(style, bindings)];
         Ok(Plan::new(facets, since(options, asked)?, greeting))
@@ -371,8 +378,8 @@ impl Joiner {
         Ok(&payload.broadcast)
     }
 
-    /// The tables as the role may see them, and the address as of which.
-    async fn tables(&self, names: Vec<TableName>) -> Result<(Arc<[TableAccess]>, Lsn), Refused> {
+    /// The tables as the role may see them, and the moment as of which.
+    async fn tables(&self, names: Vec<TableName>) -> Result<(Arc<[TableAccess]>, Moment), Refused> {
         let (context, role) = (&self.context, self.credentials.role());
         let names = &names;
         let look_up = async || {
@@ -509,17 +516,6 @@ fn operations(options: &BroadcastOptions) -> Operations {
     }
 }
 
-fn since(options: &BroadcastOptions, asked: Lsn) -> Result<Since, Refused> {
-    match (&options.since, options.last) {
-        (Some(text), _) => match text.parse::<Cursor>() {
-            Ok(cursor) => Ok(Since::Cursor(cursor)),
-            Err(error) => Err(Refused::request(format!("InvalidPosition: since is {error}"))),
-        },
-        (None, Some(last)) => Ok(Since::Last(last)),
-        (None, None) => Ok(Since::Now(asked)),
-    }
-}
-
 /// The parameters that an old topic stands for, as the reply echoes them.
 fn legacy_params(parts: LegacyParts<'_>) -> ChangeParams {
     let schema = parts.schema.unwrap_or("*");
@@ -574,26 +570,6 @@ mod tests {
 
         let names: Vec<_> = asked.iter().map(|n| (&*n.schema, &*n.table)).collect();
         assert_eq!(names, [("public", "a"), ("other", "a")]);
-    }
-
-    #[test]
-    fn a_position_counts_before_a_number_of_events() {
-        let cursor = "00000001000001.000000000000000a00000000";
-        let options = |since: Option<&str>, last| BroadcastOptions {
-            since: since.map(str::to_owned),
-            last,
-            ..BroadcastOptions::default()
-        };
-
-        let since = |options| super::since(&options, Lsn(5)).map_err(|refused| refused.reason);
-
-        assert_eq!(
-            since(options(Some(cursor), Some(3))),
-            Ok(Since::Cursor(cursor.parse().unwrap()))
-        );
-        assert_eq!(since(options(None, Some(3))), Ok(Since::Last(3)));
-        assert_eq!(since(options(None, None)), Ok(Since::Now(Lsn(5))));
-        assert!(since(options(Some("yesterday"), None)).is_err());
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod rest;
 mod role;
 mod route;
 mod session;
+mod since;
 mod single_flight;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,8 @@
 //! The hub's thread: takes events from the decoder and requests from sessions, in one loop that
 //! owns all routing state.
 
-use std::collections::VecDeque;
+mod join;
+
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,23 +12,23 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, never, select};
 use tide_feed::config::Config;
-use tide_feed::event::{Batch, Cursor, EventKind, Feed, Message, Position};
+use tide_feed::event::{Batch, EventKind, Feed, Message};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::catch_up::Laggards;
 use super::entitlement::Entitlements;
-use super::group::{GroupId, GroupKey, Latest};
+use super::group::{GroupId, GroupKey};
 use super::handle::{Cast, Casts, Command, Ends, Hub, Live, SessionId};
-use super::history::{History, Seq, before};
+use super::history::{History, Seq};
 use super::notices::Notices;
-use super::plan::{Bodies, Missing, Plans, Press, Scene};
+use super::plan::{Bodies, Missing, Press, Scene};
 use super::policy_check::Inquiries;
 use super::queue::{Budget, Goodbye, Push};
 use super::receipts::Receipts;
 use super::recent;
-use super::registry::{Roster, Seat, Session};
-use super::subscription::{Facet, Identity, Since, Style, Subscription, Target};
+use super::registry::{Roster, Session};
+use super::subscription::{Facet, Style, Subscription, Target};
 use crate::bridge::Bridge;
 use crate::catalog::Catalog;
 use crate::policy::{Rule, Way};
@@ -245,6 +246,7 @@ impl Stream {
         let same = self.live.is_some_and(|before| before.epoch == live.epoch);
         if !same {
             self.history.restart(live.from);
+            self.stats.decoded.set(live.from.0);
             // Whoever was here has lost what lies between the two slots.
             if self.live.is_some() {
                 self.announce_gap();
@@ -262,6 +264,7 @@ impl Stream {
             let frame = resync(group.key.vsn, None, &group.key.topic, gap);
             for member in &mut group.members {
                 member.lag = None;
+                member.replays = false;
                 member.queue.reply(frame.clone());
             }
         }
@@ -354,10 +357,9 @@ impl Stream {
         if self.frames.is_empty() {
             return;
         }
-        let position = scene.event.position;
-        group.previous = Some(position);
+        group.previous = Some(scene.event.position);
         for member in &mut group.members {
-            if member.lag.is_some() || position <= member.floor {
+            if member.lag.is_some() || !member.floor.admits(scene.event) {
                 continue;
             }
             if member.queue.push(&self.frames) == Push::Full {
@@ -370,10 +372,9 @@ impl Stream {
     /// Has a group wait for a verdict on the event; it reads on from the history.
     fn hold(&mut self, id: GroupId, scene: Scene<'_>, table: u32) {
         let Some(group) = self.roster.group_mut(id) else { return };
-        let position = scene.event.position;
         let mut is_held = false;
         for member in &mut group.members {
-            if member.lag.is_none() && position > member.floor {
+            if member.lag.is_none() && member.floor.admits(scene.event) {
                 member.lag = Some(scene.seq);
                 self.laggards.add(member.session);
                 is_held = true;
@@ -443,38 +444,6 @@ impl Stream {
         }
     }
 
-    fn join(&mut self, session: SessionId, subscription: Subscription) {
-        let Some(entry) = self.roster.sessions.get(&session) else { return };
-        let queue = Arc::clone(&entry.queue);
-        // May have to ask the steward: before the client hears that it has joined, and goes on.
-        let keys: Vec<GroupKey> =
-            subscription.facets.iter().map(|facet| self.key(&subscription, facet)).collect();
-        for frame in &subscription.greeting {
-            queue.reply(frame.clone());
-        }
-        let keys = keys.into_iter();
-        let seats: Vec<Seat> = match subscription.since {
-            Since::Now(lsn) => keys.map(|key| Seat::new(key, before(lsn), None)).collect(),
-            Since::Last(count) => {
-                keys.map(|key| self.newest(key, count, &subscription.identity)).collect()
-            }
-            Since::Cursor(cursor) => {
-                let (floor, lag) = self.resume(cursor).unwrap_or_else(|reason| {
-                    queue.reply(self.resync_frame(&subscription, reason));
-                    (self.history.newest().unwrap_or_default(), None)
-                });
-                keys.map(|key| Seat::new(key, floor, lag)).collect()
-            }
-        };
-        let lags = seats.iter().any(|seat| seat.lag.is_some());
-        self.roster.join(session, &subscription.topic, subscription.identity, seats);
-        self.foresee(session, &subscription.topic);
-        if lags {
-            self.laggards.add(session);
-            self.laggards.wake(session);
-        }
-    }
-
     /// Where the policies of the tables it names tell clients apart, a group is one identity's.
     fn key(&mut self, subscription: &Subscription, facet: &Facet) -> GroupKey {
         let key = GroupKey::of(subscription, facet);
@@ -530,80 +499,6 @@ impl Stream {
                 }
             }
         }
-    }
-
-    /// Where to go on after an event the client has seen, or why that is not possible.
-    fn resume(&self, cursor: Cursor) -> Result<(Position, Option<Seq>), &'static str> {
-        let Some(live) = self.live else { return Err("epoch") };
-        let start = if cursor.epoch.generation != live.epoch.generation
-            || cursor.epoch.timeline > live.epoch.timeline
-        {
-            Err("epoch")
-        } else if cursor.position < self.history.floor() {
-            Err("trimmed")
-        } else {
-            let seq = self.history.after(cursor.position);
-            Ok((cursor.position, (seq < self.history.head()).then_some(seq)))
-        };
-        let counter =
-            if start.is_ok() { &self.stats.resumes_total } else { &self.stats.resyncs_total };
-        counter.inc();
-        start
-    }
-
-    fn resync_frame(&self, subscription: &Subscription, reason: &str) -> Bytes {
-        let epoch = self.live.map(|live| live.epoch).unwrap_or_default();
-        let cursor = |position| Cursor { epoch, position };
-        let resync_of = Resync {
-            reason,
-            oldest: self.history.newest().map(|_| cursor(self.history.floor())),
-            newest: self.history.newest().map(cursor),
-        };
-        resync(subscription.vsn, None, &subscription.topic, resync_of)
-    }
-
-    /// Where to begin so that the newest `count` events of the group are given.
-    fn newest(&mut self, mut key: GroupKey, count: u32, identity: &Arc<Identity>) -> Seat {
-        let now = self.history.newest().unwrap_or_default();
-        let Some(live) = self.live else { return Seat::new(key, now, None) };
-        let mut plans = Plans::default();
-        let mut found = 0;
-        let mut start = None;
-        for (seq, batch, event) in self.history.newest_first() {
-            if found >= count {
-                break;
-            }
-            self.bodies.clear();
-            self.frames.clear();
-            let scene = Scene { batch, event, seq, live };
-            let mut press = Press {
-                entitlements: &mut self.entitlements,
-                bodies: &mut self.bodies,
-                sheet: &mut self.sheet,
-                out: &mut self.frames,
-            };
-            match plans.frames(&key, scene, None, &mut press) {
-                Ok(()) => {}
-                // How many of the events are for it is only known once the policies were asked.
-                Err(missing) => {
-                    if missing == Missing::Identity {
-                        key.identity = Some(Arc::clone(identity));
-                    }
-                    let count = usize::try_from(count).unwrap_or(usize::MAX);
-                    let until = self.history.head();
-                    let latest = Latest { count, until, frames: VecDeque::new() };
-                    let start = Some(self.history.start());
-                    let seat = Seat::new(key, Position::default(), start);
-                    return Seat { latest: Some(Box::new(latest)), ..seat };
-                }
-            }
-            if !self.frames.is_empty() {
-                found += 1;
-                start = Some(seq);
-            }
-        }
-        let floor = if start.is_some() { Position::default() } else { now };
-        Seat::new(key, floor, start)
     }
 }
 
