@@ -38,6 +38,28 @@ pub enum CatalogError {
     Refused { sqlstate: String, message: String },
 }
 
+impl CatalogError {
+    /// Whether the same question may well be answered in a moment.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            CatalogError::Unavailable => true,
+            CatalogError::Ended => false,
+            CatalogError::Refused { sqlstate, .. } => is_transient(sqlstate),
+        }
+    }
+}
+
+/// Whether an error says nothing about what was asked: a lock that was not free, a deadlock, no room,
+/// a shutdown, a catalogue that changed while it was read (that is an internal error). Not that time
+/// ran out: that is what policies are said to have done that are too slow.
+pub(crate) fn is_transient(sqlstate: &str) -> bool {
+    match sqlstate {
+        "57014" => false,
+        "55P03" | "55006" | "XX000" => true,
+        _ => ["40", "53", "57", "58"].iter().any(|class| sqlstate.starts_with(class)),
+    }
+}
+
 /// Asks the helper processes. A cheap clone.
 #[derive(Clone, Debug)]
 pub struct Catalog {

@@ -2,6 +2,7 @@
 //! see what; it knows neither sockets nor Postgres.
 #![forbid(unsafe_code)]
 
+mod alteration;
 mod entitlement;
 mod group;
 pub mod handle;
@@ -16,6 +17,7 @@ mod recent;
 mod replay;
 mod roster;
 mod route;
+mod shipment;
 mod stream;
 pub mod subscription;
 #[cfg(test)]
