@@ -8,12 +8,14 @@ use pgrx::{PgSqlErrorCode, Spi};
 use super::executor::as_role;
 use super::judge::{set, with_claims};
 use super::transaction::Refusal;
+use crate::catalog::is_transient;
 use crate::catalog::protocol::Grant;
 
 const POLICIES: &str = include_str!("../../sql/catalog/channel.sql");
 
-/// What the role may do with each of the extensions of the topic. What fails grants nothing; why is
-/// for the log, since it may say more than the client is to know.
+/// What the role may do with each of the extensions of the topic. A policy that fails grants nothing;
+/// why is for the log, since it may say more than the client is to know. What says nothing about the
+/// policies is no answer.
 pub(super) fn grants(
     role: &str,
     claims: &str,
@@ -37,6 +39,9 @@ pub(super) fn grants(
         })
     });
     if let Err(refusal) = asked {
+        if is_transient(&refusal.sqlstate) {
+            return Err(refusal);
+        }
         pgrx::log!(
             "pg_tide: a policy of tide.channel failed for role \"{role}\": {}",
             refusal.for_log()
