@@ -460,3 +460,14 @@ pub struct Disconnected {
     /// There was such a connection.
     pub found: bool,
 }
+
+/// Whether an error says nothing about what was asked: a lock that was not free, a deadlock, no room,
+/// a shutdown, a catalogue that changed while it was read (that is an internal error). Not that time
+/// ran out: that is what policies are said to have done that are too slow.
+pub fn is_transient(sqlstate: &str) -> bool {
+    match sqlstate {
+        "57014" => false,
+        "55P03" | "55006" | "XX000" => true,
+        _ => ["40", "53", "57", "58"].iter().any(|class| sqlstate.starts_with(class)),
+    }
+}

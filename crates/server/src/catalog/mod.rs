@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use tide_feed::catalog::{
     Cast, Evaluation, Evaluations, Grant, Judgement, Judgements, Object, Outbox, Request, Retired,
     RoleStatus, Secrets, TableAccess, Tables, TakenOver, Unpublished, Visibility, Which,
+    is_transient,
 };
 use tide_feed::event::Lsn;
 use tokio::net::UnixStream;
@@ -44,6 +45,17 @@ pub struct Moment {
     /// The transactions that were running: of what has committed before `end`, only these could
     /// not be seen yet.
     pub running: Arc<[u32]>,
+}
+
+impl CatalogError {
+    /// Whether the same question may well be answered in a moment.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            CatalogError::Unavailable => true,
+            CatalogError::Ended => false,
+            CatalogError::Refused { sqlstate, .. } => is_transient(sqlstate),
+        }
+    }
 }
 
 /// Asks the helper processes. A cheap clone.

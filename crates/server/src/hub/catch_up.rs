@@ -225,8 +225,8 @@ fn advance(
                         roster.tell_apart(*id);
                         return Progress::More;
                     }
-                    Err(Missing::Verdict { table }) => {
-                        inquiries.raise(*id, seq, table, roster);
+                    Err(Missing::Answer { about }) => {
+                        inquiries.raise(*id, seq, about, roster);
                         continue;
                     }
                 }

@@ -93,6 +93,7 @@ impl Roster {
         &mut self,
         batch: &tide_feed::event::Batch,
         change: &tide_feed::event::Change,
+        seq: Seq,
         entitlements: &mut Entitlements,
         out: &mut Vec<GroupId>,
     ) {
@@ -101,7 +102,7 @@ impl Roster {
         let groups = groups.map(|(id, group)| {
             let role = group.key.role.as_ref().filter(|_| group.key.identity.is_some());
             let anchors = role.and_then(|role| {
-                let entitlement = entitlements.of(role, relation.oid);
+                let entitlement = entitlements.of(role, relation.oid, seq)?;
                 group.anchors(entitlement.rule())
             });
             (*id, &group.key, anchors)

@@ -1,11 +1,13 @@
 //! The hub's thread with a steward made up for the test and queues instead of sockets.
 
 mod beginning;
+mod lookups;
+mod steward;
 
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use beginning::{cursor, joined, now};
@@ -13,7 +15,8 @@ use bytes::Bytes;
 use crossbeam_channel::Sender;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
-use tide_feed::catalog::{ColumnAccess, Hello, Policy, Request, RowSecurity, TableAccess};
+use steward::Steward;
+use tide_feed::catalog::{ColumnAccess, Policy, Request, RowSecurity, TableAccess};
 use tide_feed::config::Config;
 use tide_feed::event::{
     Batch, CatalogChange, Change, Column, Cursor, Epoch, Event, EventKind, Feed, Kind, Lsn,
@@ -47,8 +50,7 @@ struct World {
     bridge: Arc<Bridge>,
     stats: Arc<Stats>,
     relation: Arc<Relation>,
-    /// What the steward says that any role may see.
-    granted: Arc<Mutex<Vec<TableAccess>>>,
+    steward: Arc<Steward>,
     catalog: Catalog,
 }
 
@@ -97,8 +99,8 @@ impl World {
     fn new(config: &Config) -> World {
         let runtime = Runtime::new().expect("a runtime");
         let catalog = Catalog::new("tide".into());
-        let granted = Arc::new(Mutex::new(vec![access()]));
-        runtime.block_on(steward(catalog.clone(), Arc::clone(&granted)));
+        let steward = Steward::new(vec![access()]);
+        runtime.spawn(Arc::clone(&steward).serve(catalog.clone()));
         let (feed, fed) = crossbeam_channel::bounded(64);
         let bridge = Arc::new(Bridge::new(|| {}));
         let stats = Arc::<Stats>::default();
@@ -112,7 +114,7 @@ impl World {
         };
         let (hub, _) = start(config, parts, Arc::new(AtomicBool::new(false))).expect("a hub");
         let relation = relation();
-        let world = World { runtime, hub, feed, bridge, stats, relation, granted, catalog };
+        let world = World { runtime, hub, feed, bridge, stats, relation, steward, catalog };
         world.feed(Feed::Live { epoch: EPOCH, from: Lsn(100) });
         world
     }
@@ -270,7 +272,7 @@ impl World {
             columns: Some(vec![1]),
         };
         let security = RowSecurity { policies: vec![policy], ..RowSecurity::default() };
-        let mut tables = self.granted.lock().expect("not poisoned");
+        let mut tables = self.steward.granted.lock().expect("not poisoned");
         for table in &mut *tables {
             table.row_security = Some(security.clone());
         }
@@ -321,25 +323,6 @@ fn executed(request: &Request) -> Value {
 
 fn at(commit: u64) -> Position {
     Position { commit: Lsn(commit), ordinal: 0 }
-}
-
-async fn steward(catalog: Catalog, granted: Arc<Mutex<Vec<TableAccess>>>) {
-    let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
-    tokio::spawn(async move { catalog.serve_steward(ours).await });
-    tokio::spawn(async move {
-        assert_eq!(serde_json::to_value(Hello::Steward).ok(), Some(json!("steward")));
-        while let Ok(request) = frame::read::<Request>(&mut theirs).await {
-            assert!(matches!(request, Request::Tables { .. }));
-            let mut tables = granted.lock().expect("not poisoned").clone();
-            if matches!(&request, Request::Tables { role, .. } if role == "owner") {
-                tables.iter_mut().for_each(|table| table.row_security = None);
-            }
-            let answer = json!({"ok": {"lsn": 0, "running": [], "tables": tables}});
-            if frame::write(&mut theirs, &answer).await.is_err() {
-                return;
-            }
-        }
-    });
 }
 
 #[test]
@@ -397,12 +380,12 @@ fn a_revoke_holds_from_the_next_event_on() {
     world.insert(200, 1);
     assert_eq!(world.ids(&client, 1), [1]);
 
-    let granted = std::mem::take(&mut *world.granted.lock().expect("not poisoned"));
+    let granted = std::mem::take(&mut *world.steward.granted.lock().expect("not poisoned"));
     world.feed(Feed::Catalog(CatalogChange::Relation(TABLE)));
     world.insert(300, 2);
     // Granted again once the hub has asked about the revoke.
     world.wait_for(300);
-    *world.granted.lock().expect("not poisoned") = granted;
+    *world.steward.granted.lock().expect("not poisoned") = granted;
     world.feed(Feed::Catalog(CatalogChange::All));
     world.insert(400, 3);
 

@@ -126,8 +126,10 @@ impl<'a> Bindings<'a> {
             Err(CatalogError::Refused { sqlstate, message }) if sqlstate.starts_with("22") => {
                 Err(BindingError::Unsuitable(message))
             }
-            Err(CatalogError::Refused { .. }) => Err(BindingError::Refused),
-            Err(CatalogError::Unavailable | CatalogError::Ended) => Err(BindingError::Unavailable),
+            Err(error @ CatalogError::Refused { .. }) if !error.is_transient() => {
+                Err(BindingError::Refused)
+            }
+            Err(_) => Err(BindingError::Unavailable),
         }
     }
 

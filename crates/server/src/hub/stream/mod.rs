@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::catch_up::Laggards;
-use super::entitlement::Entitlements;
+use super::entitlement::{Entitlements, Subject};
 use super::group::{GroupId, GroupKey};
 use super::handle::{Cast, Casts, Command, Ends, Hub, Live, SessionId};
 use super::history::{History, Seq};
@@ -28,10 +28,10 @@ use super::queue::{Budget, Goodbye, Push};
 use super::receipts::Receipts;
 use super::recent;
 use super::registry::{Roster, Session};
-use super::subscription::{Facet, Style, Subscription, Target};
+use super::subscription::{Facet, Style, Subscription};
 use crate::bridge::Bridge;
 use crate::catalog::Catalog;
-use crate::policy::{Rule, Way};
+use crate::policy::Way;
 use crate::stats::Stats;
 use crate::wire::Vsn;
 use crate::wire::encode::{Resync, resync};
@@ -111,7 +111,7 @@ impl Stream {
             laggards: Laggards::default(),
             notices,
             inquiries: Inquiries::new(catalog.clone(), runtime.clone()),
-            entitlements: Entitlements::new(catalog, runtime, Arc::clone(&stopping)),
+            entitlements: Entitlements::new(catalog, runtime),
             live: None,
             announce: ends.live,
             stalled: ends.stalled,
@@ -129,7 +129,7 @@ impl Stream {
 
     fn run(mut self, commands: &Receiver<Command>, feed: &Receiver<Feed>) {
         let (closed, notified, deaf) = (never(), self.bridge.notified(), never());
-        let answers = self.inquiries.answers();
+        let (answers, outcomes) = (self.inquiries.answers(), self.entitlements.outcomes());
         while !self.stopping.load(Ordering::Acquire) {
             let has_room = self.make_room();
             // Without room in the history the decoder waits: its channel fills up.
@@ -164,8 +164,12 @@ impl Stream {
                     let (roster, entitlements) = (&mut self.roster, &mut self.entitlements);
                     self.inquiries.settle(answer, roster, entitlements, laggards, stats);
                 },
+                recv(outcomes) -> outcome => if let Ok(outcome) = outcome {
+                    self.entitlements.learn(outcome);
+                },
                 default(wait) => {}
             }
+            self.roster.routes.remake(self.entitlements.answered_late());
             self.serve_laggards();
             let (laggards, stats) = (&mut self.laggards, &self.stats);
             let (roster, entitlements) = (&mut self.roster, &mut self.entitlements);
@@ -230,7 +234,7 @@ impl Stream {
                 self.confirm();
             }
             Feed::Catalog(change) => {
-                self.entitlements.forget(&change);
+                self.entitlements.forget(&change, self.history.head());
                 self.roster.routes.forget(&change);
             }
             Feed::Forged(count) => self.stats.forged_messages_total.add(count),
@@ -290,8 +294,8 @@ impl Stream {
         candidates.clear();
         match &scene.event.kind {
             EventKind::Change(change) => {
-                let entitlements = &mut self.entitlements;
-                self.roster.candidates(scene.batch, change, entitlements, &mut candidates);
+                let (batch, entitlements) = (scene.batch, &mut self.entitlements);
+                self.roster.candidates(batch, change, scene.seq, entitlements, &mut candidates);
             }
             EventKind::Message(message) => {
                 if let Some(row) = &message.row {
@@ -349,10 +353,14 @@ impl Stream {
             Err(Missing::Identity) => {
                 for id in self.roster.tell_apart(id) {
                     self.deliver_to_group(id, scene);
+                    // Who waited for an answer as a member of the former group goes on by itself.
+                    for member in self.roster.group(id).iter().flat_map(|group| &group.members) {
+                        self.laggards.wake(member.session);
+                    }
                 }
                 return;
             }
-            Err(Missing::Verdict { table }) => return self.hold(id, scene, table),
+            Err(Missing::Answer { about }) => return self.hold(id, scene, about),
         }
         if self.frames.is_empty() {
             return;
@@ -369,8 +377,8 @@ impl Stream {
         }
     }
 
-    /// Has a group wait for a verdict on the event; it reads on from the history.
-    fn hold(&mut self, id: GroupId, scene: Scene<'_>, table: u32) {
+    /// Has a group wait for what decides about the event; it reads on from the history.
+    fn hold(&mut self, id: GroupId, scene: Scene<'_>, about: Subject) {
         let Some(group) = self.roster.group_mut(id) else { return };
         let mut is_held = false;
         for member in &mut group.members {
@@ -381,7 +389,7 @@ impl Stream {
             }
         }
         if is_held {
-            self.inquiries.raise(id, scene.seq, table, &mut self.roster);
+            self.inquiries.raise(id, scene.seq, about, &mut self.roster);
         }
     }
 
@@ -447,18 +455,9 @@ impl Stream {
     /// Where the policies of the tables it names tell clients apart, a group is one identity's.
     fn key(&mut self, subscription: &Subscription, facet: &Facet) -> GroupKey {
         let key = GroupKey::of(subscription, facet);
-        let is_personal = self.rules(&key).iter().any(|(_, rule)| rule.is_personal());
+        let rules = self.entitlements.rules(&key, self.history.head());
+        let is_personal = rules.iter().any(|(_, rule)| rule.is_personal());
         GroupKey { identity: is_personal.then(|| Arc::clone(&subscription.identity)), ..key }
-    }
-
-    /// The rules of the tables that the group's bindings name.
-    fn rules(&mut self, key: &GroupKey) -> Vec<(u32, Arc<Rule>)> {
-        let Some(role) = &key.role else { return Vec::new() };
-        let tables = key.bindings.iter().filter_map(|binding| match binding.target {
-            Target::Table(table) => Some(table),
-            Target::All | Target::Schema(_) => None,
-        });
-        tables.map(|table| (table, Arc::clone(self.entitlements.of(role, table).rule()))).collect()
     }
 
     /// Has it found out what the channel's claims are worth, so that its first event need not wait.
@@ -467,11 +466,12 @@ impl Stream {
         let groups = entry.channels.get(topic).map(|channel| channel.groups.clone());
         for id in groups.unwrap_or_default() {
             let Some(key) = self.roster.group(id).map(|group| group.key.clone()) else { continue };
-            for (table, rule) in self.rules(&key) {
+            for (table, rule) in self.entitlements.rules(&key, self.history.head()) {
                 let Some(group) = self.roster.group(id) else { continue };
                 let is_known = group.plans.hearing.values(&rule).is_some();
                 if rule.way == Way::Formula && key.identity.is_some() && !is_known {
-                    self.inquiries.raise(id, self.history.head(), table, &mut self.roster);
+                    let about = Subject::Rows(table);
+                    self.inquiries.raise(id, self.history.head(), about, &mut self.roster);
                 }
             }
         }
