@@ -38,6 +38,8 @@ pub struct Config {
     pub page: bool,
 
     pub max_connections: usize,
+    /// Descriptors that others in the process may need.
+    pub reserved_files: usize,
     pub max_channels_per_connection: usize,
     /// Bytes of one websocket message from a client.
     pub max_message_size: usize,
@@ -97,6 +99,7 @@ impl Default for Config {
             max_connections: 10_000,
             max_channels_per_connection: 100,
             max_message_size: 1 << 20,
+            reserved_files: 0,
             send_queue_size: 4 << 20,
             join_rate: 100,
             broadcast_rate: 100,

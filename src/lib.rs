@@ -3,12 +3,14 @@
 //! The pure half (everything but `pg`) knows nothing of Postgres and has no unsafe code;
 //! `pg` is the boundary: background workers, decoding, SQL functions.
 
+pub mod allowance;
 pub mod auth;
 pub mod backoff;
 pub mod bridge;
 pub mod catalog;
 pub mod config;
 pub mod control;
+pub mod descriptors;
 pub mod event;
 pub mod filter;
 pub mod fragment;

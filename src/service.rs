@@ -19,6 +19,7 @@ use crate::bridge::Bridge;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::control::{self, Control};
+use crate::descriptors::{self, Places};
 use crate::event::Feed;
 use crate::hub::{self, Hub};
 use crate::listener::Listener;
@@ -51,6 +52,15 @@ impl Service {
     /// Binds the control socket and starts the threads. The listener for clients follows as soon
     /// as the steward has given the secrets and the port is free.
     pub fn start(config: Config, feed: Receiver<Feed>, bridge: Arc<Bridge>) -> io::Result<Service> {
+        let descriptors = descriptors::raise();
+        let places = Places::within(descriptors, config.reserved_files, config.max_connections);
+        if places.websockets < config.max_connections {
+            log::warn!(
+                "the limit of {descriptors} open files leaves room for {} clients, not for tide.max_connections = {}",
+                places.websockets,
+                config.max_connections
+            );
+        }
         let config = Arc::new(config);
         let runtime = Builder::new_multi_thread()
             .worker_threads(config.network_threads.max(1))
@@ -82,6 +92,7 @@ impl Service {
             outboxes: Arc::clone(&outboxes),
         });
         let socket = {
+            connection_limit: places.websockets as u64,
             let _inside = runtime.enter();
             control::bind(&config.control_socket)?
         };
@@ -93,7 +104,8 @@ impl Service {
             changed: outboxes,
             retention: config.outbox_retention,
         });
-        let clients = Clients { config, hub: hub.clone(), catalog, stats, listener, reload };
+        let clients =
+            Clients { config, hub: hub.clone(), catalog, stats, listener, reload, places };
         let tasks = vec![
             runtime.spawn(control.run(socket)),
             runtime.spawn(keeper.run()),
@@ -132,6 +144,7 @@ struct Clients {
     reload: Arc<Notify>,
 }
 
+    places: Places,
 impl Clients {
     async fn serve(self, stopped: watch::Receiver<bool>) {
         if self.config.port == 0 {
@@ -149,6 +162,7 @@ impl Clients {
             Arc::clone(&self.stats),
         ));
         log::info!("listening on {}", self.listener.url().unwrap_or_default());
+            self.places,
         tokio::select! {
             () = server::run(listeners, tls, Arc::clone(&context), stopped) => {}
             () = self.follow_secrets(&context) => {}

@@ -91,6 +91,8 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         page: PAGE.get(),
         max_connections: count(&MAX_CONNECTIONS),
         max_channels_per_connection: count(&MAX_CHANNELS_PER_CONNECTION),
+        // SAFETY: a plain integer, which only changes with a restart of the server.
+        reserved_files: usize::try_from(unsafe { pg_sys::max_files_per_process }).unwrap_or(0),
         max_message_size: bytes(&MAX_MESSAGE_SIZE),
         send_queue_size: bytes(&SEND_QUEUE_SIZE),
         join_rate: JOIN_RATE.get().unsigned_abs(),

@@ -9,10 +9,13 @@ use super::attendance::Rooms;
 use super::inbound::Allowance;
 use super::lookup::Lookups;
 use super::rest::HttpBroadcasts;
+use super::seats::Seats;
+use crate::allowance::Allowance;
 use super::role::RoleCache;
 use crate::auth::Verifier;
 use crate::catalog::protocol::{TableAccess, TableName};
 use crate::catalog::{Catalog, CatalogError};
+use crate::descriptors::Places;
 use crate::config::Config;
 use crate::event::Lsn;
 use crate::hub::Hub;
@@ -37,6 +40,7 @@ pub struct ServerContext {
     pub(super) inbound: Arc<Allowance>,
     /// `tide.max_connections` permits.
     pub(super) websockets: Arc<Semaphore>,
+    pub(super) seats: Arc<Seats>,
 }
 
 impl ServerContext {
@@ -46,10 +50,12 @@ impl ServerContext {
         catalog: Catalog,
         verifier: Verifier,
         stats: Arc<Stats>,
+        places: Places,
     ) -> ServerContext {
         // The hub's history and queues have the rest.
         let inbound = Arc::new(Allowance::new(config.memory_limit / 8));
-        let limit = config.max_connections.min(Semaphore::MAX_PERMITS);
+        let filters = Arc::new(Allowance::new(config.memory_limit / 16));
+        let limit = places.websockets.min(Semaphore::MAX_PERMITS);
         let rooms = Arc::new(Rooms::new(hub.clone(), &config));
         ServerContext {
             config,
@@ -65,6 +71,7 @@ impl ServerContext {
             inbound,
             websockets: Arc::new(Semaphore::new(limit)),
         }
+            seats: Arc::new(Seats::new(places.waiting, places.opening)),
     }
 
     pub fn verifier(&self) -> Arc<Verifier> {

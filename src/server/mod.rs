@@ -22,6 +22,7 @@ mod pending;
 mod rest;
 mod role;
 mod route;
+mod seats;
 mod session;
 mod speech;
 #[cfg(test)]
@@ -30,4 +31,5 @@ pub mod tls;
 mod writer;
 
 pub use context::ServerContext;
+pub(crate) use listen::pause_after;
 pub use listen::run;

@@ -240,7 +240,8 @@ fn define_limits() {
     int(
         c"tide.max_connections",
         c"Sets how many clients may be connected.",
-        c"Further ones are refused with HTTP status 503.",
+        c"Further ones are refused with HTTP status 429. Each takes a file descriptor; where the \
+          operating system allows fewer, tide.check() says so.",
         &MAX_CONNECTIONS,
         1,
         1_000_000,

@@ -5,14 +5,18 @@ use std::time::Duration;
 
 use futures_util::SinkExt;
 use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::world::{World, config, until};
 use crate::config::Config;
+use crate::descriptors::Places;
 use crate::server::http::Admission;
 use crate::server::identity::Credentials;
 use crate::server::inbound::Metered;
 use crate::server::session;
+use crate::stats::RefusedConnection;
 use crate::wire::Vsn;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,6 +180,33 @@ async fn a_client_that_does_not_read_does_not_hold_up_the_stop() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_connection_takes_little_room() {
+#[tokio::test(flavor = "multi_thread")]
+async fn sockets_that_ask_for_nothing_make_room_for_each_other_and_are_told_why() {
+    let places = Places { websockets: 2, opening: 4, waiting: 8 };
+    let world = World::seated(config(), None, places).await;
+    world.go_live().await;
+    let mut joined = world.client().await;
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(TcpStream::connect(world.address).await.unwrap());
+    }
+
+    // Neither those who watch over it nor clients are kept out, and nobody is sent away for them.
+    assert_eq!(world.get("/health").await.0, 200);
+    let mut client = world.client().await;
+    joined.settle().await;
+    client.settle().await;
+
+    let refused = &world.context.stats.refused_connection(RefusedConnection::Handshake);
+    until(|| refused.get() >= 192).await;
+    let mut answer = String::new();
+    silent.first_mut().unwrap().read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+    assert!(head.ends_with(&format!("content-length: {}", body.len())), "{head}");
+    assert!(body.contains("too many connections"), "{body}");
+}
+
     let world = World::new(config()).await;
     let (stream, _far) = tokio::io::duplex(64);
     let (_stop, stopped) = tokio::sync::watch::channel(false);
