@@ -15,6 +15,7 @@ mod identity;
 mod kill;
 mod leaks;
 mod lifecycle;
+mod limits;
 mod memory;
 mod messages;
 mod notify;

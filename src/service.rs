@@ -65,6 +65,8 @@ impl Service {
         let runtime = Builder::new_multi_thread()
             .worker_threads(config.network_threads.max(1))
             .thread_name("tide network")
+            // For compiling patterns and resolving names: not one for each that is asked for.
+            .max_blocking_threads(2)
             .enable_all()
             .build()?;
         let (stats, catalog) = (Arc::<Stats>::default(), Catalog::new(config.publication.clone()));
@@ -90,9 +92,9 @@ impl Service {
             listener: Arc::clone(&listener),
             reload: Arc::clone(&reload),
             outboxes: Arc::clone(&outboxes),
+            connection_limit: places.websockets as u64,
         });
         let socket = {
-            connection_limit: places.websockets as u64,
             let _inside = runtime.enter();
             control::bind(&config.control_socket)?
         };
@@ -142,9 +144,9 @@ struct Clients {
     stats: Arc<Stats>,
     listener: Arc<Listener>,
     reload: Arc<Notify>,
+    places: Places,
 }
 
-    places: Places,
 impl Clients {
     async fn serve(self, stopped: watch::Receiver<bool>) {
         if self.config.port == 0 {
@@ -160,9 +162,9 @@ impl Clients {
             self.catalog.clone(),
             verifier,
             Arc::clone(&self.stats),
+            self.places,
         ));
         log::info!("listening on {}", self.listener.url().unwrap_or_default());
-            self.places,
         tokio::select! {
             () = server::run(listeners, tls, Arc::clone(&context), stopped) => {}
             () = self.follow_secrets(&context) => {}

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use pg_tide::catalog::protocol::{ColumnAccess, TableAccess};
 use pg_tide::event::{Datum, Kind};
-use pg_tide::filter::{casts, compile, parse};
+use pg_tide::filter::{Effort, casts, compile, parse};
 
 const KINDS: [Kind; 11] = [
     Kind::Bool,
@@ -42,7 +42,7 @@ fuzz_target!(|input: (&str, &str)| {
             Datum::Unchanged,
             Datum::Absent,
         ] {
-            predicate.matches(|_| datum);
+            let _ = predicate.matches(|_| datum, &Effort::default());
         }
     }
 });

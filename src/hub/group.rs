@@ -7,11 +7,12 @@ use bytes::Bytes;
 
 use super::handle::SessionId;
 use super::history::Seq;
-use super::plan::Plans;
-use super::queue::Queue;
+use super::plan::{Missing, Plans};
+use super::queue::{Push, Queue};
 use super::route::Anchors;
 use super::subscription::{Binding, Facet, Identity, Style, Subscription, Target};
 use crate::event::{Position, Relation};
+use crate::filter::Effort;
 use crate::policy::Rule;
 use crate::wire::{Vsn, record};
 
@@ -49,6 +50,10 @@ impl GroupKey {
         }
     }
 
+    pub(super) fn has_filters(&self) -> bool {
+        self.bindings.iter().any(|binding| binding.filter.is_some())
+    }
+
     /// Whether any binding is about the table.
     pub(super) fn targets(&self, relation: &Relation) -> bool {
         if self.style == Style::Records && !record::is_table_of(relation) {
@@ -56,6 +61,11 @@ impl GroupKey {
         }
         self.bindings.iter().any(|binding| is_about(&binding.target, relation))
     }
+}
+
+/// An error if a group's filters made more work than they may.
+pub(super) fn effort_left(effort: &Effort) -> Result<(), Missing> {
+    if effort.is_spent() { Err(Missing::Effort) } else { Ok(()) }
 }
 
 pub(super) fn is_about(target: &Target, relation: &Relation) -> bool {

@@ -2,6 +2,7 @@
 //! see what; it knows neither sockets nor Postgres.
 #![forbid(unsafe_code)]
 
+mod bodies;
 mod entitlement;
 mod group;
 pub mod handle;

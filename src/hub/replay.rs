@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use super::bodies::Bodies;
 use super::entitlement::Entitlements;
 use super::handle::{Live, SessionId};
 use super::history::{History, Seq};
 use super::inquiry::Inquiries;
 use super::pace::{Judge, Pace};
-use super::plan::{Bodies, Missing, Press, Scene};
+use super::plan::{Missing, Press, Scene};
 use super::queue::{Goodbye, Push};
 use super::roster::Roster;
 use crate::stats::Stats;
@@ -223,6 +224,10 @@ fn advance(
                         return Progress::More;
                     }
                     Err(Missing::Verdict { table }) => {
+                    Err(Missing::Effort) => {
+                        roster.give_up(*id);
+                        return Progress::More;
+                    }
                         inquiries.raise(*id, seq, table, roster);
                         continue;
                     }

@@ -13,13 +13,14 @@ use crossbeam_channel::{Receiver, never, select};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::bodies::Bodies;
 use super::entitlement::Entitlements;
 use super::group::{GroupId, GroupKey, Latest};
 use super::handle::{Cast, Casts, Command, Ends, Hub, Live, SessionId};
 use super::history::{History, Seq, before};
 use super::inquiry::Inquiries;
 use super::notices::Notices;
-use super::plan::{Bodies, Missing, Plans, Press, Scene};
+use super::plan::{Missing, Plans, Press, Scene};
 use super::queue::{Budget, Goodbye, Push};
 use super::receipts::Receipts;
 use super::recent;
@@ -58,7 +59,7 @@ pub fn start(
     parts: Parts,
     stopping: Arc<AtomicBool>,
 ) -> io::Result<(Hub, JoinHandle<()>)> {
-    // Half for the history, the rest for what waits to be written: an eighth for notifications.
+    // Half for the history, an eighth for notifications, a sixteenth for filters, the rest for queues.
     let eighth = config.memory_limit / 8;
     let budget = Arc::new(Budget::new(3 * eighth));
     let history = config.history_size.min(config.memory_limit / 2);
@@ -349,6 +350,7 @@ impl Stream {
                 }
                 return;
             }
+            Err(Missing::Effort) => return self.roster.give_up(id),
             Err(Missing::Verdict { table }) => return self.hold(id, scene, table),
         }
         if self.frames.is_empty() {
@@ -591,10 +593,9 @@ impl Stream {
                     }
                     let count = usize::try_from(count).unwrap_or(usize::MAX);
                     let until = self.history.head();
-                    let latest = Latest { count, until, frames: VecDeque::new() };
-                    let start = Some(self.history.start());
-                    let seat = Seat::new(key, Position::default(), start);
-                    return Seat { latest: Some(Box::new(latest)), ..seat };
+                    let latest = Some(Box::new(Latest { count, until, frames: VecDeque::new() }));
+                    let lag = Some(self.history.start());
+                    return Seat { latest, ..Seat::new(key, Position::default(), lag) };
                 }
             }
             if !self.frames.is_empty() {
@@ -602,8 +603,7 @@ impl Stream {
                 start = Some(seq);
             }
         }
-        let floor = if start.is_some() { Position::default() } else { now };
-        Seat::new(key, floor, start)
+        Seat::new(key, if start.is_some() { Position::default() } else { now }, start)
     }
 }
 

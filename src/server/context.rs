@@ -6,17 +6,16 @@ use tokio::sync::Semaphore;
 
 use super::access;
 use super::attendance::Rooms;
-use super::inbound::Allowance;
 use super::lookup::Lookups;
 use super::rest::HttpBroadcasts;
+use super::role::RoleCache;
 use super::seats::Seats;
 use crate::allowance::Allowance;
-use super::role::RoleCache;
 use crate::auth::Verifier;
 use crate::catalog::protocol::{TableAccess, TableName};
 use crate::catalog::{Catalog, CatalogError};
-use crate::descriptors::Places;
 use crate::config::Config;
+use crate::descriptors::Places;
 use crate::event::Lsn;
 use crate::hub::Hub;
 use crate::stats::Stats;
@@ -36,9 +35,10 @@ pub struct ServerContext {
     pub(super) access: Lookups<access::Question, access::Answer>,
     pub(super) rooms: Arc<Rooms>,
     pub(super) http_broadcasts: HttpBroadcasts,
-    /// A part of `tide.memory_limit`.
+    /// Parts of `tide.memory_limit`.
     pub(super) inbound: Arc<Allowance>,
-    /// `tide.max_connections` permits.
+    pub(super) filters: Arc<Allowance>,
+    /// `tide.max_connections` permits, or as many as there are descriptors for.
     pub(super) websockets: Arc<Semaphore>,
     pub(super) seats: Arc<Seats>,
 }
@@ -69,9 +69,15 @@ impl ServerContext {
             rooms,
             http_broadcasts: HttpBroadcasts::default(),
             inbound,
+            filters,
             websockets: Arc::new(Semaphore::new(limit)),
-        }
             seats: Arc::new(Seats::new(places.waiting, places.opening)),
+        }
+    }
+
+    /// What the filters of one connection may take up.
+    pub(super) fn own_filters(&self) -> Arc<Allowance> {
+        Arc::new(Allowance::new(self.config.memory_limit / 128))
     }
 
     pub fn verifier(&self) -> Arc<Verifier> {

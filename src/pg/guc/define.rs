@@ -257,6 +257,15 @@ fn define_limits() {
         none,
     );
     int(
+        c"tide.max_bindings_per_channel",
+        c"Sets how many entries of postgres_changes one channel may have.",
+        c"A join with more is refused.",
+        &MAX_BINDINGS_PER_CHANNEL,
+        1,
+        10_000,
+        none,
+    );
+    int(
         c"tide.join_rate",
         c"Sets how many joins per second one connection may ask for.",
         c"Further ones are refused.",
