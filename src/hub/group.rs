@@ -122,6 +122,33 @@ impl Group {
         rule.anchors(self.plans.hearing.values(rule)?)
     }
 
+    /// Gives an event's frames to all who are to have it now. Those whose queue is full lag from
+    /// here on, which `lags` is told.
+    pub(super) fn give(
+        &mut self,
+        frames: &mut [Bytes],
+        position: Position,
+        seq: Seq,
+        mut lags: impl FnMut(SessionId),
+    ) {
+        self.previous = Some(position);
+        let is_shared = self.members.len() > 1;
+        if let (true, Some(member)) = (is_shared, self.members.first()) {
+            member.queue.share(frames);
+        }
+        for member in &mut self.members {
+            if member.lag.is_some() || position <= member.floor {
+                continue;
+            }
+            let queue = &member.queue;
+            let pushed = if is_shared { queue.push_shared(frames) } else { queue.push(frames) };
+            if pushed == Push::Full {
+                member.lag = Some(seq);
+                lags(member.session);
+            }
+        }
+    }
+
     /// The first event that one of its members has not been given.
     pub(super) fn lag(&self) -> Option<Seq> {
         self.members.iter().filter_map(|member| member.lag).min()

@@ -184,11 +184,12 @@ fn advance(
     inquiries: &mut Inquiries,
     live: Live,
 ) -> Progress {
+    let Some(entry) = roster.sessions.get(&session) else { return Progress::CaughtUp };
+    // Also if it has left what it lagged on: its other channels get what is said from now on.
+    entry.queue.resume();
     let Some(from) = next(session, roster) else {
         return if lag(session, roster).is_none() { Progress::CaughtUp } else { Progress::Waiting };
     };
-    let Some(entry) = roster.sessions.get(&session) else { return Progress::CaughtUp };
-    entry.queue.resume();
     let groups: Vec<_> = entry.groups().collect();
     let end = history.head().min(from + TURN);
     let (mut bodies, mut sheet) = (Bodies::default(), Sheet::default());
@@ -223,11 +224,11 @@ fn advance(
                         roster.tell_apart(*id);
                         return Progress::More;
                     }
-                    Err(Missing::Verdict { table }) => {
                     Err(Missing::Effort) => {
                         roster.give_up(*id);
                         return Progress::More;
                     }
+                    Err(Missing::Verdict { table }) => {
                         inquiries.raise(*id, seq, table, roster);
                         continue;
                     }

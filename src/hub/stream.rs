@@ -61,7 +61,7 @@ pub fn start(
 ) -> io::Result<(Hub, JoinHandle<()>)> {
     // Half for the history, an eighth for notifications, a sixteenth for filters, the rest for queues.
     let eighth = config.memory_limit / 8;
-    let budget = Arc::new(Budget::new(3 * eighth));
+    let budget = Arc::new(Budget::new(3 * eighth - eighth / 2));
     let history = config.history_size.min(config.memory_limit / 2);
     let (hub, ends) = Hub::new(config.send_queue_size, budget, parts.bridge.listening.clone());
     let notices = Notices::new(eighth);
@@ -356,17 +356,10 @@ impl Stream {
         if self.frames.is_empty() {
             return;
         }
-        let position = scene.event.position;
-        group.previous = Some(position);
-        for member in &mut group.members {
-            if member.lag.is_some() || position <= member.floor {
-                continue;
-            }
-            if member.queue.push(&self.frames) == Push::Full {
-                member.lag = Some(scene.seq);
-                self.laggards.add(member.session);
-            }
-        }
+        let laggards = &mut self.laggards;
+        group.give(&mut self.frames, scene.event.position, scene.seq, |session| {
+            laggards.add(session);
+        });
     }
 
     /// Has a group wait for a verdict on the event; it reads on from the history.

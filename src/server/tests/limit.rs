@@ -158,6 +158,8 @@ async fn a_client_that_does_not_read_is_cut_off_alone() {
         assert_eq!(event[4]["data"]["record"]["id"], id);
     }
 
+    // Should it read on after all, it is told why.
+    assert_eq!(stalled.closed().await, 1013);
     until(|| world.context.stats.connections.get() == 1).await;
     reading.settle().await;
 }
@@ -178,8 +180,6 @@ async fn a_client_that_does_not_read_does_not_hold_up_the_stop() {
     world.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_idle_connection_takes_little_room() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sockets_that_ask_for_nothing_make_room_for_each_other_and_are_told_why() {
     let places = Places { websockets: 2, opening: 4, waiting: 8 };
@@ -207,6 +207,8 @@ async fn sockets_that_ask_for_nothing_make_room_for_each_other_and_are_told_why(
     assert!(body.contains("too many connections"), "{body}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_takes_little_room() {
     let world = World::new(config()).await;
     let (stream, _far) = tokio::io::duplex(64);
     let (_stop, stopped) = tokio::sync::watch::channel(false);
