@@ -15,6 +15,7 @@ mod identity;
 mod kill;
 mod leaks;
 mod lifecycle;
+mod limits;
 mod lookups;
 mod memory;
 mod messages;

@@ -370,6 +370,10 @@ pub struct Status {
     /// Why there is none, or not everywhere.
     #[serde(default)]
     pub listener_error: Option<String>,
+    /// How many clients can be connected: `tide.max_connections`, or as many as the process may
+    /// have open files for.
+    #[serde(default)]
+    pub connection_limit: u64,
     /// The steward is connected.
     pub steward: bool,
     /// How many executors are.

@@ -2,10 +2,12 @@
 //! nothing of Postgres but what the worker and its helpers tell it.
 #![forbid(unsafe_code)]
 
+pub mod allowance;
 pub mod auth;
 pub mod bridge;
 pub mod catalog;
 pub mod control;
+pub mod descriptors;
 pub mod filter;
 pub mod hub;
 pub mod notify;

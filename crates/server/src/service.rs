@@ -19,6 +19,7 @@ use crate::auth::Verifier;
 use crate::bridge::Bridge;
 use crate::catalog::Catalog;
 use crate::control::{self, Control};
+use crate::descriptors::{self, Places};
 use crate::hub::{self, Hub};
 use crate::outbox_cleaner::{self, Keeper};
 use crate::server::bind::Listener;
@@ -50,10 +51,21 @@ impl Service {
     /// Binds the control socket and starts the threads. The listener for clients follows as soon
     /// as the steward has given the secrets and the port is free.
     pub fn start(config: Config, feed: Receiver<Feed>, bridge: Arc<Bridge>) -> io::Result<Service> {
+        let descriptors = descriptors::raise();
+        let places = Places::within(descriptors, config.reserved_files, config.max_connections);
+        if places.websockets < config.max_connections {
+            log::warn!(
+                "the limit of {descriptors} open files leaves room for {} clients, not for tide.max_connections = {}",
+                places.websockets,
+                config.max_connections
+            );
+        }
         let config = Arc::new(config);
         let runtime = Builder::new_multi_thread()
             .worker_threads(config.network_threads.max(1))
             .thread_name("tide network")
+            // For compiling patterns and resolving names: not one for each that is asked for.
+            .max_blocking_threads(2)
             .enable_all()
             .build()?;
         let (stats, catalog) = (Arc::<Stats>::default(), Catalog::new(config.publication.clone()));
@@ -79,6 +91,7 @@ impl Service {
             listener: Arc::clone(&listener),
             reload: Arc::clone(&reload),
             outboxes: Arc::clone(&outboxes),
+            connection_limit: places.websockets as u64,
         });
         let socket = {
             let _inside = runtime.enter();
@@ -92,7 +105,8 @@ impl Service {
             changed: outboxes,
             retention: config.outbox_retention,
         });
-        let clients = Clients { config, hub: hub.clone(), catalog, stats, listener, reload };
+        let clients =
+            Clients { config, hub: hub.clone(), catalog, stats, listener, reload, places };
         let tasks = vec![
             runtime.spawn(control.run(socket)),
             runtime.spawn(keeper.run()),
@@ -129,6 +143,7 @@ struct Clients {
     stats: Arc<Stats>,
     listener: Arc<Listener>,
     reload: Arc<Notify>,
+    places: Places,
 }
 
 impl Clients {
@@ -146,6 +161,7 @@ impl Clients {
             self.catalog.clone(),
             verifier,
             Arc::clone(&self.stats),
+            self.places,
         ));
         log::info!("listening on {}", self.listener.url().unwrap_or_default());
         tokio::select! {

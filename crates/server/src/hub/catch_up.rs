@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use tide_feed::event::Cursor;
 
+use super::bodies::Bodies;
 use super::entitlement::Entitlements;
 use super::group::Member;
 use super::handle::{Live, SessionId};
 use super::history::{History, Seq};
-use super::plan::{Bodies, Missing, Press, Scene};
+use super::plan::{Missing, Press, Scene};
 use super::policy_check::Inquiries;
 use super::queue::{Goodbye, Push};
 use super::registry::Roster;
@@ -186,11 +187,12 @@ fn advance(
     inquiries: &mut Inquiries,
     live: Live,
 ) -> Progress {
+    let Some(entry) = roster.sessions.get(&session) else { return Progress::CaughtUp };
+    // Also if it has left what it lagged on: its other channels get what is said from now on.
+    entry.queue.resume();
     let Some(from) = next(session, roster) else {
         return if lag(session, roster).is_none() { Progress::CaughtUp } else { Progress::Waiting };
     };
-    let Some(entry) = roster.sessions.get(&session) else { return Progress::CaughtUp };
-    entry.queue.resume();
     let groups: Vec<_> = entry.groups().collect();
     let end = history.head().min(from + TURN);
     let (mut bodies, mut sheet) = (Bodies::default(), Sheet::default());
@@ -223,6 +225,10 @@ fn advance(
                     Ok(()) => {}
                     Err(Missing::Identity) => {
                         roster.tell_apart(*id);
+                        return Progress::More;
+                    }
+                    Err(Missing::Effort) => {
+                        roster.give_up(*id);
                         return Progress::More;
                     }
                     Err(Missing::Answer { about }) => {

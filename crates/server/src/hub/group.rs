@@ -8,10 +8,11 @@ use tide_feed::event::{Event, Position, Relation};
 
 use super::handle::SessionId;
 use super::history::Seq;
-use super::plan::Plans;
-use super::queue::Queue;
+use super::plan::{Missing, Plans};
+use super::queue::{Push, Queue};
 use super::route::Anchors;
 use super::subscription::{Binding, Facet, Identity, Style, Subscription, Target};
+use crate::filter::Effort;
 use crate::policy::Rule;
 use crate::wire::{Vsn, record};
 
@@ -49,6 +50,10 @@ impl GroupKey {
         }
     }
 
+    pub(super) fn has_filters(&self) -> bool {
+        self.bindings.iter().any(|binding| binding.filter.is_some())
+    }
+
     /// Whether any binding is about the table.
     pub(super) fn targets(&self, relation: &Relation) -> bool {
         if self.style == Style::Records && !record::is_table_of(relation) {
@@ -56,6 +61,11 @@ impl GroupKey {
         }
         self.bindings.iter().any(|binding| is_about(&binding.target, relation))
     }
+}
+
+/// An error if a group's filters made more work than they may.
+pub(super) fn effort_left(effort: &Effort) -> Result<(), Missing> {
+    if effort.is_spent() { Err(Missing::Effort) } else { Ok(()) }
 }
 
 pub(super) fn is_about(target: &Target, relation: &Relation) -> bool {
@@ -131,6 +141,33 @@ impl Group {
     /// What rows must have for the group to see them by the rule.
     pub(super) fn anchors(&self, rule: &Arc<Rule>) -> Anchors {
         rule.anchors(self.plans.hearing.values(rule)?)
+    }
+
+    /// Gives an event's frames to all who are to have it now. Those whose queue is full lag from
+    /// here on, which `lags` is told.
+    pub(super) fn give(
+        &mut self,
+        frames: &mut [Bytes],
+        event: &Event,
+        seq: Seq,
+        mut lags: impl FnMut(SessionId),
+    ) {
+        self.previous = Some(event.position);
+        let is_shared = self.members.len() > 1;
+        if let (true, Some(member)) = (is_shared, self.members.first()) {
+            member.queue.share(frames);
+        }
+        for member in &mut self.members {
+            if member.lag.is_some() || !member.floor.admits(event) {
+                continue;
+            }
+            let queue = &member.queue;
+            let pushed = if is_shared { queue.push_shared(frames) } else { queue.push(frames) };
+            if pushed == Push::Full {
+                member.lag = Some(seq);
+                lags(member.session);
+            }
+        }
     }
 
     /// The first event that one of its members has not been given.

@@ -2,6 +2,7 @@
 //! see what; it knows neither sockets nor Postgres.
 
 mod alteration;
+mod bodies;
 mod catch_up;
 mod entitlement;
 mod group;

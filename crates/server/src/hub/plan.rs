@@ -10,12 +10,14 @@ use tide_feed::event::{
 };
 
 use super::alteration::altered;
+use super::bodies::{Bodies, Form};
 use super::entitlement::{Entitlement, Entitlements, Subject};
-use super::group::{GroupKey, is_about};
+use super::group::{GroupKey, effort_left, is_about};
 use super::handle::Live;
 use super::history::Seq;
 use super::policy_check::{Hearing, Verdict};
 use super::subscription::{Binding, Style};
+use crate::filter::Effort;
 use crate::policy::{Images, Seen, Sight, Way};
 use crate::wire::change::{self, ColumnSet};
 use crate::wire::envelope::{Envelope, MessageMeta, Meta, RowMeta};
@@ -38,6 +40,8 @@ pub(super) enum Missing {
     Identity,
     /// An answer about this: what the role may see of it, or what its policies say.
     Answer { about: Subject },
+    /// Nothing more is to be said: its filters make too much work.
+    Effort,
 }
 
 impl Scene<'_> {
@@ -46,65 +50,12 @@ impl Scene<'_> {
     }
 }
 
-/// How a change is written.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
-    Supabase,
-    Table,
-    Record,
-}
-
-/// What makes the bodies of one change the same.
-#[derive(PartialEq, Eq)]
-struct Shape {
-    columns: *const ColumnSet,
-    form: Form,
-    operation: Operation,
-    has_old: bool,
-}
-
-/// Bodies of one event that several groups share: encoded once per column set and style.
-#[derive(Default)]
-pub(super) struct Bodies {
-    encoded: Vec<(Shape, Vec<u8>)>,
-    spare: Vec<Vec<u8>>,
-}
-
-impl Bodies {
-    /// Forgets the last event's bodies and keeps their memory.
-    pub(super) fn clear(&mut self) {
-        self.spare.extend(self.encoded.drain(..).map(|(_, mut body)| {
-            body.clear();
-            body
-        }));
-        self.spare.truncate(8);
-    }
-
-    fn get(
-        &mut self,
-        columns: &Rc<ColumnSet>,
-        form: Form,
-        change: &Change,
-        encode: impl FnOnce(&mut Vec<u8>),
-    ) -> &[u8] {
-        let (operation, has_old) = (change.operation, change.old.is_some());
-        let shape = Shape { columns: Rc::as_ptr(columns), form, operation, has_old };
-        let known = self.encoded.iter().position(|(known, _)| *known == shape);
-        let index = known.unwrap_or_else(|| {
-            let mut body = self.spare.pop().unwrap_or_default();
-            encode(&mut body);
-            self.encoded.push((shape, body));
-            self.encoded.len() - 1
-        });
-        self.encoded.get(index).map_or(&[], |(_, body)| body)
-    }
-}
-
 /// What a group knows of the table it last had an event of.
 #[derive(Default)]
 pub(super) struct Plans {
     newest: Option<Box<Plan>>,
     pub(super) hearing: Hearing,
+    effort: Rc<Effort>,
 }
 
 /// A group's dealings with one shape of one table, for as long as the catalogue stays as it is.
@@ -118,6 +69,8 @@ struct Plan {
     names_truncate: bool,
     /// Columns that filters may look at.
     readable: Vec<i16>,
+    /// What they may do there.
+    effort: Rc<Effort>,
 }
 
 /// Bindings with the same `select` share a frame; a channel rarely has more than one.
@@ -158,16 +111,20 @@ impl Plans {
     ) -> Result<(), Missing> {
         match &scene.event.kind {
             EventKind::Change(change) => {
+                let images = Images::of(scene.batch, change);
+                if group.has_filters() {
+                    self.effort.earn(images.bytes());
+                }
                 let (plan, hearing) =
                     self.plan(group, &change.relation, scene.seq, press.entitlements)?;
-                let images = Images::of(scene.batch, change);
                 if !plan.concerns(group, change, &images) {
-                    return Ok(());
+                    return effort_left(&plan.effort);
                 }
                 match plan.sight(group, scene.seq, change, &images, hearing)? {
                     Verdict::Sight(sight) => {
                         hearing.told = false;
                         plan.frames(group, scene, change, sight, previous, press);
+                        return effort_left(&plan.effort);
                     }
                     Verdict::Failed(sqlstate) => {
                         if !std::mem::replace(&mut hearing.told, true) {
@@ -203,7 +160,7 @@ impl Plans {
         });
         let plan = match current {
             Some(plan) => plan,
-            None => Box::new(Plan::new(group, relation, seq, entitlements)?),
+            None => Box::new(Plan::new(group, relation, seq, entitlements, &self.effort)?),
         };
         Ok((self.newest.insert(plan), &mut self.hearing))
     }
@@ -215,6 +172,7 @@ impl Plan {
         relation: &Arc<Relation>,
         seq: Seq,
         entitlements: &mut Entitlements,
+        effort: &Rc<Effort>,
     ) -> Result<Plan, Missing> {
         let mut plan = Plan {
             relation: Arc::clone(relation),
@@ -223,6 +181,7 @@ impl Plan {
             parts: Vec::new(),
             names_truncate: false,
             readable: Vec::new(),
+            effort: Rc::clone(effort),
         };
         if !group.targets(relation) {
             return Ok(plan);
@@ -291,11 +250,9 @@ impl Plan {
     /// Whether the binding's filter admits a row.
     fn admits<'v>(&self, binding: &Binding, value: impl Fn(i16) -> Datum<'v>) -> bool {
         let Some(filter) = &binding.filter else { return true };
-        filter.matches(
-            |attnum| {
-                if self.readable.contains(&attnum) { value(attnum) } else { Datum::Absent }
-            },
-        )
+        let readable = |attnum| self.readable.contains(&attnum);
+        let value = |attnum| if readable(attnum) { value(attnum) } else { Datum::Absent };
+        filter.matches(value, &self.effort).unwrap_or(false)
     }
 
     /// Whether the group sees the row before and after the change.

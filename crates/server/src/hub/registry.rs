@@ -13,7 +13,7 @@ use super::queue::Queue;
 use super::route::Routes;
 use super::subscription::{Facet, Identity, Style};
 use crate::policy::Rule;
-use crate::wire::Vsn;
+use crate::wire::{Vsn, encode};
 
 pub(super) struct Session {
     pub(super) queue: Arc<Queue>,
@@ -209,6 +209,29 @@ impl Roster {
             self.sessions.get_mut(&session)?.channels.remove(topic)?;
         let seats = groups.into_iter().filter_map(|id| self.stand_up(session, id));
         Some((identity, seats.collect()))
+    }
+
+    /// Ends what the members of a group get of rows, and tells them: its filters make too much work.
+    /// What else they have joined goes on.
+    pub(super) fn give_up(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get(&id) else { return };
+        let GroupKey { topic, vsn, style, .. } = &group.key;
+        let topic = Arc::clone(topic);
+        let extension = match style {
+            Style::Changes | Style::Legacy => "postgres_changes",
+            _ => "tide.filter",
+        };
+        let frame = encode::too_much_work(*vsn, &topic, extension);
+        let members =
+            group.members.iter().map(|member| (member.session, Arc::clone(&member.queue)));
+        for (session, queue) in members.collect::<Vec<_>>() {
+            log::info!(
+                "a subscription of connection {session} ends: its filters make too much work"
+            );
+            queue.reply(frame.clone());
+            self.stand_up(session, id);
+            self.change_groups(session, &topic, |groups| groups.retain(|other| *other != id));
+        }
     }
 
     /// Takes the connection out of a group, which goes with its last member.

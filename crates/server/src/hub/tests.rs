@@ -39,6 +39,8 @@ use crate::notify::Listening;
 use crate::stats::Stats;
 use crate::wire::Vsn;
 
+mod load;
+
 const TABLE: u32 = 16_400;
 const ROOM: &str = "realtime:room";
 const EPOCH: Epoch = Epoch { generation: 7, timeline: 1 };
@@ -572,24 +574,6 @@ fn a_channel_may_begin_and_cease_to_receive_presence() {
     cast(Style::Channel, "end");
 
     assert_eq!(world.heard(&client, "end"), ["once", "message", "end"]);
-}
-
-#[test]
-fn a_queue_says_once_it_has_room_that_presence_was_missed() {
-    let queue = Queue::new(100, Arc::new(Budget::new(1 << 20)));
-    let frame = Bytes::from(vec![b'x'; 80]);
-    assert_eq!(queue.offer(&frame), Push::Queued);
-    assert_eq!(queue.offer(&frame), Push::Full);
-    queue.miss_presence();
-
-    let mut taken = Vec::new();
-    let mut take = || queue.take(&mut taken, 1).now_or_never();
-
-    let missed = Taken::Frames { drained: false, missed_presence: true };
-    assert_eq!(take(), Some(missed));
-    queue.reply(frame);
-    let nothing_missed = Taken::Frames { drained: false, missed_presence: false };
-    assert_eq!(take(), Some(nothing_missed));
 }
 
 #[test]

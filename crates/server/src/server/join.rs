@@ -8,13 +8,14 @@ use tide_feed::catalog::{TableAccess, TableName, Which};
 use tokio::time::timeout;
 
 use super::access::{self, Access, Extensions};
-use super::binding::{BindingError, Bindings};
+use super::binding::{BindingError, Bindings, named_tables};
 use super::channel::Channel;
 use super::context::ServerContext;
 use super::conversation::{Outcome, OwnedAddress};
 use super::identity::{self, Credentials, Refusal};
 use super::presence::{Attendance, Place};
 use super::since::since;
+use crate::allowance::{Allowance, Share};
 use crate::catalog::Moment;
 use crate::hub::handle::SessionId;
 use crate::hub::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
@@ -37,6 +38,8 @@ pub(super) struct Joiner {
     pub(super) vsn: Vsn,
     /// For a channel that brings no token of its own.
     pub(super) credentials: Credentials,
+    /// Memory for the filters of the connection's channels.
+    pub(super) filters: Arc<Allowance>,
     pub(super) address: OwnedAddress,
 }
 
@@ -49,6 +52,10 @@ pub(super) struct Refused {
 impl Refused {
     pub(super) fn request(reason: impl Into<String>) -> Refused {
         Refused { count: RefusedJoin::Request, reason: reason.into() }
+    }
+
+    fn filters(why: &str) -> Refused {
+        Refused { count: RefusedJoin::Filters, reason: format!("FilterLimitReached: {why}") }
     }
 
     fn table(reason: impl Into<String>) -> Refused {
@@ -73,11 +80,13 @@ struct Plan {
     access: Access,
     /// Of `tide:notify:` topics.
     lease: Option<Lease>,
+    filters: Option<Share>,
 }
 
 impl Plan {
     fn new(facets: Vec<Facet>, since: Since, greeting: Vec<Bytes>) -> Plan {
-        Plan { facets, since, legacy: None, greeting, access: Access::default(), lease: None }
+        let access = Access::default();
+        Plan { facets, since, legacy: None, greeting, access, lease: None, filters: None }
     }
 }
 
@@ -96,7 +105,7 @@ pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outco
                 greeting: plan.greeting,
             };
             joiner.context.hub.join(joiner.session, subscription).await;
-            Outcome::Joined(joiner.channel(&payload, plan.access, plan.lease))
+            Outcome::Joined(joiner.channel(&payload, plan.access, plan.lease, plan.filters))
         }
         Err(refused) => Outcome::Refused { address: joiner.address, refused },
     }
@@ -104,7 +113,13 @@ pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outco
 
 impl Joiner {
     /// The channel, once the hub has it; tells who is present to those who asked.
-    fn channel(self, payload: &JoinPayload, access: Access, lease: Option<Lease>) -> Channel {
+    fn channel(
+        self,
+        payload: &JoinPayload,
+        access: Access,
+        lease: Option<Lease>,
+        filters: Option<Share>,
+    ) -> Channel {
         let OwnedAddress { join_ref, topic, .. } = self.address;
         let is_ours = topic.strip_prefix(PREFIX).is_some_and(|name| name.starts_with("tide:"));
         let attendance = (!is_ours && !payload.legacy).then(|| {
@@ -128,6 +143,7 @@ impl Joiner {
             watches_presence: payload.presence.enabled,
             attendance,
             _lease: lease,
+            _filters: filters,
         }
     }
 
@@ -180,8 +196,13 @@ impl Joiner {
             Access::default()
         };
         let params = &payload.postgres_changes;
+        let limit = self.context.config.max_bindings_per_channel;
+        if params.len() > limit {
+            let reason = format!("BindingLimitReached: A channel has at most {limit} bindings");
+            return Err(Refused { count: RefusedJoin::Bindings, reason });
+        }
         let (tables, asked) = self.tables(named_tables(params)).await?;
-        let (bindings, failures) = self.bind(params, &tables).await?;
+        let (bindings, failures, filters) = self.bind(params, &tables).await?;
         if payload.wait
             && let Some(text) = failures.first()
         {
@@ -197,7 +218,7 @@ impl Joiner {
         let since = since(&payload.broadcast, asked)?;
         let mut facets = vec![Facet::of_rows(Style::Changes, bindings)];
         facets.extend(channel_facets(payload, access));
-        Ok(Plan { access, ..Plan::new(facets, since, greeting) })
+        Ok(Plan { access, filters, ..Plan::new(facets, since, greeting) })
     }
 
     /// realtime-js 1.x: the topic's name is the subscription.
@@ -205,13 +226,13 @@ impl Joiner {
         let params = legacy_params(topic.legacy_parts());
         let params_ref = slice::from_ref(&params);
         let (tables, asked) = self.tables(named_tables(params_ref)).await?;
-        let (bindings, failures) = self.bind(params_ref, &tables).await?;
+        let (bindings, failures, filters) = self.bind(params_ref, &tables).await?;
         let mut greeting = Vec::new();
         self.greet_failures(&failures, &mut greeting);
         self.greet_row_security(&bindings, &tables, &mut greeting);
         let since = since(&payload.broadcast, asked)?;
         let facets = vec![Facet::of_rows(Style::Legacy, bindings)];
-        Ok(Plan { legacy: Some(params), ..Plan::new(facets, since, greeting) })
+        Ok(Plan { legacy: Some(params), filters, ..Plan::new(facets, since, greeting) })
     }
 
     /// A channel for messages, broadcasts and presence alone.
@@ -306,7 +327,8 @@ impl Joiner {
             ))
         };
         let access = tables.first().ok_or_else(refusal)?;
-        let all = Bindings::new(&self.context, self.credentials.role(), &tables);
+        let role = self.credentials.role();
+        let mut all = Bindings::new(&self.context, role, &tables, &self.filters);
         let filter = match options.filter.as_deref() {
             Some(text) => all.filter(text, access).await.map_err(|e| e.into_refused(&refusal))?,
             None => None,
@@ -321,7 +343,8 @@ impl Joiner {
         self.greet_presence(payload, &mut greeting);
         self.greet_row_security(&bindings, &tables, &mut greeting);
         let facets = vec![Facet::of_rows(Style::Table, bindings)];
-        Ok(Plan::new(facets, since(options, asked)?, greeting))
+        let filters = Some(all.share());
+        Ok(Plan { filters, ..Plan::new(facets, since(options, asked)?, greeting) })
     }
 
     /// `tide:table:<schema>.*` and `tide:table:*`.
@@ -399,13 +422,15 @@ impl Joiner {
         &self,
         params: &[ChangeParams],
         tables: &[TableAccess],
-    ) -> Result<(Vec<Binding>, Vec<String>), Refused> {
-        let all = Bindings::new(&self.context, self.credentials.role(), tables);
+    ) -> Result<(Vec<Binding>, Vec<String>, Option<Share>), Refused> {
+        let role = self.credentials.role();
+        let mut all = Bindings::new(&self.context, role, tables, &self.filters);
         let (mut bindings, mut failures) = (Vec::new(), Vec::new());
         for one in params {
             match all.binding(one).await {
                 Ok(binding) => bindings.push(binding),
                 Err(BindingError::Unavailable) => return Err(Refusal::Unavailable.into()),
+                Err(BindingError::TooMuch(why)) => return Err(Refused::filters(why)),
                 Err(BindingError::Filter(error)) => failures.push(error.to_string()),
                 Err(BindingError::Unsuitable(why)) => {
                     failures.push(format!("{}. Exception: {why}", one.refusal()));
@@ -413,7 +438,7 @@ impl Joiner {
                 Err(BindingError::Refused) => failures.push(one.refusal()),
             }
         }
-        Ok((bindings, failures))
+        Ok((bindings, failures, Some(all.share())))
     }
 
     /// Clients that want presence hold everything back until they have its state.
@@ -477,6 +502,7 @@ impl BindingError {
     fn into_refused(self, denied: &impl Fn() -> Refused) -> Refused {
         match self {
             BindingError::Unavailable => Refusal::Unavailable.into(),
+            BindingError::TooMuch(why) => Refused::filters(why),
             BindingError::Filter(error) => Refused::table(format!("InvalidFilter: {error}")),
             BindingError::Unsuitable(why) => Refused::table(format!("InvalidFilter: {why}")),
             BindingError::Refused => denied(),
@@ -492,21 +518,6 @@ fn channel_facets(payload: &JoinPayload, access: Access) -> Vec<Facet> {
         .filter(|(_, receives)| *receives)
         .map(|(style, _)| Facet::of_topic(style, payload.private))
         .collect()
-}
-
-/// The tables that parameters name, each once.
-fn named_tables(params: &[ChangeParams]) -> Vec<TableName> {
-    let mut names: Vec<TableName> = Vec::new();
-    for (schema, table) in params.iter().filter_map(ChangeParams::target) {
-        if schema == "*" || table == "*" {
-            continue;
-        }
-        let name = TableName { schema: schema.to_owned(), table: table.to_owned() };
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    names
 }
 
 fn operations(options: &BroadcastOptions) -> Operations {
@@ -544,33 +555,6 @@ fn legacy_params(parts: LegacyParts<'_>) -> ChangeParams {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn params(schema: Option<&str>, table: Option<&str>) -> ChangeParams {
-        ChangeParams {
-            raw: "".into(),
-            event: Requested::All,
-            schema: schema.map(str::to_owned),
-            table: table.map(str::to_owned),
-            filter: None,
-            select: None,
-            malformed: None,
-        }
-    }
-
-    #[test]
-    fn each_table_is_asked_for_once_and_wildcards_not_at_all() {
-        let asked = named_tables(&[
-            params(Some("public"), Some("a")),
-            params(None, Some("a")),
-            params(Some("other"), Some("a")),
-            params(Some("*"), None),
-            params(Some("public"), Some("*")),
-            params(None, None),
-        ]);
-
-        let names: Vec<_> = asked.iter().map(|n| (&*n.schema, &*n.table)).collect();
-        assert_eq!(names, [("public", "a"), ("other", "a")]);
-    }
 
     #[test]
     fn an_old_topic_is_echoed_as_parameters() {

@@ -285,6 +285,17 @@ pub fn policy_failed(vsn: Vsn, topic: &str, table: (&str, &str), sqlstate: &str)
     system(vsn, None, topic, &message)
 }
 
+/// A subscription to rows has ended, since its filters make too much work; the channel goes on.
+pub fn too_much_work(vsn: Vsn, topic: &str, extension: &str) -> Bytes {
+    let message = System {
+        extension,
+        status: Status::Error,
+        message: "the filters of this subscription make too much work: no more changes are sent",
+        details: &[("sqlstate", "54001")],
+    };
+    system(vsn, None, topic, &message)
+}
+
 /// A table was emptied, told to those whose bindings do not name TRUNCATE.
 pub fn truncated(vsn: Vsn, topic: &str, schema: &str, table: &str) -> Bytes {
     let text = format!("TRUNCATE of {schema}.{table}: all of its rows are gone");

@@ -16,13 +16,14 @@ use tide_feed::event::{Batch, EventKind, Feed, Message};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::bodies::Bodies;
 use super::catch_up::Laggards;
 use super::entitlement::{Entitlements, Subject};
 use super::group::{GroupId, GroupKey};
 use super::handle::{Cast, Casts, Command, Ends, Hub, Live, SessionId};
 use super::history::{History, Seq};
 use super::notices::Notices;
-use super::plan::{Bodies, Missing, Press, Scene};
+use super::plan::{Missing, Press, Scene};
 use super::policy_check::Inquiries;
 use super::queue::{Budget, Goodbye, Push};
 use super::receipts::Receipts;
@@ -59,9 +60,9 @@ pub fn start(
     parts: Parts,
     stopping: Arc<AtomicBool>,
 ) -> io::Result<(Hub, JoinHandle<()>)> {
-    // Half for the history, the rest for what waits to be written: an eighth for notifications.
+    // Half for the history, an eighth for notifications, a sixteenth for filters, the rest for queues.
     let eighth = config.memory_limit / 8;
-    let budget = Arc::new(Budget::new(3 * eighth));
+    let budget = Arc::new(Budget::new(3 * eighth - eighth / 2));
     let history = config.history_size.min(config.memory_limit / 2);
     let (hub, ends) = Hub::new(config.send_queue_size, budget, parts.bridge.listening.clone());
     let notices = Notices::new(eighth);
@@ -360,21 +361,14 @@ impl Stream {
                 }
                 return;
             }
+            Err(Missing::Effort) => return self.roster.give_up(id),
             Err(Missing::Answer { about }) => return self.hold(id, scene, about),
         }
         if self.frames.is_empty() {
             return;
         }
-        group.previous = Some(scene.event.position);
-        for member in &mut group.members {
-            if member.lag.is_some() || !member.floor.admits(scene.event) {
-                continue;
-            }
-            if member.queue.push(&self.frames) == Push::Full {
-                member.lag = Some(scene.seq);
-                self.laggards.add(member.session);
-            }
-        }
+        let laggards = &mut self.laggards;
+        group.give(&mut self.frames, scene.event, scene.seq, |session| laggards.add(session));
     }
 
     /// Has a group wait for what decides about the event; it reads on from the history.

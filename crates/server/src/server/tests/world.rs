@@ -27,6 +27,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use crate::auth::Verifier;
 use crate::bridge::Bridge;
 use crate::catalog::{Catalog, frame};
+use crate::descriptors::Places;
 use crate::hub;
 use crate::server::{self, ServerContext};
 
@@ -63,6 +64,12 @@ impl World {
 
     /// A server that has no stream yet.
     pub(super) async fn stalled(config: Config, tls: Option<TlsAcceptor>) -> World {
+        let places = Places::within(usize::MAX, 0, config.max_connections);
+        World::seated(config, tls, places).await
+    }
+
+    /// The same, with room for so many sockets.
+    pub(super) async fn seated(config: Config, tls: Option<TlsAcceptor>, places: Places) -> World {
         let config = Arc::new(config);
         let catalog = Catalog::new("tide".into());
         let granted = Arc::new(Mutex::new(vec![table(TABLE, "t")]));
@@ -80,7 +87,7 @@ impl World {
         };
         let (hub, _) = hub::start(&config, parts, Arc::new(AtomicBool::new(false))).unwrap();
         let verifier = Verifier::new(vec![SECRET.into()], None, None).unwrap();
-        let context = Arc::new(ServerContext::new(config, hub, catalog, verifier, stats));
+        let context = Arc::new(ServerContext::new(config, hub, catalog, verifier, stats, places));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
