@@ -66,17 +66,20 @@ fn a_dropped_extension_leaves_nothing_and_can_be_created_again() {
 fn drop_and_create_in_one_transaction_is_one_extension() {
     let cluster = Cluster::start();
     let database = cluster.database("at_once");
-    let before = database.worker();
+    let t = database.table("t", "id int primary key");
+    let (before, slot) = (database.worker(), slots(&cluster));
+    let mut sql = database.sql();
+    sql.batch_execute(&format!("insert into {t} values (1)")).unwrap();
 
-    database
-        .sql()
-        .batch_execute("begin; drop extension pg_tide; create extension pg_tide; commit")
-        .unwrap();
+    sql.batch_execute("begin; drop extension pg_tide; create extension pg_tide; commit").unwrap();
 
-    wait_until("one slot is left", || (slots(&cluster).len() == 1).then_some(()));
-    // Another extension, other secrets: another worker.
+    // Another extension, other secrets and keys: another worker, and another history.
     database.wait_for_another_worker(before);
+    assert_eq!(slots(&cluster).len(), 1);
+    assert_ne!(slots(&cluster), slot);
     database.delivers();
+    let failed = "select count(*) from tide.recent(100) where operation = 'ERROR'";
+    assert_eq!(sql.query_one(failed, &[]).unwrap().get::<_, i64>(0), 0);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! `TIDE_SEED=17` plays one seed, `TIDE_SEEDS=5000` so many, from `TIDE_SEED` (or 1) on.
 //! `scripts/sabotage.sh` shows that this finds what it is there to find.
 
-mod dice;
+pub mod dice;
 mod outcome;
 mod play;
 mod policy;

@@ -79,6 +79,18 @@ pub(crate) unsafe fn replication_slot_control_lock() -> *mut pg_sys::LWLock {
     unsafe { &raw mut (*pg_sys::MainLWLockArray.add(REPLICATION_SLOT_CONTROL_LOCK)).lock }
 }
 
+/// Lets go of what `GetRunningTransactionData` leaves locked: `XidGenLock` and `ProcArrayLock`, at
+/// the same places in every version from 15 to 18.
+///
+/// # Safety
+/// After that call only.
+pub(crate) unsafe fn release_running_transactions() {
+    for place in [3, 4] {
+        // SAFETY: as above; the array is complete before any process attaches.
+        unsafe { pg_sys::LWLockRelease(&raw mut (*pg_sys::MainLWLockArray.add(place)).lock) };
+    }
+}
+
 /// Creates a logical slot of this database that vanishes unless it is made persistent.
 ///
 /// # Safety

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use tide_feed::catalog::{ColumnAccess, TableAccess};
 use tide_feed::event::{Datum, Kind};
-use tide_server::filter::{casts, compile, parse};
+use tide_server::filter::{Effort, casts, compile, parse};
 
 const KINDS: [Kind; 11] = [
     Kind::Bool,
@@ -42,7 +42,7 @@ fuzz_target!(|input: (&str, &str)| {
             Datum::Unchanged,
             Datum::Absent,
         ] {
-            predicate.matches(|_| datum);
+            let _ = predicate.matches(|_| datum, &Effort::default());
         }
     }
 });

@@ -198,6 +198,25 @@ for (const vsn of ['1.0.0', '2.0.0']) {
     const rest = await events.takeMany(99)
     assert.deepEqual(rest.map(({ payload }) => payload.record.id), Array.from({ length: 99 }, (_, i) => i + 2))
   })
+
+  test(name('a channel cut off before its first message resumes from where it was joined'), limits, async (t) => {
+    const orders = await table('id int primary key')
+    const events = new Inbox()
+    const client = await connect(t, { vsn, reconnectAfterMs: () => 200 })
+    const channel = client.channel(`tide:table:public.${orders}`, { config: { broadcast: {} } })
+    channel.on('broadcast', { event: '*' }, events.put)
+    const states = await subscribe(channel)
+    channel.joinPush.receive('ok', ({ position }) => {
+      channel.params.config.broadcast.since ??= position
+    })
+
+    await terminateWorker()
+    await sql(`insert into ${orders} select generate_series(1, 100)`)
+    await states.take(({ state }) => state === 'SUBSCRIBED')
+
+    const rows = await events.takeMany(100)
+    assert.deepEqual(rows.map(({ payload }) => payload.record.id), Array.from({ length: 100 }, (_, i) => i + 1))
+  })
 }
 
 test('a key that is no token is refused and the client keeps trying', limits, async (t) => {

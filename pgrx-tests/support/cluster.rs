@@ -44,6 +44,8 @@ pub struct Cluster {
     /// when the cluster is dropped, and also when the test program dies.
     watchdog: Mutex<Child>,
     is_shared: bool,
+    /// Limits of open files that the server is started under, as prlimit takes them.
+    open_files: Option<&'static str>,
 }
 
 impl Cluster {
@@ -74,6 +76,14 @@ impl Cluster {
         cluster
     }
 
+    /// Starts a cluster under other limits of open files, `soft:hard`.
+    pub fn with_open_files(limits: &'static str) -> Cluster {
+        let mut cluster = Cluster::stopped();
+        cluster.open_files = Some(limits);
+        cluster.resume();
+        cluster
+    }
+
     /// A cluster that has not been started.
     pub fn stopped() -> Cluster {
         let dir = new_folder();
@@ -99,7 +109,8 @@ impl Cluster {
 
     fn adopt(dir: PathBuf) -> Cluster {
         let watchdog = watchdog(&dir);
-        let cluster = Cluster { dir, watchdog: Mutex::new(watchdog), is_shared: false };
+        let cluster =
+            Cluster { dir, watchdog: Mutex::new(watchdog), is_shared: false, open_files: None };
         cluster.configure(&format!("unix_socket_directories = '{}'", cluster.dir.display()));
         cluster
     }
@@ -128,7 +139,14 @@ impl Cluster {
 
     pub fn try_resume(&self) -> Output {
         // Output to the log, not to a pipe: the server would keep the pipe open.
-        let mut command = as_owner("pg_ctl");
+        let mut command = match self.open_files {
+            Some(limits) => {
+                let mut command = by_owner(Command::new("prlimit"));
+                command.arg(format!("--nofile={limits}")).arg(bin().join("pg_ctl"));
+                command
+            }
+            None => as_owner("pg_ctl"),
+        };
         command.args(["start", "-w", "-t", "60", "-s", "-D"]).arg(self.data());
         command.arg("-l").arg(self.dir.join("log"));
         let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
@@ -243,7 +261,10 @@ pub fn free_port() -> u16 {
 
 /// A program of the Postgres under test, run by a user that Postgres accepts.
 pub fn as_owner(program: &str) -> Command {
-    let mut command = Command::new(bin().join(program));
+    by_owner(Command::new(bin().join(program)))
+}
+
+fn by_owner(mut command: Command) -> Command {
     if let Some((uid, gid)) = *OWNER {
         command.uid(uid).gid(gid);
     }

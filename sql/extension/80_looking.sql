@@ -31,6 +31,7 @@ create function tide.status(
     out forged_messages bigint,
     out url text,
     out listener_error text,
+    out connection_limit bigint,
     out steward boolean,
     out executors integer
 )
@@ -46,13 +47,14 @@ begin atomic
            end,
            w.history_events, w.history_bytes,
            coalesce(w.connections, 0), coalesce(w.channels, 0), coalesce(w.forged_messages, 0),
-           w.url, w.listener_error,
+           w.url, w.listener_error, nullif(w.connection_limit, 0),
            coalesce(w.steward, false), coalesce(w.executors, 0)
     from jsonb_to_record(tide._worker_status()) as w (
         pid integer, state text, reason text, started_at bigint, restarts integer,
         epoch text, decoded_lsn numeric,
         history_events bigint, history_bytes bigint, connections bigint, channels bigint,
-        forged_messages bigint, url text, listener_error text, steward boolean, executors integer
+        forged_messages bigint, url text, listener_error text, connection_limit bigint,
+        steward boolean, executors integer
     )
     left join lateral (
         select r.slot_name, r.confirmed_flush_lsn, r.restart_lsn
@@ -189,17 +191,10 @@ revoke execute on function tide.disconnect(bigint) from public;
 grant execute on function tide.disconnect(bigint) to pg_monitor, pg_signal_backend;
 
 create function tide.current_position() returns text
-language sql volatile parallel unsafe
-security definer
-set search_path = pg_catalog, pg_temp
-begin atomic
-    -- Before the record that would be written next, after everything written so far.
-    select epoch || '.' || lpad(to_hex((pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint - 1), 16, '0')
-           || 'ffffffff'
-    from jsonb_to_record(tide._worker_status()) as w (epoch text);
-end;
+language c volatile parallel unsafe
+as 'MODULE_PATHNAME', 'tide_current_position_wrapper';
 comment on function tide.current_position() is
-'A position for "since": a client that resumes from it gets what commits after this call. NULL if the worker is not live';
+'A position for "since": a client that resumes from it gets everything that no query could see yet when this was called. A commit that hangs (a synchronous standby is missing) makes it an earlier one, so that what has committed since comes once more. NULL if the worker is not live';
 
 create function tide.restart_worker() returns boolean
 language c volatile strict parallel unsafe

@@ -122,6 +122,12 @@ begin
         format('alter database %I set tide.port = %s; select tide.restart_worker();',
                current_database(), current_setting('tide.port')::integer % 65535 + 1);
     return query select
+        'tide.max_connections',
+        status.connection_limit >= current_setting('tide.max_connections')::integer,
+        format('it is %s, but the operating system''s limit of open files leaves room for %s clients',
+               current_setting('tide.max_connections'), status.connection_limit),
+        'Raise the hard limit of open files of the server (LimitNOFILE of its systemd unit, ulimit -Hn), then restart; or lower tide.max_connections.';
+    return query select
         'steward', status.steward,
         'the process that asks the catalogue is not there: joins wait for it',
         'It is started by itself; the server log says what keeps it.';

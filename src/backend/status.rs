@@ -2,22 +2,27 @@
 //! `sql/extension/`.
 
 use std::panic::AssertUnwindSafe;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use pgrx::prelude::*;
 use pgrx::{JsonB, PgXactCallbackEvent, pg_sys, register_xact_callback};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tide_feed::catalog::{ControlRequest, Recent};
+use tide_feed::catalog::{ControlRequest, Recent, Status};
+use tide_feed::event::{Lsn, Position};
 use tide_feed::token;
 
 use crate::backend::{control, report};
 use crate::guc;
 use crate::process::shmem;
 use crate::process::shmem::WorkerState;
+use crate::source::in_flight::InFlight;
 
 /// From 1970, where Unix begins to count, to 2000, where Postgres does, in microseconds.
 const EPOCHS: i64 = 946_684_800_000_000;
+/// How long commits under way may keep `tide.current_position` waiting, and between two looks.
+const PATIENCE: Duration = Duration::from_millis(500);
+const NAP_MICROS: i64 = 1000;
 /// Most events that one call of `tide.recent` gives.
 const MAX_RECENT: i32 = 10_000;
 
@@ -75,6 +80,31 @@ fn unanswering(state: WorkerState) -> &'static str {
 fn tide_restart_worker() -> bool {
     // SAFETY: set when this backend connected to its database.
     shmem::request_restart(unsafe { pg_sys::MyDatabaseId })
+}
+
+/// A position that everything before it can be seen, so that what cannot comes after it. What has
+/// committed before this call comes before it, unless a commit hangs: then all since that one does
+/// not. NULL if the worker is not live.
+#[pg_extern]
+fn tide_current_position() -> Option<String> {
+    // SAFETY: set when this backend connected to its database.
+    let newest = shmem::newest_commit(unsafe { pg_sys::MyDatabaseId });
+    // Where the WAL is not on disk, other commits may come to be after a crash.
+    // SAFETY: the address is the end of a record that was inserted.
+    unsafe { pg_sys::XLogFlush(newest) };
+    let mut in_flight = InFlight::now();
+    let began = Instant::now();
+    let mut is_visible = in_flight.are_visible();
+    while !is_visible && began.elapsed() < PATIENCE {
+        // SAFETY: naps, in a backend that holds no lock of its own.
+        unsafe { pg_sys::pg_usleep(NAP_MICROS) };
+        pgrx::check_for_interrupts!();
+        is_visible = in_flight.are_visible();
+    }
+    let status = control::ask::<Status>(&ControlRequest::Status).ok()?;
+    // What has been decoded could be seen before.
+    let end = if is_visible { newest.max(status.decoded_lsn) } else { status.decoded_lsn };
+    Some(format!("{}.{}", status.epoch?, Position::before(Lsn(end))))
 }
 
 /// The newest events of all tables, for superusers and members of pg_monitor; of their own tables

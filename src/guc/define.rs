@@ -240,7 +240,8 @@ fn define_limits() {
     int(
         c"tide.max_connections",
         c"Sets how many clients may be connected.",
-        c"Further ones are refused with HTTP status 503.",
+        c"Further ones are refused with HTTP status 429. Each takes a file descriptor; where the \
+          operating system allows fewer, tide.check() says so.",
         &MAX_CONNECTIONS,
         1,
         1_000_000,
@@ -253,6 +254,15 @@ fn define_limits() {
         &MAX_CHANNELS_PER_CONNECTION,
         1,
         100_000,
+        none,
+    );
+    int(
+        c"tide.max_bindings_per_channel",
+        c"Sets how many entries of postgres_changes one channel may have.",
+        c"A join with more is refused.",
+        &MAX_BINDINGS_PER_CHANNEL,
+        1,
+        10_000,
         none,
     );
     int(

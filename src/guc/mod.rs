@@ -47,6 +47,7 @@ static PAGE: Flag = Flag::new(true);
 
 static MAX_CONNECTIONS: Int = Int::new(10_000);
 static MAX_CHANNELS_PER_CONNECTION: Int = Int::new(100);
+static MAX_BINDINGS_PER_CHANNEL: Int = Int::new(100);
 static MAX_MESSAGE_SIZE: Int = Int::new(1 << 10);
 static SEND_QUEUE_SIZE: Int = Int::new(4 << 10);
 static JOIN_RATE: Int = Int::new(100);
@@ -84,7 +85,10 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         ssl: SSL.get(),
         page: PAGE.get(),
         max_connections: count(&MAX_CONNECTIONS),
+        // SAFETY: a plain integer, which only changes with a restart of the server.
+        reserved_files: usize::try_from(unsafe { pg_sys::max_files_per_process }).unwrap_or(0),
         max_channels_per_connection: count(&MAX_CHANNELS_PER_CONNECTION),
+        max_bindings_per_channel: count(&MAX_BINDINGS_PER_CHANNEL),
         max_message_size: bytes(&MAX_MESSAGE_SIZE),
         send_queue_size: bytes(&SEND_QUEUE_SIZE),
         join_rate: JOIN_RATE.get().unsigned_abs(),

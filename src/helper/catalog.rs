@@ -13,6 +13,7 @@ use tide_feed::event::Kind;
 
 use crate::helper::role;
 use crate::helper::transaction::{Refusal, rolled_back};
+use crate::source::in_flight;
 
 /// Catalogue look-ups take milliseconds; past this something else is wrong.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,10 +34,12 @@ pub(crate) fn role(role: &str) -> Result<String, Refusal> {
     encode(&status)
 }
 
-/// The WAL address comes first: whatever commits after it has been decoded after the question.
+/// The WAL address comes first, then who was running: whatever commits after it, or could not be
+/// seen yet, has been decoded after the question.
 pub(crate) fn tables(role: &str, publication: &str, which: &Which) -> Result<String, Refusal> {
     // SAFETY: reads a number from shared memory.
     let lsn = unsafe { pg_sys::GetXLogInsertRecPtr() };
+    let running = in_flight::running().into_iter().map(pg_sys::TransactionId::into_inner).collect();
     forget_catalogue();
     let (mut schemas, mut names, mut oids) = (Vec::new(), Vec::new(), Vec::new());
     match which {
@@ -51,7 +54,7 @@ pub(crate) fn tables(role: &str, publication: &str, which: &Which) -> Result<Str
             [role.into(), publication.into(), schemas.into(), names.into(), oids.into()];
         parse(&text(TABLES, &arguments)?)
     })?;
-    encode(&Tables { lsn, tables: found.into_iter().map(TableAccess::from).collect() })
+    encode(&Tables { lsn, running, tables: found.into_iter().map(TableAccess::from).collect() })
 }
 
 /// What is missing, or forbidden, is not visible.

@@ -4,7 +4,7 @@
 use std::ffi::CString;
 
 use pgrx::{PgSqlErrorCode, Spi};
-use tide_feed::catalog::Grant;
+use tide_feed::catalog::{Grant, is_transient};
 
 use crate::helper::executor::as_role;
 use crate::helper::policy::{set, with_claims};
@@ -12,8 +12,9 @@ use crate::helper::transaction::Refusal;
 
 const POLICIES: &str = include_str!("../../sql/catalog/channel.sql");
 
-/// What the role may do with each of the extensions of the topic. What fails grants nothing; why is
-/// for the log, since it may say more than the client is to know.
+/// What the role may do with each of the extensions of the topic. A policy that fails grants nothing;
+/// why is for the log, since it may say more than the client is to know. What says nothing about the
+/// policies is no answer.
 pub(crate) fn grants(
     role: &str,
     claims: &str,
@@ -37,6 +38,9 @@ pub(crate) fn grants(
         })
     });
     if let Err(refusal) = asked {
+        if is_transient(&refusal.sqlstate) {
+            return Err(refusal);
+        }
         pgrx::log!(
             "pg_tide: a policy of tide.channel failed for role \"{role}\": {}",
             refusal.for_log()

@@ -10,12 +10,26 @@ use crate::guc;
 use crate::helper::role;
 use crate::helper::transaction::{Refusal, rolled_back};
 
+/// Bytes that the values of one question may take when they are written out: a hundred of the
+/// longest numbers.
+const MAX_ANSWER: usize = 16 << 20;
+
 /// Parses each text as a value of the type, as a literal in a query would be, and answers what
 /// `to_jsonb` makes of it.
 pub(crate) fn cast(role: &str, type_sql: &str, values: &[String]) -> Result<String, Refusal> {
     let values = as_role(role, || {
         let input = Input::of(type_sql)?;
-        values.iter().map(|value| input.to_jsonb(value)).collect()
+        let mut room = MAX_ANSWER;
+        let cast = |value: &String| {
+            let json = input.to_jsonb(value)?;
+            let left = room.checked_sub(json.len());
+            room = left.ok_or_else(|| {
+                let code = PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+                Refusal::new(code, "the filter's values are too large when they are written out")
+            })?;
+            Ok(json)
+        };
+        values.iter().map(cast).collect()
     })?;
     let code = PgSqlErrorCode::ERRCODE_INTERNAL_ERROR;
     serde_json::to_string(&Cast { values })

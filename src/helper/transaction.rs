@@ -1,5 +1,6 @@
 //! Questions to the database that leave nothing behind, and chores that do: one transaction each.
 
+use std::ffi::CString;
 use std::panic::AssertUnwindSafe;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -54,6 +55,11 @@ impl Refusal {
     }
 }
 
+/// How long a question waits for a lock: whoever asked does so again in a moment, and others have their
+/// turn meanwhile. Shorter than `deadlock_timeout` usually is, so that nobody's transaction is ended
+/// for a question's sake.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// Runs `work` in a read-only transaction that is rolled back whatever happens, within `timeout`.
 /// To be called outside a transaction, by a process that has no other use for the statement
 /// time-out.
@@ -63,6 +69,7 @@ pub(crate) fn rolled_back<R>(
 ) -> Result<R, Refusal> {
     let work = AssertUnwindSafe(|| {
         begin(timeout);
+        limit_lock_waits(timeout);
         work()
     });
     let result = PgTryBuilder::new(work).catch_others(|error| Err(refusal(&error))).execute();
@@ -107,6 +114,21 @@ fn begin(timeout: Duration) {
         pg_sys::XactReadOnly = true;
         arm(timeout);
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+    }
+}
+
+/// A lock that is not free is to be told from work that takes too long.
+fn limit_lock_waits(timeout: Duration) {
+    let limit = LOCK_TIMEOUT.min(timeout / 2).as_millis().max(1);
+    let Ok(limit) = CString::new(limit.to_string()) else { return };
+    // SAFETY: in a transaction, whose end takes it back.
+    unsafe {
+        pg_sys::SetConfigOption(
+            c"lock_timeout".as_ptr(),
+            limit.as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+        );
     }
 }
 

@@ -50,15 +50,20 @@ pub(crate) fn connect(database: pg_sys::Oid) -> (String, pg_sys::Oid) {
     }
 }
 
-/// What a worker is started with, in a number: another number, another worker is needed. An
-/// extension that was dropped and made again has other secrets. Never 0.
+/// What a worker is started with, in a number: another number, another worker is needed. Half of
+/// it is the extension's oid: one that was dropped and made again has other secrets and keys.
+/// Never 0.
 pub(crate) fn fingerprint(config: &Config, extension: pg_sys::Oid) -> u64 {
     let mut hasher = DefaultHasher::new();
     format!("{config:?}").hash(&mut hasher);
     guc::executors().hash(&mut hasher);
     guc::slot_name().hash(&mut hasher);
-    extension.to_u32().hash(&mut hasher);
-    hasher.finish().max(1)
+    (hasher.finish() << 32 | u64::from(extension.to_u32())).max(1)
+}
+
+/// Whether the extension is another than that of the worker before, if there was one.
+pub(crate) fn is_made_anew(before: u64, now: u64) -> bool {
+    before != 0 && before as u32 != now as u32
 }
 
 /// In a transaction only.

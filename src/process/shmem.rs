@@ -226,6 +226,11 @@ pub(crate) fn status(database: pg_sys::Oid) -> Option<WorkerStatus> {
     Some(entry.status(reason))
 }
 
+/// Where the newest commit of a database ends that could be seen by then; 0: none is known.
+pub(crate) fn newest_commit(database: pg_sys::Oid) -> pg_sys::XLogRecPtr {
+    shared().and_then(|shared| shared.entry(database)).map_or(0, Entry::newest_commit)
+}
+
 /// Replaces the worker of a database: it reads its settings again. False: there is none to be.
 pub(crate) fn request_restart(database: pg_sys::Oid) -> bool {
     let Some(shared) = shared() else { return false };

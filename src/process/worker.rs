@@ -67,9 +67,15 @@ pub extern "C-unwind" fn tide_worker_main(database: pg_sys::Datum) {
     unsafe { pg_sys::before_shmem_exit(Some(stop_server), pg_sys::Datum::from(0)) };
 
     let config = guc::config(&name, database);
-    entry.set_config(probe::fingerprint(&config, extension));
+    let fingerprint = probe::fingerprint(&config, extension);
     stream::pin_output_settings();
-    Worker::new(entry, config).run();
+    let mut worker = Worker::new(entry, config);
+    if probe::is_made_anew(entry.config(), fingerprint) {
+        // What the slot holds was written with tables and keys that are gone.
+        worker.stream.drop_slot();
+    }
+    entry.set_config(fingerprint);
+    worker.run();
 }
 
 #[pg_guard]

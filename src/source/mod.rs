@@ -2,6 +2,7 @@
 
 pub(crate) mod decoder;
 pub(crate) mod feed_writer;
+pub(crate) mod in_flight;
 pub(crate) mod invalidation;
 pub(crate) mod log_limit;
 pub(crate) mod logical_message;

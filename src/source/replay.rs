@@ -157,6 +157,7 @@ impl Replay {
         let is_visible = || unsafe { !pg_sys::TransactionIdIsInProgress(xid) };
         if !is_visible() {
             self.outlet.flush();
+            self.outlet.decoded(self.transaction.commit, true);
             self.await_visible(is_visible);
         }
     }
@@ -515,14 +516,8 @@ impl Replay {
     fn add(&mut self, position: Position, kind: EventKind) {
         let Transaction { end, xid, commit_time, .. } = self.transaction;
         let mutation_id = self.transaction.mutation_id.clone();
-        self.outlet.add(Event {
-            position,
-            end,
-            xid,
-            commit_time,
-            last_in_tx: false,
-            mutation_id,
-            kind,
-        });
+        let last_in_tx = false;
+        let event = Event { position, end, xid, commit_time, last_in_tx, mutation_id, kind };
+        self.outlet.add(event);
     }
 }

@@ -15,6 +15,7 @@ use tide_feed::link::{self, Word};
 use crate::failure::{Failure, attempt};
 use crate::process::server;
 use crate::source::decoder::Decoder;
+use crate::source::in_flight::InFlight;
 use crate::source::replay::Replay;
 use crate::source::running_xacts::Starting;
 use crate::source::slot::{Prefix, Slot};
@@ -50,6 +51,8 @@ pub(crate) struct Stream {
     /// What [`Word::Live`] said last; `None`: has to be said (again).
     announced: Option<Epoch>,
     starting: Starting,
+    /// The slot is new: these it will not decode, and joins could not see them yet.
+    before_slot: Option<InFlight>,
     obstacle: Obstacle,
     /// Where decoding got to before the last error: getting past it means that it is overcome.
     failed_at: Option<Lsn>,
@@ -92,6 +95,7 @@ impl Stream {
             epoch: Epoch::default(),
             announced: None,
             starting: Starting::default(),
+            before_slot: None,
             obstacle: Obstacle::default(),
             failed_at: None,
             careful_until: None,
@@ -237,9 +241,14 @@ impl Stream {
                 let slot = slot::create(&prefix).ok_or("no randomness for a slot's name")?;
                 log!("pg_tide: created replication slot \"{}\"", slot.name.to_string_lossy());
                 self.replay().outlet.restart();
+                self.before_slot = Some(InFlight::now());
                 slot
             }
         };
+        if self.before_slot.as_mut().is_some_and(|commits| !commits.are_visible()) {
+            return Ok(false);
+        }
+        self.before_slot = None;
         self.starting = Starting::default();
         let decoder = Decoder::open(&slot.name);
         // SAFETY: reads shared memory, set before any worker runs.

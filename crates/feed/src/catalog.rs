@@ -220,6 +220,8 @@ pub enum ControlRequest {
 pub struct Tables {
     /// `pg_current_wal_insert_lsn()` taken before the look-up, as a number.
     pub lsn: u64,
+    /// The transactions that were running right after that.
+    pub running: Vec<u32>,
     pub tables: Vec<TableAccess>,
 }
 
@@ -368,6 +370,10 @@ pub struct Status {
     /// Why there is none, or not everywhere.
     #[serde(default)]
     pub listener_error: Option<String>,
+    /// How many clients can be connected: `tide.max_connections`, or as many as the process may
+    /// have open files for.
+    #[serde(default)]
+    pub connection_limit: u64,
     /// The steward is connected.
     pub steward: bool,
     /// How many executors are.
@@ -457,4 +463,15 @@ pub struct Explanation {
 pub struct Disconnected {
     /// There was such a connection.
     pub found: bool,
+}
+
+/// Whether an error says nothing about what was asked: a lock that was not free, a deadlock, no room,
+/// a shutdown, a catalogue that changed while it was read (that is an internal error). Not that time
+/// ran out: that is what policies are said to have done that are too slow.
+pub fn is_transient(sqlstate: &str) -> bool {
+    match sqlstate {
+        "57014" => false,
+        "55P03" | "55006" | "XX000" => true,
+        _ => ["40", "53", "57", "58"].iter().any(|class| sqlstate.starts_with(class)),
+    }
 }

@@ -35,7 +35,11 @@ pub struct Config {
     pub page: bool,
 
     pub max_connections: usize,
+    /// Descriptors that others in the process may need.
+    pub reserved_files: usize,
     pub max_channels_per_connection: usize,
+    /// How many entries of `postgres_changes` one channel may have.
+    pub max_bindings_per_channel: usize,
     /// Bytes of one websocket message from a client.
     pub max_message_size: usize,
     /// Bytes that may wait for one client.
@@ -88,7 +92,9 @@ impl Default for Config {
             ssl: false,
             page: true,
             max_connections: 10_000,
+            reserved_files: 0,
             max_channels_per_connection: 100,
+            max_bindings_per_channel: 100,
             max_message_size: 1 << 20,
             send_queue_size: 4 << 20,
             join_rate: 100,

@@ -37,6 +37,14 @@ pub struct Position {
     pub ordinal: u32,
 }
 
+impl Position {
+    /// The last before every transaction that commits at `lsn` or later.
+    pub fn before(lsn: Lsn) -> Position {
+        let before = lsn.0.checked_sub(1).map(Lsn);
+        before.map_or_else(Position::default, |commit| Position { commit, ordinal: u32::MAX })
+    }
+}
+
 impl fmt::Display for Position {
     /// 24 hexadecimal digits: positions sort as text as they do as numbers.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use crate::catalog::{Catalog, frame};
 use crate::hub::Hub;
 use crate::policy::{Rule, Way};
+use crate::server;
 use crate::server::bind::Listener;
 use crate::stats::Stats;
 
@@ -31,6 +32,8 @@ pub struct Control {
     pub reload: Arc<Notify>,
     /// Another table is an outbox.
     pub outboxes: Arc<Notify>,
+    /// How many websockets there can be.
+    pub connection_limit: u64,
 }
 
 /// Binds the socket, for nobody but the server's own operating system user.
@@ -47,15 +50,13 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 impl Control {
     /// Serves the socket for as long as the worker runs.
     pub async fn run(self: Arc<Self>, listener: UnixListener) {
+        let mut complained = None;
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     tokio::spawn(Arc::clone(&self).converse(stream));
                 }
-                Err(error) => {
-                    log::warn!("could not accept on the control socket: {error}");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                }
+                Err(error) => server::pause_after(&error, &mut complained).await,
             }
         }
     }
@@ -165,6 +166,7 @@ impl Control {
             forged_messages: self.stats.forged_messages_total.get(),
             url: self.listener.url(),
             listener_error: self.listener.error(),
+            connection_limit: self.connection_limit,
             steward: stewards > 0,
             executors: u32::try_from(executors).unwrap_or(u32::MAX),
         }

@@ -2,11 +2,13 @@
 //! nothing of Postgres but what the worker and its helpers tell it.
 #![forbid(unsafe_code)]
 
+pub mod allowance;
 pub mod auth;
 
 pub mod catalog;
 pub mod confinement;
 pub mod control;
+pub mod descriptors;
 pub mod filter;
 pub mod hub;
 pub mod link;

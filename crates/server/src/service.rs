@@ -1,89 +1,170 @@
-//! The network half as one thing that the worker starts and stops: runtime, hub, listeners.
+//! The server as a whole: what it is made of, and how it begins and ends.
 
 use std::io;
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
-use tide_feed::config::Config;
-use tide_feed::event::Feed;
-use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{Notify, watch};
+use tide_feed::config::{Config, Credentials, File};
+use tokio::net::unix::pipe;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::auth::Verifier;
-use crate::bridge::Bridge;
 use crate::catalog::Catalog;
 use crate::control::{self, Control};
+use crate::descriptors::{self, Places};
 use crate::hub::{self, Hub};
+use crate::link::{self, LinkEnd, Uplink};
+use crate::notify::Listening;
 use crate::outbox_cleaner::{self, Keeper};
 use crate::server::bind::Listener;
 use crate::server::{self, ServerContext};
 use crate::stats::Stats;
+use crate::{confinement, logging};
 
-/// Time for the clients to be told that the worker stops.
+/// Messages from the worker that may wait for the hub; the rest waits in the link, and then the
+/// worker does.
+const FEED: usize = 4;
+
+/// Time for the clients to be told that the server stops.
 const FAREWELL: Duration = Duration::from_millis(400);
 
-/// Time for what is in the middle of a computation then.
-const REST: Duration = Duration::from_millis(100);
-
-/// Pause before a steward that did not give the secrets is asked again.
+/// Pause before a catalog worker that did not give the secrets is asked again.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// Running threads. They must be started with all signals blocked.
-#[derive(Debug)]
-pub struct Service {
-    runtime: Runtime,
-    hub: Hub,
-    hub_thread: JoinHandle<()>,
-    /// The last one serves the clients.
-    tasks: Vec<tokio::task::JoinHandle<()>>,
-    stop: watch::Sender<bool>,
-    stopping: Arc<AtomicBool>,
+/// Serves until the link ends, or the postmaster does.
+///
+/// # Errors
+/// The link broke, or a part of the server ended that should not have.
+pub fn run(link: UnixStream, postmaster: OwnedFd) -> io::Result<()> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        // For compiling patterns and resolving names: not one for each that is asked for.
+        .max_blocking_threads(2)
+        .build()?;
+    let uplink = Uplink::default();
+    logging::install(uplink.clone());
+    let ended = runtime.block_on(serve(link, postmaster, uplink));
+    // Nothing that is still under way is of use to anybody.
+    match ended {
+        Ok(LinkEnd::Closed | LinkEnd::Stop) => std::process::exit(0),
+        Ok(end) => Err(io::Error::other(end)),
+        Err(error) => Err(error),
+    }
 }
 
-impl Service {
-    /// Binds the control socket and starts the threads. The listener for clients follows as soon
-    /// as the steward has given the secrets and the port is free.
-    pub fn start(config: Config, feed: Receiver<Feed>, bridge: Arc<Bridge>) -> io::Result<Service> {
-        let config = Arc::new(config);
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(config.network_threads.max(1))
+async fn serve(link: UnixStream, postmaster: OwnedFd, uplink: Uplink) -> io::Result<LinkEnd> {
+    let (mut downlink, up) = link::open(link)?;
+    let (config, credentials) = match downlink.start().await {
+        Ok(start) => start,
+        Err(end) => return Ok(end),
+    };
+    let config = Arc::new(config);
+    confinement::limit_memory(config.memory_limit);
+    let threads = Threads::new(config.network_threads)?;
+    let (feed, fed) = mpsc::channel(FEED);
+    let listening = Listening::default();
+    let (credentials, given) = watch::channel(credentials);
+    let (stop, stopped) = watch::channel(false);
+    let mut parts = Parts::start(&config, fed, &uplink, &listening, given, stopped, &threads)?;
+    uplink.ready();
+
+    let mut hub = pin!(parts.routing.run());
+    let end = tokio::select! {
+        end = downlink.run(feed, listening.clone(), credentials) => end,
+        () = &mut hub => return Err(io::Error::other("the hub ended")),
+        ended = uplink.clone().run(up, listening) => return ended.map(|()| LinkEnd::Closed),
+        () = ended(postmaster) => LinkEnd::Closed,
+        _ = parts.tasks.join_next() => {
+            return Err(io::Error::other("a part of the server ended unexpectedly"));
+        }
+    };
+    if matches!(end, LinkEnd::Stop) {
+        parts.hub.stop();
+        stop.send_replace(true);
+        let _ = timeout(FAREWELL, async { tokio::join!(hub, parts.clients) }).await;
+    }
+    Ok(end)
+}
+
+/// Waits for the end of the postmaster, which alone holds the other end of the pipe.
+async fn ended(postmaster: OwnedFd) {
+    let Ok(mut pipe) = pipe::Receiver::from_owned_fd(postmaster) else {
+        return std::future::pending().await;
+    };
+    let _ = tokio::io::AsyncReadExt::read_u8(&mut pipe).await;
+}
+
+/// Where the connections are served: on the hub's own thread, so that an event is routed and
+/// written without a switch between threads; or on some besides, if the settings ask for it.
+struct Threads {
+    handle: Handle,
+    _more: Option<Runtime>,
+}
+
+impl Threads {
+    fn new(count: usize) -> io::Result<Threads> {
+        if count <= 1 {
+            return Ok(Threads { handle: Handle::current(), _more: None });
+        }
+        let more = Builder::new_multi_thread()
+            .worker_threads(count - 1)
             .thread_name("tide network")
+            .max_blocking_threads(2)
             .enable_all()
             .build()?;
+        Ok(Threads { handle: more.handle().clone(), _more: Some(more) })
+    }
+}
+
+/// The parts that run beside each other.
+struct Parts {
+    hub: Hub,
+    routing: hub::Stream,
+    /// None of these ever ends by itself.
+    tasks: JoinSet<()>,
+    clients: tokio::task::JoinHandle<()>,
+}
+
+impl Parts {
+    fn start(
+        config: &Arc<Config>,
+        feed: mpsc::Receiver<link::Feed>,
+        uplink: &Uplink,
+        listening: &Listening,
+        credentials: watch::Receiver<Credentials>,
+        stopped: watch::Receiver<bool>,
+        threads: &Threads,
+    ) -> io::Result<Parts> {
+        let places = places(config);
         let (stats, catalog) = (Arc::<Stats>::default(), Catalog::new(config.publication.clone()));
-        let stopping = Arc::new(AtomicBool::new(false));
         let (receipts, received) = hub::receipts::channel();
-        let parts = hub::Parts {
+        let (hub, routing) = hub::new(config, hub::Parts {
             feed,
-            bridge: Arc::clone(&bridge),
+            uplink: uplink.clone(),
+            listening: listening.clone(),
             catalog: catalog.clone(),
-            runtime: runtime.handle().clone(),
             stats: Arc::clone(&stats),
             receipts,
-        };
-        let (hub, hub_thread) = hub::start(&config, parts, Arc::clone(&stopping))?;
-        let (stop, stopped) = watch::channel(false);
+        });
         let (listener, reload) = (Arc::<Listener>::default(), Arc::<Notify>::default());
         let outboxes = Arc::<Notify>::default();
         let control = Arc::new(Control {
             hub: hub.clone(),
             catalog: catalog.clone(),
             stats: Arc::clone(&stats),
-            bridge,
             listener: Arc::clone(&listener),
             reload: Arc::clone(&reload),
             outboxes: Arc::clone(&outboxes),
+            connection_limit: places.websockets as u64,
         });
-        let socket = {
-            let _inside = runtime.enter();
-            control::bind(&config.control_socket)?
-        };
+        let socket = control::bind(&config.control_socket)?;
         let keeper = Keeper::new(outbox_cleaner::Parts {
             catalog: catalog.clone(),
             stats: Arc::clone(&stats),
@@ -92,33 +173,35 @@ impl Service {
             changed: outboxes,
             retention: config.outbox_retention,
         });
-        let clients = Clients { config, hub: hub.clone(), catalog, stats, listener, reload };
-        let tasks = vec![
-            runtime.spawn(control.run(socket)),
-            runtime.spawn(keeper.run()),
-            runtime.spawn(clients.serve(stopped)),
-        ];
-        Ok(Service { runtime, hub, hub_thread, tasks, stop, stopping })
+        let clients = Clients {
+            config: Arc::clone(config),
+            hub: hub.clone(),
+            catalog,
+            stats,
+            listener,
+            reload,
+            credentials,
+            places,
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(control.run(socket));
+        tasks.spawn(keeper.run());
+        let clients = threads.handle.spawn(clients.serve(stopped));
+        Ok(Parts { hub, routing, tasks, clients })
     }
+}
 
-    /// Whether every thread is still there; if not, the worker must exit and be started again.
-    pub fn is_alive(&self) -> bool {
-        !self.hub_thread.is_finished() && !self.tasks.iter().any(|task| task.is_finished())
+fn places(config: &Config) -> Places {
+    let descriptors = descriptors::raise();
+    let places = Places::within(descriptors, config.max_connections);
+    if places.websockets < config.max_connections {
+        log::warn!(
+            "the limit of {descriptors} open files leaves room for {} clients, not for tide.max_connections = {}",
+            places.websockets,
+            config.max_connections
+        );
     }
-
-    /// Says goodbye to the clients and ends the threads, within half a second.
-    pub fn stop(mut self) {
-        self.stopping.store(true, Ordering::Release);
-        self.hub.stop();
-        self.stop.send_replace(true);
-        // The runtime drops what waits, and so would the words of farewell be: they go first.
-        if let Some(serving) = self.tasks.pop() {
-            let _ = self.runtime.block_on(async { timeout(FAREWELL, serving).await });
-        }
-        self.runtime.shutdown_timeout(REST);
-        // The hub looks at `stopping` in everything that could keep it.
-        let _ = self.hub_thread.join();
-    }
+    places
 }
 
 /// What clients are served with.
@@ -129,35 +212,61 @@ struct Clients {
     stats: Arc<Stats>,
     listener: Arc<Listener>,
     reload: Arc<Notify>,
+    credentials: watch::Receiver<Credentials>,
+    places: Places,
 }
 
 impl Clients {
-    async fn serve(self, stopped: watch::Receiver<bool>) {
+    async fn serve(mut self, stopped: watch::Receiver<bool>) {
         if self.config.port == 0 {
             // No listener: `tide.check()` names the line to add.
             return std::future::pending().await;
         }
-        let verifier = self.verifier().await;
-        let tls = self.tls().await;
-        let listeners = self.listener.bind(&self.config).await;
+        let mut stop = stopped.clone();
+        let ready = async { (self.verifier().await, self.tls().await) };
+        let (verifier, tls) = tokio::select! {
+            ready = ready => ready,
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        let listeners = tokio::select! {
+            listeners = self.listener.bind(&self.config) => listeners,
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
         let context = Arc::new(ServerContext::new(
             Arc::clone(&self.config),
             self.hub.clone(),
             self.catalog.clone(),
             verifier,
             Arc::clone(&self.stats),
+            self.places,
         ));
         log::info!("listening on {}", self.listener.url().unwrap_or_default());
+        let (tls, acceptors) = watch::channel(tls);
         tokio::select! {
-            () = server::run(listeners, tls, Arc::clone(&context), stopped) => {}
-            () = self.follow_secrets(&context) => {}
+            () = server::run(listeners, acceptors, Arc::clone(&context), stopped) => {}
+            () = self.follow(&context, tls) => {}
         }
     }
 
-    async fn follow_secrets(&self, context: &ServerContext) {
+    /// Secrets, keys and certificates are exchanged without cutting anybody off.
+    async fn follow(&mut self, context: &ServerContext, tls: watch::Sender<Option<TlsAcceptor>>) {
         loop {
-            self.reload.notified().await;
+            tokio::select! {
+                () = self.reload.notified() => {}
+                changed = self.credentials.changed() => if changed.is_err() {
+                    return std::future::pending().await;
+                },
+            }
             context.set_verifier(self.verifier().await);
+            if !self.config.ssl {
+                continue;
+            }
+            match self.acceptor() {
+                Ok(acceptor) => {
+                    tls.send_replace(Some(acceptor));
+                }
+                Err(problem) => log::warn!("the certificate stays as it was: {problem}"),
+            }
         }
     }
 
@@ -179,12 +288,13 @@ impl Clients {
     }
 
     async fn try_verifier(&self) -> Result<Verifier, String> {
-        let secrets = match &self.config.jwt_secret {
-            Some(secret) => vec![secret.clone()],
+        let Credentials { jwt_secret, jwks, .. } = self.credentials.borrow().clone();
+        let secrets = match jwt_secret {
+            Some(secret) => vec![secret],
             None => self.catalog.secrets().await.map_err(|error| error.to_string())?.jwt_secrets,
         };
-        let jwks = self.config.jwks_file.as_deref().map(read_jwks).transpose()?;
-        Verifier::new(secrets, jwks.as_deref(), self.config.jwt_audience.clone())
+        let jwks = jwks.as_ref().map(|file| content("tide.jwks_file", file)).transpose()?;
+        Verifier::new(secrets, jwks, self.config.jwt_audience.clone())
             .map_err(|error| error.to_string())
     }
 
@@ -193,14 +303,11 @@ impl Clients {
         if !self.config.ssl {
             return None;
         }
-        let certificate = self.config.ssl_cert_file.as_deref().unwrap_or(Path::new("server.crt"));
-        let key = self.config.ssl_key_file.as_deref().unwrap_or(Path::new("server.key"));
         let mut told = None;
         loop {
-            match server::tls::acceptor(certificate, key) {
+            match self.acceptor() {
                 Ok(acceptor) => return Some(acceptor),
-                Err(error) => {
-                    let problem = error.to_string();
+                Err(problem) => {
                     if told.as_ref() != Some(&problem) {
                         log::warn!("no client can connect: {problem}");
                         told = Some(problem);
@@ -210,9 +317,18 @@ impl Clients {
             }
         }
     }
+
+    fn acceptor(&self) -> Result<TlsAcceptor, String> {
+        let credentials = self.credentials.borrow();
+        let missing = || "there are no files for TLS".to_owned();
+        let certificate = credentials.certificate.as_ref().ok_or_else(missing)?;
+        let key = credentials.key.as_ref().ok_or_else(missing)?;
+        server::tls::acceptor(certificate, key).map_err(|error| error.to_string())
+    }
 }
 
-fn read_jwks(path: &Path) -> Result<String, String> {
-    std::fs::read_to_string(path)
-        .map_err(|error| format!("could not read tide.jwks_file \"{}\": {error}", path.display()))
+fn content<'a>(setting: &str, file: &'a File) -> Result<&'a str, String> {
+    let unreadable =
+        |error: &String| format!("could not read {setting} \"{}\": {error}", file.path.display());
+    file.content.as_deref().map_err(unreadable)
 }

@@ -85,6 +85,10 @@ pub enum RefusedJoin {
     Rate,
     /// `tide.max_channels_per_connection`.
     Channels,
+    /// `tide.max_bindings_per_channel`.
+    Bindings,
+    /// More or larger filters than one join, one connection or all may have.
+    Filters,
     Token,
     Role,
     /// The topic's name, or what it was asked for.
@@ -97,9 +101,11 @@ pub enum RefusedJoin {
 }
 
 impl RefusedJoin {
-    const ALL: [(RefusedJoin, &'static str); 8] = [
+    const ALL: [(RefusedJoin, &'static str); 10] = [
         (RefusedJoin::Rate, "rate"),
         (RefusedJoin::Channels, "channels"),
+        (RefusedJoin::Bindings, "bindings"),
+        (RefusedJoin::Filters, "filters"),
         (RefusedJoin::Token, "token"),
         (RefusedJoin::Role, "role"),
         (RefusedJoin::Request, "request"),

@@ -5,6 +5,7 @@ pub(crate) mod frame;
 mod pool;
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pool::Pool;
@@ -13,6 +14,7 @@ use serde_json::value::RawValue;
 use tide_feed::catalog::{
     Cast, Evaluation, Evaluations, Grant, Judgement, Judgements, Object, Outbox, Request, Retired,
     RoleStatus, Secrets, TableAccess, Tables, TakenOver, Unpublished, Visibility, Which,
+    is_transient,
 };
 use tide_feed::event::Lsn;
 use tokio::net::UnixStream;
@@ -33,6 +35,27 @@ pub enum CatalogError {
     /// Postgres said no.
     #[error("{message}")]
     Refused { sqlstate: String, message: String },
+}
+
+/// A moment in the life of the database.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// The end of the WAL.
+    pub end: Lsn,
+    /// The transactions that were running: of what has committed before `end`, only these could
+    /// not be seen yet.
+    pub running: Arc<[u32]>,
+}
+
+impl CatalogError {
+    /// Whether the same question may well be answered in a moment.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            CatalogError::Unavailable => true,
+            CatalogError::Ended => false,
+            CatalogError::Refused { sqlstate, .. } => is_transient(sqlstate),
+        }
+    }
 }
 
 /// Asks the helper processes. A cheap clone.
@@ -58,17 +81,18 @@ impl Catalog {
         ask(&self.steward, Request::Role { role: role.into() }).await
     }
 
-    /// The tables as `role` may see them, and the WAL address as of which that was so: what
-    /// commits after it is after the question was asked.
+    /// The tables as `role` may see them, and a moment between the question and its answer: what
+    /// could be seen then has committed before the answer, what could not is not in it.
     pub async fn tables(
         &self,
         role: &str,
         which: Which,
-    ) -> Result<(Vec<TableAccess>, Lsn), CatalogError> {
+    ) -> Result<(Vec<TableAccess>, Moment), CatalogError> {
         let publication = self.publication.clone();
         let request = Request::Tables { role: role.into(), publication, which };
         let answer: Tables = ask(&self.steward, request).await?;
-        Ok((answer.tables, Lsn(answer.lsn)))
+        let moment = Moment { end: Lsn(answer.lsn), running: answer.running.into() };
+        Ok((answer.tables, moment))
     }
 
     /// What `role` may know of a table or schema.

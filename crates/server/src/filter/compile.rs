@@ -5,7 +5,7 @@ use tide_feed::event::Kind;
 
 use super::constant::{Constant, index_key, is_padded};
 use super::parse::{ParseError, shown};
-use super::pattern::Pattern;
+use super::pattern::{Pattern, Unusable};
 use super::predicate::{Check, Condition, Predicate};
 use super::tree::{self, Comparison, Filter, PatternKind, Test, Truth};
 
@@ -26,6 +26,8 @@ pub enum FilterError {
     NotBoolean { keyword: &'static str, type_name: String },
     #[error("invalid pattern for {operator} filter on column {column}")]
     Pattern { operator: &'static str, column: String },
+    #[error("the pattern for {operator} filter on column {column} is too large")]
+    TooLarge { operator: &'static str, column: String },
     /// The answers do not belong to the questions that [`casts`] asked.
     #[error("the values of the filter on column {column} could not be cast")]
     Uncast { column: String },
@@ -75,7 +77,7 @@ pub fn compile(
             compile_condition(condition, column, answers)
         })
         .collect::<Result<_, _>>()?;
-    Ok(Predicate { conditions })
+    Ok(Predicate::new(conditions))
 }
 
 /// The column that a condition is about, if the condition can be put to it.
@@ -132,12 +134,19 @@ fn compile_condition<'a>(
     let check = match &condition.test {
         Test::Compare(comparison, _) => Check::Compare(*comparison, constant().ok_or_else(uncast)?),
         Test::In(values) => {
-            let constants: Option<_> = values.iter().map(|_| constant()).collect();
-            Check::In(constants.ok_or_else(uncast)?)
+            let mut constants: Vec<Constant> = Vec::with_capacity(values.len());
+            for _ in values {
+                let mut one = constant().ok_or_else(uncast)?;
+                if let Some(first) = constants.first() {
+                    one.share_labels(first);
+                }
+                constants.push(one);
+            }
+            Check::In(constants.into())
         }
         Test::Distinct(_) => Check::Distinct(constant().ok_or_else(uncast)?),
         Test::Is(truth) => Check::Is(*truth),
-        Test::Pattern(kind, source) => Check::Pattern(pattern(*kind, source, condition)?),
+        Test::Pattern(kind, source) => Check::Pattern(Box::new(pattern(*kind, source, condition)?)),
     };
     let is_equality = match &check {
         Check::Compare(Comparison::Eq, _) => true,
@@ -158,8 +167,9 @@ fn pattern(
     source: &str,
     condition: &tree::Condition,
 ) -> Result<Pattern, FilterError> {
-    Pattern::new(kind, source).map_err(|_| FilterError::Pattern {
-        operator: kind.operator(),
-        column: shown(&condition.column),
+    let (operator, column) = (kind.operator(), || shown(&condition.column));
+    Pattern::new(kind, source).map_err(|unusable| match unusable {
+        Unusable::Invalid => FilterError::Pattern { operator, column: column() },
+        Unusable::TooLarge => FilterError::TooLarge { operator, column: column() },
     })
 }

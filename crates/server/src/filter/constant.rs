@@ -60,6 +60,39 @@ impl Constant {
         })
     }
 
+    /// Bytes besides the constant itself, those included that it may share with others.
+    pub(super) fn memory(&self) -> usize {
+        let shared = match self {
+            Constant::Label { labels, .. } => {
+                labels.iter().map(|label| size_of::<Box<str>>() + label.len()).sum()
+            }
+            _ => 0,
+        };
+        self.own_memory() + shared
+    }
+
+    /// The same without those.
+    pub(super) fn own_memory(&self) -> usize {
+        size_of::<Constant>()
+            + match self {
+                Constant::Numeric(bytes)
+                | Constant::Text(bytes)
+                | Constant::Padded(bytes)
+                | Constant::Opaque(bytes)
+                | Constant::Label { label: bytes, .. } => bytes.len(),
+                _ => 0,
+            }
+    }
+
+    /// Uses the labels that another constant of the same column has.
+    pub(super) fn share_labels(&mut self, other: &Constant) {
+        if let (Constant::Label { labels, .. }, Constant::Label { labels: known, .. }) =
+            (self, other)
+        {
+            *labels = Arc::clone(known);
+        }
+    }
+
     /// How an event's value compares with this one; `None` if it is no value of the kind, or the
     /// kind has no order.
     pub(super) fn compare(&self, json: &[u8]) -> Option<Ordering> {

@@ -7,6 +7,10 @@ use std::cmp::Ordering;
 /// Postgres can hold (131,072 digits before the point, 16,383 after); only an exponent gets there.
 const MAX_MAGNITUDE: i64 = 200_000;
 
+/// Zeros between the digits and the decimal point that are written out in a key. Where there are
+/// more the key has an exponent: 1e131071 takes a few bytes, not 131,072.
+const MAX_ZEROS: i64 = 32;
+
 /// `numeric` as `to_jsonb` prints it. Ordered as in Postgres: NaN is the greatest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Numeric<'a> {
@@ -141,9 +145,21 @@ impl<'a> Decimal<'a> {
         self.shortest_prefix(json).map_or_else(|| Cow::Owned(self.written_out()), Cow::Borrowed)
     }
 
+    fn count_digits(&self) -> i64 {
+        i64::try_from(self.whole.len() + self.fraction.len()).unwrap_or(i64::MAX)
+    }
+
+    /// Whether too many zeros stand between the digits and the decimal point to be written out.
+    fn is_remote(&self) -> bool {
+        self.magnitude - self.count_digits() > MAX_ZEROS || self.magnitude < -MAX_ZEROS
+    }
+
     /// The number without the fraction's closing zeros, as a part of the text it was read from.
-    /// Not for texts with an exponent or superfluous zeros in front.
+    /// Not for texts with an exponent or superfluous zeros in front, nor for those that get one.
     fn shortest_prefix(&self, json: &'a [u8]) -> Option<&'a [u8]> {
+        if self.is_remote() {
+            return None;
+        }
         let unsigned = json.strip_prefix(b"-").unwrap_or(json);
         let superfluous = matches!(unsigned, [b'0', second, ..] if *second != b'.');
         if superfluous || json.iter().any(|b| matches!(b, b'e' | b'E')) {
@@ -160,6 +176,13 @@ impl<'a> Decimal<'a> {
         let mut out = Vec::new();
         if self.negative {
             out.push(b'-');
+        }
+        if self.is_remote() {
+            out.extend_from_slice(b"0.");
+            out.extend(self.digits());
+            out.push(b'e');
+            out.extend_from_slice(itoa::Buffer::new().format(self.magnitude).as_bytes());
+            return out;
         }
         let whole = usize::try_from(self.magnitude).unwrap_or(0);
         if whole == 0 {
@@ -252,6 +275,36 @@ mod tests {
                     let equal = number(a).key(a.as_bytes()) == number(b).key(b.as_bytes());
                     assert_eq!(equal, i == j, "{a} {b}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_is_no_longer_than_the_digits_that_count() {
+        let zeros = "0".repeat(131_071);
+        let large = format!("1{zeros}");
+        let small = format!("-0.{}25", "0".repeat(16_381));
+        for (written, short) in [(&*large, "1e131071"), (&small, "-2.5e-16382")] {
+            let key = number(written).key(written.as_bytes());
+
+            assert!(key.len() < 20, "{}", key.len());
+            assert_eq!(key, number(short).key(short.as_bytes()));
+            assert_eq!(Numeric::parse(&key), Some(number(written)));
+        }
+    }
+
+    /// Where keys begin to have an exponent, equal numbers have equal keys all the same.
+    #[test]
+    fn keys_of_numbers_far_from_the_point_are_of_one_form() {
+        for zeros in 28..40_usize {
+            for (written, short) in [
+                (format!("12{}", "0".repeat(zeros)), format!("1.2e{}", zeros + 1)),
+                (format!("12{}.50", "0".repeat(zeros)), format!("12{}.5", "0".repeat(zeros))),
+                (format!("0.{}120", "0".repeat(zeros)), format!("12e-{}", zeros + 2)),
+            ] {
+                let key = number(&written).key(written.as_bytes());
+                assert_eq!(key, number(&short).key(short.as_bytes()), "{written}");
+                assert_eq!(Numeric::parse(&key), Some(number(&written)), "{written}");
             }
         }
     }

@@ -7,6 +7,7 @@ mod compile;
 mod constant;
 mod cursor;
 mod decimal;
+mod effort;
 mod json;
 mod moment;
 mod parse;
@@ -18,6 +19,7 @@ mod tree;
 
 pub use compile::{FilterError, casts, compile};
 pub use constant::index_key;
+pub use effort::{Effort, TooMuch};
 pub use parse::{MAX_CONDITIONS, MAX_LENGTH, MAX_VALUES, ParseError, parse};
 pub use predicate::Predicate;
 pub use tree::{Comparison, Condition, Filter, PatternKind, Test, Truth};

@@ -5,20 +5,40 @@
 //! only its key, a TOASTed value left unchanged), and what is no value of the column's kind, never
 //! matches, negated or not.
 
+use std::hash::{Hash, Hasher};
+
 use tide_feed::event::Datum;
 
 use super::constant::{self, Constant};
+use super::effort::{Effort, TooMuch};
 use super::json;
 use super::pattern::Pattern;
 use super::tree::{Comparison, Truth};
+use crate::allowance::Share;
 
 /// Conditions that all have to be true.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Debug)]
 pub struct Predicate {
-    pub(super) conditions: Box<[Condition]>,
+    conditions: Box<[Condition]>,
+    /// What it takes of the memory that filters may have.
+    _share: Option<Share>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+impl PartialEq for Predicate {
+    fn eq(&self, other: &Self) -> bool {
+        self.conditions == other.conditions
+    }
+}
+
+impl Eq for Predicate {}
+
+impl Hash for Predicate {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.conditions.hash(state);
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) struct Condition {
     pub(super) attnum: i16,
     pub(super) negated: bool,
@@ -27,19 +47,43 @@ pub(super) struct Condition {
     pub(super) key: Option<Box<[u8]>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) enum Check {
     Compare(Comparison, Constant),
     In(Box<[Constant]>),
-    Pattern(Pattern),
+    Pattern(Box<Pattern>),
     Is(Truth),
     Distinct(Constant),
 }
 
 impl Predicate {
-    /// Whether the row whose columns `value` gives, by attribute number, satisfies the filter.
-    pub fn matches<'v>(&self, value: impl Fn(i16) -> Datum<'v>) -> bool {
-        self.conditions.iter().all(|condition| condition.holds(value(condition.attnum)))
+    pub(super) fn new(conditions: Box<[Condition]>) -> Predicate {
+        Predicate { conditions, _share: None }
+    }
+
+    /// Whether the row whose columns `value` gives, by attribute number, satisfies the filter, if
+    /// finding out is not too much work.
+    pub fn matches<'v>(
+        &self,
+        value: impl Fn(i16) -> Datum<'v>,
+        effort: &Effort,
+    ) -> Result<bool, TooMuch> {
+        for condition in &self.conditions {
+            if !condition.holds(value(condition.attnum), effort)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Bytes that it takes up at most.
+    pub fn memory(&self) -> usize {
+        self.conditions.iter().map(Condition::memory).sum()
+    }
+
+    /// Has it hold its share of the memory that filters may have, for as long as it lives.
+    pub fn holding(self, share: Share) -> Predicate {
+        Predicate { _share: Some(share), ..self }
     }
 
     /// A column and the [`index_key`](super::index_key) that its value must have for the filter
@@ -52,29 +96,47 @@ impl Predicate {
 }
 
 impl Condition {
-    fn holds(&self, datum: Datum<'_>) -> bool {
+    fn holds(&self, datum: Datum<'_>, effort: &Effort) -> Result<bool, TooMuch> {
         let result = match datum {
-            Datum::Json(json) => self.check.of_value(json),
+            Datum::Json(json) => self.check.of_value(json, effort)?,
             Datum::Null => self.check.of_null(),
             Datum::Unchanged | Datum::Absent => None,
         };
-        result.is_some_and(|result| result != self.negated)
+        Ok(result.is_some_and(|result| result != self.negated))
+    }
+
+    fn memory(&self) -> usize {
+        let of_check = match &self.check {
+            Check::Compare(_, constant) | Check::Distinct(constant) => constant.memory(),
+            // Labels are shared by all that are of one condition.
+            Check::In(constants) => {
+                let own = constants.iter().map(Constant::own_memory).sum::<usize>();
+                own + constants.first().map_or(0, Constant::memory)
+            }
+            Check::Pattern(pattern) => pattern.memory(),
+            Check::Is(_) => 0,
+        };
+        size_of::<Condition>() + of_check + self.key.as_ref().map_or(0, |key| key.len())
     }
 }
 
 impl Check {
     /// `None` is SQL's unknown.
-    fn of_value(&self, json: &[u8]) -> Option<bool> {
-        match self {
+    fn of_value(&self, json: &[u8], effort: &Effort) -> Result<Option<bool>, TooMuch> {
+        effort.look(json.len())?;
+        Ok(match self {
             Check::Compare(comparison, constant) => comparison.of(constant, json),
-            Check::In(constants) => any_equals(constants, json),
-            Check::Pattern(pattern) => Some(pattern.matches(&json::text(json)?)),
+            Check::In(constants) => return any_equals(constants, json, effort),
+            Check::Pattern(pattern) => match json::text(json) {
+                Some(text) => Some(pattern.matches(&text, effort)?),
+                None => None,
+            },
             Check::Is(Truth::Null) => Some(false),
             Check::Is(Truth::True) => constant::bool(json),
             Check::Is(Truth::False) => constant::bool(json).map(|value| !value),
             Check::Is(Truth::Unknown) => constant::bool(json).map(|_| false),
             Check::Distinct(constant) => constant.equals(json).map(|equal| !equal),
-        }
+        })
     }
 
     fn of_null(&self) -> Option<bool> {
@@ -102,11 +164,17 @@ impl Comparison {
     }
 }
 
-fn any_equals(constants: &[Constant], json: &[u8]) -> Option<bool> {
+fn any_equals(
+    constants: &[Constant],
+    json: &[u8],
+    effort: &Effort,
+) -> Result<Option<bool>, TooMuch> {
     for constant in constants {
-        if constant.equals(json)? {
-            return Some(true);
+        effort.look(json.len())?;
+        match constant.equals(json) {
+            Some(false) => {}
+            other => return Ok(other),
         }
     }
-    Some(false)
+    Ok(Some(false))
 }

@@ -53,6 +53,22 @@ pub enum Truth {
     Unknown,
 }
 
+impl Filter {
+    /// How many values Postgres has to cast.
+    pub fn constants(&self) -> usize {
+        self.conditions.iter().map(|condition| condition.test.constants().len()).sum()
+    }
+
+    /// Bytes of the patterns.
+    pub fn patterns(&self) -> usize {
+        let sources = self.conditions.iter().map(|condition| match &condition.test {
+            Test::Pattern(_, source) => source.len(),
+            _ => 0,
+        });
+        sources.sum()
+    }
+}
+
 impl Test {
     /// The operator's name in a filter's text.
     pub fn operator(&self) -> &'static str {

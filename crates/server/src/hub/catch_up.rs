@@ -3,16 +3,20 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use tide_feed::event::Cursor;
+
+use super::bodies::Bodies;
 use super::entitlement::Entitlements;
+use super::group::Member;
 use super::handle::{Live, SessionId};
 use super::history::{History, Seq};
-use super::plan::{Bodies, Missing, Press, Scene};
+use super::plan::{Missing, Press, Scene};
 use super::policy_check::Inquiries;
 use super::queue::{Goodbye, Push};
 use super::registry::Roster;
 use super::slow_consumer::{Judge, Pace};
 use crate::stats::Stats;
-use crate::wire::encode::{Resync, resync};
+use crate::wire::encode::{Resync, caught_up, resync};
 use crate::wire::frame_buf::Sheet;
 
 /// Events looked at per turn, so that a long replay does not hold up the stream.
@@ -183,11 +187,12 @@ fn advance(
     inquiries: &mut Inquiries,
     live: Live,
 ) -> Progress {
+    let Some(entry) = roster.sessions.get(&session) else { return Progress::CaughtUp };
+    // Also if it has left what it lagged on: its other channels get what is said from now on.
+    entry.queue.resume();
     let Some(from) = next(session, roster) else {
         return if lag(session, roster).is_none() { Progress::CaughtUp } else { Progress::Waiting };
     };
-    let Some(entry) = roster.sessions.get(&session) else { return Progress::CaughtUp };
-    entry.queue.resume();
     let groups: Vec<_> = entry.groups().collect();
     let end = history.head().min(from + TURN);
     let (mut bodies, mut sheet) = (Bodies::default(), Sheet::default());
@@ -208,7 +213,7 @@ fn advance(
             if member.lag.is_none_or(|lag| lag > seq) {
                 continue;
             }
-            if event.position > member.floor {
+            if member.floor.admits(event) {
                 frames.clear();
                 let mut press = Press {
                     entitlements: &mut *entitlements,
@@ -222,8 +227,12 @@ fn advance(
                         roster.tell_apart(*id);
                         return Progress::More;
                     }
-                    Err(Missing::Verdict { table }) => {
-                        inquiries.raise(*id, seq, table, roster);
+                    Err(Missing::Effort) => {
+                        roster.give_up(*id);
+                        return Progress::More;
+                    }
+                    Err(Missing::Answer { about }) => {
+                        inquiries.raise(*id, seq, about, roster);
                         continue;
                     }
                 }
@@ -263,9 +272,35 @@ fn advance(
         let lag = group.lag();
         group.plans.hearing.forget(lag);
     }
+    if is_done {
+        tell_caught_up(session, roster, history, live);
+    }
     match (is_done, waits) {
         (false, _) => Progress::More,
         (true, true) => Progress::Waiting,
         (true, false) => Progress::CaughtUp,
+    }
+}
+
+/// Tells the client of those of its channels that resumed and have had everything by now.
+fn tell_caught_up(session: SessionId, roster: &mut Roster, history: &History, live: Live) {
+    let Some(entry) = roster.sessions.get(&session) else { return };
+    let channels: Vec<_> = entry.channels.values().map(|channel| channel.groups.clone()).collect();
+    for groups in channels {
+        let member = |id| roster.group(id)?.members.iter().find(|m| m.session == session);
+        let members: Vec<&Member> = groups.iter().filter_map(|id| member(*id)).collect();
+        if !members.iter().any(|m| m.replays) || members.iter().any(|m| m.lag.is_some()) {
+            continue;
+        }
+        let mut untold = Some(Cursor { epoch: live.epoch, position: history.reached() });
+        for id in groups {
+            let Some(group) = roster.group_mut(id) else { continue };
+            for member in group.members.iter_mut().filter(|m| m.session == session) {
+                member.replays = false;
+                if let Some(position) = untold.take() {
+                    member.queue.reply(caught_up(group.key.vsn, &group.key.topic, position));
+                }
+            }
+        }
     }
 }

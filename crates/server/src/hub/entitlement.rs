@@ -3,19 +3,27 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender};
+use tide_feed::backoff::Backoff;
 use tide_feed::catalog::{Object, TableAccess, Visibility, Which};
 use tide_feed::event::{CatalogChange, Datum, Relation};
 use tide_feed::json;
 use tokio::runtime::Handle;
 
+use super::group::GroupKey;
+use super::history::Seq;
+use super::subscription::Target;
 use crate::catalog::{Catalog, CatalogError};
 use crate::policy::Rule;
 use crate::wire::change::ColumnSet;
 
-/// Pause before a question that found no steward is asked again.
-const RETRY: Duration = Duration::from_millis(100);
+/// How long the stream waits for an answer, which usually takes a few milliseconds. After that the
+/// groups it is about read on from the history once it is there, and everybody else goes on.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// The longest pause before a look-up that failed is tried again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// One role's view of one table.
 pub(super) struct Entitlement {
@@ -23,6 +31,8 @@ pub(super) struct Entitlement {
     access: Option<TableAccess>,
     /// Which rows.
     rule: Arc<Rule>,
+    /// It holds for events before this one: while it was asked about, the catalogue changed.
+    until: Seq,
     sets: std::cell::RefCell<Vec<CachedSet>>,
 }
 
@@ -34,17 +44,22 @@ struct CachedSet {
 
 impl Entitlement {
     /// `former`: the rule of the same role and table, for it to stay the same if it does.
-    fn new(access: Option<TableAccess>, former: Option<Arc<Rule>>) -> Entitlement {
+    fn new(access: Option<TableAccess>, former: Option<Arc<Rule>>, until: Seq) -> Entitlement {
         let security = access.as_ref().and_then(|access| access.row_security.as_ref());
         let columns = access.as_ref().map_or(&[][..], |access| &access.columns);
         let rule = Rule::of(security, columns);
         let rule = former.filter(|former| **former == rule).unwrap_or_else(|| Arc::new(rule));
-        Entitlement { access, rule, sets: std::cell::RefCell::default() }
+        Entitlement { access, rule, until, sets: std::cell::RefCell::default() }
     }
 
     /// Whether events of the table reach the role at all.
     pub(super) fn is_granted(&self) -> bool {
         self.access.is_some()
+    }
+
+    /// Whether it holds for the event.
+    pub(super) fn holds_for(&self, seq: Seq) -> bool {
+        seq < self.until
     }
 
     /// Which rows of the table the role may see.
@@ -121,54 +136,126 @@ impl Entitlement {
     }
 }
 
-/// Every view in use. Asks the steward for those it does not know; the stream waits meanwhile,
-/// since an event may be delivered neither before nor without the answer.
+/// What can be asked about a role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Subject {
+    /// A table of the publication: its columns, and which of its rows.
+    Rows(u32),
+    /// A table or schema that need not be published.
+    Object(Object),
+}
+
+type Key = (Arc<str>, Subject);
+
+/// A question that has no answer yet.
+struct Open {
+    is_asking: bool,
+    asked: Instant,
+    /// The first event after a change of the catalogue that the answer may not know of.
+    until: Seq,
+    /// It failed, or took longer than the stream waits.
+    is_late: bool,
+    failures: u64,
+    backoff: Backoff,
+}
+
+enum Found {
+    Table(Option<TableAccess>),
+    Visibility(Visibility),
+}
+
+/// What became of a look-up.
+pub(super) struct Outcome {
+    key: Key,
+    found: Result<Found, CatalogError>,
+}
+
+/// Every view in use. Asks the steward for those it does not know. Nothing but an answer is taken for
+/// one: a look-up that fails, for whatever reason, is tried again for as long as somebody needs it.
 pub(super) struct Entitlements {
     known: HashMap<(Arc<str>, u32), Rc<Entitlement>>,
     /// Rules of tables that have changed, while the functions and roles are what they were: what was
     /// worked out by a rule holds for as long as the rule is the same.
     former: HashMap<(Arc<str>, u32), Arc<Rule>>,
-    /// What is known of tables and schemas that need not be published.
-    visible: HashMap<(Arc<str>, Object), Rc<Visibility>>,
+    /// What is known of tables and schemas that need not be published, and up to which event.
+    visible: HashMap<(Arc<str>, Object), (Rc<Visibility>, Seq)>,
+    open: HashMap<Key, Open>,
+    /// Tables that were answered about late: their routes were made without the answer.
+    late: Vec<u32>,
     /// Counts the changes of the catalogue.
     generation: u64,
     catalog: Catalog,
     runtime: Handle,
-    stopping: Arc<std::sync::atomic::AtomicBool>,
+    sender: Sender<Outcome>,
+    outcomes: Receiver<Outcome>,
 }
 
 impl Entitlements {
-    pub(super) fn new(
-        catalog: Catalog,
-        runtime: Handle,
-        stopping: Arc<std::sync::atomic::AtomicBool>,
-    ) -> Entitlements {
-        let (known, former, visible) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Entitlements { known, former, visible, generation: 0, catalog, runtime, stopping }
+    pub(super) fn new(catalog: Catalog, runtime: Handle) -> Entitlements {
+        // At most one for each open question.
+        let (sender, outcomes) = crossbeam_channel::unbounded();
+        Entitlements {
+            known: HashMap::new(),
+            former: HashMap::new(),
+            visible: HashMap::new(),
+            open: HashMap::new(),
+            late: Vec::new(),
+            generation: 0,
+            catalog,
+            runtime,
+            sender,
+            outcomes,
+        }
     }
 
-    pub(super) fn of(&mut self, role: &Arc<str>, table: u32) -> Rc<Entitlement> {
+    /// What is to be given to [`Entitlements::learn`].
+    pub(super) fn outcomes(&self) -> Receiver<Outcome> {
+        self.outcomes.clone()
+    }
+
+    /// What the role may see of the table at this event; `None`: that is being asked.
+    pub(super) fn of(&mut self, role: &Arc<str>, table: u32, seq: Seq) -> Option<Rc<Entitlement>> {
         // The key owns its role; cloning an Arc is cheaper than a second, borrowed look-up key.
         let key = (Arc::clone(role), table);
-        if let Some(known) = self.known.get(&key) {
-            return Rc::clone(known);
+        if let Some(known) = self.known.get(&key).filter(|known| known.holds_for(seq)) {
+            return Some(Rc::clone(known));
         }
-        let asked = Rc::new(Entitlement::new(self.ask(role, table), self.former.remove(&key)));
-        self.known.insert(key, Rc::clone(&asked));
-        asked
+        self.ask((Arc::clone(role), Subject::Rows(table)));
+        self.known.get(&key).filter(|known| known.holds_for(seq)).cloned()
     }
 
-    /// What the role may know of a table or schema that was made or altered.
-    pub(super) fn visibility(&mut self, role: &Arc<str>, object: Object) -> Rc<Visibility> {
+    /// The same for what is to come, if it is known.
+    pub(super) fn current(&self, role: &Arc<str>, table: u32) -> Option<&Rc<Entitlement>> {
+        let known = self.known.get(&(Arc::clone(role), table))?;
+        (known.until == Seq::MAX).then_some(known)
+    }
+
+    /// The rules, as far as they are known, of the tables that the group's bindings name.
+    pub(super) fn rules(&mut self, key: &GroupKey, head: Seq) -> Vec<(u32, Arc<Rule>)> {
+        let Some(role) = &key.role else { return Vec::new() };
+        let tables = key.bindings.iter().filter_map(|binding| match binding.target {
+            Target::Table(table) => Some(table),
+            Target::All | Target::Schema(_) => None,
+        });
+        tables
+            .filter_map(|table| Some((table, Arc::clone(self.of(role, table, head)?.rule()))))
+            .collect()
+    }
+
+    /// What the role may know of a table or schema that was made or altered by this event; `None`:
+    /// that is being asked.
+    pub(super) fn visibility(
+        &mut self,
+        role: &Arc<str>,
+        object: Object,
+        seq: Seq,
+    ) -> Option<Rc<Visibility>> {
         let key = (Arc::clone(role), object);
-        if let Some(known) = self.visible.get(&key) {
-            return Rc::clone(known);
+        if self.visible.get(&key).is_none_or(|(_, until)| seq >= *until) {
+            self.ask((Arc::clone(role), Subject::Object(object)));
         }
-        let asked =
-            self.patiently(&format!("{object:?}"), || self.catalog.visibility(role, object));
-        let asked = Rc::new(asked.unwrap_or_default());
-        self.visible.insert(key, Rc::clone(&asked));
-        asked
+        let (known, until) = self.visible.get(&key)?;
+        (seq < *until).then(|| Rc::clone(known))
     }
 
     /// Another number: what was worked out from entitlements does not hold any more.
@@ -176,8 +263,20 @@ impl Entitlements {
         self.generation
     }
 
-    pub(super) fn forget(&mut self, change: &CatalogChange) {
+    /// The catalogue has changed; `next` is the first event after that.
+    pub(super) fn forget(&mut self, change: &CatalogChange, next: Seq) {
         self.generation += 1;
+        // Whoever needs the others asks again.
+        self.open.retain(|_, open| open.is_asking || !open.backoff.is_due());
+        let is_stale = |subject: &Subject| match change {
+            CatalogChange::All => true,
+            CatalogChange::Relation(oid) => {
+                [Subject::Rows(*oid), Subject::Object(Object::Table(*oid))].contains(subject)
+            }
+        };
+        for (_, open) in self.open.iter_mut().filter(|((_, subject), _)| is_stale(subject)) {
+            open.until = open.until.min(next);
+        }
         match change {
             CatalogChange::All => {
                 self.known.clear();
@@ -193,33 +292,120 @@ impl Entitlements {
         }
     }
 
-    fn ask(&self, role: &str, table: u32) -> Option<TableAccess> {
-        let question = || self.catalog.tables(role, Which::Oids(vec![table]));
-        let (tables, _) = self.patiently(&format!("table {table}"), question)?;
-        tables.into_iter().find(|access| access.oid == table)
+    /// The tables that were answered about after the stream had gone on without the answer.
+    pub(super) fn answered_late(&mut self) -> impl Iterator<Item = u32> {
+        self.late.drain(..)
     }
 
-    /// Asks until there is an answer; `None`: nothing may be seen.
-    fn patiently<T, F>(&self, what: &str, question: impl Fn() -> F) -> Option<T>
-    where
-        F: Future<Output = Result<T, CatalogError>>,
-    {
-        loop {
-            match self.runtime.block_on(question()) {
-                Ok(answer) => return Some(answer),
-                Err(CatalogError::Refused { sqlstate, .. }) => {
-                    // A role that was dropped, for one.
-                    log::info!("privileges on {what} cannot be determined ({sqlstate})");
-                    return None;
-                }
-                Err(CatalogError::Unavailable | CatalogError::Ended) => {
-                    if self.stopping.load(std::sync::atomic::Ordering::Acquire) {
-                        return None;
-                    }
-                    log::warn!("waiting for the steward to say who may see {what}");
-                    std::thread::sleep(RETRY);
-                }
+    /// Has the question asked, unless it is, and waits for the answer, but not for long.
+    fn ask(&mut self, key: Key) {
+        let is_any_late = self.open.values().any(Open::is_waited_for_in_vain);
+        let open = self.open.entry(key.clone()).or_insert_with(Open::new);
+        if !open.is_asking && open.backoff.is_due() {
+            (open.is_asking, open.asked, open.until) = (true, Instant::now(), Seq::MAX);
+            let (catalog, sender) = (self.catalog.clone(), self.sender.clone());
+            let key = key.clone();
+            self.runtime.spawn(async move {
+                let found = look_up(&catalog, &key).await;
+                // The hub may have stopped.
+                let _ = sender.send(Outcome { key, found });
+            });
+        }
+        if is_any_late || open.is_late {
+            return;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while let Some(open) = self.open.get_mut(&key).filter(|open| !open.is_late) {
+            match self.outcomes.recv_deadline(deadline) {
+                Ok(outcome) => self.learn(outcome),
+                Err(_) => open.is_late = true,
             }
         }
+    }
+
+    /// Takes in what became of a look-up.
+    pub(super) fn learn(&mut self, Outcome { key, found }: Outcome) {
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                if let Some(open) = self.open.get_mut(&key) {
+                    open.failed(&key, &error);
+                }
+                return;
+            }
+        };
+        let Some(open) = self.open.remove(&key) else { return };
+        let (role, subject) = key;
+        match (subject, found) {
+            (Subject::Rows(table), Found::Table(access)) => {
+                let key = (role, table);
+                let former = self.former.remove(&key);
+                let entitlement = Entitlement::new(access, former, open.until);
+                self.known.insert(key, Rc::new(entitlement));
+                if open.is_late {
+                    self.late.push(table);
+                }
+            }
+            (Subject::Object(object), Found::Visibility(visibility)) => {
+                self.visible.insert((role, object), (Rc::new(visibility), open.until));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Open {
+    fn new() -> Open {
+        Open {
+            is_asking: false,
+            asked: Instant::now(),
+            until: Seq::MAX,
+            is_late: false,
+            failures: 0,
+            backoff: Backoff::up_to(LONGEST_PAUSE),
+        }
+    }
+
+    /// The steward has no time, or no answer: not for another question, either.
+    fn is_waited_for_in_vain(&self) -> bool {
+        self.is_late && (self.is_asking || !self.backoff.is_due())
+    }
+
+    fn failed(&mut self, (role, subject): &Key, error: &CatalogError) {
+        self.is_asking = false;
+        self.is_late = true;
+        self.backoff.failed_after(self.asked.elapsed());
+        self.failures += 1;
+        if self.failures.is_power_of_two() {
+            let why = match error {
+                CatalogError::Refused { sqlstate, .. } => sqlstate,
+                CatalogError::Unavailable | CatalogError::Ended => "the steward is not there",
+            };
+            log::warn!(
+                "what role {role} may see of {subject} cannot be looked up ({why}): its subscribers wait ({} tries so far)",
+                self.failures
+            );
+        }
+    }
+}
+
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Subject::Rows(oid) | Subject::Object(Object::Table(oid)) => {
+                write!(f, "the table with oid {oid}")
+            }
+            Subject::Object(Object::Schema(oid)) => write!(f, "the schema with oid {oid}"),
+        }
+    }
+}
+
+async fn look_up(catalog: &Catalog, (role, subject): &Key) -> Result<Found, CatalogError> {
+    match *subject {
+        Subject::Rows(table) => {
+            let (tables, _) = catalog.tables(role, Which::Oids(vec![table])).await?;
+            Ok(Found::Table(tables.into_iter().find(|access| access.oid == table)))
+        }
+        Subject::Object(object) => Ok(Found::Visibility(catalog.visibility(role, object).await?)),
     }
 }

@@ -4,14 +4,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tide_feed::event::{Position, Relation};
+use tide_feed::event::{Event, Position, Relation};
 
 use super::handle::SessionId;
 use super::history::Seq;
-use super::plan::Plans;
-use super::queue::Queue;
+use super::plan::{Missing, Plans};
+use super::queue::{Push, Queue};
 use super::route::Anchors;
 use super::subscription::{Binding, Facet, Identity, Style, Subscription, Target};
+use crate::filter::Effort;
 use crate::policy::Rule;
 use crate::wire::{Vsn, record};
 
@@ -49,6 +50,10 @@ impl GroupKey {
         }
     }
 
+    pub(super) fn has_filters(&self) -> bool {
+        self.bindings.iter().any(|binding| binding.filter.is_some())
+    }
+
     /// Whether any binding is about the table.
     pub(super) fn targets(&self, relation: &Relation) -> bool {
         if self.style == Style::Records && !record::is_table_of(relation) {
@@ -56,6 +61,11 @@ impl GroupKey {
         }
         self.bindings.iter().any(|binding| is_about(&binding.target, relation))
     }
+}
+
+/// An error if a group's filters made more work than they may.
+pub(super) fn effort_left(effort: &Effort) -> Result<(), Missing> {
+    if effort.is_spent() { Err(Missing::Effort) } else { Ok(()) }
 }
 
 pub(super) fn is_about(target: &Target, relation: &Relation) -> bool {
@@ -66,14 +76,35 @@ pub(super) fn is_about(target: &Target, relation: &Relation) -> bool {
     }
 }
 
+/// Where in the stream a channel begins.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Floor {
+    /// What is after it is for the channel ...
+    pub(super) position: Position,
+    /// ... and what is before it, of these transactions: nobody could see them when it joined.
+    pub(super) unseen: Arc<[u32]>,
+}
+
+impl Floor {
+    pub(super) fn at(position: Position) -> Floor {
+        Floor { position, unseen: Arc::default() }
+    }
+
+    pub(super) fn admits(&self, event: &Event) -> bool {
+        event.position > self.position || self.unseen.contains(&event.xid)
+    }
+}
+
 /// One channel of one connection.
 pub(super) struct Member {
     pub(super) session: SessionId,
     pub(super) queue: Arc<Queue>,
-    /// Only events after this position are for it.
-    pub(super) floor: Position,
+    /// Only events after it are for the channel.
+    pub(super) floor: Floor,
     /// The first event it has not been given, if it does not keep up or is resuming.
     pub(super) lag: Option<Seq>,
+    /// It resumes, and is to be told when it has had everything.
+    pub(super) replays: bool,
     /// It is to be given only the newest of what it reads from the history.
     pub(super) latest: Option<Box<Latest>>,
 }
@@ -110,6 +141,33 @@ impl Group {
     /// What rows must have for the group to see them by the rule.
     pub(super) fn anchors(&self, rule: &Arc<Rule>) -> Anchors {
         rule.anchors(self.plans.hearing.values(rule)?)
+    }
+
+    /// Gives an event's frames to all who are to have it now. Those whose queue is full lag from
+    /// here on, which `lags` is told.
+    pub(super) fn give(
+        &mut self,
+        frames: &mut [Bytes],
+        event: &Event,
+        seq: Seq,
+        mut lags: impl FnMut(SessionId),
+    ) {
+        self.previous = Some(event.position);
+        let is_shared = self.members.len() > 1;
+        if let (true, Some(member)) = (is_shared, self.members.first()) {
+            member.queue.share(frames);
+        }
+        for member in &mut self.members {
+            if member.lag.is_some() || !member.floor.admits(event) {
+                continue;
+            }
+            let queue = &member.queue;
+            let pushed = if is_shared { queue.push_shared(frames) } else { queue.push(frames) };
+            if pushed == Push::Full {
+                member.lag = Some(seq);
+                lags(member.session);
+            }
+        }
     }
 
     /// The first event that one of its members has not been given.

@@ -196,7 +196,10 @@ impl Hub {
     /// Gives frames to everybody in a topic. At most once: a client whose queue is full, or that
     /// reads from the history, does not get them (counted as `dropped_casts_total`). In the order
     /// of the calls for any one caller.
-    pub fn cast(&self, cast: Cast) {
+    pub fn cast(&self, mut cast: Cast) {
+        // Once for all who are to have it, and for as long as one of them has not.
+        cast.v1 = self.shared.budget.count(cast.v1);
+        cast.v2 = self.shared.budget.count(cast.v2);
         self.shared.casts.add(&cast);
         self.send(Command::Cast { cast });
     }

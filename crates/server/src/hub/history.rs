@@ -49,7 +49,8 @@ impl History {
     pub(super) fn restart(&mut self, from: Lsn) {
         self.entries.clear();
         self.bytes = 0;
-        self.floor = before(from);
+        self.decoded = from;
+        self.floor = Position::before(from);
     }
 
     pub(super) fn push(&mut self, batch: Arc<Batch>, now: Instant) -> Seq {
@@ -96,6 +97,27 @@ impl History {
     /// Position of the newest event, if any is kept.
     pub(super) fn newest(&self) -> Option<Position> {
         self.entries.back().and_then(|entry| entry.batch.events.last()).map(|e| e.position)
+    }
+
+    /// Everything up to here has been fed, and whatever commits at it or before could be seen.
+    pub(super) fn reached(&self) -> Position {
+        let fed = self.newest().unwrap_or(self.floor).max(self.floor);
+        fed.max(Position::before(self.decoded))
+    }
+
+    /// Where a reader stands who is to be given the event `seq` next.
+    pub(super) fn before(&self, seq: Seq) -> Position {
+        let previous = seq.checked_sub(1).and_then(|seq| self.at(seq));
+        let event = previous.and_then(|(batch, index)| batch.events.get(index));
+        event.map_or(self.floor, |event| event.position)
+    }
+
+    /// Whether it may be a position of this history: either there is an event, or none can be
+    /// expected there. (The WAL that a copy of the data directory writes has the same addresses.)
+    pub(super) fn may_have(&self, position: Position) -> bool {
+        let is_between = position.ordinal == u32::MAX || position <= self.floor;
+        let is_there = || self.before(self.after(position)) == position;
+        is_between || position > self.reached() || is_there()
     }
 
     /// Where decoding would have to begin to get back everything that is kept.
@@ -153,14 +175,6 @@ impl History {
             let numbered = entry.batch.events.iter().enumerate().rev();
             numbered.map(move |(i, event)| (entry.first + i as Seq, &entry.batch, event))
         })
-    }
-}
-
-/// The last position before every transaction that commits at `lsn` or later.
-pub(super) fn before(lsn: Lsn) -> Position {
-    match lsn.0.checked_sub(1) {
-        Some(commit) => Position { commit: Lsn(commit), ordinal: u32::MAX },
-        None => Position::default(),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Routing: events in, each subscriber's frames out. The hub owns who has joined what and who may
 //! see what; it knows neither sockets nor Postgres.
 
+mod alteration;
+mod bodies;
 mod catch_up;
 mod entitlement;
 mod group;
@@ -14,6 +16,7 @@ pub mod receipts;
 mod recent;
 mod registry;
 mod route;
+mod shipment;
 mod slow_consumer;
 mod stream;
 pub mod subscription;

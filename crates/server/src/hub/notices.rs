@@ -265,9 +265,8 @@ mod tests {
     use std::time::SystemTime;
 
     use futures_util::FutureExt;
-    use tide_feed::event::Position;
 
-    use super::super::group::GroupKey;
+    use super::super::group::{Floor, GroupKey};
     use super::super::handle::Peer;
     use super::super::queue::{Budget, Queue, Taken};
     use super::super::registry::Seat;
@@ -318,7 +317,7 @@ mod tests {
                 private: false,
                 bindings: Arc::default(),
             };
-            let seat = Seat::new(key, Position::default(), None);
+            let seat = Seat::new(key, Floor::default(), None);
             let identity = Identity { role: "anon".into(), claims: "{}".into() };
             self.roster.join(session, &topic, identity.into(), vec![seat]);
             queue

@@ -5,23 +5,24 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tide_feed::catalog::{Object, Visibility};
 use tide_feed::event::{
     Batch, Change, Cursor, Datum, Event, EventKind, Message, Operation, Position, Relation,
-    SchemaChange, SchemaOperation,
 };
 
-use super::entitlement::{Entitlement, Entitlements};
-use super::group::{GroupKey, is_about};
+use super::alteration::altered;
+use super::bodies::{Bodies, Form};
+use super::entitlement::{Entitlement, Entitlements, Subject};
+use super::group::{GroupKey, effort_left, is_about};
 use super::handle::Live;
 use super::history::Seq;
 use super::policy_check::{Hearing, Verdict};
 use super::subscription::{Binding, Style};
+use crate::filter::Effort;
 use crate::policy::{Images, Seen, Sight, Way};
 use crate::wire::change::{self, ColumnSet};
 use crate::wire::envelope::{Envelope, MessageMeta, Meta, RowMeta};
 use crate::wire::frame_buf::Sheet;
-use crate::wire::{encode, record, schema};
+use crate::wire::{encode, record};
 
 /// An event with what it is read by.
 #[derive(Clone, Copy)]
@@ -37,67 +38,15 @@ pub(super) struct Scene<'a> {
 pub(super) enum Missing {
     /// Its members see different rows: they have to be told apart.
     Identity,
-    /// An answer about the policies of this table.
-    Verdict { table: u32 },
+    /// An answer about this: what the role may see of it, or what its policies say.
+    Answer { about: Subject },
+    /// Nothing more is to be said: its filters make too much work.
+    Effort,
 }
 
 impl Scene<'_> {
-    fn cursor(&self, position: Position) -> Cursor {
+    pub(super) fn cursor(&self, position: Position) -> Cursor {
         Cursor { epoch: self.live.epoch, position }
-    }
-}
-
-/// How a change is written.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
-    Supabase,
-    Table,
-    Record,
-}
-
-/// What makes the bodies of one change the same.
-#[derive(PartialEq, Eq)]
-struct Shape {
-    columns: *const ColumnSet,
-    form: Form,
-    operation: Operation,
-    has_old: bool,
-}
-
-/// Bodies of one event that several groups share: encoded once per column set and style.
-#[derive(Default)]
-pub(super) struct Bodies {
-    encoded: Vec<(Shape, Vec<u8>)>,
-    spare: Vec<Vec<u8>>,
-}
-
-impl Bodies {
-    /// Forgets the last event's bodies and keeps their memory.
-    pub(super) fn clear(&mut self) {
-        self.spare.extend(self.encoded.drain(..).map(|(_, mut body)| {
-            body.clear();
-            body
-        }));
-        self.spare.truncate(8);
-    }
-
-    fn get(
-        &mut self,
-        columns: &Rc<ColumnSet>,
-        form: Form,
-        change: &Change,
-        encode: impl FnOnce(&mut Vec<u8>),
-    ) -> &[u8] {
-        let (operation, has_old) = (change.operation, change.old.is_some());
-        let shape = Shape { columns: Rc::as_ptr(columns), form, operation, has_old };
-        let known = self.encoded.iter().position(|(known, _)| *known == shape);
-        let index = known.unwrap_or_else(|| {
-            let mut body = self.spare.pop().unwrap_or_default();
-            encode(&mut body);
-            self.encoded.push((shape, body));
-            self.encoded.len() - 1
-        });
-        self.encoded.get(index).map_or(&[], |(_, body)| body)
     }
 }
 
@@ -106,6 +55,7 @@ impl Bodies {
 pub(super) struct Plans {
     newest: Option<Box<Plan>>,
     pub(super) hearing: Hearing,
+    effort: Rc<Effort>,
 }
 
 /// A group's dealings with one shape of one table, for as long as the catalogue stays as it is.
@@ -119,6 +69,8 @@ struct Plan {
     names_truncate: bool,
     /// Columns that filters may look at.
     readable: Vec<i16>,
+    /// What they may do there.
+    effort: Rc<Effort>,
 }
 
 /// Bindings with the same `select` share a frame; a channel rarely has more than one.
@@ -159,15 +111,20 @@ impl Plans {
     ) -> Result<(), Missing> {
         match &scene.event.kind {
             EventKind::Change(change) => {
-                let (plan, hearing) = self.plan(group, &change.relation, press.entitlements);
                 let images = Images::of(scene.batch, change);
+                if group.has_filters() {
+                    self.effort.earn(images.bytes());
+                }
+                let (plan, hearing) =
+                    self.plan(group, &change.relation, scene.seq, press.entitlements)?;
                 if !plan.concerns(group, change, &images) {
-                    return Ok(());
+                    return effort_left(&plan.effort);
                 }
                 match plan.sight(group, scene.seq, change, &images, hearing)? {
                     Verdict::Sight(sight) => {
                         hearing.told = false;
                         plan.frames(group, scene, change, sight, previous, press);
+                        return effort_left(&plan.effort);
                     }
                     Verdict::Failed(sqlstate) => {
                         if !std::mem::replace(&mut hearing.told, true) {
@@ -180,9 +137,9 @@ impl Plans {
                 }
             }
             EventKind::Message(message) => said(group, scene, message, previous, press),
-            EventKind::Schema(change) => altered(group, scene, change, previous, press),
+            EventKind::Schema(change) => altered(group, scene, change, previous, press)?,
             EventKind::Failed { relation, sqlstate, .. } => {
-                failure(group, scene, relation.as_deref(), sqlstate, press);
+                failure(group, scene, relation.as_deref(), sqlstate, press)?;
             }
         }
         Ok(())
@@ -192,20 +149,31 @@ impl Plans {
         &mut self,
         group: &GroupKey,
         relation: &Arc<Relation>,
+        seq: Seq,
         entitlements: &mut Entitlements,
-    ) -> (&mut Plan, &mut Hearing) {
+    ) -> Result<(&mut Plan, &mut Hearing), Missing> {
         let generation = entitlements.generation();
-        let current = self
-            .newest
-            .take()
-            .filter(|plan| plan.generation == generation && Arc::ptr_eq(&plan.relation, relation));
-        let plan = current.unwrap_or_else(|| Box::new(Plan::new(group, relation, entitlements)));
-        (self.newest.insert(plan), &mut self.hearing)
+        let current = self.newest.take().filter(|plan| {
+            plan.generation == generation
+                && Arc::ptr_eq(&plan.relation, relation)
+                && plan.entitlement.as_ref().is_none_or(|known| known.holds_for(seq))
+        });
+        let plan = match current {
+            Some(plan) => plan,
+            None => Box::new(Plan::new(group, relation, seq, entitlements, &self.effort)?),
+        };
+        Ok((self.newest.insert(plan), &mut self.hearing))
     }
 }
 
 impl Plan {
-    fn new(group: &GroupKey, relation: &Arc<Relation>, entitlements: &mut Entitlements) -> Plan {
+    fn new(
+        group: &GroupKey,
+        relation: &Arc<Relation>,
+        seq: Seq,
+        entitlements: &mut Entitlements,
+        effort: &Rc<Effort>,
+    ) -> Result<Plan, Missing> {
         let mut plan = Plan {
             relation: Arc::clone(relation),
             generation: entitlements.generation(),
@@ -213,14 +181,17 @@ impl Plan {
             parts: Vec::new(),
             names_truncate: false,
             readable: Vec::new(),
+            effort: Rc::clone(effort),
         };
         if !group.targets(relation) {
-            return plan;
+            return Ok(plan);
         }
-        let Some(role) = &group.role else { return plan };
-        let entitlement = entitlements.of(role, relation.oid);
+        let Some(role) = &group.role else { return Ok(plan) };
+        let entitlement = entitlements.of(role, relation.oid, seq);
+        let entitlement = entitlement.ok_or_else(|| plan.answer())?;
+        plan.entitlement = Some(Rc::clone(&entitlement));
         if !entitlement.is_granted() {
-            return plan;
+            return Ok(plan);
         }
         // A privilege that was revoked since the join: the filter must not tell what is hidden.
         let columns = relation.columns.iter().map(|column| column.attnum);
@@ -231,8 +202,12 @@ impl Plan {
                 plan.add(index, group, &entitlement);
             }
         }
-        plan.entitlement = Some(entitlement);
-        plan
+        Ok(plan)
+    }
+
+    /// What there is to be known of the table.
+    fn answer(&self) -> Missing {
+        Missing::Answer { about: Subject::Rows(self.relation.oid) }
     }
 
     fn add(&mut self, index: usize, group: &GroupKey, entitlement: &Entitlement) {
@@ -275,11 +250,9 @@ impl Plan {
     /// Whether the binding's filter admits a row.
     fn admits<'v>(&self, binding: &Binding, value: impl Fn(i16) -> Datum<'v>) -> bool {
         let Some(filter) = &binding.filter else { return true };
-        filter.matches(
-            |attnum| {
-                if self.readable.contains(&attnum) { value(attnum) } else { Datum::Absent }
-            },
-        )
+        let readable = |attnum| self.readable.contains(&attnum);
+        let value = |attnum| if readable(attnum) { value(attnum) } else { Datum::Absent };
+        filter.matches(value, &self.effort).unwrap_or(false)
     }
 
     /// Whether the group sees the row before and after the change.
@@ -304,13 +277,13 @@ impl Plan {
                 (Some(values), _) => rule.sight(values, images),
                 // What the claims are worth could not be found out.
                 (None, Some(verdict)) => return Ok(verdict),
-                (None, None) => return Err(Missing::Verdict { table: self.relation.oid }),
+                (None, None) => return Err(self.answer()),
             },
             Way::Ask => match rule.decidable(images, &entitlement.attnums()) {
                 (false, false) => Sight::unknown(images),
                 _ => {
                     let heard = hearing.verdict(seq, rule);
-                    return heard.ok_or(Missing::Verdict { table: self.relation.oid });
+                    return heard.ok_or(self.answer());
                 }
             },
         };
@@ -457,73 +430,6 @@ fn said(
     press.out.push(envelope.wrap_with(press.sheet, batch.bytes(message.payload), &meta));
 }
 
-/// A table or schema that was made, altered or dropped, for those who may see it, or could.
-fn altered(
-    group: &GroupKey,
-    scene: Scene<'_>,
-    change: &SchemaChange,
-    previous: Option<Position>,
-    press: &mut Press<'_>,
-) {
-    use SchemaOperation::{CreateTable, DropTable};
-    let is_told = match group.style {
-        Style::Schema => true,
-        // Records are about their tables only as far as these come and go.
-        Style::Records => matches!(change.operation, CreateTable | DropTable),
-        _ => false,
-    };
-    if !is_told || !is_within(group, change) {
-        return;
-    }
-    let Some(visibility) = visibility(group, change, press.entitlements) else { return };
-    let mut payload = Vec::new();
-    match (group.style, &change.table) {
-        (Style::Records, Some(table)) => record::table(&mut payload, table),
-        _ => schema::write_payload(&mut payload, change, &visibility.columns),
-    }
-    let meta = Meta {
-        prev: previous.map(|position| scene.cursor(position)),
-        mutation_id: scene.event.mutation_id.as_deref(),
-        last_in_tx: scene.event.last_in_tx,
-        ..Meta::of(scene.cursor(scene.event.position))
-    };
-    let envelope = Envelope::broadcast(group.vsn, &group.topic, change.operation.name());
-    press.out.push(envelope.wrap_with(press.sheet, &payload, &meta));
-}
-
-/// Whether the group's topic is about the schema. Live events are found by their topics; in a replay
-/// every group is asked about every event.
-fn is_within(group: &GroupKey, change: &SchemaChange) -> bool {
-    let topic = group.topic.strip_prefix(crate::topic::PREFIX).unwrap_or_default();
-    match topic.splitn(3, ':').nth(2) {
-        Some(schema) => *schema == *change.schema,
-        // `tide:schema`.
-        None => true,
-    }
-}
-
-/// What the group's role may know of what is there now, or could of what was dropped.
-fn visibility(
-    group: &GroupKey,
-    change: &SchemaChange,
-    entitlements: &mut Entitlements,
-) -> Option<Rc<Visibility>> {
-    let role = group.role.as_ref()?;
-    if let Some(readers) = &change.readers {
-        let could = readers.iter().any(|reader| **reader == **role);
-        return could.then(Rc::default);
-    }
-    if group.style == Style::Records {
-        // Only published tables have records that clients are told of.
-        return entitlements.of(role, change.oid).is_granted().then(Rc::default);
-    }
-    let object = match change.table {
-        Some(_) => Object::Table(change.oid),
-        None => Object::Schema(change.oid),
-    };
-    Some(entitlements.visibility(role, object)).filter(|visibility| visibility.visible)
-}
-
 /// A change that could not be decoded is told to those it might have been for.
 fn failure(
     group: &GroupKey,
@@ -531,14 +437,17 @@ fn failure(
     relation: Option<&Relation>,
     sqlstate: &str,
     press: &mut Press<'_>,
-) {
-    let Some(role) = &group.role else { return };
+) -> Result<(), Missing> {
+    let Some(role) = &group.role else { return Ok(()) };
     if let Some(relation) = relation {
+        if !group.targets(relation) {
+            return Ok(());
+        }
         // Whose row it was is not known: it is told to those only who see all of them.
-        let entitlement = press.entitlements.of(role, relation.oid);
-        let sees_all = entitlement.is_granted() && entitlement.rule().way == Way::Constant(true);
-        if !(group.targets(relation) && sees_all) {
-            return;
+        let missing = Missing::Answer { about: Subject::Rows(relation.oid) };
+        let entitlement = press.entitlements.of(role, relation.oid, scene.seq).ok_or(missing)?;
+        if !(entitlement.is_granted() && entitlement.rule().way == Way::Constant(true)) {
+            return Ok(());
         }
     }
     let (vsn, topic) = (group.vsn, &group.topic);
@@ -556,4 +465,5 @@ fn failure(
             encode::change_failed(vsn, topic, table, sqlstate, &id)
         }
     });
+    Ok(())
 }

@@ -7,17 +7,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use tide_feed::catalog::{Evaluation, Judgement};
-use tide_feed::event::{EventKind, Operation};
+use tide_feed::catalog::{Evaluation, Judgement, is_transient};
 use tokio::runtime::Handle;
 
 use super::catch_up::Laggards;
-use super::entitlement::{Entitlement, Entitlements};
+use super::entitlement::{Entitlement, Entitlements, Subject};
 use super::group::GroupId;
 use super::history::{History, Seq};
 use super::registry::Roster;
+use super::shipment::{Asked, Shipment};
 use crate::catalog::{Catalog, CatalogError};
-use crate::policy::{Images, Rule, Seen, Sight, Value, Way};
+use crate::policy::{Rule, Seen, Sight, Value, Way};
 use crate::stats::Stats;
 
 /// The SQLSTATE of a process that was ended, as one is whose code cannot be cancelled.
@@ -26,18 +26,15 @@ const ADMIN_SHUTDOWN: &str = "57P01";
 /// Clients that one question is about, at most: about rows, and about claims.
 const CLIENTS: usize = 64;
 const CLAIMANTS: usize = 256;
-/// Images of rows in one question, at most, and their bytes.
+/// Images of rows in one question, at most.
 const ROWS: usize = 1024;
-const BYTES: usize = 1 << 20;
-/// Bytes of an image that can be asked about at all; larger ones count as not known.
-const LARGEST: usize = 16 << 20;
-/// Events looked at for one question.
-const REACH: Seq = 65_536;
 /// Verdicts that a group keeps: those that it has not come to yet. One more drops the oldest, which
 /// is then asked about again.
 const VERDICTS: usize = 4096;
-/// Pause before a question that found no executor is asked again.
+/// Pause before a question that found no executor, or was not answered, is asked again.
 const RETRY: Duration = Duration::from_millis(100);
+/// How often one is that may have been the reason for having no answer.
+const TRIES: u32 = 3;
 
 /// What is known of an event for a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +52,8 @@ pub(super) struct Hearing {
     values: Vec<(u32, Arc<Rule>, Box<[Value]>)>,
     /// The event whose verdict it waits for.
     awaited: Option<Seq>,
+    /// How often what it waits for was asked in vain.
+    tries: u32,
     /// Rows that may be asked about at once, if fewer than usual: a policy failed on more.
     rows: Option<usize>,
     /// Its members know that the policy fails.
@@ -108,11 +107,11 @@ impl Hearing {
     }
 }
 
-/// Whose policies a question is about.
+/// Whom and what a question is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Matter {
     role: Arc<str>,
-    table: u32,
+    about: Subject,
 }
 
 /// The groups that wait for answers in one matter. One question of a matter is asked at a time, so
@@ -123,15 +122,6 @@ struct Docket {
     is_asking: bool,
     /// No executor was there.
     not_before: Option<Instant>,
-}
-
-/// The rows of one event, by their places in the question.
-struct Asked {
-    seq: Seq,
-    before: Option<usize>,
-    after: Option<usize>,
-    /// What is known without asking.
-    sight: Sight,
 }
 
 struct Question {
@@ -147,7 +137,8 @@ struct Question {
 
 /// An answered question.
 pub(super) struct Answer {
-    matter: Matter,
+    role: Arc<str>,
+    table: u32,
     rule: Arc<Rule>,
     groups: Vec<GroupId>,
     asked: Vec<Asked>,
@@ -200,13 +191,14 @@ impl Inquiries {
         self.answers.clone()
     }
 
-    /// A question waits for an executor.
+    /// Somebody waits for a question that will be asked in a moment.
     pub(super) fn is_resting(&self) -> bool {
-        self.dockets.values().any(|docket| docket.not_before.is_some())
+        let waits = |docket: &Docket| !docket.is_asking && !docket.waiting.is_empty();
+        self.dockets.values().any(|docket| docket.not_before.is_some() || waits(docket))
     }
 
     /// The group cannot go on without a verdict on the event.
-    pub(super) fn raise(&mut self, id: GroupId, seq: Seq, table: u32, roster: &mut Roster) {
+    pub(super) fn raise(&mut self, id: GroupId, seq: Seq, about: Subject, roster: &mut Roster) {
         let Some(group) = roster.group_mut(id) else { return };
         let Some(role) = &group.key.role else { return };
         let hearing = &mut group.plans.hearing;
@@ -215,7 +207,7 @@ impl Inquiries {
             return;
         }
         hearing.awaited = Some(seq);
-        let matter = Matter { role: Arc::clone(role), table };
+        let matter = Matter { role: Arc::clone(role), about };
         self.dockets.entry(matter).or_default().waiting.push_back(id);
     }
 
@@ -235,26 +227,35 @@ impl Inquiries {
                 continue;
             }
             docket.not_before = None;
-            let entitlement = entitlements.of(&matter.role, matter.table);
-            let question = docket.question(matter.table, roster, history, &entitlement, laggards);
+            let Some(seq) = docket.awaited(roster) else { continue };
+            let table = match matter.about {
+                Subject::Rows(table) => table,
+                Subject::Object(object) => {
+                    if entitlements.visibility(&matter.role, object, seq).is_some() {
+                        docket.release(roster, laggards);
+                    }
+                    continue;
+                }
+            };
+            let Some(entitlement) = entitlements.of(&matter.role, table, seq) else { continue };
+            let question = docket.question(table, roster, history, &entitlement, laggards);
             let Some(question) = question else { continue };
             stats.policy_questions_total.inc();
             docket.is_asking = true;
             let (catalog, sender) = (self.catalog.clone(), self.sender.clone());
-            let matter = matter.clone();
+            let role = Arc::clone(&matter.role);
             self.runtime.spawn(async move {
                 let Question { rule, groups, claims, asked, count, rows } = question;
-                let Matter { role, table } = &matter;
                 let outcome = if rule.way == Way::Formula {
                     let expressions = rule.claims.iter().map(|claim| claim.sql.to_string());
-                    let evaluated = catalog.evaluate(role, expressions.collect(), claims).await;
+                    let evaluated = catalog.evaluate(&role, expressions.collect(), claims).await;
                     evaluated.map(|all| all.into_iter().map(Said::from).collect())
                 } else {
-                    let judged = catalog.judge(role, *table, &rule.condition, rows, claims).await;
+                    let judged = catalog.judge(&role, table, &rule.condition, rows, claims).await;
                     judged.map(|all| all.into_iter().map(Said::from).collect())
                 };
                 // The hub may have stopped.
-                let _ = sender.send(Answer { matter, rule, groups, asked, count, outcome });
+                let _ = sender.send(Answer { role, table, rule, groups, asked, count, outcome });
             });
         }
     }
@@ -264,15 +265,19 @@ impl Inquiries {
         &mut self,
         answer: Answer,
         roster: &mut Roster,
-        entitlements: &mut Entitlements,
+        entitlements: &Entitlements,
         laggards: &mut Laggards,
         stats: &Stats,
     ) {
-        let Answer { matter, rule, groups, asked, count, outcome } = answer;
+        let Answer { role, table, rule, groups, asked, count, outcome } = answer;
+        let matter = Matter { role: Arc::clone(&role), about: Subject::Rows(table) };
         let Some(docket) = self.dockets.get_mut(&matter) else { return };
         docket.is_asking = false;
-        // The policies were others when the question was asked.
-        let is_stale = !Arc::ptr_eq(entitlements.of(&matter.role, matter.table).rule(), &rule);
+        // What is said by a rule counts for as long as that is the rule. Here it may not be known
+        // whether it still is: whoever comes to the event looks.
+        let now = entitlements.current(&role, table).map(|entitlement| entitlement.rule());
+        let is_current = now.is_some_and(|now| Arc::ptr_eq(now, &rule));
+        let is_stale = now.is_some() && !is_current;
         let said = match outcome {
             _ if is_stale => Vec::new(),
             Ok(said) => said,
@@ -301,23 +306,29 @@ impl Inquiries {
                 Some(Said::Values(values)) => {
                     match rule.read(&values) {
                         Some(values) => {
-                            hearing.learn(matter.table, &rule, values);
-                            roster.anchor(id, matter.table, &rule);
+                            hearing.learn(table, &rule, values);
+                            if is_current {
+                                roster.anchor(id, table, &rule);
+                            }
                         }
-                        None => hearing.failed(&rule, "XX000", &matter, stats),
+                        None => hearing.failed(&rule, "XX000", (&role, table), stats),
                     }
                     wake(id, roster, laggards);
+                }
+                Some(Said::Failed(sqlstate)) if hearing.is_to_wait(&sqlstate, asked.len()) => {
+                    docket.not_before = Some(Instant::now() + RETRY);
+                    again.push(id);
                 }
                 Some(Said::Failed(_) | Said::Visible(_)) if asked.len() > 1 => {
                     hearing.rows = Some((count / 8).max(1));
                     again.push(id);
                 }
                 Some(Said::Visible(_)) => {
-                    hearing.failed(&rule, "XX000", &matter, stats);
+                    hearing.failed(&rule, "XX000", (&role, table), stats);
                     wake(id, roster, laggards);
                 }
                 Some(Said::Failed(sqlstate)) => {
-                    hearing.failed(&rule, &sqlstate, &matter, stats);
+                    hearing.failed(&rule, &sqlstate, (&role, table), stats);
                     wake(id, roster, laggards);
                 }
             }
@@ -342,9 +353,26 @@ impl Hearing {
         }
     }
 
+    /// Whether an error says nothing about the policies. An internal one, or a process that has ended,
+    /// may do so after all, if it does not go away.
+    fn is_to_wait(&mut self, sqlstate: &str, events: usize) -> bool {
+        let is_doubtful = sqlstate == "XX000" || sqlstate.starts_with("57");
+        if !is_transient(sqlstate) || !is_doubtful {
+            return is_transient(sqlstate);
+        }
+        let is_tried = events <= 1 && !self.told;
+        self.tries += u32::from(is_tried);
+        is_tried && self.tries < TRIES
+    }
+
     /// There will be no verdict on the event that is waited for.
-    fn failed(&mut self, rule: &Arc<Rule>, sqlstate: &str, matter: &Matter, stats: &Stats) {
-        let Matter { role, table } = matter;
+    fn failed(
+        &mut self,
+        rule: &Arc<Rule>,
+        sqlstate: &str,
+        (role, table): (&str, u32),
+        stats: &Stats,
+    ) {
         stats.policy_failures_total.inc();
         if !self.told {
             log::warn!("a policy of table {table} failed for role {role}: SQLSTATE {sqlstate}");
@@ -359,12 +387,32 @@ impl Hearing {
 fn wake(id: GroupId, roster: &mut Roster, laggards: &mut Laggards) {
     let Some(group) = roster.group_mut(id) else { return };
     group.plans.hearing.awaited = None;
+    group.plans.hearing.tries = 0;
     for member in group.members.iter().filter(|member| member.lag.is_some()) {
         laggards.wake(member.session);
     }
 }
 
 impl Docket {
+    /// The event that the first of those who wait is at.
+    fn awaited(&mut self, roster: &Roster) -> Option<Seq> {
+        while let Some(id) = self.waiting.front() {
+            let awaited = roster.group(*id).and_then(|group| group.plans.hearing.awaited);
+            if awaited.is_some() {
+                return awaited;
+            }
+            self.waiting.pop_front();
+        }
+        None
+    }
+
+    /// Lets all of them go on.
+    fn release(&mut self, roster: &mut Roster, laggards: &mut Laggards) {
+        for id in self.waiting.drain(..) {
+            wake(id, roster, laggards);
+        }
+    }
+
     /// The next question, for those who have waited longest.
     fn question(
         &mut self,
@@ -425,62 +473,5 @@ impl Docket {
         // Made of values that are JSON, and JSON is UTF-8.
         let rows = String::from_utf8(rows).unwrap_or_default();
         Some(Question { rule: Arc::clone(rule), groups, claims, asked, count, rows })
-    }
-}
-
-/// Rows on their way to an executor.
-#[derive(Default)]
-struct Shipment {
-    asked: Vec<Asked>,
-    count: usize,
-    rows: Vec<u8>,
-}
-
-impl Shipment {
-    /// Loads images of the table's rows from the event `from` on.
-    fn load(
-        &mut self,
-        table: u32,
-        from: Seq,
-        limit: usize,
-        history: &History,
-        entitlement: &Entitlement,
-    ) {
-        let attnums = entitlement.attnums();
-        for seq in from..history.head().min(from.saturating_add(REACH)) {
-            if self.count >= limit || self.rows.len() >= BYTES {
-                break;
-            }
-            let Some((batch, index)) = history.at(seq) else { continue };
-            let Some(event) = batch.events.get(index) else { continue };
-            let EventKind::Change(change) = &event.kind else { continue };
-            if change.relation.oid != table || change.operation == Operation::Truncate {
-                continue;
-            }
-            let images = Images::of(batch, change);
-            let (before, after) = entitlement.rule().decidable(&images, &attnums);
-            if before || after {
-                let before = before
-                    .then(|| self.add(|out| entitlement.write_row(out, |a| images.before(a))))
-                    .flatten();
-                let after = after
-                    .then(|| self.add(|out| entitlement.write_row(out, |a| images.after(a))))
-                    .flatten();
-                self.asked.push(Asked { seq, before, after, sight: Sight::unknown(&images) });
-            }
-        }
-    }
-
-    /// Adds an image; gives its place, unless it is too large to be sent.
-    fn add(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Option<usize> {
-        let start = self.rows.len();
-        self.rows.push(if start == 0 { b'[' } else { b',' });
-        write(&mut self.rows);
-        if self.rows.len() - start > LARGEST {
-            self.rows.truncate(start);
-            return None;
-        }
-        self.count += 1;
-        Some(self.count - 1)
     }
 }

@@ -12,11 +12,25 @@ use tokio::sync::Notify;
 pub struct Budget {
     used: AtomicUsize,
     limit: usize,
+    queues: AtomicUsize,
 }
 
 impl Budget {
     pub fn new(limit: usize) -> Budget {
-        Budget { used: AtomicUsize::new(0), limit }
+        Budget { used: AtomicUsize::new(0), limit, queues: AtomicUsize::new(0) }
+    }
+
+    /// The same frame, counted here once for all queues that it goes to, until the last of them has
+    /// let go of it: see [`Queue::push_shared`].
+    pub fn count(self: &Arc<Self>, frame: Bytes) -> Bytes {
+        self.used.fetch_add(frame.len(), Ordering::Relaxed);
+        Bytes::from_owner(Counted { frame, budget: Arc::clone(self) })
+    }
+
+    /// What a queue may hold even if all others have used up the budget: those who do not read must
+    /// not be in the way of those who do.
+    fn least(&self) -> usize {
+        self.limit / 4 / self.queues.load(Ordering::Relaxed).max(1)
     }
 
     pub fn used(&self) -> usize {
@@ -25,6 +39,24 @@ impl Budget {
 
     fn is_spent(&self) -> bool {
         self.used() >= self.limit
+    }
+}
+
+/// A frame that is shared by several queues.
+struct Counted {
+    frame: Bytes,
+    budget: Arc<Budget>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.frame
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.frame.len(), Ordering::Relaxed);
     }
 }
 
@@ -62,9 +94,22 @@ pub struct Queue {
     budget: Arc<Budget>,
 }
 
+#[derive(Debug)]
+struct Waiting {
+    frame: Bytes,
+    /// Counted in the budget for this queue alone.
+    is_own: bool,
+}
+
+impl Waiting {
+    fn own_bytes(&self) -> usize {
+        if self.is_own { self.frame.len() } else { 0 }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Inner {
-    frames: VecDeque<Bytes>,
+    frames: VecDeque<Waiting>,
     bytes: usize,
     sent_bytes: u64,
     sent_frames: u64,
@@ -98,6 +143,7 @@ pub struct QueueStats {
 
 impl Queue {
     pub fn new(capacity: usize, budget: Arc<Budget>) -> Queue {
+        budget.queues.fetch_add(1, Ordering::Relaxed);
         Queue { inner: Mutex::default(), filled: Notify::new(), capacity, budget }
     }
 
@@ -110,36 +156,59 @@ impl Queue {
     /// Offers an event's frames: all are queued, or none. They always fit an empty queue, whatever
     /// their size.
     pub fn push(&self, frames: &[Bytes]) -> Push {
+        self.push_all(frames, true)
+    }
+
+    /// The same with frames that [`Queue::share`] or [`Budget::count`] has counted.
+    pub fn push_shared(&self, frames: &[Bytes]) -> Push {
+        self.push_all(frames, false)
+    }
+
+    /// Counts frames in the budget that are about to be pushed to this queue and others.
+    pub fn share(&self, frames: &mut [Bytes]) {
+        for frame in frames {
+            *frame = self.budget.count(std::mem::take(frame));
+        }
+    }
+
+    fn push_all(&self, frames: &[Bytes], is_own: bool) -> Push {
         let bytes: usize = frames.iter().map(Bytes::len).sum();
         let mut inner = self.lock();
         if inner.goodbye.is_some() {
             return Push::Closed;
         }
-        let full = inner.bytes + bytes > self.capacity || self.budget.is_spent();
-        if inner.lagging || (inner.bytes > 0 && full) {
+        if inner.lagging || self.is_full(&inner, bytes) {
             inner.lagging = true;
             return Push::Full;
         }
         for frame in frames {
-            self.append(&mut inner, frame.clone());
+            self.append(&mut inner, frame.clone(), is_own);
         }
         drop(inner);
         self.filled.notify_one();
         Push::Queued
     }
 
+    /// Whether there is no room for so much more.
+    fn is_full(&self, inner: &Inner, bytes: usize) -> bool {
+        let then = inner.bytes + bytes;
+        let is_full =
+            then > self.capacity || (self.budget.is_spent() && then > self.budget.least());
+        inner.bytes > 0 && is_full
+    }
+
     /// Offers a frame that will not be offered again: a queue that is full, or whose client reads
-    /// from the history, refuses it, and stays as it is.
+    /// from the history, refuses it, and stays as it is. It is counted already, as by
+    /// [`Budget::count`].
     pub fn offer(&self, frame: &Bytes) -> Push {
         let mut inner = self.lock();
         if inner.goodbye.is_some() {
             return Push::Closed;
         }
-        let full = inner.bytes + frame.len() > self.capacity || self.budget.is_spent();
-        if inner.lagging || (inner.bytes > 0 && full) {
+        if inner.lagging || self.is_full(&inner, frame.len()) {
             return Push::Full;
         }
-        self.append(&mut inner, frame.clone());
+        self.append(&mut inner, frame.clone(), false);
         drop(inner);
         self.filled.notify_one();
         Push::Queued
@@ -154,13 +223,17 @@ impl Queue {
     /// Queues an answer to the client's own request, past the limit: the session asks for no more
     /// than one at a time.
     pub fn reply(&self, frame: Bytes) {
-        self.append(&mut self.lock(), frame);
+        self.append(&mut self.lock(), frame, true);
         self.filled.notify_one();
     }
 
     /// Ends the connection after what is being written.
     pub fn close(&self, goodbye: Goodbye) {
-        self.lock().goodbye.get_or_insert(goodbye);
+        let mut inner = self.lock();
+        inner.goodbye.get_or_insert(goodbye);
+        // The session may take its time to say so.
+        self.clear(&mut inner);
+        drop(inner);
         self.filled.notify_one();
     }
 
@@ -196,9 +269,11 @@ impl Queue {
             return Some(Taken::Goodbye(goodbye));
         }
         let before = inner.bytes;
-        let mut taken = 0;
+        let (mut taken, mut own) = (0, 0);
         while taken < limit {
-            let Some(frame) = inner.frames.pop_front() else { break };
+            let Some(waiting) = inner.frames.pop_front() else { break };
+            own += waiting.own_bytes();
+            let frame = waiting.frame;
             taken += frame.len();
             inner.bytes -= frame.len();
             inner.sent_bytes += frame.len() as u64;
@@ -208,7 +283,7 @@ impl Queue {
         if taken == 0 {
             return None;
         }
-        self.budget.used.fetch_sub(taken, Ordering::Relaxed);
+        self.budget.used.fetch_sub(own, Ordering::Relaxed);
         if inner.frames.is_empty() && inner.frames.capacity() > KEPT {
             // An idle connection keeps no buffer of its busy times.
             inner.frames = VecDeque::new();
@@ -235,16 +310,24 @@ impl Queue {
         }
     }
 
-    fn append(&self, inner: &mut Inner, frame: Bytes) {
+    fn append(&self, inner: &mut Inner, frame: Bytes, is_own: bool) {
         inner.bytes += frame.len();
-        self.budget.used.fetch_add(frame.len(), Ordering::Relaxed);
-        inner.frames.push_back(frame);
+        let waiting = Waiting { frame, is_own };
+        self.budget.used.fetch_add(waiting.own_bytes(), Ordering::Relaxed);
+        inner.frames.push_back(waiting);
+    }
+
+    /// Drops what waits.
+    fn clear(&self, inner: &mut Inner) {
+        let own = inner.frames.iter().map(Waiting::own_bytes).sum();
+        self.budget.used.fetch_sub(own, Ordering::Relaxed);
+        (inner.frames, inner.bytes) = (VecDeque::new(), 0);
     }
 }
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        let left = self.lock().bytes;
-        self.budget.used.fetch_sub(left, Ordering::Relaxed);
+        self.clear(&mut self.lock());
+        self.budget.queues.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -4,10 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tide_feed::event::Position;
-
 use super::entitlement::Entitlements;
-use super::group::{Group, GroupId, GroupKey, Latest, Member};
+use super::group::{Floor, Group, GroupId, GroupKey, Latest, Member};
 use super::handle::{Peer, SessionId};
 use super::history::Seq;
 use super::plan::Plans;
@@ -15,7 +13,7 @@ use super::queue::Queue;
 use super::route::Routes;
 use super::subscription::{Facet, Identity, Style};
 use crate::policy::Rule;
-use crate::wire::Vsn;
+use crate::wire::{Vsn, encode};
 
 pub(super) struct Session {
     pub(super) queue: Arc<Queue>,
@@ -42,14 +40,15 @@ pub(super) struct Channel {
 /// A group and where in the stream a channel begins in it.
 pub(super) struct Seat {
     pub(super) key: GroupKey,
-    pub(super) floor: Position,
+    pub(super) floor: Floor,
     pub(super) lag: Option<Seq>,
+    pub(super) replays: bool,
     pub(super) latest: Option<Box<Latest>>,
 }
 
 impl Seat {
-    pub(super) fn new(key: GroupKey, floor: Position, lag: Option<Seq>) -> Seat {
-        Seat { key, floor, lag, latest: None }
+    pub(super) fn new(key: GroupKey, floor: Floor, lag: Option<Seq>) -> Seat {
+        Seat { key, floor, lag, replays: false, latest: None }
     }
 }
 
@@ -94,6 +93,7 @@ impl Roster {
         &mut self,
         batch: &tide_feed::event::Batch,
         change: &tide_feed::event::Change,
+        seq: Seq,
         entitlements: &mut Entitlements,
         out: &mut Vec<GroupId>,
     ) {
@@ -102,7 +102,7 @@ impl Roster {
         let groups = groups.map(|(id, group)| {
             let role = group.key.role.as_ref().filter(|_| group.key.identity.is_some());
             let anchors = role.and_then(|role| {
-                let entitlement = entitlements.of(role, relation.oid);
+                let entitlement = entitlements.of(role, relation.oid, seq)?;
                 group.anchors(entitlement.rule())
             });
             (*id, &group.key, anchors)
@@ -155,7 +155,7 @@ impl Roster {
         let known = self.by_key.get(&key).filter(|id| channel.groups.contains(id)).copied();
         match (known, receive) {
             (None, true) => {
-                let id = self.sit_down(session, Seat::new(key, Position::default(), None));
+                let id = self.sit_down(session, Seat::new(key, Floor::default(), None));
                 self.change_groups(session, topic, |groups| groups.push(id));
             }
             (Some(id), false) => {
@@ -211,11 +211,34 @@ impl Roster {
         Some((identity, seats.collect()))
     }
 
+    /// Ends what the members of a group get of rows, and tells them: its filters make too much work.
+    /// What else they have joined goes on.
+    pub(super) fn give_up(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get(&id) else { return };
+        let GroupKey { topic, vsn, style, .. } = &group.key;
+        let topic = Arc::clone(topic);
+        let extension = match style {
+            Style::Changes | Style::Legacy => "postgres_changes",
+            _ => "tide.filter",
+        };
+        let frame = encode::too_much_work(*vsn, &topic, extension);
+        let members =
+            group.members.iter().map(|member| (member.session, Arc::clone(&member.queue)));
+        for (session, queue) in members.collect::<Vec<_>>() {
+            log::info!(
+                "a subscription of connection {session} ends: its filters make too much work"
+            );
+            queue.reply(frame.clone());
+            self.stand_up(session, id);
+            self.change_groups(session, &topic, |groups| groups.retain(|other| *other != id));
+        }
+    }
+
     /// Takes the connection out of a group, which goes with its last member.
     fn stand_up(&mut self, session: SessionId, id: GroupId) -> Option<Seat> {
         let group = self.groups.get_mut(&id)?;
         let index = group.members.iter().position(|member| member.session == session)?;
-        let Member { floor, lag, latest, .. } = group.members.swap_remove(index);
+        let Member { floor, lag, replays, latest, .. } = group.members.swap_remove(index);
         let key = group.key.clone();
         if group.members.is_empty() {
             self.routes.remove(id, &key);
@@ -228,7 +251,7 @@ impl Roster {
                 }
             }
         }
-        Some(Seat { key, floor, lag, latest })
+        Some(Seat { key, floor, lag, replays, latest })
     }
 
     /// Moves the channel to the groups of the same bindings under another identity.
@@ -276,11 +299,11 @@ impl Roster {
 
     /// Makes the connection a member of a group, which is made if need be.
     fn sit_down(&mut self, session: SessionId, seat: Seat) -> GroupId {
-        let Seat { key, floor, lag, latest } = seat;
+        let Seat { key, floor, lag, replays, latest } = seat;
         let id = self.group_of(key);
         let queue = self.sessions.get(&session).map(|entry| Arc::clone(&entry.queue));
         if let (Some(group), Some(queue)) = (self.groups.get_mut(&id), queue) {
-            group.members.push(Member { session, queue, floor, lag, latest });
+            group.members.push(Member { session, queue, floor, lag, replays, latest });
         }
         id
     }

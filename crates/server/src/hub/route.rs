@@ -157,6 +157,13 @@ impl Routes {
         }
     }
 
+    /// What the policies of these tables are was not known when their routes were made.
+    pub(super) fn remake(&mut self, tables: impl Iterator<Item = u32>) {
+        for table in tables {
+            self.tables.remove(&table);
+        }
+    }
+
     /// A table may have moved to another schema or be gone: its route is made anew when needed.
     pub(super) fn forget(&mut self, change: &CatalogChange) {
         match change {

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tide_feed::event::{Cursor, Lsn, Operation};
+use tide_feed::event::{Cursor, Operation};
 
+use crate::catalog::Moment;
 use crate::filter::Predicate;
 use crate::wire::Vsn;
+use crate::wire::encode::Joined;
 
 /// In whose name a channel is served.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -87,12 +89,12 @@ pub struct Binding {
 }
 
 /// Where a joiner wants to begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Since {
-    /// With what commits after this address, which is after the join was asked for.
-    Now(Lsn),
-    /// After an event it has seen.
-    Cursor(Cursor),
+    /// With what could not be seen at this moment, which is after the join was asked for.
+    Now(Moment),
+    /// After an event it has seen; if that cannot be, as [`Since::Now`].
+    Cursor(Cursor, Moment),
     /// With the newest so many events that are still at hand.
     Last(u32),
 }
@@ -127,6 +129,8 @@ pub struct Subscription {
     /// At most one of each style.
     pub facets: Vec<Facet>,
     pub since: Since,
-    /// Frames that go out before the first event: the join reply and what follows it.
+    /// The answer to the join.
+    pub reply: Joined,
+    /// Frames that go out after it, before the first event.
     pub greeting: Vec<Bytes>,
 }

@@ -52,6 +52,13 @@ impl<'a> Images<'a> {
         }
     }
 
+    /// Bytes of all values.
+    pub fn bytes(&self) -> usize {
+        let rows = [self.old, self.new].into_iter().flatten();
+        let values = rows.flat_map(|row| (0..row.len()).map(move |index| row.get(index)));
+        values.map(|value| if let Datum::Json(json) = value { json.len() } else { 0 }).sum()
+    }
+
     fn column(&self, attnum: i16) -> Option<(usize, bool)> {
         let mut columns = self.relation.columns.iter().enumerate();
         let (index, column) = columns.find(|(_, column)| column.attnum == attnum)?;

@@ -3,14 +3,22 @@
 
 use std::sync::Arc;
 
-use tide_feed::catalog::TableAccess;
+use tide_feed::catalog::{TableAccess, TableName};
+use tokio::task::spawn_blocking;
 
 use super::context::ServerContext;
 use super::identity;
+use crate::allowance::{Allowance, Share};
 use crate::catalog::CatalogError;
 use crate::filter::{self, FilterError, Predicate};
 use crate::hub::subscription::{Binding, Operations, Target};
 use crate::wire::join::{ChangeParams, Requested, binding_id};
+
+/// Most values in all filters of one join.
+const MAX_CONSTANTS: usize = 10_000;
+
+/// Bytes of all patterns of one join: some take a millisecond to compile for every five bytes.
+const MAX_PATTERNS: usize = 4_000;
 
 /// Why parameters are no binding.
 #[derive(Debug)]
@@ -22,6 +30,8 @@ pub(super) enum BindingError {
     /// Missing, forbidden, or not to be had like this: one answer for all, so that nobody learns
     /// what there is from what is refused.
     Refused,
+    /// More than there is room for; says of what.
+    TooMuch(&'static str),
     Unavailable,
 }
 
@@ -47,6 +57,10 @@ pub(super) struct Bindings<'a> {
     role: &'a str,
     /// Those that the join names and the role may read.
     tables: &'a [TableAccess],
+    constants: usize,
+    patterns: usize,
+    /// Of what the connection's filters may take up.
+    share: Share,
 }
 
 impl<'a> Bindings<'a> {
@@ -54,11 +68,17 @@ impl<'a> Bindings<'a> {
         context: &'a ServerContext,
         role: &'a str,
         tables: &'a [TableAccess],
+        own: &Arc<Allowance>,
     ) -> Bindings<'a> {
-        Bindings { context, role, tables }
+        Bindings { context, role, tables, constants: 0, patterns: 0, share: Share::of(own) }
     }
 
-    pub(super) async fn binding(&self, params: &ChangeParams) -> Result<Binding, BindingError> {
+    /// What the filters take up of the connection's memory, to be held for as long as they are.
+    pub(super) fn share(self) -> Share {
+        self.share
+    }
+
+    pub(super) async fn binding(&mut self, params: &ChangeParams) -> Result<Binding, BindingError> {
         if params.malformed.is_some() {
             return Err(BindingError::Refused);
         }
@@ -106,28 +126,60 @@ impl<'a> Bindings<'a> {
     }
 
     pub(super) async fn filter(
-        &self,
+        &mut self,
         text: &str,
         access: &TableAccess,
     ) -> Result<Option<Arc<Predicate>>, BindingError> {
         let Some(parsed) = filter::parse(text)? else { return Ok(None) };
+        self.constants += parsed.constants();
+        self.patterns += parsed.patterns();
+        if self.constants > MAX_CONSTANTS {
+            return Err(BindingError::TooMuch("The filters of one join have at most 10000 values"));
+        }
+        if self.patterns > MAX_PATTERNS {
+            let most = "The patterns in the filters of one join have at most 4000 bytes";
+            return Err(BindingError::TooMuch(most));
+        }
         let mut answers = Vec::new();
         for (type_sql, values) in filter::casts(&parsed, access)? {
             answers.push(self.cast(&type_sql, values).await?);
         }
-        Ok(Some(Arc::new(filter::compile(&parsed, access, &answers)?)))
+        let predicate = if parsed.patterns() > 0 {
+            // Others are served meanwhile.
+            let access = access.clone();
+            let compiling = spawn_blocking(move || filter::compile(&parsed, &access, &answers));
+            compiling.await.map_err(|_| BindingError::Unavailable)?
+        } else {
+            filter::compile(&parsed, access, &answers)
+        };
+        self.hold(predicate?).map(|predicate| Some(Arc::new(predicate)))
+    }
+
+    /// Counts what the filter takes up, on its connection and in all.
+    fn hold(&mut self, predicate: Predicate) -> Result<Predicate, BindingError> {
+        let memory = predicate.memory();
+        if !self.share.grow(memory) {
+            let most = "The filters of this connection would take too much memory";
+            return Err(BindingError::TooMuch(most));
+        }
+        let mut share = Share::of(&self.context.filters);
+        if !share.grow(memory) {
+            return Err(BindingError::TooMuch("There is no memory for more filters, try again"));
+        }
+        Ok(predicate.holding(share))
     }
 
     async fn cast(&self, type_sql: &str, values: Vec<String>) -> Result<Vec<String>, BindingError> {
         let ask = || self.context.catalog.cast(self.role, type_sql, values.clone());
         match identity::patiently(self.context.config.handshake_timeout, ask).await {
             Ok(values) => Ok(values),
-            // Class 22: the texts are not values of the type.
-            Err(CatalogError::Refused { sqlstate, message }) if sqlstate.starts_with("22") => {
+            Err(CatalogError::Refused { sqlstate, message }) if is_of_values(&sqlstate) => {
                 Err(BindingError::Unsuitable(message))
             }
-            Err(CatalogError::Refused { .. }) => Err(BindingError::Refused),
-            Err(CatalogError::Unavailable | CatalogError::Ended) => Err(BindingError::Unavailable),
+            Err(error @ CatalogError::Refused { .. }) if !error.is_transient() => {
+                Err(BindingError::Refused)
+            }
+            Err(_) => Err(BindingError::Unavailable),
         }
     }
 
@@ -150,6 +202,26 @@ impl<'a> Bindings<'a> {
         }
         Ok(chosen.into())
     }
+}
+
+/// Class 22: the texts are not values of the type. Class 54: these are too large.
+fn is_of_values(sqlstate: &str) -> bool {
+    sqlstate.starts_with("22") || sqlstate.starts_with("54")
+}
+
+/// The tables that parameters name, each once.
+pub(super) fn named_tables(params: &[ChangeParams]) -> Vec<TableName> {
+    let mut names: Vec<TableName> = Vec::new();
+    for (schema, table) in params.iter().filter_map(ChangeParams::target) {
+        if schema == "*" || table == "*" {
+            continue;
+        }
+        let name = TableName { schema: schema.to_owned(), table: table.to_owned() };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
 }
 
 fn operations(event: &Requested) -> Option<Operations> {
@@ -175,5 +247,32 @@ mod tests {
         let named = operations(&Requested::One(Operation::Truncate)).unwrap();
         assert!(named.contains(Operation::Truncate));
         assert!(operations(&Requested::Unknown("MERGE".into())).is_none());
+    }
+
+    fn params(schema: Option<&str>, table: Option<&str>) -> ChangeParams {
+        ChangeParams {
+            raw: "".into(),
+            event: Requested::All,
+            schema: schema.map(str::to_owned),
+            table: table.map(str::to_owned),
+            filter: None,
+            select: None,
+            malformed: None,
+        }
+    }
+
+    #[test]
+    fn each_table_is_asked_for_once_and_wildcards_not_at_all() {
+        let asked = named_tables(&[
+            params(Some("public"), Some("a")),
+            params(None, Some("a")),
+            params(Some("other"), Some("a")),
+            params(Some("*"), None),
+            params(Some("public"), Some("*")),
+            params(None, None),
+        ]);
+
+        let names: Vec<_> = asked.iter().map(|n| (&*n.schema, &*n.table)).collect();
+        assert_eq!(names, [("public", "a"), ("other", "a")]);
     }
 }

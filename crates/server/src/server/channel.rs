@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::access::Access;
 use super::identity::Credentials;
 use super::presence::Attendance;
+use crate::allowance::Share;
 use crate::notify::Lease;
 use crate::stats::Stats;
 
@@ -25,6 +26,8 @@ pub(super) struct Channel {
     pub(super) echo: bool,
     /// The client asked to be told who is present.
     pub(super) watches_presence: bool,
+    /// Of the connection's memory for filters.
+    pub(super) _filters: Option<Share>,
     /// None on topics of ours.
     pub(super) attendance: Option<Box<Attendance>>,
 }
@@ -113,6 +116,7 @@ mod tests {
             access: Access::default(),
             ack: false,
             _lease: None,
+            _filters: None,
             echo: false,
             watches_presence: false,
             attendance: None,

@@ -1,10 +1,13 @@
 //! One accepted socket: TLS, then HTTP, then perhaps a websocket.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io::Write;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -18,32 +21,46 @@ use super::context::ServerContext;
 use super::http::{self, Front};
 use super::listen::stopped;
 use super::read_budget::Metered;
+use super::seats::Seat;
 use super::session;
 use crate::stats::RefusedConnection;
 
 /// Largest head of a request: room for a token of many claims in the query.
 const MAX_HEAD: usize = 64 << 10;
 
+/// What a socket is told that has no place, before it has asked for anything.
+const NO_PLACE: &str = "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\
+    content-type: application/json\r\ncache-control: no-store\r\nretry-after: 1\r\n\
+    content-length: 63\r\n\r\n\
+    {\"error\":\"too many connections have not sent a request so far\"}";
+
 /// A websocket that goes on until it ends.
 type Conversing = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Serves one socket until it ends or `stop` says so; `place` is held for as long.
+/// Serves one socket until it ends or `stop` says so. `seat` is held until it is a websocket.
 ///
 /// What comes first is large and soon over, so it is boxed: a websocket, which may live for days,
 /// keeps none of its room.
-pub(super) async fn serve<P>(
+pub(super) async fn serve(
     socket: TcpStream,
     peer: SocketAddr,
     tls: Option<TlsAcceptor>,
     context: Arc<ServerContext>,
     stop: watch::Receiver<bool>,
-    place: P,
+    seat: Seat,
 ) {
-    let websocket = Box::pin(open(socket, peer, tls, context, stop)).await;
+    let websocket = Box::pin(open(socket, peer, tls, context, stop, Arc::new(seat))).await;
     if let Some(websocket) = websocket {
         websocket.await;
     }
-    drop(place);
+}
+
+/// Tells a socket for which there is no seat so, without waiting for anything.
+pub(super) fn refuse(socket: TcpStream) {
+    // If it cannot be told, it is gone.
+    if let Ok(mut socket) = socket.into_std() {
+        let _ = socket.write(NO_PLACE.as_bytes());
+    }
 }
 
 /// TLS, if it is asked for, and HTTP.
@@ -53,17 +70,22 @@ async fn open(
     tls: Option<TlsAcceptor>,
     context: Arc<ServerContext>,
     mut stop: watch::Receiver<bool>,
+    seat: Arc<Seat>,
 ) -> Option<Conversing> {
     // Frames are small and wanted now. If it cannot be set the connection is about to fail anyway.
     let _ = socket.set_nodelay(true);
-    let Some(tls) = tls else { return speak_http(socket, peer, context, stop).await };
+    let Some(tls) = tls else { return speak_http(socket, peer, context, stop, seat).await };
     let handshake = tokio::select! {
         handshake = timeout(context.config.handshake_timeout, tls.accept(socket)) => handshake,
         () = stopped(&mut stop) => return None,
+        () = seat.evicted() => {
+            context.stats.refused_connection(RefusedConnection::Handshake).inc();
+            return None;
+        }
     };
     match handshake {
         // Boxed: it is ten times as large as a plain socket.
-        Ok(Ok(socket)) => speak_http(Box::new(socket), peer, context, stop).await,
+        Ok(Ok(socket)) => speak_http(Box::new(socket), peer, context, stop, seat).await,
         Ok(Err(_)) | Err(_) => {
             context.stats.refused_connection(RefusedConnection::Handshake).inc();
             None
@@ -77,39 +99,47 @@ async fn speak_http<S>(
     peer: SocketAddr,
     context: Arc<ServerContext>,
     mut stop: watch::Receiver<bool>,
+    seat: Arc<Seat>,
 ) -> Option<Conversing>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let limit = context.config.handshake_timeout;
-    let front = Arc::new(Front::new(Arc::clone(&context), peer));
+    let front = Arc::new(Front::new(Arc::clone(&context), peer, Arc::clone(&seat)));
     let answering = Arc::clone(&front);
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         let front = Arc::clone(&answering);
-        async move {
+        Box::pin(async move {
             let path = request.uri().path().to_owned();
             let mut answer = front.answer(request).await;
             http::open_to_other_origins(&path, &mut answer);
             Ok::<_, Infallible>(answer)
-        }
+        })
     });
     let socket = Metered::new(socket, Arc::clone(&context.inbound));
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limit)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(socket), service)
-        .without_shutdown();
-    let mut connection = pin!(connection);
+        .serve_connection(TokioIo::new(socket), service);
     let ended = tokio::select! {
         // Twice: the header's time, and as much for answers, requests after the first included.
-        ended = timeout(limit * 2, &mut connection) => ended.ok()?,
+        ended = timeout(limit * 2, poll_fn(|cx| connection.poll_without_shutdown(cx))) => ended.ok()?,
         () = stopped(&mut stop) => return None,
+        () = seat.evicted() => {
+            context.stats.refused_connection(RefusedConnection::Handshake).inc();
+            let mut socket = connection.into_parts().io.into_inner();
+            // Once: it has to make room now.
+            let _ = socket.write_all(NO_PLACE.as_bytes()).now_or_never();
+            let _ = socket.shutdown().now_or_never();
+            return None;
+        }
     };
     if ended.as_ref().is_err_and(hyper::Error::is_parse) {
         context.stats.refused_connection(RefusedConnection::Handshake).inc();
     }
-    let parts = ended.ok()?;
+    ended.ok()?;
+    let parts = connection.into_parts();
     let mut socket = parts.io.into_inner();
     match front.admission() {
         Some(admission) => {
@@ -120,7 +150,10 @@ where
         }
         None => {
             // The peer closed, or was told to: nothing depends on how this ends.
-            let _ = timeout(limit, socket.shutdown()).await;
+            tokio::select! {
+                _ = timeout(limit, socket.shutdown()) => {}
+                () = seat.evicted() => {}
+            }
             None
         }
     }

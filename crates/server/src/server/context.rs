@@ -4,22 +4,23 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tide_feed::catalog::{TableAccess, TableName};
 use tide_feed::config::Config;
-use tide_feed::event::Lsn;
 use tokio::sync::Semaphore;
 
 use super::access;
 use super::presence::Rooms;
-use super::read_budget::Allowance;
 use super::rest::HttpBroadcasts;
 use super::role::RoleCache;
+use super::seats::Seats;
 use super::single_flight::Lookups;
+use crate::allowance::Allowance;
 use crate::auth::Verifier;
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::{Catalog, CatalogError, Moment};
+use crate::descriptors::Places;
 use crate::hub::Hub;
 use crate::stats::Stats;
 
-/// The tables as the role may see them, and the address as of which.
-type TablesAnswer = Result<(Arc<[TableAccess]>, Lsn), CatalogError>;
+/// The tables as the role may see them, and the moment as of which.
+type TablesAnswer = Result<(Arc<[TableAccess]>, Moment), CatalogError>;
 
 #[derive(Debug)]
 pub struct ServerContext {
@@ -33,10 +34,12 @@ pub struct ServerContext {
     pub(super) access: Lookups<access::Question, access::Answer>,
     pub(super) rooms: Arc<Rooms>,
     pub(super) http_broadcasts: HttpBroadcasts,
-    /// A part of `tide.memory_limit`.
+    /// Parts of `tide.memory_limit`.
     pub(super) inbound: Arc<Allowance>,
-    /// `tide.max_connections` permits.
+    pub(super) filters: Arc<Allowance>,
+    /// `tide.max_connections` permits, or as many as there are descriptors for.
     pub(super) websockets: Arc<Semaphore>,
+    pub(super) seats: Arc<Seats>,
 }
 
 impl ServerContext {
@@ -46,10 +49,12 @@ impl ServerContext {
         catalog: Catalog,
         verifier: Verifier,
         stats: Arc<Stats>,
+        places: Places,
     ) -> ServerContext {
         // The hub's history and queues have the rest.
         let inbound = Arc::new(Allowance::new(config.memory_limit / 8));
-        let limit = config.max_connections.min(Semaphore::MAX_PERMITS);
+        let filters = Arc::new(Allowance::new(config.memory_limit / 16));
+        let limit = places.websockets.min(Semaphore::MAX_PERMITS);
         let rooms = Arc::new(Rooms::new(hub.clone(), &config));
         ServerContext {
             config,
@@ -63,8 +68,15 @@ impl ServerContext {
             rooms,
             http_broadcasts: HttpBroadcasts::default(),
             inbound,
+            filters,
             websockets: Arc::new(Semaphore::new(limit)),
+            seats: Arc::new(Seats::new(places.waiting, places.opening)),
         }
+    }
+
+    /// What the filters of one connection may take up.
+    pub(super) fn own_filters(&self) -> Arc<Allowance> {
+        Arc::new(Allowance::new(self.config.memory_limit / 128))
     }
 
     pub fn verifier(&self) -> Arc<Verifier> {

@@ -16,6 +16,7 @@ use super::join::{self, Joiner, Refused};
 use super::limit::TokenBucket;
 use super::pending::Pending;
 use super::presence::NoRoom;
+use crate::allowance::Allowance;
 use crate::hub::handle::SessionId;
 use crate::hub::queue::Queue;
 use crate::hub::subscription::{Facet, Style};
@@ -80,6 +81,8 @@ pub(super) struct Conversation {
     joins: TokenBucket,
     broadcasts: TokenBucket,
     presence: TokenBucket,
+    /// Memory for the filters of its channels.
+    filters: Arc<Allowance>,
     malformed: u32,
     /// A token came that may expire before all others.
     changed: bool,
@@ -103,6 +106,7 @@ impl Conversation {
             joins: TokenBucket::full(context.config.join_rate, Instant::now()),
             broadcasts: TokenBucket::full(context.config.broadcast_rate, Instant::now()),
             presence: TokenBucket::full(context.config.presence_rate, Instant::now()),
+            filters: context.own_filters(),
             malformed: 0,
             changed: false,
             context,
@@ -281,6 +285,7 @@ impl Conversation {
             session: self.session,
             vsn: self.vsn,
             credentials: self.credentials.clone(),
+            filters: Arc::clone(&self.filters),
             address: OwnedAddress {
                 join_ref: to.join_ref.or(to.ref_).map(Into::into),
                 ref_: to.ref_.map(Into::into),

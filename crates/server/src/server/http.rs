@@ -16,6 +16,7 @@ use super::context::ServerContext;
 use super::handshake::{Handshake, HandshakeError};
 use super::identity::{self, Credentials};
 use super::route::Route;
+use super::seats::{Seat, Work};
 use super::{page, rest};
 use crate::stats::RefusedConnection;
 use crate::wire::Vsn;
@@ -35,14 +36,15 @@ pub(super) struct Admission {
 pub(super) struct Front {
     context: Arc<ServerContext>,
     peer: SocketAddr,
+    seat: Arc<Seat>,
     admission: Mutex<Option<Admission>>,
 }
 
 type Answer = Response<Full<Bytes>>;
 
 impl Front {
-    pub(super) fn new(context: Arc<ServerContext>, peer: SocketAddr) -> Front {
-        Front { context, peer, admission: Mutex::new(None) }
+    pub(super) fn new(context: Arc<ServerContext>, peer: SocketAddr, seat: Arc<Seat>) -> Front {
+        Front { context, peer, seat, admission: Mutex::new(None) }
     }
 
     /// Set once the last answer was "switching protocols".
@@ -53,7 +55,14 @@ impl Front {
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
         self.context.stats.http_requests_total.inc();
         let (parts, arriving) = request.into_parts();
-        match Route::of(&parts.method, parts.uri.path()) {
+        let route = Route::of(&parts.method, parts.uri.path());
+        let Some(work) = self.seat.work(matches!(route, Route::Websocket | Route::Broadcast))
+        else {
+            self.context.stats.refused_connection(RefusedConnection::Limit).inc();
+            let reason = "too many clients are connecting at the moment, try again";
+            return failure(StatusCode::SERVICE_UNAVAILABLE, reason);
+        };
+        match route {
             Route::Page if self.serves_page(&parts) => page::response(),
             Route::Check if self.serves_page(&parts) => self.check().await,
             Route::Page | Route::Check | Route::Unknown => {
@@ -64,7 +73,7 @@ impl Front {
                 let text = self.context.stats.prometheus();
                 body(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
             }
-            Route::Websocket => self.upgrade(&parts).await,
+            Route::Websocket => self.upgrade(&parts, work).await,
             Route::Broadcast => match rest::broadcast(&self.context, &parts, arriving).await {
                 Ok(()) => empty(StatusCode::ACCEPTED),
                 Err(denied) => failure(denied.status, &denied.reason),
@@ -107,7 +116,7 @@ impl Front {
         }
     }
 
-    async fn upgrade(&self, request: &Parts) -> Answer {
+    async fn upgrade(&self, request: &Parts, work: Work<'_>) -> Answer {
         let handshake = match Handshake::read(request, &self.context.config.allowed_origins) {
             Ok(handshake) => handshake,
             Err(error) => return self.refuse_handshake(error),
@@ -127,6 +136,7 @@ impl Front {
         let admission =
             Admission { credentials, vsn: handshake.vsn, user_agent: handshake.user_agent, permit };
         *self.admission.lock().unwrap_or_else(PoisonError::into_inner) = Some(admission);
+        work.stays();
         switch(&handshake.accept)
     }
 

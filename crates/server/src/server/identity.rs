@@ -205,7 +205,8 @@ pub(super) async fn check_role(context: &ServerContext, role: &Arc<str>) -> Resu
     }
 }
 
-/// Asks the catalogue again while it is not ready, as it is for a moment after a start.
+/// Asks the catalogue again while it is not ready, as it is for a moment after a start, or while what
+/// it looks at is locked.
 pub(super) async fn patiently<T, F>(
     limit: Duration,
     mut ask: impl FnMut() -> F,
@@ -216,7 +217,7 @@ where
     let deadline = Instant::now() + limit;
     loop {
         match timeout_at(deadline, ask()).await {
-            Ok(Err(CatalogError::Unavailable)) if Instant::now() + PATIENCE < deadline => {
+            Ok(Err(error)) if error.is_transient() && Instant::now() + PATIENCE < deadline => {
                 sleep(PATIENCE).await;
             }
             Ok(answer) => return answer,
@@ -262,6 +263,25 @@ mod tests {
         });
 
         assert!(matches!(answer.await, Ok(7)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fails_for_a_moment_is_asked_again_and_what_is_refused_is_not() {
+        for (sqlstate, again) in
+            [("55P03", true), ("40P01", true), ("53200", true), ("XX000", true), ("42501", false)]
+        {
+            let mut asked = 0;
+
+            let answer = patiently(Duration::from_secs(5), || {
+                asked += 1;
+                let refused =
+                    CatalogError::Refused { sqlstate: sqlstate.into(), message: String::new() };
+                let answer = if asked > 3 { Ok(()) } else { Err(refused) };
+                async move { answer }
+            });
+
+            assert_eq!(answer.await.is_ok(), again, "{sqlstate}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,19 +1,22 @@
 //! Joining a channel: from what the client asks for to a subscription of the hub's, or a refusal.
 
+use std::slice;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tide_feed::catalog::{TableAccess, TableName, Which};
-use tide_feed::event::{Cursor, Lsn};
 use tokio::time::timeout;
 
 use super::access::{self, Access, Extensions};
-use super::binding::{BindingError, Bindings};
+use super::binding::{BindingError, Bindings, named_tables};
 use super::channel::Channel;
 use super::context::ServerContext;
 use super::conversation::{Outcome, OwnedAddress};
 use super::identity::{self, Credentials, Refusal};
 use super::presence::{Attendance, Place};
+use super::since::since;
+use crate::allowance::{Allowance, Share};
+use crate::catalog::Moment;
 use crate::hub::handle::SessionId;
 use crate::hub::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
 use crate::notify::Lease;
@@ -35,6 +38,8 @@ pub(super) struct Joiner {
     pub(super) vsn: Vsn,
     /// For a channel that brings no token of its own.
     pub(super) credentials: Credentials,
+    /// Memory for the filters of the connection's channels.
+    pub(super) filters: Arc<Allowance>,
     pub(super) address: OwnedAddress,
 }
 
@@ -45,8 +50,12 @@ pub(super) struct Refused {
 }
 
 impl Refused {
-    fn request(reason: impl Into<String>) -> Refused {
+    pub(super) fn request(reason: impl Into<String>) -> Refused {
         Refused { count: RefusedJoin::Request, reason: reason.into() }
+    }
+
+    fn filters(why: &str) -> Refused {
+        Refused { count: RefusedJoin::Filters, reason: format!("FilterLimitReached: {why}") }
     }
 
     fn table(reason: impl Into<String>) -> Refused {
@@ -64,16 +73,20 @@ impl From<Refusal> for Refused {
 struct Plan {
     facets: Vec<Facet>,
     since: Since,
+    /// What the topic of an old client stands for.
+    legacy: Option<ChangeParams>,
     greeting: Vec<Bytes>,
     /// What the client may do on the channel itself.
     access: Access,
     /// Of `tide:notify:` topics.
     lease: Option<Lease>,
+    filters: Option<Share>,
 }
 
 impl Plan {
     fn new(facets: Vec<Facet>, since: Since, greeting: Vec<Bytes>) -> Plan {
-        Plan { facets, since, greeting, access: Access::default(), lease: None }
+        let access = Access::default();
+        Plan { facets, since, legacy: None, greeting, access, lease: None, filters: None }
     }
 }
 
@@ -81,7 +94,9 @@ impl Plan {
 pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outcome {
     match joiner.plan(&payload).await {
         Ok(plan) => {
+            let echoed = plan.legacy.as_ref().map_or(&*payload.postgres_changes, slice::from_ref);
             let subscription = Subscription {
+                reply: encode::joined(joiner.vsn, joiner.address.borrow(), echoed),
                 topic: Arc::clone(&joiner.address.topic),
                 vsn: joiner.vsn,
                 identity: Arc::clone(&joiner.credentials.identity),
@@ -90,7 +105,7 @@ pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outco
                 greeting: plan.greeting,
             };
             joiner.context.hub.join(joiner.session, subscription).await;
-            Outcome::Joined(joiner.channel(&payload, plan.access, plan.lease))
+            Outcome::Joined(joiner.channel(&payload, plan.access, plan.lease, plan.filters))
         }
         Err(refused) => Outcome::Refused { address: joiner.address, refused },
     }
@@ -98,7 +113,13 @@ pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outco
 
 impl Joiner {
     /// The channel, once the hub has it; tells who is present to those who asked.
-    fn channel(self, payload: &JoinPayload, access: Access, lease: Option<Lease>) -> Channel {
+    fn channel(
+        self,
+        payload: &JoinPayload,
+        access: Access,
+        lease: Option<Lease>,
+        filters: Option<Share>,
+    ) -> Channel {
         let OwnedAddress { join_ref, topic, .. } = self.address;
         let is_ours = topic.strip_prefix(PREFIX).is_some_and(|name| name.starts_with("tide:"));
         let attendance = (!is_ours && !payload.legacy).then(|| {
@@ -122,6 +143,7 @@ impl Joiner {
             watches_presence: payload.presence.enabled,
             attendance,
             _lease: lease,
+            _filters: filters,
         }
     }
 
@@ -174,14 +196,19 @@ impl Joiner {
             Access::default()
         };
         let params = &payload.postgres_changes;
+        let limit = self.context.config.max_bindings_per_channel;
+        if params.len() > limit {
+            let reason = format!("BindingLimitReached: A channel has at most {limit} bindings");
+            return Err(Refused { count: RefusedJoin::Bindings, reason });
+        }
         let (tables, asked) = self.tables(named_tables(params)).await?;
-        let (bindings, failures) = self.bind(params, &tables).await?;
+        let (bindings, failures, filters) = self.bind(params, &tables).await?;
         if payload.wait
             && let Some(text) = failures.first()
         {
             return Err(Refused::table(text));
         }
-        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), params)];
+        let mut greeting = Vec::new();
         let (join_ref, topic) = (self.address.join_ref.as_deref(), &*self.address.topic);
         if !bindings.is_empty() {
             greeting.push(encode::subscribed(self.vsn, join_ref, topic));
@@ -191,28 +218,29 @@ impl Joiner {
         let since = since(&payload.broadcast, asked)?;
         let mut facets = vec![Facet::of_rows(Style::Changes, bindings)];
         facets.extend(channel_facets(payload, access));
-        Ok(Plan { access, ..Plan::new(facets, since, greeting) })
+        Ok(Plan { access, filters, ..Plan::new(facets, since, greeting) })
     }
 
     /// realtime-js 1.x: the topic's name is the subscription.
     async fn plan_legacy(&self, payload: &JoinPayload, topic: &Topic) -> Result<Plan, Refused> {
-        let params = [legacy_params(topic.legacy_parts())];
-        let (tables, asked) = self.tables(named_tables(&params)).await?;
-        let (bindings, failures) = self.bind(&params, &tables).await?;
-        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &params)];
+        let params = legacy_params(topic.legacy_parts());
+        let params_ref = slice::from_ref(&params);
+        let (tables, asked) = self.tables(named_tables(params_ref)).await?;
+        let (bindings, failures, filters) = self.bind(params_ref, &tables).await?;
+        let mut greeting = Vec::new();
         self.greet_failures(&failures, &mut greeting);
         self.greet_row_security(&bindings, &tables, &mut greeting);
         let since = since(&payload.broadcast, asked)?;
-        Ok(Plan::new(vec![Facet::of_rows(Style::Legacy, bindings)], since, greeting))
+        let facets = vec![Facet::of_rows(Style::Legacy, bindings)];
+        Ok(Plan { legacy: Some(params), filters, ..Plan::new(facets, since, greeting) })
     }
 
     /// A channel for messages, broadcasts and presence alone.
     async fn plan_quiet(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
         let access = self.authorize(payload, access::CHANNEL).await?;
         let (_, asked) = self.tables(Vec::new()).await?;
-        let greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
         let facets = channel_facets(payload, access);
-        Ok(Plan { access, ..Plan::new(facets, since(&payload.broadcast, asked)?, greeting) })
+        Ok(Plan { access, ..Plan::new(facets, since(&payload.broadcast, asked)?, Vec::new()) })
     }
 
     /// What the client may do on a channel that is not about rows: on a private one what the
@@ -260,7 +288,7 @@ impl Joiner {
             return Err(Refusal::Unavailable.into());
         }
         let (_, asked) = self.tables(Vec::new()).await?;
-        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        let mut greeting = Vec::new();
         self.greet_presence(payload, &mut greeting);
         let facets = vec![Facet::of_topic(Style::Notify, payload.private)];
         let plan = Plan::new(facets, Since::Now(asked), greeting);
@@ -277,7 +305,7 @@ impl Joiner {
             Access::default()
         };
         let (_, asked) = self.tables(Vec::new()).await?;
-        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        let mut greeting = Vec::new();
         self.greet_presence(payload, &mut greeting);
         let facets = vec![Facet::of_topic(Style::Schema, payload.private)];
         Ok(Plan { access, ..Plan::new(facets, since(options, asked)?, greeting) })
@@ -299,7 +327,8 @@ impl Joiner {
             ))
         };
         let access = tables.first().ok_or_else(refusal)?;
-        let all = Bindings::new(&self.context, self.credentials.role(), &tables);
+        let role = self.credentials.role();
+        let mut all = Bindings::new(&self.context, role, &tables, &self.filters);
         let filter = match options.filter.as_deref() {
             Some(text) => all.filter(text, access).await.map_err(|e| e.into_refused(&refusal))?,
             None => None,
@@ -310,11 +339,12 @@ impl Joiner {
         };
         let (operations, target) = (operations(options), Target::Table(access.oid));
         let bindings = vec![Binding { id: 1, operations, target, filter, select }];
-        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        let mut greeting = Vec::new();
         self.greet_presence(payload, &mut greeting);
         self.greet_row_security(&bindings, &tables, &mut greeting);
         let facets = vec![Facet::of_rows(Style::Table, bindings)];
-        Ok(Plan::new(facets, since(options, asked)?, greeting))
+        let filters = Some(all.share());
+        Ok(Plan { filters, ..Plan::new(facets, since(options, asked)?, greeting) })
     }
 
     /// `tide:table:<schema>.*` and `tide:table:*`.
@@ -352,7 +382,7 @@ impl Joiner {
         let (operations, filter) = (operations(options), None);
         let bindings = vec![Binding { id: 1, operations, target, filter, select }];
         let (_, asked) = self.tables(Vec::new()).await?;
-        let mut greeting = vec![encode::joined(self.vsn, self.address.borrow(), &[])];
+        let mut greeting = Vec::new();
         self.greet_presence(payload, &mut greeting);
         let facets = vec![Facet::of_rows(style, bindings)];
         Ok(Plan::new(facets, since(options, asked)?, greeting))
@@ -371,8 +401,8 @@ impl Joiner {
         Ok(&payload.broadcast)
     }
 
-    /// The tables as the role may see them, and the address as of which.
-    async fn tables(&self, names: Vec<TableName>) -> Result<(Arc<[TableAccess]>, Lsn), Refused> {
+    /// The tables as the role may see them, and the moment as of which.
+    async fn tables(&self, names: Vec<TableName>) -> Result<(Arc<[TableAccess]>, Moment), Refused> {
         let (context, role) = (&self.context, self.credentials.role());
         let names = &names;
         let look_up = async || {
@@ -392,13 +422,15 @@ impl Joiner {
         &self,
         params: &[ChangeParams],
         tables: &[TableAccess],
-    ) -> Result<(Vec<Binding>, Vec<String>), Refused> {
-        let all = Bindings::new(&self.context, self.credentials.role(), tables);
+    ) -> Result<(Vec<Binding>, Vec<String>, Option<Share>), Refused> {
+        let role = self.credentials.role();
+        let mut all = Bindings::new(&self.context, role, tables, &self.filters);
         let (mut bindings, mut failures) = (Vec::new(), Vec::new());
         for one in params {
             match all.binding(one).await {
                 Ok(binding) => bindings.push(binding),
                 Err(BindingError::Unavailable) => return Err(Refusal::Unavailable.into()),
+                Err(BindingError::TooMuch(why)) => return Err(Refused::filters(why)),
                 Err(BindingError::Filter(error)) => failures.push(error.to_string()),
                 Err(BindingError::Unsuitable(why)) => {
                     failures.push(format!("{}. Exception: {why}", one.refusal()));
@@ -406,7 +438,7 @@ impl Joiner {
                 Err(BindingError::Refused) => failures.push(one.refusal()),
             }
         }
-        Ok((bindings, failures))
+        Ok((bindings, failures, Some(all.share())))
     }
 
     /// Clients that want presence hold everything back until they have its state.
@@ -470,6 +502,7 @@ impl BindingError {
     fn into_refused(self, denied: &impl Fn() -> Refused) -> Refused {
         match self {
             BindingError::Unavailable => Refusal::Unavailable.into(),
+            BindingError::TooMuch(why) => Refused::filters(why),
             BindingError::Filter(error) => Refused::table(format!("InvalidFilter: {error}")),
             BindingError::Unsuitable(why) => Refused::table(format!("InvalidFilter: {why}")),
             BindingError::Refused => denied(),
@@ -487,36 +520,10 @@ fn channel_facets(payload: &JoinPayload, access: Access) -> Vec<Facet> {
         .collect()
 }
 
-/// The tables that parameters name, each once.
-fn named_tables(params: &[ChangeParams]) -> Vec<TableName> {
-    let mut names: Vec<TableName> = Vec::new();
-    for (schema, table) in params.iter().filter_map(ChangeParams::target) {
-        if schema == "*" || table == "*" {
-            continue;
-        }
-        let name = TableName { schema: schema.to_owned(), table: table.to_owned() };
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    names
-}
-
 fn operations(options: &BroadcastOptions) -> Operations {
     match &options.events {
         Some(events) => Operations::of(events.iter().copied()),
         None => Operations::ALL,
-    }
-}
-
-fn since(options: &BroadcastOptions, asked: Lsn) -> Result<Since, Refused> {
-    match (&options.since, options.last) {
-        (Some(text), _) => match text.parse::<Cursor>() {
-            Ok(cursor) => Ok(Since::Cursor(cursor)),
-            Err(error) => Err(Refused::request(format!("InvalidPosition: since is {error}"))),
-        },
-        (None, Some(last)) => Ok(Since::Last(last)),
-        (None, None) => Ok(Since::Now(asked)),
     }
 }
 
@@ -548,53 +555,6 @@ fn legacy_params(parts: LegacyParts<'_>) -> ChangeParams {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn params(schema: Option<&str>, table: Option<&str>) -> ChangeParams {
-        ChangeParams {
-            raw: "".into(),
-            event: Requested::All,
-            schema: schema.map(str::to_owned),
-            table: table.map(str::to_owned),
-            filter: None,
-            select: None,
-            malformed: None,
-        }
-    }
-
-    #[test]
-    fn each_table_is_asked_for_once_and_wildcards_not_at_all() {
-        let asked = named_tables(&[
-            params(Some("public"), Some("a")),
-            params(None, Some("a")),
-            params(Some("other"), Some("a")),
-            params(Some("*"), None),
-            params(Some("public"), Some("*")),
-            params(None, None),
-        ]);
-
-        let names: Vec<_> = asked.iter().map(|n| (&*n.schema, &*n.table)).collect();
-        assert_eq!(names, [("public", "a"), ("other", "a")]);
-    }
-
-    #[test]
-    fn a_position_counts_before_a_number_of_events() {
-        let cursor = "00000001000001.000000000000000a00000000";
-        let options = |since: Option<&str>, last| BroadcastOptions {
-            since: since.map(str::to_owned),
-            last,
-            ..BroadcastOptions::default()
-        };
-
-        let since = |options| super::since(&options, Lsn(5)).map_err(|refused| refused.reason);
-
-        assert_eq!(
-            since(options(Some(cursor), Some(3))),
-            Ok(Since::Cursor(cursor.parse().unwrap()))
-        );
-        assert_eq!(since(options(None, Some(3))), Ok(Since::Last(3)));
-        assert_eq!(since(options(None, None)), Ok(Since::Now(Lsn(5))));
-        assert!(since(options(Some("yesterday"), None)).is_err());
-    }
 
     #[test]
     fn an_old_topic_is_echoed_as_parameters() {

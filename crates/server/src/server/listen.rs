@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -14,10 +13,6 @@ use tokio_rustls::TlsAcceptor;
 use super::connection;
 use super::context::ServerContext;
 use crate::stats::RefusedConnection;
-
-/// Sockets past `tide.max_connections` that are let in, so that `/health` answers on a full server
-/// and the ones too many are told so.
-const SPARE: usize = 128;
 
 /// Time for clients to be told that the server stops.
 const FAREWELL: Duration = Duration::from_millis(300);
@@ -36,15 +31,9 @@ pub async fn run(
     context: Arc<ServerContext>,
     stop: watch::Receiver<bool>,
 ) {
-    let open = Arc::new(AtomicUsize::new(0));
     let mut tasks = JoinSet::new();
     for listener in listeners {
-        let place = Listening {
-            listener,
-            tls: tls.clone(),
-            context: Arc::clone(&context),
-            open: Arc::clone(&open),
-        };
+        let place = Listening { listener, tls: tls.clone(), context: Arc::clone(&context) };
         tasks.spawn(place.run(stop.clone()));
     }
     while tasks.join_next().await.is_some() {}
@@ -55,8 +44,6 @@ struct Listening {
     /// May become another; connections keep the one that they began with.
     tls: watch::Receiver<Option<TlsAcceptor>>,
     context: Arc<ServerContext>,
-    /// Sockets open over all listeners.
-    open: Arc<AtomicUsize>,
 }
 
 impl Listening {
@@ -69,12 +56,19 @@ impl Listening {
                 () = stopped(&mut stop) => break,
                 accepted = self.listener.accept() => match accepted {
                     Ok((socket, peer)) => {
-                        let Some(place) = self.place() else { continue };
                         let tls = self.tls.borrow().clone();
+                        let Some(seat) = self.context.seats.take().await else {
+                            self.context.stats.refused_connection(RefusedConnection::Limit).inc();
+                            // What is not encrypted would mean nothing to a client of TLS.
+                            if tls.is_none() {
+                                connection::refuse(socket);
+                            }
+                            continue;
+                        };
                         let context = Arc::clone(&self.context);
                         let stop = stopping.clone();
                         connections
-                            .spawn(connection::serve(socket, peer, tls, context, stop, place));
+                            .spawn(connection::serve(socket, peer, tls, context, stop, seat));
                     }
                     Err(error) => pause_after(&error, &mut complained).await,
                 },
@@ -92,17 +86,6 @@ impl Listening {
         let _ = timeout(FAREWELL, all).await;
         connections.shutdown().await;
     }
-
-    /// Room for one more socket.
-    fn place(&self) -> Option<Place> {
-        let place = Place(Arc::clone(&self.open));
-        let limit = self.context.config.max_connections.saturating_add(SPARE);
-        if self.open.fetch_add(1, Ordering::Relaxed) >= limit {
-            self.context.stats.refused_connection(RefusedConnection::Limit).inc();
-            return None;
-        }
-        Some(place)
-    }
 }
 
 /// Waits for the stop, or for its sender's end.
@@ -110,16 +93,8 @@ pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Counts one open socket for as long as it lives.
-struct Place(Arc<AtomicUsize>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-async fn pause_after(error: &io::Error, complained: &mut Option<Instant>) {
+/// A listener that could not accept: says so now and then, and waits a little, lest it spin.
+pub(crate) async fn pause_after(error: &io::Error, complained: &mut Option<Instant>) {
     // These are the peer's doing; the next accept is as good as ever.
     let of_peer = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset];
     if of_peer.contains(&error.kind()) {

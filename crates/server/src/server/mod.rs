@@ -22,7 +22,9 @@ mod read_budget;
 mod rest;
 mod role;
 mod route;
+mod seats;
 mod session;
+mod since;
 mod single_flight;
 #[cfg(test)]
 mod tests;
@@ -30,4 +32,5 @@ pub mod tls;
 mod writer;
 
 pub use context::ServerContext;
+pub(crate) use listen::pause_after;
 pub use listen::run;

@@ -8,35 +8,14 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::allowance::Allowance;
+
 /// Bytes of a message that are not counted: every connection may have that much.
 const FREE: usize = 16 << 10;
-
-/// What all connections share.
-#[derive(Debug)]
-pub(super) struct Allowance {
-    used: AtomicUsize,
-    limit: usize,
-}
-
-impl Allowance {
-    pub(super) fn new(limit: usize) -> Allowance {
-        Allowance { used: AtomicUsize::new(0), limit }
-    }
-
-    fn take(&self, bytes: usize) -> bool {
-        let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.used.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
 
 /// A socket whose unfinished messages are counted.
 #[derive(Debug)]
@@ -137,8 +116,8 @@ mod tests {
 
         assert_eq!(refused.kind(), io::ErrorKind::OutOfMemory);
         large.message_complete();
-        assert_eq!(allowance.used.load(Ordering::Relaxed), 0);
+        assert_eq!(allowance.used(), 0);
         drop((small, large, late));
-        assert_eq!(allowance.used.load(Ordering::Relaxed), 0);
+        assert_eq!(allowance.used(), 0);
     }
 }

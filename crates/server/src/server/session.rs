@@ -44,6 +44,9 @@ const LINGER: Duration = Duration::from_secs(1);
 /// The same when the server stops: half a second is all that it has.
 const SHORT_LINGER: Duration = Duration::from_millis(100);
 
+/// The same for a client that was cut off because it is slow: it has what was written before to read.
+const SLOW_LINGER: Duration = Duration::from_secs(10);
+
 /// Longest sleep: clocks are set, and tokens expire by them.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 
@@ -192,26 +195,35 @@ where
     }
 
     /// Writes a batch whole. A client that does not read holds up nobody but itself: it is left
-    /// alone until the server stops, the hub gives it up, or nothing moved for `idle_timeout`.
+    /// alone until the server stops, the hub gives it up and it does not take the rest for a while, or
+    /// nothing moved for `idle_timeout`.
     async fn write(
         &mut self,
         frames: &[Bytes],
         stopping: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(), End> {
         let began = Instant::now();
-        tokio::select! {
+        let queue = &self.member.queue;
+        let mut writing = pin!(writer::write(self.socket, frames));
+        let mut stopping = stopping;
+        let written = tokio::select! {
             biased;
-            written = writer::write(self.socket, frames) => match written {
-                Ok(bytes) => {
-                    self.member.stats.frames_sent_total.add(frames.len() as u64);
-                    self.member.stats.bytes_sent_total.add(bytes);
-                }
-                Err(_) => return Err(End::Gone),
+            written = &mut writing => written,
+            () = &mut stopping => return Err(End::Gone),
+            // What has been begun has to end before the reason can be said.
+            goodbye = queue.goodbye() => tokio::select! {
+                written = &mut writing => match written {
+                    Ok(_) => return Err(End::Goodbye(goodbye)),
+                    Err(_) => return Err(End::Gone),
+                },
+                () = &mut stopping => return Err(End::Gone),
+                () = sleep(goodbye_linger(goodbye)) => return Err(End::Gone),
             },
-            () = stopping => return Err(End::Gone),
-            _ = self.member.queue.goodbye() => return Err(End::Gone),
             () = sleep(self.idle) => return Err(End::Gone),
-        }
+        };
+        let bytes = written.map_err(|_| End::Gone)?;
+        self.member.stats.frames_sent_total.add(frames.len() as u64);
+        self.member.stats.bytes_sent_total.add(bytes);
         // While that took its time nothing was read, so the client's silence is none.
         if began.elapsed() > Duration::from_secs(1) {
             self.heard = Instant::now();
@@ -337,6 +349,14 @@ fn give_back(frames: &mut Vec<Bytes>) {
     }
 }
 
+fn goodbye_linger(goodbye: Goodbye) -> Duration {
+    match goodbye {
+        Goodbye::Shutdown => SHORT_LINGER,
+        Goodbye::Slow => SLOW_LINGER,
+        Goodbye::Disconnected => LINGER,
+    }
+}
+
 /// Says why, and gives the client a moment to read it: a socket closed with unread data in it
 /// takes back what was written.
 async fn take_leave<S>(socket: &mut WebSocketStream<S>, member: &Member, end: End)
@@ -344,7 +364,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let linger = match end {
-        End::Goodbye(Goodbye::Shutdown) => SHORT_LINGER,
+        End::Goodbye(goodbye) => goodbye_linger(goodbye),
         _ => LINGER,
     };
     let leave = async {

@@ -75,23 +75,49 @@ pub fn ok(vsn: Vsn, to: Address<'_>) -> Bytes {
     reply(vsn, to, Status::Ok, "{}")
 }
 
-/// The answer to a join: each binding as it was received, with its id, in the client's order.
-pub fn joined(vsn: Vsn, to: Address<'_>, changes: &[ChangeParams]) -> Bytes {
-    let mut response = String::from("{\"postgres_changes\":[");
-    for (index, params) in changes.iter().enumerate() {
-        if index > 0 {
-            response.push(',');
-        }
-        response.push_str("{\"id\":");
-        response.push_str(itoa::Buffer::new().format(binding_id(params)));
-        if !params.raw.is_empty() {
-            response.push(',');
-            response.push_str(&params.raw);
+/// The answer to a join, but for where the channel begins.
+#[derive(Clone, Debug)]
+pub struct Joined {
+    vsn: Vsn,
+    join_ref: Option<Box<str>>,
+    ref_: Option<Box<str>>,
+    topic: Box<str>,
+    /// The bindings: JSON, an array.
+    changes: String,
+}
+
+impl Joined {
+    /// `position`: for `since`, so that what comes on the channel from now on comes again.
+    pub fn at(&self, position: Option<Cursor>) -> Bytes {
+        let mut response = format!("{{\"postgres_changes\":{}", self.changes);
+        if let Some(position) = position {
+            response.push_str(&format!(",\"position\":\"{position}\""));
         }
         response.push('}');
+        let (join_ref, ref_) = (self.join_ref.as_deref(), self.ref_.as_deref());
+        let to = Address { join_ref, ref_, topic: &self.topic };
+        reply(self.vsn, to, Status::Ok, &response)
     }
-    response.push_str("]}");
-    reply(vsn, to, Status::Ok, &response)
+}
+
+/// The answer to a join: each binding as it was received, with its id, in the client's order.
+pub fn joined(vsn: Vsn, to: Address<'_>, bindings: &[ChangeParams]) -> Joined {
+    let mut changes = String::from("[");
+    for (index, params) in bindings.iter().enumerate() {
+        if index > 0 {
+            changes.push(',');
+        }
+        changes.push_str("{\"id\":");
+        changes.push_str(itoa::Buffer::new().format(binding_id(params)));
+        if !params.raw.is_empty() {
+            changes.push(',');
+            changes.push_str(&params.raw);
+        }
+        changes.push('}');
+    }
+    changes.push(']');
+    let [join_ref, ref_] = [to.join_ref, to.ref_].map(|text| text.map(Box::from));
+    Joined { vsn, join_ref, ref_, topic: to.topic.into(), changes }
 }
 
 /// An error reply: `{"reason": ...}`, for joins (`Code: text`) and everything else but broadcasts.
@@ -208,7 +234,7 @@ pub fn system_error(vsn: Vsn, join_ref: Option<&str>, topic: &str, text: &str) -
 /// Events are missing between what the client has seen and what follows: it must read afresh.
 #[derive(Clone, Copy, Debug)]
 pub struct Resync<'a> {
-    /// One word: `trimmed`, `epoch`.
+    /// One word: `trimmed`, `epoch`, `future`, `unknown`.
     pub reason: &'a str,
     /// The oldest and the newest event at hand.
     pub oldest: Option<Cursor>,
@@ -235,6 +261,16 @@ pub fn resync(vsn: Vsn, join_ref: Option<&str>, topic: &str, resync: Resync<'_>)
     system(vsn, join_ref, topic, &message)
 }
 
+/// The channel has had everything that came after its `since`, or its `last` events; what comes
+/// after `position` comes as it happens.
+pub fn caught_up(vsn: Vsn, topic: &str, position: Cursor) -> Bytes {
+    let position = position.to_string();
+    let text = format!("caught up; position {position}");
+    let details = [("position", &*position)];
+    let (extension, status) = ("tide.caught_up", Status::Ok);
+    system(vsn, None, topic, &System { extension, status, message: &text, details: &details })
+}
+
 /// A policy could not be evaluated: changes of the table are missing for this client, which it had
 /// better read afresh. Says nothing of the rows, not even how many there are.
 pub fn policy_failed(vsn: Vsn, topic: &str, table: (&str, &str), sqlstate: &str) -> Bytes {
@@ -246,6 +282,17 @@ pub fn policy_failed(vsn: Vsn, topic: &str, table: (&str, &str), sqlstate: &str)
     let details = [("schema", schema), ("table", name), ("sqlstate", sqlstate)];
     let message =
         System { extension: "tide.policy", status: Status::Ok, message: &text, details: &details };
+    system(vsn, None, topic, &message)
+}
+
+/// A subscription to rows has ended, since its filters make too much work; the channel goes on.
+pub fn too_much_work(vsn: Vsn, topic: &str, extension: &str) -> Bytes {
+    let message = System {
+        extension,
+        status: Status::Error,
+        message: "the filters of this subscription make too much work: no more changes are sent",
+        details: &[("sqlstate", "54001")],
+    };
     system(vsn, None, topic, &message)
 }
 

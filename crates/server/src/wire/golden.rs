@@ -1,5 +1,7 @@
 //! Every kind of frame that the server can send, byte for byte, in both versions.
 
+mod join;
+
 use bytes::Bytes;
 use tide_feed::event::{
     Batch, Change, Column, Cursor, Epoch, Event, EventKind, Kind, Lsn, Operation, Position,
@@ -60,41 +62,6 @@ fn heartbeat_is_answered() {
         |vsn| encode::ok(vsn, to),
         r#"{"topic":"phoenix","event":"phx_reply","payload":{"status":"ok","response":{}},"ref":"26"}"#,
         r#"[null,"26","phoenix","phx_reply",{"status":"ok","response":{}}]"#,
-    );
-}
-
-#[test]
-fn join_is_answered_with_the_bindings_and_their_ids() {
-    let todos = params(r#""event":"*","schema":"public","table":"todos","filter":"id=eq.1""#);
-    let users = params(r#""event":"INSERT","schema":"public","table":"users","select":["id"]"#);
-    let (first, second) = (binding_id(&todos), binding_id(&users));
-    let changes = [todos, users, params("")];
-    let third = binding_id(&params(""));
-    assert_frame(
-        &encode::joined(V2, JOIN, &changes),
-        &format!(
-            r#"["6","6","realtime:room1","phx_reply",{{"status":"ok","response":{{"postgres_changes":[{{"id":{first},"event":"*","schema":"public","table":"todos","filter":"id=eq.1"}},{{"id":{second},"event":"INSERT","schema":"public","table":"users","select":["id"]}},{{"id":{third}}}]}}}}]"#
-        ),
-    );
-    assert_frames(
-        |vsn| encode::joined(vsn, JOIN, &[]),
-        r#"{"topic":"realtime:room1","event":"phx_reply","payload":{"status":"ok","response":{"postgres_changes":[]}},"ref":"6"}"#,
-        r#"["6","6","realtime:room1","phx_reply",{"status":"ok","response":{"postgres_changes":[]}}]"#,
-    );
-}
-
-#[test]
-fn join_of_the_old_client_is_answered_with_the_subscription_its_topic_is() {
-    let topic = "realtime:public:users:id=eq.1";
-    let parsed = Topic::parse(topic).expect("a topic");
-    let params = ChangeParams::legacy(&parsed.legacy_parts());
-    let id = binding_id(&params);
-    assert_eq!(params.target(), Some(("public", "users")));
-    assert_frame(
-        &encode::joined(V1, Address { join_ref: Some("1"), ref_: Some("1"), topic }, &[params]),
-        &format!(
-            r#"{{"topic":"realtime:public:users:id=eq.1","event":"phx_reply","payload":{{"status":"ok","response":{{"postgres_changes":[{{"id":{id},"filter":"id=eq.1","schema":"public","table":"users"}}]}}}},"ref":"1"}}"#
-        ),
     );
 }
 

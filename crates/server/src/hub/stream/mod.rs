@@ -1,7 +1,8 @@
 //! The hub's thread: takes events from the decoder and requests from sessions, in one loop that
 //! owns all routing state.
 
-use std::collections::VecDeque;
+mod join;
+
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,26 +12,27 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, never, select};
 use tide_feed::config::Config;
-use tide_feed::event::{Batch, Cursor, EventKind, Feed, Message, Position};
+use tide_feed::event::{Batch, EventKind, Feed, Message};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::bodies::Bodies;
 use super::catch_up::Laggards;
-use super::entitlement::Entitlements;
-use super::group::{GroupId, GroupKey, Latest};
+use super::entitlement::{Entitlements, Subject};
+use super::group::{GroupId, GroupKey};
 use super::handle::{Cast, Casts, Command, Ends, Hub, Live, SessionId};
-use super::history::{History, Seq, before};
+use super::history::{History, Seq};
 use super::notices::Notices;
-use super::plan::{Bodies, Missing, Plans, Press, Scene};
+use super::plan::{Missing, Press, Scene};
 use super::policy_check::Inquiries;
 use super::queue::{Budget, Goodbye, Push};
 use super::receipts::Receipts;
 use super::recent;
-use super::registry::{Roster, Seat, Session};
-use super::subscription::{Facet, Identity, Since, Style, Subscription, Target};
+use super::registry::{Roster, Session};
+use super::subscription::{Facet, Style, Subscription};
 use crate::bridge::Bridge;
 use crate::catalog::Catalog;
-use crate::policy::{Rule, Way};
+use crate::policy::Way;
 use crate::stats::Stats;
 use crate::wire::Vsn;
 use crate::wire::encode::{Resync, resync};
@@ -58,9 +60,9 @@ pub fn start(
     parts: Parts,
     stopping: Arc<AtomicBool>,
 ) -> io::Result<(Hub, JoinHandle<()>)> {
-    // Half for the history, the rest for what waits to be written: an eighth for notifications.
+    // Half for the history, an eighth for notifications, a sixteenth for filters, the rest for queues.
     let eighth = config.memory_limit / 8;
-    let budget = Arc::new(Budget::new(3 * eighth));
+    let budget = Arc::new(Budget::new(3 * eighth - eighth / 2));
     let history = config.history_size.min(config.memory_limit / 2);
     let (hub, ends) = Hub::new(config.send_queue_size, budget, parts.bridge.listening.clone());
     let notices = Notices::new(eighth);
@@ -110,7 +112,7 @@ impl Stream {
             laggards: Laggards::default(),
             notices,
             inquiries: Inquiries::new(catalog.clone(), runtime.clone()),
-            entitlements: Entitlements::new(catalog, runtime, Arc::clone(&stopping)),
+            entitlements: Entitlements::new(catalog, runtime),
             live: None,
             announce: ends.live,
             stalled: ends.stalled,
@@ -128,7 +130,7 @@ impl Stream {
 
     fn run(mut self, commands: &Receiver<Command>, feed: &Receiver<Feed>) {
         let (closed, notified, deaf) = (never(), self.bridge.notified(), never());
-        let answers = self.inquiries.answers();
+        let (answers, outcomes) = (self.inquiries.answers(), self.entitlements.outcomes());
         while !self.stopping.load(Ordering::Acquire) {
             let has_room = self.make_room();
             // Without room in the history the decoder waits: its channel fills up.
@@ -163,8 +165,12 @@ impl Stream {
                     let (roster, entitlements) = (&mut self.roster, &mut self.entitlements);
                     self.inquiries.settle(answer, roster, entitlements, laggards, stats);
                 },
+                recv(outcomes) -> outcome => if let Ok(outcome) = outcome {
+                    self.entitlements.learn(outcome);
+                },
                 default(wait) => {}
             }
+            self.roster.routes.remake(self.entitlements.answered_late());
             self.serve_laggards();
             let (laggards, stats) = (&mut self.laggards, &self.stats);
             let (roster, entitlements) = (&mut self.roster, &mut self.entitlements);
@@ -229,7 +235,7 @@ impl Stream {
                 self.confirm();
             }
             Feed::Catalog(change) => {
-                self.entitlements.forget(&change);
+                self.entitlements.forget(&change, self.history.head());
                 self.roster.routes.forget(&change);
             }
             Feed::Forged(count) => self.stats.forged_messages_total.add(count),
@@ -245,6 +251,7 @@ impl Stream {
         let same = self.live.is_some_and(|before| before.epoch == live.epoch);
         if !same {
             self.history.restart(live.from);
+            self.stats.decoded.set(live.from.0);
             // Whoever was here has lost what lies between the two slots.
             if self.live.is_some() {
                 self.announce_gap();
@@ -262,6 +269,7 @@ impl Stream {
             let frame = resync(group.key.vsn, None, &group.key.topic, gap);
             for member in &mut group.members {
                 member.lag = None;
+                member.replays = false;
                 member.queue.reply(frame.clone());
             }
         }
@@ -287,8 +295,8 @@ impl Stream {
         candidates.clear();
         match &scene.event.kind {
             EventKind::Change(change) => {
-                let entitlements = &mut self.entitlements;
-                self.roster.candidates(scene.batch, change, entitlements, &mut candidates);
+                let (batch, entitlements) = (scene.batch, &mut self.entitlements);
+                self.roster.candidates(batch, change, scene.seq, entitlements, &mut candidates);
             }
             EventKind::Message(message) => {
                 if let Some(row) = &message.row {
@@ -346,41 +354,36 @@ impl Stream {
             Err(Missing::Identity) => {
                 for id in self.roster.tell_apart(id) {
                     self.deliver_to_group(id, scene);
+                    // Who waited for an answer as a member of the former group goes on by itself.
+                    for member in self.roster.group(id).iter().flat_map(|group| &group.members) {
+                        self.laggards.wake(member.session);
+                    }
                 }
                 return;
             }
-            Err(Missing::Verdict { table }) => return self.hold(id, scene, table),
+            Err(Missing::Effort) => return self.roster.give_up(id),
+            Err(Missing::Answer { about }) => return self.hold(id, scene, about),
         }
         if self.frames.is_empty() {
             return;
         }
-        let position = scene.event.position;
-        group.previous = Some(position);
-        for member in &mut group.members {
-            if member.lag.is_some() || position <= member.floor {
-                continue;
-            }
-            if member.queue.push(&self.frames) == Push::Full {
-                member.lag = Some(scene.seq);
-                self.laggards.add(member.session);
-            }
-        }
+        let laggards = &mut self.laggards;
+        group.give(&mut self.frames, scene.event, scene.seq, |session| laggards.add(session));
     }
 
-    /// Has a group wait for a verdict on the event; it reads on from the history.
-    fn hold(&mut self, id: GroupId, scene: Scene<'_>, table: u32) {
+    /// Has a group wait for what decides about the event; it reads on from the history.
+    fn hold(&mut self, id: GroupId, scene: Scene<'_>, about: Subject) {
         let Some(group) = self.roster.group_mut(id) else { return };
-        let position = scene.event.position;
         let mut is_held = false;
         for member in &mut group.members {
-            if member.lag.is_none() && position > member.floor {
+            if member.lag.is_none() && member.floor.admits(scene.event) {
                 member.lag = Some(scene.seq);
                 self.laggards.add(member.session);
                 is_held = true;
             }
         }
         if is_held {
-            self.inquiries.raise(id, scene.seq, table, &mut self.roster);
+            self.inquiries.raise(id, scene.seq, about, &mut self.roster);
         }
     }
 
@@ -443,53 +446,12 @@ impl Stream {
         }
     }
 
-    fn join(&mut self, session: SessionId, subscription: Subscription) {
-        let Some(entry) = self.roster.sessions.get(&session) else { return };
-        let queue = Arc::clone(&entry.queue);
-        // May have to ask the steward: before the client hears that it has joined, and goes on.
-        let keys: Vec<GroupKey> =
-            subscription.facets.iter().map(|facet| self.key(&subscription, facet)).collect();
-        for frame in &subscription.greeting {
-            queue.reply(frame.clone());
-        }
-        let keys = keys.into_iter();
-        let seats: Vec<Seat> = match subscription.since {
-            Since::Now(lsn) => keys.map(|key| Seat::new(key, before(lsn), None)).collect(),
-            Since::Last(count) => {
-                keys.map(|key| self.newest(key, count, &subscription.identity)).collect()
-            }
-            Since::Cursor(cursor) => {
-                let (floor, lag) = self.resume(cursor).unwrap_or_else(|reason| {
-                    queue.reply(self.resync_frame(&subscription, reason));
-                    (self.history.newest().unwrap_or_default(), None)
-                });
-                keys.map(|key| Seat::new(key, floor, lag)).collect()
-            }
-        };
-        let lags = seats.iter().any(|seat| seat.lag.is_some());
-        self.roster.join(session, &subscription.topic, subscription.identity, seats);
-        self.foresee(session, &subscription.topic);
-        if lags {
-            self.laggards.add(session);
-            self.laggards.wake(session);
-        }
-    }
-
     /// Where the policies of the tables it names tell clients apart, a group is one identity's.
     fn key(&mut self, subscription: &Subscription, facet: &Facet) -> GroupKey {
         let key = GroupKey::of(subscription, facet);
-        let is_personal = self.rules(&key).iter().any(|(_, rule)| rule.is_personal());
+        let rules = self.entitlements.rules(&key, self.history.head());
+        let is_personal = rules.iter().any(|(_, rule)| rule.is_personal());
         GroupKey { identity: is_personal.then(|| Arc::clone(&subscription.identity)), ..key }
-    }
-
-    /// The rules of the tables that the group's bindings name.
-    fn rules(&mut self, key: &GroupKey) -> Vec<(u32, Arc<Rule>)> {
-        let Some(role) = &key.role else { return Vec::new() };
-        let tables = key.bindings.iter().filter_map(|binding| match binding.target {
-            Target::Table(table) => Some(table),
-            Target::All | Target::Schema(_) => None,
-        });
-        tables.map(|table| (table, Arc::clone(self.entitlements.of(role, table).rule()))).collect()
     }
 
     /// Has it found out what the channel's claims are worth, so that its first event need not wait.
@@ -498,11 +460,12 @@ impl Stream {
         let groups = entry.channels.get(topic).map(|channel| channel.groups.clone());
         for id in groups.unwrap_or_default() {
             let Some(key) = self.roster.group(id).map(|group| group.key.clone()) else { continue };
-            for (table, rule) in self.rules(&key) {
+            for (table, rule) in self.entitlements.rules(&key, self.history.head()) {
                 let Some(group) = self.roster.group(id) else { continue };
                 let is_known = group.plans.hearing.values(&rule).is_some();
                 if rule.way == Way::Formula && key.identity.is_some() && !is_known {
-                    self.inquiries.raise(id, self.history.head(), table, &mut self.roster);
+                    let about = Subject::Rows(table);
+                    self.inquiries.raise(id, self.history.head(), about, &mut self.roster);
                 }
             }
         }
@@ -530,80 +493,6 @@ impl Stream {
                 }
             }
         }
-    }
-
-    /// Where to go on after an event the client has seen, or why that is not possible.
-    fn resume(&self, cursor: Cursor) -> Result<(Position, Option<Seq>), &'static str> {
-        let Some(live) = self.live else { return Err("epoch") };
-        let start = if cursor.epoch.generation != live.epoch.generation
-            || cursor.epoch.timeline > live.epoch.timeline
-        {
-            Err("epoch")
-        } else if cursor.position < self.history.floor() {
-            Err("trimmed")
-        } else {
-            let seq = self.history.after(cursor.position);
-            Ok((cursor.position, (seq < self.history.head()).then_some(seq)))
-        };
-        let counter =
-            if start.is_ok() { &self.stats.resumes_total } else { &self.stats.resyncs_total };
-        counter.inc();
-        start
-    }
-
-    fn resync_frame(&self, subscription: &Subscription, reason: &str) -> Bytes {
-        let epoch = self.live.map(|live| live.epoch).unwrap_or_default();
-        let cursor = |position| Cursor { epoch, position };
-        let resync_of = Resync {
-            reason,
-            oldest: self.history.newest().map(|_| cursor(self.history.floor())),
-            newest: self.history.newest().map(cursor),
-        };
-        resync(subscription.vsn, None, &subscription.topic, resync_of)
-    }
-
-    /// Where to begin so that the newest `count` events of the group are given.
-    fn newest(&mut self, mut key: GroupKey, count: u32, identity: &Arc<Identity>) -> Seat {
-        let now = self.history.newest().unwrap_or_default();
-        let Some(live) = self.live else { return Seat::new(key, now, None) };
-        let mut plans = Plans::default();
-        let mut found = 0;
-        let mut start = None;
-        for (seq, batch, event) in self.history.newest_first() {
-            if found >= count {
-                break;
-            }
-            self.bodies.clear();
-            self.frames.clear();
-            let scene = Scene { batch, event, seq, live };
-            let mut press = Press {
-                entitlements: &mut self.entitlements,
-                bodies: &mut self.bodies,
-                sheet: &mut self.sheet,
-                out: &mut self.frames,
-            };
-            match plans.frames(&key, scene, None, &mut press) {
-                Ok(()) => {}
-                // How many of the events are for it is only known once the policies were asked.
-                Err(missing) => {
-                    if missing == Missing::Identity {
-                        key.identity = Some(Arc::clone(identity));
-                    }
-                    let count = usize::try_from(count).unwrap_or(usize::MAX);
-                    let until = self.history.head();
-                    let latest = Latest { count, until, frames: VecDeque::new() };
-                    let start = Some(self.history.start());
-                    let seat = Seat::new(key, Position::default(), start);
-                    return Seat { latest: Some(Box::new(latest)), ..seat };
-                }
-            }
-            if !self.frames.is_empty() {
-                found += 1;
-                start = Some(seq);
-            }
-        }
-        let floor = if start.is_some() { Position::default() } else { now };
-        Seat::new(key, floor, start)
     }
 }
 

@@ -25,12 +25,13 @@ async fn a_subscriber_of_a_table_gets_its_rows() {
 
     let id = reply[4]["response"]["postgres_changes"][0]["id"].clone();
     assert!(id.as_u64().unwrap() > 0);
+    let position = "00000007000001.0000000000000063ffffffff";
     let mut echoed = wanted.clone();
     echoed["id"] = id.clone();
     assert_eq!(
         reply,
         json!(["1", "1", "realtime:a", "phx_reply",
-            {"status": "ok", "response": {"postgres_changes": [echoed]}}])
+            {"status": "ok", "response": {"postgres_changes": [echoed], "position": position}}])
     );
     assert_eq!(
         system,
@@ -127,9 +128,10 @@ async fn a_table_topic_has_positions_to_resume_from() {
     let mut client = world.client().await;
     let topic = "realtime:tide:table:public.t";
     client.join("1", topic, json!({"broadcast": {"select": ["id"], "events": ["INSERT"]}})).await;
+    let position = "00000007000001.0000000000000063ffffffff";
     assert_eq!(
         client.next().await[4],
-        json!({"status": "ok", "response": {"postgres_changes": []}})
+        json!({"status": "ok", "response": {"postgres_changes": [], "position": position}})
     );
     for id in 1..=3 {
         world.insert(1000 + 10 * id, id as i64, "x");
@@ -147,6 +149,7 @@ async fn a_table_topic_has_positions_to_resume_from() {
 
     assert_eq!(again.next().await[4]["payload"]["record"]["id"], 2);
     assert_eq!(again.next().await[4]["payload"]["record"]["id"], 3);
+    assert_eq!(again.next().await[4]["extension"], "tide.caught_up");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,13 +6,17 @@ use std::time::Duration;
 use futures_util::SinkExt;
 use serde_json::json;
 use tide_feed::config::Config;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::world::{World, config, until};
+use crate::descriptors::Places;
 use crate::server::http::Admission;
 use crate::server::identity::Credentials;
 use crate::server::read_budget::Metered;
 use crate::server::session;
+use crate::stats::RefusedConnection;
 use crate::wire::Vsn;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,6 +158,8 @@ async fn a_client_that_does_not_read_is_cut_off_alone() {
         assert_eq!(event[4]["data"]["record"]["id"], id);
     }
 
+    // Should it read on after all, it is told why.
+    assert_eq!(stalled.closed().await, 1013);
     until(|| world.context.stats.connections.get() == 1).await;
     reading.settle().await;
 }
@@ -172,6 +178,33 @@ async fn a_client_that_does_not_read_does_not_hold_up_the_stop() {
     until(|| world.context.stats.position.get() >= 2990).await;
 
     world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sockets_that_ask_for_nothing_make_room_for_each_other_and_are_told_why() {
+    let places = Places { websockets: 2, opening: 4, waiting: 8 };
+    let world = World::seated(config(), None, places).await;
+    world.go_live().await;
+    let mut joined = world.client().await;
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(TcpStream::connect(world.address).await.unwrap());
+    }
+
+    // Neither those who watch over it nor clients are kept out, and nobody is sent away for them.
+    assert_eq!(world.get("/health").await.0, 200);
+    let mut client = world.client().await;
+    joined.settle().await;
+    client.settle().await;
+
+    let refused = &world.context.stats.refused_connection(RefusedConnection::Handshake);
+    until(|| refused.get() >= 192).await;
+    let mut answer = String::new();
+    silent.first_mut().unwrap().read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+    assert!(head.ends_with(&format!("content-length: {}", body.len())), "{head}");
+    assert!(body.contains("too many connections"), "{body}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! The listener on real sockets, with the real hub behind it and helpers made up for the tests.
 
 mod channel;
+mod filters;
 mod http;
 mod identity;
 mod limit;

@@ -1,7 +1,7 @@
 //! A running server and its clients.
 
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -27,6 +27,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use crate::auth::Verifier;
 use crate::bridge::Bridge;
 use crate::catalog::{Catalog, frame};
+use crate::descriptors::Places;
 use crate::hub;
 use crate::server::{self, ServerContext};
 
@@ -42,6 +43,8 @@ pub(super) struct World {
     /// What the steward says that the role `web` may see.
     pub(super) granted: Arc<Mutex<Vec<TableAccess>>>,
     feed: Sender<Feed>,
+    /// Of the WAL, as the steward says.
+    end: Arc<AtomicU64>,
     relation: Arc<Relation>,
     stop: watch::Sender<bool>,
     running: JoinHandle<()>,
@@ -61,10 +64,17 @@ impl World {
 
     /// A server that has no stream yet.
     pub(super) async fn stalled(config: Config, tls: Option<TlsAcceptor>) -> World {
+        let places = Places::within(usize::MAX, 0, config.max_connections);
+        World::seated(config, tls, places).await
+    }
+
+    /// The same, with room for so many sockets.
+    pub(super) async fn seated(config: Config, tls: Option<TlsAcceptor>, places: Places) -> World {
         let config = Arc::new(config);
         let catalog = Catalog::new("tide".into());
         let granted = Arc::new(Mutex::new(vec![table(TABLE, "t")]));
-        helpers(&catalog, &granted);
+        let end = Arc::new(AtomicU64::new(100));
+        helpers(&catalog, &granted, &end);
         let (feed, fed) = crossbeam_channel::bounded(64);
         let stats = Arc::default();
         let parts = hub::Parts {
@@ -77,13 +87,13 @@ impl World {
         };
         let (hub, _) = hub::start(&config, parts, Arc::new(AtomicBool::new(false))).unwrap();
         let verifier = Verifier::new(vec![SECRET.into()], None, None).unwrap();
-        let context = Arc::new(ServerContext::new(config, hub, catalog, verifier, stats));
+        let context = Arc::new(ServerContext::new(config, hub, catalog, verifier, stats, places));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
         let running = server::run(vec![listener], tls, Arc::clone(&context), stopped);
         let running = tokio::spawn(running);
-        World { address, context, granted, feed, relation: relation(), stop, running }
+        World { address, context, granted, feed, end, relation: relation(), stop, running }
     }
 
     pub(super) async fn go_live(&self) {
@@ -108,6 +118,7 @@ impl World {
         let relation = Arc::clone(&self.relation);
         let change = Change { relation, operation: Operation::Insert, old: None, new: Some(row) };
         batch.events.push(Event::alone(commit, EventKind::Change(change)));
+        self.end.store(commit + 8, Ordering::Relaxed);
         self.feed.send(Feed::Batch(batch)).unwrap();
     }
 
@@ -284,16 +295,16 @@ fn relation() -> Arc<Relation> {
 }
 
 /// A steward and an executor that know one role and a few tables.
-fn helpers(catalog: &Catalog, granted: &Arc<Mutex<Vec<TableAccess>>>) {
+fn helpers(catalog: &Catalog, granted: &Arc<Mutex<Vec<TableAccess>>>, end: &Arc<AtomicU64>) {
     let (steward, mut at_steward) = UnixStream::pair().unwrap();
     let (executor, mut at_executor) = UnixStream::pair().unwrap();
     let (one, other) = (catalog.clone(), catalog.clone());
     tokio::spawn(async move { one.serve_steward(steward).await });
     tokio::spawn(async move { other.serve_executor(executor).await });
-    let granted = Arc::clone(granted);
+    let (granted, end) = (Arc::clone(granted), Arc::clone(end));
     tokio::spawn(async move {
         while let Ok(request) = frame::read::<Request>(&mut at_steward).await {
-            let answer = answer(&request, &granted);
+            let answer = answer(&request, &granted, end.load(Ordering::Relaxed));
             if frame::write(&mut at_steward, &answer).await.is_err() {
                 return;
             }
@@ -309,7 +320,7 @@ fn helpers(catalog: &Catalog, granted: &Arc<Mutex<Vec<TableAccess>>>) {
     });
 }
 
-fn answer(request: &Request, granted: &Mutex<Vec<TableAccess>>) -> Value {
+fn answer(request: &Request, granted: &Mutex<Vec<TableAccess>>, end: u64) -> Value {
     match request {
         Request::Role { role } => json!({"ok": match role.as_str() {
             "web" | "other" => "usable",
@@ -325,7 +336,7 @@ fn answer(request: &Request, granted: &Mutex<Vec<TableAccess>>) -> Value {
                     .any(|name| name.schema == table.schema && name.table == table.table),
                 Which::Oids(oids) => oids.contains(&table.oid),
             });
-            json!({"ok": {"lsn": 100, "tables": tables}})
+            json!({"ok": {"lsn": end, "running": [], "tables": tables}})
         }
         Request::Check => json!({"ok": [{"item": "preload", "ok": true}]}),
         other => json!({"error": {"sqlstate": "0A000", "message": format!("{other:?}")}}),

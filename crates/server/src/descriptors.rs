@@ -1,0 +1,81 @@
+//! File descriptors: how many this process may have, and how many of them clients may take up.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// What is needed besides the clients' sockets: helpers, callers of SQL functions, the runtime.
+const OWN: usize = 200;
+
+/// Sockets that are let in when all who may prepare a websocket are busy: for `/health`, `/metrics`
+/// and an answer that says why not.
+const SPARE: usize = 32;
+
+/// How many may be busy with becoming a websocket at the same time, if there are descriptors.
+const OPENING: std::ops::RangeInclusive<usize> = 256..=2048;
+
+/// How many sockets of each kind there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// `tide.max_connections`, or as many as there are descriptors for.
+    pub websockets: usize,
+    /// Requests at work that may wait for the database, such as for a websocket.
+    pub opening: usize,
+    /// Sockets that are not a websocket: those, the ones that have asked for nothing yet, and a few.
+    pub waiting: usize,
+}
+
+impl Places {
+    /// `limit`: of the process; `reserved`: what others in it may need, which is left to them as far
+    /// as it is no more than half.
+    pub fn within(limit: usize, reserved: usize, max_connections: usize) -> Places {
+        let room = limit - reserved.saturating_add(OWN).min(limit / 2);
+        let fitting = (room - room / 5).saturating_sub(SPARE).max(1);
+        let websockets = max_connections.min(fitting);
+        let opening = (websockets / 4).clamp(*OPENING.start(), *OPENING.end()).min(room / 5);
+        Places { websockets, opening, waiting: opening + SPARE }
+    }
+}
+
+/// Raises the limit of open files as far as the process may, and says how many there can be.
+pub fn raise() -> usize {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Refused only where the limit is that already, or more than the system can give.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let current = getrlimit(Resource::Nofile).current;
+    current.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_descriptors_abound_the_setting_decides() {
+        let places = Places::within(524_288, 1_000, 10_000);
+
+        assert_eq!(places, Places { websockets: 10_000, opening: 2_048, waiting: 2_080 });
+        assert_eq!(Places::within(usize::MAX, 1_000, 2).websockets, 2);
+    }
+
+    #[test]
+    fn clients_never_take_what_others_need() {
+        for limit in [256, 1_024, 4_096, 20_000, 65_536] {
+            for max_connections in [1, 100, 10_000, 1_000_000] {
+                let places = Places::within(limit, 1_000, max_connections);
+
+                let reserve = 1_200.min(limit / 2);
+                assert!(places.websockets + places.waiting + reserve <= limit, "{places:?}");
+                assert!(places.websockets >= 1 && places.opening >= 1);
+            }
+        }
+        assert_eq!(Places::within(1_024, 1_000, 10_000).websockets, 378);
+    }
+
+    #[test]
+    fn the_limit_is_raised_as_far_as_it_goes() {
+        let raised = raise();
+
+        let limit = getrlimit(Resource::Nofile);
+        assert_eq!(limit.current, limit.maximum);
+        assert_eq!(limit.current.map_or(usize::MAX, |n| n as usize), raised);
+    }
+}

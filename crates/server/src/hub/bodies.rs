@@ -1,0 +1,61 @@
+//! What the frames of one event have in common.
+
+use std::rc::Rc;
+
+use tide_feed::event::{Change, Operation};
+
+use crate::wire::change::ColumnSet;
+
+/// How a change is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    Supabase,
+    Table,
+    Record,
+}
+
+/// What makes the bodies of one change the same.
+#[derive(PartialEq, Eq)]
+struct Shape {
+    columns: *const ColumnSet,
+    form: Form,
+    operation: Operation,
+    has_old: bool,
+}
+
+/// Bodies of one event that several groups share: encoded once per column set and style.
+#[derive(Default)]
+pub(super) struct Bodies {
+    encoded: Vec<(Shape, Vec<u8>)>,
+    spare: Vec<Vec<u8>>,
+}
+
+impl Bodies {
+    /// Forgets the last event's bodies and keeps their memory.
+    pub(super) fn clear(&mut self) {
+        self.spare.extend(self.encoded.drain(..).map(|(_, mut body)| {
+            body.clear();
+            body
+        }));
+        self.spare.truncate(8);
+    }
+
+    pub(super) fn get(
+        &mut self,
+        columns: &Rc<ColumnSet>,
+        form: Form,
+        change: &Change,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> &[u8] {
+        let (operation, has_old) = (change.operation, change.old.is_some());
+        let shape = Shape { columns: Rc::as_ptr(columns), form, operation, has_old };
+        let known = self.encoded.iter().position(|(known, _)| *known == shape);
+        let index = known.unwrap_or_else(|| {
+            let mut body = self.spare.pop().unwrap_or_default();
+            encode(&mut body);
+            self.encoded.push((shape, body));
+            self.encoded.len() - 1
+        });
+        self.encoded.get(index).map_or(&[], |(_, body)| body)
+    }
+}

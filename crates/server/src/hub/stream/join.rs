@@ -1,0 +1,170 @@
+//! Joining: where in the stream a channel begins.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tide_feed::event::{Cursor, Position};
+
+use super::Stream;
+use crate::catalog::Moment;
+use crate::hub::group::{Floor, GroupKey, Latest};
+use crate::hub::handle::SessionId;
+use crate::hub::history::Seq;
+use crate::hub::plan::{Missing, Plans, Press, Scene};
+use crate::hub::registry::Seat;
+use crate::hub::subscription::{Identity, Since, Style, Subscription};
+use crate::wire::encode::{self, Resync, resync};
+
+/// Where a channel begins.
+struct Beginning {
+    seats: Vec<Seat>,
+    /// What is after it, the channel is given.
+    position: Position,
+    /// Why it does not begin where the client wanted it to.
+    gap: Option<&'static str>,
+}
+
+impl Stream {
+    pub(super) fn join(&mut self, session: SessionId, subscription: Subscription) {
+        let Some(entry) = self.roster.sessions.get(&session) else { return };
+        let queue = Arc::clone(&entry.queue);
+        // May have to ask the steward: before the client hears that it has joined, and goes on.
+        let Beginning { mut seats, position, gap } = self.beginning(&subscription);
+        let epoch = self.live.map(|live| live.epoch).unwrap_or_default();
+        // Notifications have none.
+        let is_kept = subscription.facets.iter().all(|facet| facet.style != Style::Notify);
+        queue.reply(subscription.reply.at(is_kept.then_some(Cursor { epoch, position })));
+        for frame in &subscription.greeting {
+            queue.reply(frame.clone());
+        }
+        if let Some(reason) = gap {
+            queue.reply(self.resync_frame(&subscription, reason));
+        }
+        let lags = seats.iter().any(|seat| seat.lag.is_some());
+        let replays = gap.is_none() && !matches!(subscription.since, Since::Now(_));
+        if replays && !lags {
+            let position = Cursor { epoch, position: self.history.reached().max(position) };
+            queue.reply(encode::caught_up(subscription.vsn, &subscription.topic, position));
+        }
+        seats.iter_mut().for_each(|seat| seat.replays = replays && lags);
+        self.roster.join(session, &subscription.topic, subscription.identity, seats);
+        self.foresee(session, &subscription.topic);
+        if lags {
+            self.laggards.add(session);
+            self.laggards.wake(session);
+        }
+    }
+
+    fn beginning(&mut self, subscription: &Subscription) -> Beginning {
+        let facets = subscription.facets.iter();
+        let keys: Vec<GroupKey> = facets.map(|facet| self.key(subscription, facet)).collect();
+        let at = |floor: Floor, lag: Option<Seq>| {
+            keys.iter().map(|key| Seat::new(key.clone(), floor.clone(), lag)).collect()
+        };
+        let position = self.history.reached();
+        match &subscription.since {
+            Since::Now(asked) => Beginning { seats: at(after(asked), None), position, gap: None },
+            Since::Cursor(cursor, asked) => match self.resume(*cursor, asked) {
+                Ok(lag) => {
+                    let position = cursor.position;
+                    Beginning { seats: at(Floor::at(position), lag), position, gap: None }
+                }
+                Err(reason) => {
+                    Beginning { seats: at(after(asked), None), position, gap: Some(reason) }
+                }
+            },
+            Since::Last(count) => {
+                let identity = &subscription.identity;
+                let seats: Vec<Seat> =
+                    keys.into_iter().map(|key| self.newest(key, *count, identity)).collect();
+                let first = seats.iter().filter_map(|seat| seat.lag).min();
+                let position = first.map_or(position, |first| self.history.before(first));
+                Beginning { seats, position, gap: None }
+            }
+        }
+    }
+
+    /// Where to go on after an event the client has seen, or why that is not possible.
+    fn resume(&self, cursor: Cursor, asked: &Moment) -> Result<Option<Seq>, &'static str> {
+        let Some(live) = self.live else { return Err("epoch") };
+        let Cursor { epoch, position } = cursor;
+        let start =
+            if epoch.generation != live.epoch.generation || epoch.timeline > live.epoch.timeline {
+                Err("epoch")
+            } else if position < self.history.floor() {
+                Err("trimmed")
+            } else if position.commit >= asked.end {
+                Err("future")
+            } else if !self.history.may_have(position) {
+                Err("unknown")
+            } else {
+                let seq = self.history.after(position);
+                Ok((seq < self.history.head()).then_some(seq))
+            };
+        let counter =
+            if start.is_ok() { &self.stats.resumes_total } else { &self.stats.resyncs_total };
+        counter.inc();
+        start
+    }
+
+    fn resync_frame(&self, subscription: &Subscription, reason: &str) -> Bytes {
+        let epoch = self.live.map(|live| live.epoch).unwrap_or_default();
+        let cursor = |position| Cursor { epoch, position };
+        let resync_of = Resync {
+            reason,
+            oldest: self.history.newest().map(|_| cursor(self.history.floor())),
+            newest: self.history.newest().map(cursor),
+        };
+        resync(subscription.vsn, None, &subscription.topic, resync_of)
+    }
+
+    /// Where to begin so that the newest `count` events of the group are given.
+    fn newest(&mut self, mut key: GroupKey, count: u32, identity: &Arc<Identity>) -> Seat {
+        let now = self.history.reached();
+        let Some(live) = self.live else { return Seat::new(key, Floor::at(now), None) };
+        let mut plans = Plans::default();
+        let mut found = 0;
+        let mut start = None;
+        for (seq, batch, event) in self.history.newest_first() {
+            if found >= count {
+                break;
+            }
+            self.bodies.clear();
+            self.frames.clear();
+            let scene = Scene { batch, event, seq, live };
+            let mut press = Press {
+                entitlements: &mut self.entitlements,
+                bodies: &mut self.bodies,
+                sheet: &mut self.sheet,
+                out: &mut self.frames,
+            };
+            match plans.frames(&key, scene, None, &mut press) {
+                Ok(()) => {}
+                // How many of the events are for it is only known once the policies were asked.
+                Err(missing) => {
+                    if missing == Missing::Identity {
+                        key.identity = Some(Arc::clone(identity));
+                    }
+                    let count = usize::try_from(count).unwrap_or(usize::MAX);
+                    let until = self.history.head();
+                    let latest = Latest { count, until, frames: VecDeque::new() };
+                    let start = Some(self.history.start());
+                    let seat = Seat::new(key, Floor::default(), start);
+                    return Seat { latest: Some(Box::new(latest)), ..seat };
+                }
+            }
+            if !self.frames.is_empty() {
+                found += 1;
+                start = Some(seq);
+            }
+        }
+        let floor = if start.is_some() { Position::default() } else { now };
+        Seat::new(key, Floor::at(floor), start)
+    }
+}
+
+/// What could be seen when the channel was asked for is not for it, except for what is fed late.
+fn after(asked: &Moment) -> Floor {
+    Floor { position: Position::before(asked.end), unseen: Arc::clone(&asked.running) }
+}

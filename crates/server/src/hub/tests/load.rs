@@ -1,0 +1,124 @@
+//! Clients that do not read what they asked for, and what that is to the others.
+
+use super::*;
+
+const TOPIC: &str = "realtime:tide:table:public.t";
+
+impl World {
+    fn cast(&self, name: &str, size: usize) {
+        let pad = "x".repeat(size);
+        let frame = format!(r#"[null,null,"r","broadcast",{{"event":"{name}","pad":"{pad}"}}]"#);
+        let (to, v1, v2) = (Style::Channel, Bytes::new(), frame.into());
+        self.hub.cast(Cast { topic: ROOM.into(), to, private: false, v1, v2, except: None });
+    }
+}
+
+#[test]
+fn who_leaves_the_channel_that_it_lagged_on_hears_the_others_once_it_has_read() {
+    let world = World::new(&Config { send_queue_size: 2_000, ..Config::default() });
+    let client = world.connect();
+    world.join_room(&client, false, now(0));
+    world.join(&client, now(0));
+    for id in 1..=100 {
+        world.insert(1_000 + 10 * id, id as i64);
+    }
+    world.wait_for(2_000);
+
+    world.hub.leave(client.session, TOPIC);
+    let mut frames = Vec::new();
+    while let Some(Taken::Frames { drained, .. }) =
+        client.queue.take(&mut frames, 500).now_or_never()
+    {
+        if drained {
+            world.hub.drained(client.session);
+        }
+    }
+    world.cast("one", 1);
+    world.cast("two", 1);
+
+    assert!(frames.len() < 100, "it did not lag: {}", frames.len());
+    assert_eq!(world.heard(&client, "two"), ["one", "two"]);
+}
+
+#[test]
+fn who_reads_gets_everything_however_many_do_not() {
+    let (size, burst) = (5_000, 20);
+    let world = World::new(&Config {
+        memory_limit: 8 << 20,
+        send_queue_size: 1 << 20,
+        ..Config::default()
+    });
+    let join = || {
+        let client = world.connect();
+        world.join_room(&client, false, now(0));
+        client
+    };
+    let (reading, _stalled) = (join(), (0..70).map(|_| join()).collect::<Vec<_>>());
+
+    for round in 0..20 {
+        let names: Vec<String> = (0..burst).map(|n| format!("{round}-{n}")).collect();
+        for name in &names {
+            world.cast(name, size);
+        }
+        assert_eq!(world.heard(&reading, &names[burst - 1]), names);
+    }
+}
+
+#[test]
+fn a_queue_has_a_little_room_left_when_others_have_used_up_the_budget() {
+    let budget = Arc::new(Budget::new(1_000));
+    let (stalled, reading) =
+        (Queue::new(10_000, Arc::clone(&budget)), Queue::new(10_000, Arc::clone(&budget)));
+    let frame = |size| [Bytes::from(vec![b'x'; size])];
+    assert_eq!(stalled.push(&frame(1_000)), Push::Queued);
+
+    assert_eq!(stalled.push(&frame(50)), Push::Full);
+    assert_eq!(reading.push(&frame(50)), Push::Queued);
+    assert_eq!(reading.push(&frame(50)), Push::Queued);
+    assert_eq!(reading.push(&frame(50)), Push::Full);
+    drop((stalled, reading));
+
+    assert_eq!(budget.used(), 0);
+}
+
+#[test]
+fn what_several_queues_hold_is_counted_once_and_until_the_last_has_let_go() {
+    let budget = Arc::new(Budget::new(1_000));
+    let queues = [(); 5].map(|()| Queue::new(10_000, Arc::clone(&budget)));
+    let mut frames = [Bytes::from(vec![b'x'; 300])];
+    queues[0].share(&mut frames);
+    for queue in &queues {
+        assert_eq!(queue.push_shared(&frames), Push::Queued);
+    }
+    drop(frames);
+    assert_eq!(budget.used(), 300);
+
+    queues[0].close(Goodbye::Slow);
+    let mut taken = Vec::new();
+    for queue in &queues[1..] {
+        queue.reply(Bytes::from_static(b"own"));
+        assert!(queue.take(&mut taken, usize::MAX).now_or_never().is_some());
+    }
+    assert_eq!(budget.used(), 300);
+    taken.clear();
+
+    assert_eq!(budget.used(), 0);
+}
+
+#[test]
+fn a_queue_says_once_it_has_room_that_presence_was_missed() {
+    let queue = Queue::new(100, Arc::new(Budget::new(1 << 20)));
+    let frame = Bytes::from(vec![b'x'; 80]);
+    assert_eq!(queue.offer(&frame), Push::Queued);
+    assert_eq!(queue.offer(&frame), Push::Full);
+    queue.miss_presence();
+
+    let mut taken = Vec::new();
+    let mut take = || queue.take(&mut taken, 1).now_or_never();
+
+    let missed = Taken::Frames { drained: false, missed_presence: true };
+    assert_eq!(take(), Some(missed));
+    queue.reply(frame);
+    let nothing_missed = Taken::Frames { drained: false, missed_presence: false };
+    assert_eq!(take(), Some(nothing_missed));
+}

@@ -1,0 +1,247 @@
+//! What the hub makes of look-ups that fail, or take their time.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+use tide_feed::catalog::Request;
+use tide_feed::config::Config;
+use tide_feed::event::{CatalogChange, Feed};
+use tokio::net::UnixStream;
+
+use super::beginning::now;
+use super::steward::Trouble;
+use super::{Client, POLICY, TABLE, World, executed};
+use crate::catalog::frame;
+
+impl World {
+    /// A client that has had the row 1.
+    fn joined(&self) -> Client {
+        let client = self.connect();
+        self.join(&client, now(100));
+        self.insert(200, 1);
+        assert_eq!(self.ids(&client, 1), [1]);
+        client
+    }
+
+    /// An executor whose first answers are that the policy failed, with these SQLSTATEs.
+    fn failing_executor(&self, sqlstates: Vec<&'static str>) {
+        let catalog = self.catalog.clone();
+        self.runtime.spawn(async move {
+            let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+            tokio::spawn(async move { catalog.serve_executor(ours).await });
+            let mut failures = sqlstates.into_iter();
+            while let Ok(request) = frame::read::<Request>(&mut theirs).await {
+                let answer = match failures.next() {
+                    Some(sqlstate) => json!({ "judgements": [{ "failed": sqlstate }] }),
+                    None => executed(&request),
+                };
+                let answer = json!({ "ok": answer });
+                frame::write(&mut theirs, &answer).await.expect("the hub reads");
+            }
+        });
+    }
+
+    /// What arrives up to the row of this id: the ids of rows, and what is said of policies.
+    fn told(&self, client: &Client, last: i64) -> Vec<Value> {
+        let mut told = Vec::new();
+        self.read(client, |frame| {
+            let payload = &frame[4];
+            for one in [&payload["payload"]["record"]["id"], &payload["sqlstate"]] {
+                told.extend((!one.is_null()).then(|| one.clone()));
+            }
+            told.last() == Some(&json!(last))
+        });
+        told
+    }
+
+    fn altered(&self) {
+        self.feed(Feed::Catalog(CatalogChange::Relation(TABLE)));
+    }
+
+    fn wait_for_question(&self, count: usize) {
+        let deadline = SystemTime::now() + Duration::from_secs(20);
+        while self.steward.asked() < count {
+            assert!(SystemTime::now() < deadline, "question {count}");
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn a_look_up_that_fails_is_not_taken_for_an_answer() {
+    let refusals = ["57014", "55P03", "53200", "40P01", "57P01", "XX000", "42P01"];
+    let troubles = refusals.map(Trouble::Refusal).into_iter();
+    for trouble in troubles.chain([Trouble::Nonsense, Trouble::End]) {
+        let world = World::new(&Config::default());
+        let client = world.joined();
+
+        world.steward.trouble([trouble; 2]);
+        world.altered();
+        world.insert(300, 2);
+        world.insert(400, 3);
+
+        assert_eq!(world.ids(&client, 2), [2, 3], "{trouble:?}");
+    }
+}
+
+#[test]
+fn a_table_that_is_gone_is_an_answer() {
+    let world = World::new(&Config::default());
+    let client = world.joined();
+    let granted = std::mem::take(&mut *world.steward.granted.lock().expect("not poisoned"));
+
+    world.altered();
+    let asked = world.steward.asked();
+    for commit in 300..310 {
+        world.insert(commit, 2);
+    }
+    world.wait_for(309);
+    assert_eq!(world.steward.asked(), asked + 1);
+    *world.steward.granted.lock().expect("not poisoned") = granted;
+    world.altered();
+    world.insert(400, 3);
+
+    assert_eq!(world.ids(&client, 1), [3]);
+}
+
+#[test]
+fn nobody_else_waits_for_a_look_up_that_does_not_end() {
+    let world = World::new(&Config::default());
+    let (client, other) = (world.joined(), world.connect());
+    world.join_room(&other, false, now(100));
+
+    world.steward.trouble([Trouble::Delay]);
+    world.altered();
+    world.insert(300, 2);
+    world.say(400, "hello", false);
+    world.insert(500, 3);
+    assert_eq!(world.heard(&other, "hello"), ["hello"]);
+    let late = world.connect();
+    world.join(&late, now(600));
+    world.steward.answer();
+
+    assert_eq!(world.ids(&client, 2), [2, 3]);
+    world.insert(600, 4);
+    assert_eq!([world.ids(&client, 1), world.ids(&late, 1)], [[4], [4]]);
+}
+
+#[test]
+fn an_answer_counts_for_no_event_after_a_change_it_may_not_know_of() {
+    let world = World::new(&Config::default());
+    let client = world.joined();
+
+    world.steward.trouble([Trouble::Delay]);
+    world.altered();
+    let asked = world.steward.asked();
+    world.insert(300, 2);
+    world.wait_for_question(asked + 1);
+    // It will be answered as it was asked: before the revoke.
+    let granted = std::mem::take(&mut *world.steward.granted.lock().expect("not poisoned"));
+    world.altered();
+    world.insert(400, 3);
+    world.wait_for(400);
+    world.steward.answer();
+    assert_eq!(world.ids(&client, 1), [2]);
+    world.wait_for_question(asked + 2);
+    *world.steward.granted.lock().expect("not poisoned") = granted;
+    world.altered();
+    world.insert(500, 4);
+
+    assert_eq!(world.ids(&client, 1), [4]);
+}
+
+#[test]
+fn changes_that_keep_coming_do_not_keep_rows_back_for_ever() {
+    let world = World::new(&Config::default());
+    let client = world.joined();
+
+    // Each look-up is overtaken by the next change.
+    for round in 0..20 {
+        world.steward.trouble([Trouble::Delay]);
+        world.altered();
+        let asked = world.steward.asked();
+        let commit = 300 + 10 * round;
+        world.insert(commit, commit as i64);
+        world.wait_for_question(asked + 1);
+        world.altered();
+        world.steward.answer();
+        assert_eq!(world.ids(&client, 1), [commit as i64]);
+    }
+}
+
+#[test]
+fn clients_that_policies_tell_apart_get_their_rows_after_a_late_look_up() {
+    let world = World::new(&Config::default());
+    world.secure("(id = (current_setting('n'::text))::bigint)");
+    world.executor().0.add_permits(1000);
+    let clients = [r#"{"n": 3}"#, r#"{"n": 4}"#].map(|claims| {
+        let client = world.connect();
+        world.join_as(&client, now(100), "", ("anon", claims));
+        client
+    });
+    for change in [CatalogChange::Relation(TABLE), CatalogChange::All] {
+        world.steward.trouble([Trouble::Delay]);
+        world.feed(Feed::Catalog(change));
+        let commit = world.stats.position.get() + 100;
+        for id in 1..=5 {
+            world.insert(commit + id, id as i64);
+        }
+        world.wait_for(commit + 5);
+        world.steward.answer();
+        world.insert(commit + 6, 3);
+        world.insert(commit + 7, 4);
+
+        assert_eq!(world.ids(&clients[0], 2), [3; 2]);
+        assert_eq!(world.ids(&clients[1], 2), [4; 2]);
+    }
+}
+
+#[test]
+fn what_waits_for_a_look_up_when_the_history_ends_is_told_to_resync() {
+    let config = Config { history_size: 40_000, ..Config::default() };
+    let world = World::new(&config);
+    let client = world.joined();
+
+    world.steward.trouble([Trouble::Delay]);
+    world.altered();
+    for id in 0..2000 {
+        world.insert(300 + id, id as i64);
+    }
+    world.wait_for(2299);
+    world.steward.answer();
+
+    let (mut told, mut newest) = (Vec::new(), 0);
+    world.read(&client, |frame| {
+        told.extend(frame[4]["reason"].as_str().map(str::to_owned));
+        newest = frame[4]["payload"]["record"]["id"].as_i64().unwrap_or(newest);
+        newest == 1999
+    });
+    assert_eq!(told.first().map(String::as_str), Some("policy"));
+    assert_eq!(world.stats.slow_clients_total.get(), 0);
+}
+
+#[test]
+fn a_policy_that_waits_for_a_lock_is_asked_again_and_one_that_stays_broken_is_told() {
+    for (failures, expected) in [
+        (vec!["55P03"; 6], json!([2, 4])),
+        (vec!["40P01", "53200", "XX000"], json!([2, 4])),
+        (vec!["XX000"; 3], json!(["XX000", 4])),
+        (vec!["22012"], json!(["22012", 4])),
+    ] {
+        let world = World::new(&Config::default());
+        world.secure(POLICY);
+        world.failing_executor(failures.clone());
+        let client = world.connect();
+        world.join(&client, now(100));
+
+        world.insert(200, 2);
+        if let Some(sqlstate) = expected[0].as_str() {
+            world.read(&client, |frame| frame[4]["sqlstate"] == sqlstate);
+            world.insert(300, 4);
+            assert_eq!(world.told(&client, 4), [4], "{failures:?}");
+        } else {
+            world.insert(300, 4);
+            assert_eq!(json!(world.told(&client, 4)), expected, "{failures:?}");
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Where a client wants its channel to begin.
+
+use tide_feed::event::Cursor;
+
+use super::join::Refused;
+use crate::catalog::Moment;
+use crate::hub::subscription::Since;
+use crate::wire::join::BroadcastOptions;
+
+/// `asked`: after the join came, before it is answered.
+pub(super) fn since(options: &BroadcastOptions, asked: Moment) -> Result<Since, Refused> {
+    match (&options.since, options.last) {
+        (Some(text), _) => match text.parse::<Cursor>() {
+            Ok(cursor) => Ok(Since::Cursor(cursor, asked)),
+            Err(error) => Err(Refused::request(format!("InvalidPosition: since is {error}"))),
+        },
+        (None, Some(last)) => Ok(Since::Last(last)),
+        (None, None) => Ok(Since::Now(asked)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_counts_before_a_number_of_events() {
+        let cursor = "00000001000001.000000000000000a00000000";
+        let options = |since: Option<&str>, last| BroadcastOptions {
+            since: since.map(str::to_owned),
+            last,
+            ..BroadcastOptions::default()
+        };
+
+        let now = Moment::default;
+        let since = |options| super::since(&options, now()).map_err(|refused| refused.reason);
+
+        let resumes = Ok(Since::Cursor(cursor.parse().unwrap(), now()));
+        assert_eq!(since(options(Some(cursor), Some(3))), resumes);
+        assert_eq!(since(options(None, Some(3))), Ok(Since::Last(3)));
+        assert_eq!(since(options(None, None)), Ok(Since::Now(now())));
+        assert!(since(options(Some("yesterday"), None)).is_err());
+    }
+}
