@@ -4,7 +4,6 @@
 
 pub mod allowance;
 pub mod auth;
-
 pub mod catalog;
 pub mod confinement;
 pub mod control;

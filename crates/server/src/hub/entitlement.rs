@@ -5,12 +5,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
 use tide_feed::backoff::Backoff;
 use tide_feed::catalog::{Object, TableAccess, Visibility, Which};
 use tide_feed::event::{CatalogChange, Datum, Relation};
 use tide_feed::json;
-use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 
 use super::group::GroupKey;
 use super::history::Seq;
@@ -153,8 +152,6 @@ struct Open {
     asked: Instant,
     /// The first event after a change of the catalogue that the answer may not know of.
     until: Seq,
-    /// It failed, or took longer than the stream waits.
-    is_late: bool,
     failures: u64,
     backoff: Backoff,
 }
@@ -180,37 +177,39 @@ pub(super) struct Entitlements {
     /// What is known of tables and schemas that need not be published, and up to which event.
     visible: HashMap<(Arc<str>, Object), (Rc<Visibility>, Seq)>,
     open: HashMap<Key, Open>,
-    /// Tables that were answered about late: their routes were made without the answer.
-    late: Vec<u32>,
+    /// Tables that were answered about: their routes were made without the answer.
+    answered: Vec<u32>,
     /// Counts the changes of the catalogue.
     generation: u64,
     catalog: Catalog,
-    runtime: Handle,
-    sender: Sender<Outcome>,
-    outcomes: Receiver<Outcome>,
+    sender: mpsc::UnboundedSender<Outcome>,
+    outcomes: mpsc::UnboundedReceiver<Outcome>,
 }
 
 impl Entitlements {
-    pub(super) fn new(catalog: Catalog, runtime: Handle) -> Entitlements {
+    pub(super) fn new(catalog: Catalog) -> Entitlements {
         // At most one for each open question.
-        let (sender, outcomes) = crossbeam_channel::unbounded();
+        let (sender, outcomes) = mpsc::unbounded_channel();
         Entitlements {
             known: HashMap::new(),
             former: HashMap::new(),
             visible: HashMap::new(),
             open: HashMap::new(),
-            late: Vec::new(),
+            answered: Vec::new(),
             generation: 0,
             catalog,
-            runtime,
             sender,
             outcomes,
         }
     }
 
-    /// What is to be given to [`Entitlements::learn`].
-    pub(super) fn outcomes(&self) -> Receiver<Outcome> {
-        self.outcomes.clone()
+    /// Waits for what is to be given to [`Entitlements::learn`]. Loses nothing if it is given up.
+    pub(super) async fn outcome(&mut self) -> Outcome {
+        match self.outcomes.recv().await {
+            Some(outcome) => outcome,
+            // Cannot be: the other end is here as well.
+            None => std::future::pending().await,
+        }
     }
 
     /// What the role may see of the table at this event; `None`: that is being asked.
@@ -292,35 +291,24 @@ impl Entitlements {
         }
     }
 
-    /// The tables that were answered about after the stream had gone on without the answer.
-    pub(super) fn answered_late(&mut self) -> impl Iterator<Item = u32> {
-        self.late.drain(..)
+    /// The tables that were answered about since the last call.
+    pub(super) fn answered(&mut self) -> impl Iterator<Item = u32> {
+        self.answered.drain(..)
     }
 
-    /// Has the question asked, unless it is, and waits for the answer, but not for long.
+    /// Has the question asked, unless it is.
     fn ask(&mut self, key: Key) {
-        let is_any_late = self.open.values().any(Open::is_waited_for_in_vain);
         let open = self.open.entry(key.clone()).or_insert_with(Open::new);
-        if !open.is_asking && open.backoff.is_due() {
-            (open.is_asking, open.asked, open.until) = (true, Instant::now(), Seq::MAX);
-            let (catalog, sender) = (self.catalog.clone(), self.sender.clone());
-            let key = key.clone();
-            self.runtime.spawn(async move {
-                let found = look_up(&catalog, &key).await;
-                // The hub may have stopped.
-                let _ = sender.send(Outcome { key, found });
-            });
-        }
-        if is_any_late || open.is_late {
+        if open.is_asking || !open.backoff.is_due() {
             return;
         }
-        let deadline = Instant::now() + PATIENCE;
-        while let Some(open) = self.open.get_mut(&key).filter(|open| !open.is_late) {
-            match self.outcomes.recv_deadline(deadline) {
-                Ok(outcome) => self.learn(outcome),
-                Err(_) => open.is_late = true,
-            }
-        }
+        (open.is_asking, open.asked, open.until) = (true, Instant::now(), Seq::MAX);
+        let (catalog, sender) = (self.catalog.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let found = look_up(&catalog, &key).await;
+            // The hub may have stopped.
+            let _ = sender.send(Outcome { key, found });
+        });
     }
 
     /// Takes in what became of a look-up.
@@ -342,9 +330,7 @@ impl Entitlements {
                 let former = self.former.remove(&key);
                 let entitlement = Entitlement::new(access, former, open.until);
                 self.known.insert(key, Rc::new(entitlement));
-                if open.is_late {
-                    self.late.push(table);
-                }
+                self.answered.push(table);
             }
             (Subject::Object(object), Found::Visibility(visibility)) => {
                 self.visible.insert((role, object), (Rc::new(visibility), open.until));
@@ -360,20 +346,13 @@ impl Open {
             is_asking: false,
             asked: Instant::now(),
             until: Seq::MAX,
-            is_late: false,
             failures: 0,
             backoff: Backoff::up_to(LONGEST_PAUSE),
         }
     }
 
-    /// The steward has no time, or no answer: not for another question, either.
-    fn is_waited_for_in_vain(&self) -> bool {
-        self.is_late && (self.is_asking || !self.backoff.is_due())
-    }
-
     fn failed(&mut self, (role, subject): &Key, error: &CatalogError) {
         self.is_asking = false;
-        self.is_late = true;
         self.backoff.failed_after(self.asked.elapsed());
         self.failures += 1;
         if self.failures.is_power_of_two() {

@@ -1,4 +1,4 @@
-//! The handle by which sessions and SQL functions talk to the hub's thread.
+//! The handle by which sessions and SQL functions talk to the hub.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -7,10 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender};
 use tide_feed::catalog::{Connection, RecentEvent};
 use tide_feed::event::{Epoch, Lsn};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::hub::queue::{Budget, Queue};
 use crate::hub::subscription::{Facet, Identity, Style, Subscription};
@@ -68,7 +67,7 @@ pub(super) enum Command {
     Stop,
 }
 
-/// Talks to the hub's thread. A cheap clone.
+/// Talks to the hub. A cheap clone.
 #[derive(Clone, Debug)]
 pub struct Hub {
     shared: Arc<Shared>,
@@ -78,7 +77,7 @@ pub struct Hub {
 struct Shared {
     /// Not bounded by itself, but by its senders: a session has one join under way at a time, casts
     /// wait for [`Hub::ready`], and every other command is the end of something that was joined.
-    commands: Sender<Command>,
+    commands: mpsc::UnboundedSender<Command>,
     casts: Arc<Casts>,
     live: watch::Receiver<Option<Live>>,
     stalled: Arc<Mutex<Option<String>>>,
@@ -132,14 +131,14 @@ impl Cast {
 /// The hub's own ends of what the handle holds.
 pub(super) struct Ends {
     pub(super) casts: Arc<Casts>,
-    pub(super) commands: Receiver<Command>,
+    pub(super) commands: mpsc::UnboundedReceiver<Command>,
     pub(super) live: watch::Sender<Option<Live>>,
     pub(super) stalled: Arc<Mutex<Option<String>>>,
 }
 
 impl Hub {
     pub(super) fn new(queue_size: usize, budget: Arc<Budget>, listening: Listening) -> (Hub, Ends) {
-        let (commands, received) = crossbeam_channel::unbounded();
+        let (commands, received) = mpsc::unbounded_channel();
         let (live_sender, live) = watch::channel(None);
         let stalled = Arc::new(Mutex::new(None));
         let casts = Arc::<Casts>::default();

@@ -24,4 +24,4 @@ pub mod subscription;
 mod tests;
 
 pub use handle::Hub;
-pub use stream::{Parts, start};
+pub use stream::{Parts, Stream, new};

@@ -18,7 +18,7 @@ use super::queue::Push;
 use super::registry::{Roster, Session};
 use super::slow_consumer::{Judge, Pace};
 use super::subscription::Style;
-use crate::notify::Notification;
+use tide_feed::notification::Notification;
 use crate::stats::Stats;
 use crate::topic;
 use crate::wire::Vsn;

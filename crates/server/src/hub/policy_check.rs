@@ -6,9 +6,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
 use tide_feed::catalog::{Evaluation, Judgement, is_transient};
-use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 
 use super::catch_up::Laggards;
 use super::entitlement::{Entitlement, Entitlements, Subject};
@@ -175,20 +174,24 @@ impl From<Evaluation> for Said {
 pub(super) struct Inquiries {
     dockets: HashMap<Matter, Docket>,
     catalog: Catalog,
-    runtime: Handle,
-    sender: Sender<Answer>,
-    answers: Receiver<Answer>,
+    sender: mpsc::UnboundedSender<Answer>,
+    answers: mpsc::UnboundedReceiver<Answer>,
 }
 
 impl Inquiries {
-    pub(super) fn new(catalog: Catalog, runtime: Handle) -> Inquiries {
+    pub(super) fn new(catalog: Catalog) -> Inquiries {
         // At most one for each matter.
-        let (sender, answers) = crossbeam_channel::unbounded();
-        Inquiries { dockets: HashMap::new(), catalog, runtime, sender, answers }
+        let (sender, answers) = mpsc::unbounded_channel();
+        Inquiries { dockets: HashMap::new(), catalog, sender, answers }
     }
 
-    pub(super) fn answers(&self) -> Receiver<Answer> {
-        self.answers.clone()
+    /// Waits for what is to be given to [`Inquiries::settle`]. Loses nothing if it is given up.
+    pub(super) async fn answer(&mut self) -> Answer {
+        match self.answers.recv().await {
+            Some(answer) => answer,
+            // Cannot be: the other end is here as well.
+            None => std::future::pending().await,
+        }
     }
 
     /// Somebody waits for a question that will be asked in a moment.
@@ -244,7 +247,7 @@ impl Inquiries {
             docket.is_asking = true;
             let (catalog, sender) = (self.catalog.clone(), self.sender.clone());
             let role = Arc::clone(&matter.role);
-            self.runtime.spawn(async move {
+            tokio::spawn(async move {
                 let Question { rule, groups, claims, asked, count, rows } = question;
                 let outcome = if rule.way == Way::Formula {
                     let expressions = rule.claims.iter().map(|claim| claim.sql.to_string());

@@ -1,20 +1,17 @@
-//! The hub's thread: takes events from the decoder and requests from sessions, in one loop that
-//! owns all routing state.
+//! The hub's loop: takes what the worker feeds and what sessions ask for, and owns all routing
+//! state.
 
 mod join;
 
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, never, select};
 use tide_feed::config::Config;
-use tide_feed::event::{Batch, EventKind, Feed, Message};
-use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tide_feed::event::{Batch, EventKind, Lsn, Message};
+use tide_feed::notification::Notification;
+use tokio::sync::{mpsc, watch};
 
 use super::bodies::Bodies;
 use super::catch_up::Laggards;
@@ -30,8 +27,9 @@ use super::receipts::Receipts;
 use super::recent;
 use super::registry::{Roster, Session};
 use super::subscription::{Facet, Style, Subscription};
-use crate::bridge::Bridge;
 use crate::catalog::Catalog;
+use crate::link::{Feed, Uplink};
+use crate::notify::Listening;
 use crate::policy::Way;
 use crate::stats::Stats;
 use crate::wire::Vsn;
@@ -43,40 +41,40 @@ const TICK: Duration = Duration::from_millis(500);
 /// How soon a full history is looked at again.
 const SHORT_TICK: Duration = Duration::from_millis(5);
 
+/// What sessions ask for is taken up to this many at a time, before others have their turn.
+const COMMANDS: usize = 64;
+/// Batches of notifications that wait for readers; with one more the feed waits, too.
+const NOTICES: usize = 16;
+/// The worker is told how far the slot may move when it can go this far, or this long after the last
+/// time: each word wakes it.
+const CONFIRM_BYTES: u64 = 16 << 20;
+const CONFIRM_DELAY: Duration = Duration::from_millis(200);
+
 /// What the hub is made of.
 #[derive(Debug)]
 pub struct Parts {
-    pub feed: Receiver<Feed>,
-    pub bridge: Arc<Bridge>,
+    pub feed: mpsc::Receiver<Feed>,
+    pub uplink: Uplink,
+    pub listening: Listening,
     pub catalog: Catalog,
-    pub runtime: Handle,
     pub stats: Arc<Stats>,
     pub receipts: Receipts,
 }
 
-/// Starts the hub's thread. Once `stopping` is set it no longer waits for anything.
-pub fn start(
-    config: &Config,
-    parts: Parts,
-    stopping: Arc<AtomicBool>,
-) -> io::Result<(Hub, JoinHandle<()>)> {
+/// A hub: how to talk to it, and its loop, which is to be run.
+pub fn new(config: &Config, parts: Parts) -> (Hub, Stream) {
     // Half for the history, an eighth for notifications, a sixteenth for filters, the rest for queues.
     let eighth = config.memory_limit / 8;
     let budget = Arc::new(Budget::new(3 * eighth - eighth / 2));
     let history = config.history_size.min(config.memory_limit / 2);
-    let (hub, ends) = Hub::new(config.send_queue_size, budget, parts.bridge.listening.clone());
-    let notices = Notices::new(eighth);
+    let (hub, ends) = Hub::new(config.send_queue_size, budget, parts.listening.clone());
     let (retention, reach) = (config.history_retention, config.max_slot_wal_keep_size);
-    let feed = parts.feed.clone();
-    let thread = std::thread::Builder::new().name("tide hub".into()).spawn(move || {
-        let commands = ends.commands.clone();
-        let history = History::new(history, retention, reach);
-        Stream::new(parts, ends, history, notices, stopping).run(&commands, &feed);
-    })?;
-    Ok((hub, thread))
+    let history = History::new(history, retention, reach);
+    (hub, Stream::new(parts, ends, history, Notices::new(eighth)))
 }
 
-struct Stream {
+/// The hub's own half. Whatever it does not know yet waits beside the stream: nothing in it blocks.
+pub struct Stream {
     history: History,
     roster: Roster,
     laggards: Laggards,
@@ -86,10 +84,17 @@ struct Stream {
     live: Option<Live>,
     announce: watch::Sender<Option<Live>>,
     stalled: Arc<Mutex<Option<String>>>,
-    bridge: Arc<Bridge>,
+    uplink: Uplink,
+    /// What the worker was told last of how far the slot may move, and when.
+    confirmed: (Lsn, Instant),
+    /// Why the stream is another than before, if that was said.
+    cause: Option<String>,
+    feed: mpsc::Receiver<Feed>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    /// Notifications that nobody has had yet.
+    notified: VecDeque<Vec<Notification>>,
     stats: Arc<Stats>,
     receipts: Receipts,
-    stopping: Arc<AtomicBool>,
     casts: Arc<Casts>,
     bodies: Bodies,
     sheet: Sheet,
@@ -98,28 +103,26 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(
-        parts: Parts,
-        ends: Ends,
-        history: History,
-        notices: Notices,
-        stopping: Arc<AtomicBool>,
-    ) -> Stream {
-        let Parts { bridge, catalog, runtime, stats, receipts, .. } = parts;
+    fn new(parts: Parts, ends: Ends, history: History, notices: Notices) -> Stream {
+        let Parts { feed, uplink, catalog, stats, receipts, .. } = parts;
         Stream {
             history,
             roster: Roster::default(),
             laggards: Laggards::default(),
             notices,
-            inquiries: Inquiries::new(catalog.clone(), runtime.clone()),
-            entitlements: Entitlements::new(catalog, runtime),
+            inquiries: Inquiries::new(catalog.clone()),
+            entitlements: Entitlements::new(catalog),
             live: None,
             announce: ends.live,
             stalled: ends.stalled,
-            bridge,
+            uplink,
+            confirmed: (Lsn(0), Instant::now()),
+            cause: None,
+            feed,
+            commands: ends.commands,
+            notified: VecDeque::new(),
             stats,
             receipts,
-            stopping,
             casts: ends.casts,
             bodies: Bodies::default(),
             sheet: Sheet::default(),
@@ -128,56 +131,76 @@ impl Stream {
         }
     }
 
-    fn run(mut self, commands: &Receiver<Command>, feed: &Receiver<Feed>) {
-        let (closed, notified, deaf) = (never(), self.bridge.notified(), never());
-        let (answers, outcomes) = (self.inquiries.answers(), self.entitlements.outcomes());
-        while !self.stopping.load(Ordering::Acquire) {
-            let has_room = self.make_room();
-            // Without room in the history the decoder waits: its channel fills up.
-            let feed = if has_room { feed } else { &closed };
-            let hears = self.notices.has_room(&self.roster, &self.stats, Instant::now());
-            let notified = if hears { &notified } else { &deaf };
-            let has_work = self.laggards.has_work() || self.notices.has_work();
-            let wait = match (has_work, has_room && hears && !self.inquiries.is_resting()) {
-                (true, _) => Duration::ZERO,
-                (false, false) => SHORT_TICK,
-                (false, true) => TICK,
-            };
-            select! {
-                recv(commands) -> command => match command {
-                    Ok(Command::Stop) | Err(_) => break,
-                    Ok(command) => self.obey(command),
-                },
-                recv(feed) -> next => match next {
-                    Ok(next) => {
-                        if feed.capacity().is_some_and(|capacity| feed.len() + 1 == capacity) {
-                            self.bridge.wake();
-                        }
-                        self.take(next);
-                    }
-                    Err(_) => break,
-                },
-                recv(notified) -> said => for said in said.iter().flatten() {
-                    self.notices.deliver(said, &self.roster, &self.stats);
-                },
-                recv(answers) -> answer => if let Ok(answer) = answer {
-                    let (laggards, stats) = (&mut self.laggards, &self.stats);
-                    let (roster, entitlements) = (&mut self.roster, &mut self.entitlements);
-                    self.inquiries.settle(answer, roster, entitlements, laggards, stats);
-                },
-                recv(outcomes) -> outcome => if let Ok(outcome) = outcome {
-                    self.entitlements.learn(outcome);
-                },
-                default(wait) => {}
-            }
-            self.roster.routes.remake(self.entitlements.answered_late());
+    /// Runs until it is told to stop, or the feed ends.
+    pub async fn run(mut self) {
+        while self.turn().await {
+            self.roster.routes.remake(self.entitlements.answered());
             self.serve_laggards();
             let (laggards, stats) = (&mut self.laggards, &self.stats);
             let (roster, entitlements) = (&mut self.roster, &mut self.entitlements);
             self.inquiries.ask(roster, &self.history, entitlements, laggards, stats);
+            // The sessions on this thread write what they were given.
+            tokio::task::yield_now().await;
         }
         for session in self.roster.sessions.values() {
             session.queue.close(Goodbye::Shutdown);
+        }
+    }
+
+    /// Waits for something to do, and does it; false: there is to be no more.
+    async fn turn(&mut self) -> bool {
+        let has_room = self.make_room();
+        let hears = self.notices.has_room(&self.roster, &self.stats, Instant::now());
+        while hears && let Some(said) = self.notified.pop_front() {
+            for said in &said {
+                self.notices.deliver(said, &self.roster, &self.stats);
+            }
+        }
+        // Without room in the history the feed waits, and the worker with it.
+        let takes = has_room && self.notified.len() < NOTICES;
+        let has_work = self.laggards.has_work() || self.notices.has_work();
+        let wait = match takes && hears && !self.inquiries.is_resting() {
+            true => TICK,
+            false => SHORT_TICK,
+        };
+        tokio::select! {
+            biased;
+            command = self.commands.recv() => return self.obey_all(command),
+            next = self.feed.recv(), if takes => match next {
+                Some(next) => self.take(next),
+                None => return false,
+            },
+            answer = self.inquiries.answer() => {
+                let (laggards, stats) = (&mut self.laggards, &self.stats);
+                let (roster, entitlements) = (&mut self.roster, &mut self.entitlements);
+                self.inquiries.settle(answer, roster, entitlements, laggards, stats);
+            }
+            outcome = self.entitlements.outcome() => self.entitlements.learn(outcome),
+            () = std::future::ready(()), if has_work => {}
+            () = tokio::time::sleep(wait) => self.confirm(),
+        }
+        true
+    }
+
+    /// Takes up what sessions ask for; false: to stop.
+    fn obey_all(&mut self, first: Option<Command>) -> bool {
+        let mut next = first;
+        for _ in 0..COMMANDS {
+            match next {
+                None | Some(Command::Stop) => return false,
+                Some(command) => self.obey(command),
+            }
+            next = match self.commands.try_recv() {
+                Ok(command) => Some(command),
+                Err(_) => return true,
+            };
+        }
+        match next {
+            None | Some(Command::Stop) => false,
+            Some(command) => {
+                self.obey(command);
+                true
+            }
         }
     }
 
@@ -216,9 +239,16 @@ impl Stream {
     }
 
     /// The slot may move up to what the history still holds, or to the end of what was decoded.
-    fn confirm(&self) {
+    fn confirm(&mut self) {
         self.measure();
-        self.bridge.confirm(self.history.oldest_commit().unwrap_or(self.history.decoded()));
+        let lsn = self.history.oldest_commit().unwrap_or(self.history.decoded());
+        let (told, when) = self.confirmed;
+        let is_far = lsn.0.saturating_sub(told.0) >= CONFIRM_BYTES;
+        if lsn > told && (is_far || when.elapsed() >= CONFIRM_DELAY) {
+            self.confirmed = (lsn, Instant::now());
+            self.stats.confirmed.set(lsn.0);
+            self.uplink.confirm(lsn);
+        }
     }
 
     fn measure(&self) {
@@ -239,7 +269,12 @@ impl Stream {
                 self.roster.routes.forget(&change);
             }
             Feed::Forged(count) => self.stats.forged_messages_total.add(count),
-            Feed::Live { epoch, from } => self.go_live(Live { epoch, from }),
+            Feed::Notified(notifications) => self.notified.push_back(notifications),
+            Feed::Ping(number) => self.uplink.alive(number),
+            Feed::Live { epoch, from, cause } => {
+                self.cause = cause;
+                self.go_live(Live { epoch, from });
+            }
             Feed::Stalled { reason } => {
                 *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
                 self.stats.live.set(0);
@@ -251,6 +286,7 @@ impl Stream {
         let same = self.live.is_some_and(|before| before.epoch == live.epoch);
         if !same {
             self.history.restart(live.from);
+            self.confirmed.0 = Lsn(0);
             self.stats.decoded.set(live.from.0);
             // Whoever was here has lost what lies between the two slots.
             if self.live.is_some() {
@@ -265,7 +301,8 @@ impl Stream {
 
     fn announce_gap(&mut self) {
         for group in self.roster.groups_mut() {
-            let gap = Resync { reason: "epoch", oldest: None, newest: None };
+            let reason = self.cause.as_deref().unwrap_or("epoch");
+            let gap = Resync { reason, oldest: None, newest: None };
             let frame = resync(group.key.vsn, None, &group.key.topic, gap);
             for member in &mut group.members {
                 member.lag = None;
@@ -275,9 +312,8 @@ impl Stream {
         }
     }
 
-    fn deliver(&mut self, mut batch: Batch) {
+    fn deliver(&mut self, batch: Batch) {
         let Some(live) = self.live else { return };
-        batch.shrink();
         let batch = Arc::new(batch);
         let first = self.history.push(Arc::clone(&batch), Instant::now());
         self.stats.events_total.add(batch.events.len() as u64);
