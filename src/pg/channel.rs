@@ -6,7 +6,9 @@ use std::ffi::CString;
 use pgrx::{PgSqlErrorCode, Spi};
 
 use super::executor::as_role;
-use super::judge::{set, with_claims};
+use super::expression;
+use super::judge::with_claims;
+use super::session::set;
 use super::transaction::Refusal;
 use crate::catalog::protocol::Grant;
 
@@ -23,7 +25,6 @@ pub(super) fn grants(
     let name = CString::new(topic).map_err(|_| internal("a topic with a null character"))?;
     let mut grants = vec![Grant::default(); extensions.len()];
     let asked = as_role(role, || {
-        // Before the search path is another: names are to mean the same under any.
         let (read, write) = policies()?;
         with_claims(claims, || {
             set(c"request.topic", &name);
@@ -63,8 +64,8 @@ fn admits(condition: &str, topic: &str, extensions: &[String]) -> Result<Vec<boo
               pg_catalog.unnest(array[row($1, about)::tide.channel]) as channel"
     );
     let arguments = [topic.into(), extensions.to_vec().into()];
-    let answer = Spi::get_one_with_args::<Vec<bool>>(&query, &arguments);
-    answer.ok().flatten().ok_or_else(|| internal("the policies gave no answer"))
+    let answer = expression::value::<Vec<bool>>(&query, &arguments)?;
+    answer.ok_or_else(|| internal("the policies gave no answer"))
 }
 
 fn internal(message: &str) -> Refusal {

@@ -2,15 +2,16 @@
 //! Postgres itself as the client's role and with its claims.
 
 use std::cell::Cell;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::time::{Duration, Instant};
 
 use pgrx::datum::DatumWithOid;
 use pgrx::{PgSqlErrorCode, Spi, pg_sys};
 
 use super::executor::as_role;
-use super::guc;
+use super::session::set;
 use super::transaction::{Refusal, allow};
+use super::{expression, guc};
 use crate::catalog::protocol::{Evaluation, Evaluations, Judgement, Judgements};
 
 /// How long an executor goes on with further clients of one question: others wait for it.
@@ -50,7 +51,7 @@ pub(super) fn evaluate(
         claims,
         || Ok(()),
         |()| {
-            let values = Spi::get_one::<Vec<Option<String>>>(&query).ok().flatten();
+            let values = expression::value::<Vec<Option<String>>>(&query, &[])?;
             values.map(Evaluation::Values).ok_or_else(|| internal("no values"))
         },
         Evaluation::Failed,
@@ -90,8 +91,7 @@ fn for_each<P, A>(
 }
 
 /// Does the work as a client with these claims would see it, within the time that one question
-/// may take. Names without a schema mean what they mean in an ordinary session: functions that
-/// policies call may contain some.
+/// may take.
 pub(super) fn with_claims<R>(
     claims: &str,
     work: impl FnOnce() -> Result<R, Refusal>,
@@ -101,30 +101,10 @@ pub(super) fn with_claims<R>(
     // SAFETY: in a transaction, whose end takes all of it back if the work fails.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
     set(c"request.jwt.claims", &claims);
-    // SAFETY: a string that the setting owns; it is copied.
-    unsafe {
-        let path = pg_sys::GetConfigOptionResetString(c"search_path".as_ptr());
-        if !path.is_null() {
-            set(c"search_path", CStr::from_ptr(path));
-        }
-    }
     let result = work()?;
     // SAFETY: the level begun above.
     unsafe { pg_sys::AtEOXact_GUC(false, level) };
     Ok(result)
-}
-
-/// Sets a setting for the rest of the transaction, or of [`with_claims`].
-pub(super) fn set(name: &CStr, value: &CStr) {
-    // SAFETY: in a transaction, with strings that outlive the call.
-    unsafe {
-        pg_sys::SetConfigOption(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_USERSET,
-            pg_sys::GucSource::PGC_S_SESSION,
-        );
-    }
 }
 
 /// Rows of a table as Postgres's own values.
@@ -154,16 +134,14 @@ impl Shipment {
     }
 
     fn admitted(&self, condition: &str) -> Result<Vec<bool>, Refusal> {
-        // In the list of results, so that nothing is reordered or left out. Planned for each client
-        // anew: a function that reads the claims but is declared IMMUTABLE becomes a constant of
-        // the plan, and would be another client's.
+        // In the list of results, so that nothing is reordered or left out.
         let query = format!(
             "select array(select coalesce(({condition}), false) from pg_catalog.unnest($1) as {})",
             self.name
         );
         // SAFETY: the value and its type come from the same query.
         let rows = unsafe { DatumWithOid::new(self.rows, self.rows_type) };
-        let admitted = Spi::get_one_with_args::<Vec<bool>>(&query, &[rows]).ok().flatten();
+        let admitted = expression::value::<Vec<bool>>(&query, &[rows])?;
         admitted.ok_or_else(|| internal("the policy gave no answer"))
     }
 }

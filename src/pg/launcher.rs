@@ -13,7 +13,7 @@ use super::background::{Background, Full, Handle};
 use super::databases;
 use super::scout::Scout;
 use super::shmem::{self, Answer, Entry, Shared, Wanted, WorkerState};
-use super::{guc, orphans, signals, worker};
+use super::{guc, orphans, session, signals, worker};
 use crate::backoff::Backoff;
 
 /// The longest it sleeps; everything it waits for wakes it.
@@ -41,12 +41,9 @@ pub extern "C-unwind" fn tide_launcher_main(_database: pg_sys::Datum) {
     signals::install();
     signals::ignore_cancel();
     let Some(shared) = shmem::shared() else { return };
-    // SAFETY: first thing in a background worker that asked for a connection, to the shared
-    // catalogues only.
-    unsafe {
-        pg_sys::on_shmem_exit(Some(leave), pg_sys::Datum::from(0));
-        pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0);
-    }
+    // SAFETY: a function of this library.
+    unsafe { pg_sys::on_shmem_exit(Some(leave), pg_sys::Datum::from(0)) };
+    session::connect_to_no_database();
     shared.launcher.become_me();
     Launcher::new(shared).run();
 }

@@ -16,6 +16,7 @@ mod drops;
 mod encoding;
 mod entry;
 mod executor;
+mod expression;
 mod failure;
 mod guc;
 mod helper;

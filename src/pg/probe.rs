@@ -7,7 +7,7 @@ use pgrx::prelude::*;
 
 use super::background::{Background, Full, Handle};
 use super::shmem::{self, Answer};
-use super::{guc, signals};
+use super::{guc, session, signals};
 use crate::config::Config;
 
 /// Starts one for the database; it leaves its answer in shared memory.
@@ -38,9 +38,9 @@ pub extern "C-unwind" fn tide_probe_main(database: pg_sys::Datum) {
 /// Connects this background worker to its database; says the database's name and the oid of the
 /// extension in it, which is invalid if there is none.
 pub(super) fn connect(database: pg_sys::Oid) -> (String, pg_sys::Oid) {
-    // SAFETY: first thing in a background worker that asked for a database; then one transaction.
+    session::connect_as_superuser(database);
+    // SAFETY: connected; one transaction.
     unsafe {
-        pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
         pg_sys::StartTransactionCommand();
         let extension = pg_sys::get_extension_oid(c"pg_tide".as_ptr(), true);
         let name = database_name(database);
