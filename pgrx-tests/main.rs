@@ -27,6 +27,7 @@ mod protocol;
 mod readme;
 mod records;
 mod schema_events;
+mod sessions;
 mod slot;
 mod sql;
 mod support;

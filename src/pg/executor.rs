@@ -6,7 +6,7 @@ use pgrx::datum::DatumWithOid;
 use pgrx::{PgSqlErrorCode, Spi, pg_sys};
 
 use super::transaction::{Refusal, rolled_back};
-use super::{guc, role};
+use super::{guc, role, session};
 use crate::catalog::protocol::Cast;
 
 /// Parses each text as a value of the type, as a literal in a query would be, and answers what
@@ -24,16 +24,22 @@ pub(super) fn cast(role: &str, type_sql: &str, values: &[String]) -> Result<Stri
 /// Runs `work` as the role, for one transaction that leaves nothing behind: code that belongs to
 /// others (a domain's check, say) may run in it, so it is read only, security-restricted (no way
 /// back to another role, nothing that outlives the transaction) and limited in time.
+///
+/// The role is set as SET ROLE does it, as policies may look at `current_setting('role')`. By itself
+/// that would let them SET another: the session's user is a member of every role of clients. What is
+/// set by `SetUserIdAndSecContext` forbids that, and RESET too.
 pub(super) fn as_role<R>(
     role: &str,
     work: impl FnOnce() -> Result<R, Refusal>,
 ) -> Result<R, Refusal> {
     rolled_back(guc::policy_timeout(), || {
         let oid = role::usable(role)?;
+        let name = CString::new(role).map_err(|_| internal("a role with a null character"))?;
         let context = pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE;
         // SAFETY: in a transaction, whose end takes both back.
         unsafe {
             pg_sys::NewGUCNestLevel();
+            session::set(c"role", &name);
             pg_sys::SetUserIdAndSecContext(oid, context as i32);
         }
         work()
