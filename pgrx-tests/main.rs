@@ -9,6 +9,7 @@ mod abuse;
 mod changes;
 mod channels;
 mod clients;
+mod enums;
 mod first_minute;
 mod historic_catalogue;
 mod identity;

@@ -155,7 +155,6 @@ fn what_a_databases_owner_puts_on_its_search_path_is_run_as_nobody_else() {
             "alter database {name} set search_path = trap, pg_catalog, public"
         ));
     }
-    owners.batch_execute("alter database trapped set role = 'pg_monitor'").unwrap();
 
     let is_superuser = || -> bool {
         let query = "select rolsuper from pg_roles where rolname = $1";
@@ -173,6 +172,8 @@ fn what_a_databases_owner_puts_on_its_search_path_is_run_as_nobody_else() {
         (is_live || is_superuser()).then_some(())
     });
     assert!(!is_superuser());
+    owners.batch_execute("alter database trapped set role = 'pg_monitor'").unwrap();
+    database.restart_worker();
     signal("HUP", cluster.postmaster());
     for kind in ["pg_tide steward", "pg_tide executor"] {
         let before = wait_until(kind, || database.processes(kind).pop());

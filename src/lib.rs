@@ -14,6 +14,7 @@ pub mod filter;
 pub mod fragment;
 pub mod hub;
 pub mod json;
+pub mod labels;
 pub mod listener;
 pub mod listening;
 pub mod outbox;

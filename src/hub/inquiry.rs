@@ -14,10 +14,10 @@ use super::group::GroupId;
 use super::history::{History, Seq};
 use super::replay::Laggards;
 use super::roster::Roster;
-use crate::catalog::protocol::{Evaluation, Judgement};
+use super::shipment::{Asked, ROWS, Shipment};
+use crate::catalog::protocol::{Evaluation, Judgement, RENAMED};
 use crate::catalog::{Catalog, CatalogError};
-use crate::event::{EventKind, Operation};
-use crate::policy::{Images, Rule, Seen, Sight, Value, Way};
+use crate::policy::{Rule, Seen, Sight, Value, Way};
 use crate::stats::Stats;
 
 /// The SQLSTATE of a process that was ended, as one is whose code cannot be cancelled.
@@ -26,13 +26,6 @@ const ADMIN_SHUTDOWN: &str = "57P01";
 /// Clients that one question is about, at most: about rows, and about claims.
 const CLIENTS: usize = 64;
 const CLAIMANTS: usize = 256;
-/// Images of rows in one question, at most, and their bytes.
-const ROWS: usize = 1024;
-const BYTES: usize = 1 << 20;
-/// Bytes of an image that can be asked about at all; larger ones count as not known.
-const LARGEST: usize = 16 << 20;
-/// Events looked at for one question.
-const REACH: Seq = 65_536;
 /// Verdicts that a group keeps: those that it has not come to yet. One more drops the oldest, which
 /// is then asked about again.
 const VERDICTS: usize = 4096;
@@ -125,15 +118,6 @@ struct Docket {
     not_before: Option<Instant>,
 }
 
-/// The rows of one event, by their places in the question.
-struct Asked {
-    seq: Seq,
-    before: Option<usize>,
-    after: Option<usize>,
-    /// What is known without asking.
-    sight: Sight,
-}
-
 struct Question {
     rule: Arc<Rule>,
     groups: Vec<GroupId>,
@@ -143,6 +127,8 @@ struct Question {
     count: usize,
     /// A JSON array.
     rows: String,
+    /// Of enums, in the rows and the rule's condition, with their oids.
+    labels: Vec<(u32, String)>,
 }
 
 /// An answered question.
@@ -243,15 +229,16 @@ impl Inquiries {
             let (catalog, sender) = (self.catalog.clone(), self.sender.clone());
             let matter = matter.clone();
             self.runtime.spawn(async move {
-                let Question { rule, groups, claims, asked, count, rows } = question;
+                let Question { rule, groups, claims, asked, count, rows, labels } = question;
                 let Matter { role, table } = &matter;
                 let outcome = if rule.way == Way::Formula {
                     let expressions = rule.claims.iter().map(|claim| claim.sql.to_string());
                     let evaluated = catalog.evaluate(role, expressions.collect(), claims).await;
                     evaluated.map(|all| all.into_iter().map(Said::from).collect())
                 } else {
-                    let judged = catalog.judge(role, *table, &rule.condition, rows, claims).await;
-                    judged.map(|all| all.into_iter().map(Said::from).collect())
+                    let condition = &rule.condition;
+                    let judged = catalog.judge(role, *table, condition, rows, labels, claims);
+                    judged.await.map(|all| all.into_iter().map(Said::from).collect())
                 };
                 // The hub may have stopped.
                 let _ = sender.send(Answer { matter, rule, groups, asked, count, outcome });
@@ -273,8 +260,13 @@ impl Inquiries {
         docket.is_asking = false;
         // The policies were others when the question was asked.
         let is_stale = !Arc::ptr_eq(entitlements.of(&matter.role, matter.table).rule(), &rule);
+        let is_renamed = outcome.as_ref().is_err_and(is_renaming)
+            || outcome.iter().flatten().any(|said| matches!(said, Said::Failed(s) if s == RENAMED));
         let said = match outcome {
             _ if is_stale => Vec::new(),
+            // Sooner than the stream comes to it: the question is put by today's names again. If
+            // they are the ones that it was put by, it is about values that have others in them.
+            _ if is_renamed && entitlements.renew(&matter.role, matter.table) => Vec::new(),
             Ok(said) => said,
             Err(CatalogError::Unavailable) => {
                 docket.not_before = Some(Instant::now() + RETRY);
@@ -355,6 +347,11 @@ impl Hearing {
     }
 }
 
+/// Whether it was about labels of enums that have other names by now.
+fn is_renaming(error: &CatalogError) -> bool {
+    matches!(error, CatalogError::Refused { sqlstate, .. } if sqlstate == RENAMED)
+}
+
 /// Lets the members of a group go on.
 fn wake(id: GroupId, roster: &mut Roster, laggards: &mut Laggards) {
     let Some(group) = roster.group_mut(id) else { return };
@@ -405,10 +402,10 @@ impl Docket {
         }
         let mut shipment = Shipment::default();
         if rule.way == Way::Formula {
-            let (asked, rows) = (Vec::new(), String::new());
+            let (asked, rows, labels) = (Vec::new(), String::new(), Vec::new());
             let is_any = !groups.is_empty();
-            let rule = Arc::clone(rule);
-            return is_any.then_some(Question { rule, groups, claims, asked, count: 0, rows });
+            let (rule, count) = (Arc::clone(rule), 0);
+            return is_any.then_some(Question { rule, groups, claims, asked, count, rows, labels });
         }
         shipment.load(table, from, limit, history, entitlement);
         if shipment.asked.is_empty() {
@@ -417,70 +414,9 @@ impl Docket {
             }
             return None;
         }
-        let Shipment { asked, count, mut rows } = shipment;
-        if rows.is_empty() {
-            rows.push(b'[');
-        }
-        rows.push(b']');
-        // Made of values that are JSON, and JSON is UTF-8.
-        let rows = String::from_utf8(rows).unwrap_or_default();
-        Some(Question { rule: Arc::clone(rule), groups, claims, asked, count, rows })
-    }
-}
-
-/// Rows on their way to an executor.
-#[derive(Default)]
-struct Shipment {
-    asked: Vec<Asked>,
-    count: usize,
-    rows: Vec<u8>,
-}
-
-impl Shipment {
-    /// Loads images of the table's rows from the event `from` on.
-    fn load(
-        &mut self,
-        table: u32,
-        from: Seq,
-        limit: usize,
-        history: &History,
-        entitlement: &Entitlement,
-    ) {
-        let attnums = entitlement.attnums();
-        for seq in from..history.head().min(from.saturating_add(REACH)) {
-            if self.count >= limit || self.rows.len() >= BYTES {
-                break;
-            }
-            let Some((batch, index)) = history.at(seq) else { continue };
-            let Some(event) = batch.events.get(index) else { continue };
-            let EventKind::Change(change) = &event.kind else { continue };
-            if change.relation.oid != table || change.operation == Operation::Truncate {
-                continue;
-            }
-            let images = Images::of(batch, change);
-            let (before, after) = entitlement.rule().decidable(&images, &attnums);
-            if before || after {
-                let before = before
-                    .then(|| self.add(|out| entitlement.write_row(out, |a| images.before(a))))
-                    .flatten();
-                let after = after
-                    .then(|| self.add(|out| entitlement.write_row(out, |a| images.after(a))))
-                    .flatten();
-                self.asked.push(Asked { seq, before, after, sight: Sight::unknown(&images) });
-            }
-        }
-    }
-
-    /// Adds an image; gives its place, unless it is too large to be sent.
-    fn add(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Option<usize> {
-        let start = self.rows.len();
-        self.rows.push(if start == 0 { b'[' } else { b',' });
-        write(&mut self.rows);
-        if self.rows.len() - start > LARGEST {
-            self.rows.truncate(start);
-            return None;
-        }
-        self.count += 1;
-        Some(self.count - 1)
+        let (asked, count) = (std::mem::take(&mut shipment.asked), shipment.count);
+        let (rows, mut labels) = shipment.finish();
+        labels.extend_from_slice(entitlement.labels());
+        Some(Question { rule: Arc::clone(rule), groups, claims, asked, count, rows, labels })
     }
 }

@@ -16,6 +16,7 @@ mod recent;
 mod replay;
 mod roster;
 mod route;
+mod shipment;
 mod stream;
 pub mod subscription;
 #[cfg(test)]

@@ -9,11 +9,16 @@ use super::transaction::{Refusal, rolled_back};
 use super::{guc, role, session};
 use crate::catalog::protocol::Cast;
 
+/// Under whatever `search_path`.
+const TO_JSONB: &str = "select pg_catalog.to_jsonb($1)::pg_catalog.text";
+
 /// Parses each text as a value of the type, as a literal in a query would be, and answers what
 /// `to_jsonb` makes of it.
 pub(super) fn cast(role: &str, type_sql: &str, values: &[String]) -> Result<String, Refusal> {
     let values = as_role(role, || {
         let input = Input::of(type_sql)?;
+        // Dates and such are read as an ordinary session reads them.
+        session::be_ordinary();
         values.iter().map(|value| input.to_jsonb(value)).collect()
     })?;
     let code = PgSqlErrorCode::ERRCODE_INTERNAL_ERROR;
@@ -80,8 +85,7 @@ impl Input {
             let datum = pg_sys::OidInputFunctionCall(self.function, value, self.parameter, -1);
             DatumWithOid::new(datum, self.type_oid)
         };
-        let json =
-            Spi::get_one_with_args::<String>("select pg_catalog.to_jsonb($1)::text", &[datum]);
+        let json = Spi::get_one_with_args::<String>(TO_JSONB, &[datum]);
         json.ok().flatten().ok_or_else(|| internal("the value has no JSON form"))
     }
 }

@@ -11,7 +11,7 @@ use pgrx::{PgSqlErrorCode, Spi, pg_sys};
 use super::executor::as_role;
 use super::session::set;
 use super::transaction::{Refusal, allow};
-use super::{expression, guc};
+use super::{expression, guc, labels};
 use crate::catalog::protocol::{Evaluation, Evaluations, Judgement, Judgements};
 
 /// How long an executor goes on with further clients of one question: others wait for it.
@@ -23,13 +23,22 @@ pub(super) fn judge(
     table: u32,
     condition: &str,
     rows: &str,
+    labels: &[(u32, String)],
     claims: &[String],
 ) -> Result<String, Refusal> {
     let judgements = for_each(
         role,
         claims,
-        || Shipment::of(table, rows),
-        |shipment| Ok(Judgement::Visible(shipment.admitted(condition)?)),
+        || {
+            labels::check(labels)?;
+            Shipment::of(table, rows)
+        },
+        |shipment| {
+            let visible = shipment.admitted(condition)?;
+            // What was renamed meanwhile may have been read as another label.
+            labels::check(labels)?;
+            Ok(Judgement::Visible(visible))
+        },
         Judgement::Failed,
     )?;
     encode(&Judgements { judgements })

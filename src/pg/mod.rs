@@ -25,6 +25,7 @@ mod hooks;
 mod inbox;
 mod invalidation;
 mod judge;
+mod labels;
 mod latch;
 mod launcher;
 mod log;

@@ -15,6 +15,7 @@ use super::publication::{self, Operations, Publishing};
 use super::row_filter::{self, RowFilter};
 use super::value::{Origins, Value};
 use crate::event::{Column, Kind, Relation};
+use crate::labels::Labels;
 
 /// A table whose changes are published.
 #[derive(Debug)]
@@ -227,13 +228,10 @@ impl Published {
                 // The rows are the table's own: so are the types and the identity.
                 let own = compat::attribute((*table).rd_att, source);
                 let is_identity = identity.has(own.attnum);
-                columns.push(column(attribute, is_identity, encoding));
-                published.push(PublishedColumn {
-                    source,
-                    is_varlena: own.attlen == -1,
-                    is_identity,
-                    value: Value::of(own.atttypid, memory.0, &mut origins, 0),
-                });
+                let value = Value::of(own.atttypid, memory.0, &mut origins, 0);
+                columns.push(column(attribute, is_identity, value.labels(), encoding));
+                let is_varlena = own.attlen == -1;
+                published.push(PublishedColumn { source, is_varlena, is_identity, value });
             }
             origins.relations.insert((*target).rd_id.to_u32());
             let filter =
@@ -268,6 +266,7 @@ impl Published {
 unsafe fn column(
     attribute: &pg_sys::FormData_pg_attribute,
     identity: bool,
+    labels: Vec<Arc<Labels>>,
     encoding: Encoding,
 ) -> Column {
     // SAFETY: as for `Relations::find`.
@@ -279,6 +278,7 @@ unsafe fn column(
             type_name: type_name(attribute.atttypid, encoding),
             kind: Kind::of(base.to_u32(), pg_sys::type_is_enum(base)),
             identity,
+            labels: labels.into(),
         }
     }
 }

@@ -39,9 +39,11 @@ const CONDUCT: [(&CStr, &CStr); 4] = [
 /// Connects as the bootstrap superuser, in whose session the worker decodes and the probes look.
 pub(super) fn connect_as_superuser(database: pg_sys::Oid) {
     pin();
-    // SAFETY: a background worker that has not connected yet.
+    // SAFETY: a background worker that has not connected yet. The database's settings may have made
+    // another of the session's user, which cannot be pinned.
     unsafe {
         pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
+        pg_sys::SetSessionAuthorization(pg_sys::BOOTSTRAP_SUPERUSERID.into(), true);
     }
 }
 

@@ -121,7 +121,7 @@ struct FoundColumn {
     is_enum: bool,
     readable: bool,
     primary_key: bool,
-    labels: Vec<String>,
+    labels: Vec<(u32, String)>,
 }
 
 impl From<FoundTable> for TableAccess {
