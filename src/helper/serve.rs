@@ -85,8 +85,8 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
         (Hello::Executor, Request::Cast { role, type_sql, values }) => {
             executor::cast(&role, &type_sql, &values)
         }
-        (Hello::Executor, Request::Judge { role, table, condition, rows, claims }) => {
-            policy::judge(&role, table, &condition, &rows, &claims)
+        (Hello::Executor, Request::Judge { role, table, condition, rows, labels, claims }) => {
+            policy::judge(&role, table, &condition, &rows, &labels, &claims)
         }
         (Hello::Executor, Request::Evaluate { role, expressions, claims }) => {
             policy::evaluate(&role, &expressions, &claims)

@@ -372,7 +372,7 @@ impl Stream {
 /// Fixes the settings that values are printed by, so that decoding the same WAL again gives the
 /// same events. To be called once, after the worker has connected to its database.
 pub(crate) fn pin_output_settings() {
-    use pg_sys::GucSource::{PGC_S_DYNAMIC_DEFAULT, PGC_S_OVERRIDE};
+    use pg_sys::GucSource::{PGC_S_DYNAMIC_DEFAULT, PGC_S_SESSION};
     let pinned: [(&CStr, &CStr); 10] = [
         (c"timezone", c"UTC"),
         (c"datestyle", c"ISO, YMD"),
@@ -395,7 +395,7 @@ pub(crate) fn pin_output_settings() {
         }
     };
     for (name, value) in pinned {
-        set(name, value, PGC_S_OVERRIDE);
+        set(name, value, PGC_S_SESSION);
     }
     // Unless it is configured: what is too large for it goes to disk, and memory stays small.
     set(c"logical_decoding_work_mem", c"16MB", PGC_S_DYNAMIC_DEFAULT);

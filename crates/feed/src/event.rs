@@ -7,6 +7,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::labels::Labels;
+
 /// A WAL address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);
@@ -156,10 +158,11 @@ pub struct Column {
     pub kind: Kind,
     /// Part of the replica identity (of the primary key by default).
     pub identity: bool,
+    /// Those that values are printed with: of the enum that it is, or of any within.
+    pub labels: Box<[Arc<Labels>]>,
 }
 
-/// A table as of the event: its live columns in attnum order, generated ones included only if the
-/// WAL has them.
+/// A table as of the event: its live columns in attnum order, as far as the WAL has them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Relation {
     pub oid: u32,

@@ -7,6 +7,7 @@ pub mod catalog;
 pub mod config;
 pub mod event;
 pub mod json;
+pub mod labels;
 pub mod payload;
 pub mod token;
 pub mod wal;

@@ -39,6 +39,10 @@ impl Array {
         }
     }
 
+    pub(super) fn element(&self) -> &Value {
+        &self.element
+    }
+
     /// # Safety
     /// As for [`Value::write`].
     pub(super) unsafe fn write(&mut self, datum: pg_sys::Datum, out: &mut Vec<u8>) {

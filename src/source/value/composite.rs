@@ -88,6 +88,10 @@ impl Composite {
         }
     }
 
+    pub(super) fn values(&self) -> impl Iterator<Item = &Value> {
+        self.fields.iter().map(|field| &field.value)
+    }
+
     /// # Safety
     /// As for [`Value::write`].
     pub(super) unsafe fn write(&mut self, datum: pg_sys::Datum, out: &mut Vec<u8>) {

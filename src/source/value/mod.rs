@@ -5,13 +5,16 @@
 
 mod array;
 mod composite;
+mod labels;
 mod varlena;
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
+use std::sync::Arc;
 
 use pgrx::{error, pg_sys};
 use tide_feed::json;
+use tide_feed::labels::Labels;
 
 use self::array::Array;
 use self::composite::Composite;
@@ -42,6 +45,10 @@ pub(crate) enum Value {
     Jsonb(Output, Encoding),
     Array(Box<Array>),
     Composite(Box<Composite>),
+    /// By labels as they were found, so that it is known which one a text is.
+    Label(Arc<Labels>, Output, Encoding),
+    /// A range, by its output function, and what is within.
+    Range(Box<Value>, Output, Encoding),
     /// Everything else: the output function's text.
     Other(Output, Encoding),
 }
@@ -107,7 +114,7 @@ impl Value {
         }
     }
 
-    /// An array or a composite.
+    /// An array, a composite, an enum or a range.
     unsafe fn nested(
         type_id: pg_sys::Oid,
         memory: pg_sys::MemoryContext,
@@ -128,8 +135,33 @@ impl Value {
                 let composite = Composite::of(type_id, memory, origins, depth + 1)?;
                 return Some(Value::Composite(Box::new(composite)));
             }
+            let (encoding, output) = (Encoding::of_database(), || Output::of(type_id, memory));
+            if pg_sys::type_is_enum(type_id) {
+                return Some(Value::Label(labels::of(type_id), output(), encoding));
+            }
+            let range = if pg_sys::type_is_multirange(type_id) {
+                pg_sys::get_multirange_range(type_id)
+            } else {
+                type_id
+            };
+            if pg_sys::type_is_range(range) {
+                let bound = pg_sys::get_range_subtype(range);
+                let bound = Value::of(bound, memory, origins, depth + 1);
+                return Some(Value::Range(Box::new(bound), output(), encoding));
+            }
         }
         None
+    }
+
+    /// The labels of enums that it is printed with.
+    pub(crate) fn labels(&self) -> Vec<Arc<Labels>> {
+        match self {
+            Value::Label(labels, ..) => vec![Arc::clone(labels)],
+            Value::Range(bound, ..) => bound.labels(),
+            Value::Array(array) => array.element().labels(),
+            Value::Composite(composite) => composite.values().flat_map(Value::labels).collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// Appends the value.
@@ -170,7 +202,14 @@ impl Value {
                 }
                 Value::Array(array) => array.write(datum, out),
                 Value::Composite(composite) => composite.write(datum, out),
-                Value::Other(output, encoding) => {
+                Value::Label(labels, output, encoding) => {
+                    match labels.label(datum.value() as u32) {
+                        Some(label) => json::write_str(out, label),
+                        // Newer than what is known of the type: nobody will take it for another.
+                        None => json::write_str(out, &encoding.utf8(output.text(datum).to_bytes())),
+                    }
+                }
+                Value::Other(output, encoding) | Value::Range(_, output, encoding) => {
                     json::write_str(out, &encoding.utf8(output.text(datum).to_bytes()));
                 }
             }

@@ -113,17 +113,19 @@ impl Catalog {
     }
 
     /// Which of the rows (a JSON array of objects) the condition admits for each client of the
-    /// role, by its claims. An answer may be for the first of them only.
+    /// role, by its claims. `labels` are those of enums in them. An answer may be for the first of
+    /// the clients only.
     pub async fn judge(
         &self,
         role: &str,
         table: u32,
         condition: &str,
         rows: String,
+        labels: Vec<(u32, String)>,
         claims: Vec<String>,
     ) -> Result<Vec<Judgement>, CatalogError> {
         let (role, condition) = (role.into(), condition.into());
-        let request = Request::Judge { role, table, condition, rows, claims };
+        let request = Request::Judge { role, table, condition, rows, labels, claims };
         let answer: Judgements = ask(&self.executors, request).await?;
         Ok(answer.judgements)
     }

@@ -81,13 +81,7 @@ fn access() -> TableAccess {
 }
 
 fn relation() -> Arc<Relation> {
-    let id = Column {
-        attnum: 1,
-        name: "id".into(),
-        type_name: "int8".into(),
-        kind: Kind::Int,
-        identity: true,
-    };
+    let id = Column::new(1, "id", "int8", Kind::Int, true);
     Arc::new(Relation {
         oid: TABLE,
         schema: "public".into(),

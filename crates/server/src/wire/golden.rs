@@ -216,13 +216,8 @@ fn cursor(ordinal: u32) -> Cursor {
 
 /// Columns `id` (the key), `te"xt`, `raw` (bytea), `doc`.
 fn relation() -> Relation {
-    let column = |attnum, name: &str, type_name: &str, kind| Column {
-        attnum,
-        name: name.into(),
-        type_name: type_name.into(),
-        kind,
-        identity: attnum == 1,
-    };
+    let column =
+        |attnum, name, type_name, kind| Column::new(attnum, name, type_name, kind, attnum == 1);
     Relation {
         oid: 16_384,
         schema: "public".into(),

@@ -278,13 +278,8 @@ pub(super) fn table(oid: u32, name: &str) -> TableAccess {
 }
 
 fn relation() -> Arc<Relation> {
-    let column = |attnum, name: &str, type_name: &str, kind| Column {
-        attnum,
-        name: name.into(),
-        type_name: type_name.into(),
-        kind,
-        identity: attnum == 1,
-    };
+    let column =
+        |attnum, name, type_name, kind| Column::new(attnum, name, type_name, kind, attnum == 1);
     Arc::new(Relation {
         oid: TABLE,
         schema: "public".into(),
