@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 
 use crate::bridge::Bridge;
 use crate::catalog::protocol::{
-    Connections, ControlRequest, Disconnected, Explanation, Hello, Recent, Reply, State, Status,
-    Which,
+    Connections, ControlRequest, Disconnected, Explanation, FailedMessages, Hello, Recent, Reply,
+    State, Status, Which,
 };
 use crate::catalog::{Catalog, frame};
 use crate::hub::Hub;
@@ -167,6 +167,9 @@ impl Control {
             connections: self.stats.connections.get(),
             channels: self.stats.channels.get(),
             forged_messages: self.stats.forged_messages_total.get(),
+            failed_messages: (self.stats.failed_messages().iter())
+                .map(|(table, count)| FailedMessages { table: *table, count: *count })
+                .collect(),
             url: self.listener.url(),
             listener_error: self.listener.error(),
             steward: stewards > 0,

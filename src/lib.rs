@@ -5,6 +5,7 @@
 
 pub mod auth;
 pub mod backoff;
+pub mod bounded;
 pub mod bridge;
 pub mod catalog;
 pub mod config;

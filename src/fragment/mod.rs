@@ -9,5 +9,5 @@ mod normal;
 mod number;
 
 pub use datetime::{date, timestamp};
-pub use normal::{NotJson, normalise};
-pub use number::number;
+pub use normal::{Unprintable, normalise};
+pub use number::{number, number_length, numeric_length};

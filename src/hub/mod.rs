@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod entitlement;
+mod failure;
 mod group;
 pub mod handle;
 mod history;

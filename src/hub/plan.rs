@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::entitlement::{Entitlement, Entitlements};
+use super::failure;
 use super::group::{GroupKey, is_about};
 use super::handle::Live;
 use super::history::Seq;
@@ -44,7 +45,7 @@ pub(super) enum Missing {
 }
 
 impl Scene<'_> {
-    fn cursor(&self, position: Position) -> Cursor {
+    pub(super) fn cursor(&self, position: Position) -> Cursor {
         Cursor { epoch: self.live.epoch, position }
     }
 }
@@ -183,9 +184,7 @@ impl Plans {
             }
             EventKind::Message(message) => said(group, scene, message, previous, press),
             EventKind::Schema(change) => altered(group, scene, change, previous, press),
-            EventKind::Failed { relation, sqlstate, .. } => {
-                failure(group, scene, relation.as_deref(), sqlstate, press);
-            }
+            EventKind::Failed(failed) => failure::tell(group, scene, failed, press),
         }
         Ok(())
     }
@@ -524,38 +523,4 @@ fn visibility(
         None => Object::Schema(change.oid),
     };
     Some(entitlements.visibility(role, object)).filter(|visibility| visibility.visible)
-}
-
-/// A change that could not be decoded is told to those it might have been for.
-fn failure(
-    group: &GroupKey,
-    scene: Scene<'_>,
-    relation: Option<&Relation>,
-    sqlstate: &str,
-    press: &mut Press<'_>,
-) {
-    let Some(role) = &group.role else { return };
-    if let Some(relation) = relation {
-        // Whose row it was is not known: it is told to those only who see all of them.
-        let entitlement = press.entitlements.of(role, relation.oid);
-        let sees_all = entitlement.is_granted() && entitlement.rule().way == Way::Constant(true);
-        if !(group.targets(relation) && sees_all) {
-            return;
-        }
-    }
-    let (vsn, topic) = (group.vsn, &group.topic);
-    press.out.push(match (group.style, relation) {
-        (Style::Changes, Some(relation)) => {
-            let about = group.bindings.iter().filter(|b| is_about(&b.target, relation));
-            let ids: Vec<u32> = about.map(|binding| binding.id).collect();
-            let mut data = Vec::new();
-            change::failed_data(&mut data, scene.event, relation, sqlstate);
-            Envelope::changes(vsn, topic, &ids).wrap(press.sheet, &data)
-        }
-        (_, relation) => {
-            let table = relation.map(|relation| (&*relation.schema, &*relation.name));
-            let id = scene.cursor(scene.event.position);
-            encode::change_failed(vsn, topic, table, sqlstate, &id)
-        }
-    });
 }

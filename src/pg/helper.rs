@@ -75,6 +75,8 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
             chores::take_over(table, generation, after, limit)
         }
         (Hello::Steward, Request::Retire { table, ids, keep }) => chores::retire(table, ids, keep),
+        (Hello::Steward, Request::SetAside { table, rows }) => chores::set_aside(table, rows),
+        (Hello::Steward, Request::CountFailed { table }) => chores::count_failed(table),
         (Hello::Steward, Request::Unpublished { table, after, limit }) => {
             chores::unpublished(table, after, limit)
         }
