@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, dead_code, reason = "support/ is written like a library")]
 
 mod abuse;
+mod bounds;
 mod changes;
 mod channels;
 mod clients;
@@ -23,6 +24,7 @@ mod messages;
 mod notify;
 mod oracle;
 mod outbox;
+mod outbox_failures;
 mod policies;
 mod positions;
 mod privileges;

@@ -63,6 +63,7 @@ static IDLE_TIMEOUT: Int = Int::new(60_000);
 static HISTORY_SIZE: Int = Int::new(32 << 10);
 static HISTORY_RETENTION: Int = Int::new(120_000);
 static OUTBOX_RETENTION: Int = Int::new(0);
+static MAX_EVENT_SIZE: Int = Int::new(16 << 10);
 static MAX_SLOT_WAL_KEEP_SIZE: Int = Int::new(1 << 10);
 static POLICY_TIMEOUT: Int = Int::new(1_000);
 
@@ -135,6 +136,11 @@ pub(crate) fn slot_name() -> Option<String> {
 /// Bytes of one message.
 pub(crate) fn max_message_size() -> usize {
     bytes(&MAX_MESSAGE_SIZE)
+}
+
+/// Bytes of one event.
+pub(crate) fn max_event_size() -> usize {
+    bytes(&MAX_EVENT_SIZE)
 }
 
 pub(crate) fn allow_privileged_roles() -> bool {

@@ -76,6 +76,8 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
             outbox::take_over(table, generation, after, limit)
         }
         (Hello::Steward, Request::Retire { table, ids, keep }) => outbox::retire(table, ids, keep),
+        (Hello::Steward, Request::SetAside { table, rows }) => outbox::set_aside(table, rows),
+        (Hello::Steward, Request::CountFailed { table }) => outbox::count_failed(table),
         (Hello::Steward, Request::Unpublished { table, after, limit }) => {
             outbox::unpublished(table, after, limit)
         }

@@ -124,7 +124,8 @@ impl Worker {
         let bridge = Arc::new(Bridge::new(move || ring.ring()));
         let (sender, feed): (Sender<Feed>, _) = bounded(FEED);
         let prefix = guc::slot_name().unwrap_or_default();
-        let stream = Stream::new(prefix, config.publication.clone(), sender, Arc::clone(&bridge));
+        let (publication, largest) = (config.publication.clone(), guc::max_event_size());
+        let stream = Stream::new(prefix, publication, largest, sender, Arc::clone(&bridge));
         let ear = Ear::new(Arc::clone(&bridge));
         helpers::employ(entry.database(), guc::executors());
         Worker {

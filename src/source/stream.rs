@@ -68,12 +68,14 @@ impl Stream {
     pub(crate) fn new(
         slot_prefix: String,
         publication: String,
+        largest_event: usize,
         feed: Sender<Feed>,
         bridge: Arc<Bridge>,
     ) -> Stream {
         // A name with a zero byte in it is no publication's.
         let publication = CString::new(publication).unwrap_or_default();
-        let replay = NonNull::from(Box::leak(Box::new(Replay::new(publication, feed))));
+        let replay =
+            NonNull::from(Box::leak(Box::new(Replay::new(publication, largest_event, feed))));
         plugin::install(replay.as_ptr());
         invalidation::listen();
         // SAFETY: main thread; the name is a constant.

@@ -71,6 +71,11 @@ pub enum Request {
     /// (steward) These rows of an outbox have been published: deletes them, but for the newest of
     /// the table, which is flagged; all are if they are to be kept. Answers [`Retired`].
     Retire { table: u32, ids: Vec<i64>, keep: bool },
+    /// (steward) These rows of an outbox could not be published, each for an SQLSTATE: has them say
+    /// so. Answered by `null`.
+    SetAside { table: u32, rows: Vec<(i64, Box<str>)> },
+    /// (steward) How many rows of an outbox say that they could not be published.
+    CountFailed { table: u32 },
     /// (steward) Rows of an outbox that are not flagged; answers [`Unpublished`].
     Unpublished { table: u32, after: i64, limit: u32 },
     /// (steward) Deletes, of the oldest rows of an outbox, those flagged so long ago; answers how
@@ -378,6 +383,9 @@ pub struct Status {
     /// Messages in the WAL that were not ours, since the worker started.
     #[serde(default)]
     pub forged_messages: u64,
+    /// Rows that outboxes keep because they could not be published.
+    #[serde(default)]
+    pub failed_messages: Vec<FailedMessages>,
     /// Base URL of the listener, if there is one.
     #[serde(default)]
     pub url: Option<String>,
@@ -392,6 +400,14 @@ pub struct Status {
     pub steward: bool,
     /// How many executors are.
     pub executors: u32,
+}
+
+/// Of one outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedMessages {
+    /// Its oid.
+    pub table: u32,
+    pub count: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,9 +3,13 @@
 //! Events travel in batches. A batch is one arena of bytes plus small structs that point into it,
 //! so that a row costs no allocation of its own and subscribers can share it.
 
+mod batch;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+
+pub use batch::{Batch, Row, RowRef, RowStart, Span};
 
 use crate::labels::Labels;
 
@@ -185,57 +189,6 @@ pub enum Datum<'a> {
     Absent,
 }
 
-/// A value's place in its batch's arena, or why it has none.
-#[derive(Clone, Copy, Debug)]
-pub struct Field {
-    start: u32,
-    len: u32,
-}
-
-impl Field {
-    const NULL: u32 = u32::MAX;
-    const UNCHANGED: u32 = u32::MAX - 1;
-    const ABSENT: u32 = u32::MAX - 2;
-}
-
-/// A row in a batch: as many fields as the relation has columns.
-#[derive(Clone, Copy, Debug)]
-pub struct Row {
-    first: u32,
-    len: u32,
-}
-
-/// A row together with the batch that holds its bytes.
-#[derive(Clone, Copy)]
-pub struct RowRef<'a> {
-    arena: &'a [u8],
-    fields: &'a [Field],
-}
-
-impl<'a> RowRef<'a> {
-    /// The value of the column at `index` in [`Relation::columns`]; `Absent` past the end.
-    pub fn get(&self, index: usize) -> Datum<'a> {
-        let Some(field) = self.fields.get(index) else { return Datum::Absent };
-        match field.len {
-            Field::NULL => Datum::Null,
-            Field::UNCHANGED => Datum::Unchanged,
-            Field::ABSENT => Datum::Absent,
-            len => {
-                let start = field.start as usize;
-                self.arena.get(start..start + len as usize).map_or(Datum::Absent, Datum::Json)
-            }
-        }
-    }
-
-    pub fn len(&self) -> usize {
-        self.fields.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.fields.is_empty()
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Operation {
@@ -264,13 +217,6 @@ pub struct Change {
     pub operation: Operation,
     pub old: Option<Row>,
     pub new: Option<Row>,
-}
-
-/// A piece of a batch's arena: see [`Batch::bytes`].
-#[derive(Clone, Copy, Debug)]
-pub struct Span {
-    start: u32,
-    len: u32,
 }
 
 /// What was said to a channel: by `tide.send`, or by a row of an outbox.
@@ -356,13 +302,31 @@ pub enum EventKind {
     Change(Change),
     Message(Message),
     Schema(SchemaChange),
-    /// A change that could not be turned into an event. The text has the SQLSTATE and the
-    /// relation, never a value.
-    Failed {
-        relation: Option<Arc<Relation>>,
-        sqlstate: Box<str>,
-        message: Box<str>,
-    },
+    Failed(Failed),
+}
+
+/// A change or a message that could not be turned into an event.
+#[derive(Clone, Debug, Default)]
+pub struct Failed {
+    /// The table, if it was a change of a row.
+    pub relation: Option<Arc<Relation>>,
+    /// The row's key, as far as it could be read: other columns are absent.
+    pub key: Option<Row>,
+    /// The column that it failed in, by its place in [`Relation::columns`].
+    pub column: Option<usize>,
+    /// The message, if it was one.
+    pub unsaid: Option<Box<Unsaid>>,
+    pub sqlstate: Box<str>,
+    /// Has the SQLSTATE and the relation, never a value.
+    pub message: Box<str>,
+}
+
+/// What is known of a message that could not be turned into an event.
+#[derive(Clone, Debug)]
+pub struct Unsaid {
+    pub channel: Arc<str>,
+    pub private: bool,
+    pub row: Option<OutboxRow>,
 }
 
 #[derive(Clone, Debug)]
@@ -395,128 +359,6 @@ impl Event {
     }
 }
 
-/// Events with the bytes of their rows. Built by the decoder, then shared and never changed.
-#[derive(Debug, Default)]
-pub struct Batch {
-    arena: Vec<u8>,
-    fields: Vec<Field>,
-    pub events: Vec<Event>,
-}
-
-impl Batch {
-    pub fn row(&self, row: Row) -> RowRef<'_> {
-        let first = row.first as usize;
-        RowRef {
-            arena: &self.arena,
-            fields: self.fields.get(first..first + row.len as usize).unwrap_or_default(),
-        }
-    }
-
-    /// An empty batch with room for a little more than this one holds.
-    pub fn likewise(&self) -> Batch {
-        let with_room = |len: usize| len + len / 8;
-        Batch {
-            arena: Vec::with_capacity(with_room(self.arena.len())),
-            fields: Vec::with_capacity(with_room(self.fields.len())),
-            events: Vec::with_capacity(with_room(self.events.len())),
-        }
-    }
-
-    /// Bytes that this batch keeps in memory.
-    pub fn size(&self) -> usize {
-        self.arena.capacity()
-            + self.fields.capacity() * size_of::<Field>()
-            + self.events.capacity() * size_of::<Event>()
-    }
-
-    /// Bytes of row data so far.
-    pub fn len(&self) -> usize {
-        self.arena.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
-    }
-
-    /// Begins a row; values are added by the `push_` methods, one per column, in order.
-    pub fn begin_row(&mut self) -> RowStart {
-        RowStart { field: self.fields.len(), byte: self.arena.len() }
-    }
-
-    /// Ends the row begun at `start`.
-    pub fn end_row(&mut self, start: &RowStart) -> Row {
-        Row { first: start.field as u32, len: (self.fields.len() - start.field) as u32 }
-    }
-
-    /// Forgets everything since `start`: a row whose conversion failed half way.
-    pub fn abandon_row(&mut self, start: &RowStart) {
-        self.fields.truncate(start.field);
-        self.arena.truncate(start.byte);
-    }
-
-    pub fn push_null(&mut self) {
-        self.fields.push(Field { start: 0, len: Field::NULL });
-    }
-
-    pub fn push_unchanged(&mut self) {
-        self.fields.push(Field { start: 0, len: Field::UNCHANGED });
-    }
-
-    pub fn push_absent(&mut self) {
-        self.fields.push(Field { start: 0, len: Field::ABSENT });
-    }
-
-    /// Adds a value: `write` appends its JSON to the arena.
-    pub fn push_json<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
-        let (Span { start, len }, result) = self.push_span(write);
-        self.fields.push(Field { start, len });
-        result
-    }
-
-    /// Adds bytes that belong to no row: `write` appends them to the arena.
-    pub fn push_span<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> (Span, R) {
-        let start = self.arena.len();
-        let result = write(&mut self.arena);
-        let len = self.arena.len() - start;
-        (Span { start: start as u32, len: len as u32 }, result)
-    }
-
-    pub fn bytes(&self, span: Span) -> &[u8] {
-        let start = span.start as usize;
-        self.arena.get(start..start + span.len as usize).unwrap_or_default()
-    }
-
-    /// Gives back the memory that growth left over, before the batch is kept in the history.
-    pub fn shrink(&mut self) {
-        self.arena.shrink_to_fit();
-        self.fields.shrink_to_fit();
-        self.events.shrink_to_fit();
-    }
-}
-
-#[cfg(any(test, feature = "test-support"))]
-impl Batch {
-    /// A row of these values: JSON, `unchanged`, or absent.
-    pub fn row_of(&mut self, values: &[Option<&str>]) -> Row {
-        let start = self.begin_row();
-        for value in values {
-            match value {
-                Some("unchanged") => self.push_unchanged(),
-                Some(json) => self.push_json(|out| out.extend_from_slice(json.as_bytes())),
-                None => self.push_absent(),
-            }
-        }
-        self.end_row(&start)
-    }
-}
-
-/// Where a row began in its batch.
-#[derive(Debug)]
-pub struct RowStart {
-    field: usize,
-    byte: usize,
-}
-
 /// What the catalogue invalidations of a decoded transaction, or of another session, made stale.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CatalogChange {
@@ -547,51 +389,4 @@ pub enum Feed {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn positions_sort_as_text_as_they_do_as_numbers() {
-        let position = |commit, ordinal| Position { commit: Lsn(commit), ordinal };
-        let sorted = [position(1, 0), position(1, 9), position(1, 10), position(0x1_0000_0000, 0)];
-
-        let texts: Vec<String> = sorted.iter().map(Position::to_string).collect();
-
-        assert!(texts.is_sorted());
-        assert!(sorted.is_sorted());
-    }
-
-    #[test]
-    fn cursor_survives_its_text() {
-        let cursor = Cursor {
-            epoch: Epoch { generation: 0xdead_beef, timeline: 3 },
-            position: Position { commit: Lsn(0x1_2345_6789), ordinal: 42 },
-        };
-
-        assert_eq!(cursor.to_string().parse(), Ok(cursor));
-    }
-
-    #[test]
-    fn what_is_not_a_cursor_is_refused() {
-        let signed = format!("+{:013}.+{:023}", 0, 0);
-        for text in ["", ".", "x", &"0".repeat(39), &"é".repeat(20), &signed] {
-            assert_eq!(text.parse::<Cursor>(), Err(CursorError), "{text}");
-        }
-    }
-
-    #[test]
-    fn rows_read_back_what_was_pushed() {
-        let mut batch = Batch::default();
-        let start = batch.begin_row();
-        batch.push_json(|out| out.extend_from_slice(b"42"));
-        batch.push_null();
-        batch.push_unchanged();
-        batch.push_absent();
-        let row = batch.end_row(&start);
-
-        let values = [0, 1, 2, 3, 4].map(|index| batch.row(row).get(index));
-
-        use Datum::{Absent, Json, Null, Unchanged};
-        assert_eq!(values, [Json(b"42"), Null, Unchanged, Absent, Absent]);
-    }
-}
+mod tests;

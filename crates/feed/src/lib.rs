@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backoff;
+pub mod bounded;
 pub mod catalog;
 pub mod config;
 pub mod event;

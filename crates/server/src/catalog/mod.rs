@@ -195,6 +195,20 @@ impl Catalog {
         Ok(answer.kept)
     }
 
+    /// Has rows of an outbox say that they could not be published, each with an SQLSTATE.
+    pub async fn set_aside(
+        &self,
+        table: u32,
+        rows: Vec<(i64, Box<str>)>,
+    ) -> Result<(), CatalogError> {
+        ask(&self.steward, Request::SetAside { table, rows }).await
+    }
+
+    /// How many rows of an outbox say so.
+    pub async fn count_failed(&self, table: u32) -> Result<u64, CatalogError> {
+        ask(&self.steward, Request::CountFailed { table }).await
+    }
+
     /// Up to `limit` rows after `after` that are not flagged, and a WAL address before which they
     /// have committed.
     pub async fn unpublished(

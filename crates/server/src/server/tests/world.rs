@@ -112,9 +112,9 @@ impl World {
     pub(super) fn insert(&self, commit: u64, id: i64, note: &str) {
         let mut batch = Batch::default();
         let start = batch.begin_row();
-        batch.push_json(|out| out.extend_from_slice(id.to_string().as_bytes()));
-        batch.push_json(|out| tide_feed::json::write_str(out, note));
-        let row = batch.end_row(&start);
+        batch.push_text(&id.to_string());
+        batch.push_text(&serde_json::to_string(note).expect("a text"));
+        let row = batch.end_row(&start).expect("a small row");
         let relation = Arc::clone(&self.relation);
         let change = Change { relation, operation: Operation::Insert, old: None, new: Some(row) };
         batch.events.push(Event::alone(commit, EventKind::Change(change)));
