@@ -125,7 +125,10 @@ fn constants_that_print_large_take_no_more_than_they_say() {
     let join = |client: &mut Client, room: usize| {
         let numbers: Vec<String> = (0..100).map(|n| format!("1e{}", 131_071 - n)).collect();
         let filter = format!("n=in.({})", numbers.join(","));
-        let binding = json!({ "event": "*", "schema": "public", "table": t, "filter": filter });
+        let (schema, select) = ("public", ["id"]);
+        let binding = json!({
+            "event": "*", "schema": schema, "table": t, "filter": filter, "select": select
+        });
         client.subscribe_to(&format!("room{room}"), binding);
     };
     let worker = database.worker();

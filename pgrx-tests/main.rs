@@ -6,9 +6,11 @@
 #![allow(unreachable_pub, dead_code, reason = "support/ is written like a library")]
 
 mod abuse;
+mod bounds;
 mod changes;
 mod channels;
 mod clients;
+mod enums;
 mod firewall;
 mod first_minute;
 mod historic_catalogue;
@@ -23,6 +25,7 @@ mod messages;
 mod notify;
 mod oracle;
 mod outbox;
+mod outbox_failures;
 mod policies;
 mod positions;
 mod privileges;
@@ -31,6 +34,7 @@ mod protocol;
 mod readme;
 mod records;
 mod schema_events;
+mod sessions;
 mod slot;
 mod sql;
 mod support;

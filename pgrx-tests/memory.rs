@@ -93,7 +93,7 @@ fn stop_in_the_middle(cluster: &Cluster, database: &Database<'_>, t: &str, state
 }
 
 /// The most memory that a process has had resident, in KiB.
-fn peak_kib(pid: i32) -> u64 {
+pub fn peak_kib(pid: i32) -> u64 {
     // Without the pages of shared memory, which it merely touches.
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let field = |name: &str| -> u64 {

@@ -11,10 +11,10 @@ use crate::support::client::Client;
 use crate::support::cluster::signal;
 use crate::support::{Cluster, DEADLINE, Database, ably, http, wait_until};
 
-const PUBLIC: (&str, &str) = ("tide.public_channels", "on");
+pub const PUBLIC: (&str, &str) = ("tide.public_channels", "on");
 
 /// A database whose channels anybody may join.
-fn open<'a>(cluster: &'a Cluster, name: &str) -> Database<'a> {
+pub fn open<'a>(cluster: &'a Cluster, name: &str) -> Database<'a> {
     cluster.database_with(name, &[PUBLIC])
 }
 
@@ -25,7 +25,7 @@ fn database() -> &'static Database<'static> {
 }
 
 /// A client in a channel.
-fn member(database: &Database<'_>, channel: &str) -> Client {
+pub fn member(database: &Database<'_>, channel: &str) -> Client {
     let mut client = database.client();
     client.join(&format!("realtime:{channel}"), &json!({}));
     client
@@ -33,23 +33,23 @@ fn member(database: &Database<'_>, channel: &str) -> Client {
 
 /// The next message on the channel.
 #[track_caller]
-fn message(client: &mut Client, channel: &str) -> Value {
+pub fn message(client: &mut Client, channel: &str) -> Value {
     client.broadcast(&format!("realtime:{channel}"))
 }
 
 #[track_caller]
-fn refused(sql: &mut postgres::Client, statement: &str) -> DbError {
+pub fn refused(sql: &mut postgres::Client, statement: &str) -> DbError {
     let error = sql.batch_execute(statement).expect_err(statement);
     error.as_db_error().unwrap_or_else(|| panic!("{error}")).clone()
 }
 
-fn count(sql: &mut postgres::Client, query: &str) -> i64 {
+pub fn count(sql: &mut postgres::Client, query: &str) -> i64 {
     sql.query_one(&format!("select count(*) from {query}"), &[]).unwrap().get(0)
 }
 
 /// Waits until all rows but the newest have gone, and that is flagged.
 #[track_caller]
-fn wait_until_swept(database: &Database<'_>, outbox: &str) {
+pub fn wait_until_swept(database: &Database<'_>, outbox: &str) {
     let mut sql = database.sql();
     wait_until(&format!("{outbox} is swept"), || {
         let rows = sql.query(&format!("select locked_by from {outbox}"), &[]).unwrap();
@@ -407,30 +407,6 @@ fn what_an_adopted_tables_owner_wrote_runs_as_that_owner() {
     for row in rows {
         assert_eq!((row.get(0), row.get(1)), ("ob_hostile", "42501"));
     }
-}
-
-#[test]
-fn a_row_that_is_for_no_channel_is_dropped_and_counted() {
-    let cluster = Cluster::shared();
-    let bad = open(cluster, "outbox_bad");
-    let mut sql = bad.sql();
-    sql.batch_execute(&ably::outbox("public", "o")).unwrap();
-    sql.batch_execute("select tide.adopt_outbox('o', false)").unwrap();
-    let mut client = member(&bad, "room");
-
-    sql.batch_execute(
-        "insert into o (mutation_id, channel, name, data) values
-             ('a', 'tide:table:public.t', 'INSERT', '{\"secret\": \"hunter2\"}'),
-             ('b', '', 'nowhere', '{}'),
-             ('c', 'room', 'good', '{}')",
-    )
-    .unwrap();
-
-    assert_eq!(message(&mut client, "room")["event"], "good");
-    wait_until_swept(&bad, "o");
-    let metrics = http::get(bad.port, "/metrics").body;
-    assert!(metrics.contains("pg_tide_refused_messages_total 2\n"), "{metrics}");
-    assert!(!cluster.log().contains("hunter2"));
 }
 
 #[test]

@@ -35,6 +35,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("function _control(jsonb)", ""),
     ("function _drop_if_empty(text,text)", "public"),
     ("function _estimated_rows(oid,real)", "public"),
+    ("function _failed_messages()", "monitor"),
     ("function _invalidate(regclass)", ""),
     ("function _is_announced(oid)", ""),
     ("function _is_place(text,text)", "public"),

@@ -1,15 +1,11 @@
 //! Rows: from the heap's form to a row in a batch.
 
 use pgrx::pg_sys;
-use pgrx::prelude::*;
-use tide_feed::event::{Batch, Row};
+use tide_feed::bounded::Overflow;
+use tide_feed::event::{BatchBuilder, Row};
 
 use crate::source::relation::Published;
 use crate::source::value;
-
-/// Bytes of a row, unpacked, that an event may have: memory that cannot be had would end the
-/// whole server.
-const LARGEST: usize = 128 << 20;
 
 /// A row taken apart: its values are valid for as long as the row it was taken from.
 #[derive(Debug, Default)]
@@ -70,20 +66,36 @@ impl Tuple {
     }
 }
 
-/// Appends the row to the batch.
+/// What keeps a row from being written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TooLarge {
+    /// The column that there was no room for, by its place in the relation.
+    pub(crate) column: Option<usize>,
+    pub(crate) overflow: Overflow,
+}
+
+impl From<Overflow> for TooLarge {
+    fn from(overflow: Overflow) -> TooLarge {
+        TooLarge { column: None, overflow }
+    }
+}
+
+/// Appends the row to the batch. `column` is the one that is being written, also after an error.
 ///
 /// # Safety
 /// A row of the relation that `published` describes; under a historic snapshot. Takes memory from
 /// the current context and does not give it back.
 pub(crate) unsafe fn write(
-    batch: &mut Batch,
+    batch: &mut BatchBuilder,
     published: &mut Published,
     tuple: &Tuple,
     image: Image,
-) -> Row {
+    at: &mut Option<usize>,
+) -> Result<Row, TooLarge> {
     let start = batch.begin_row();
+    // What has been unpacked stays in memory until the row is done.
     let mut size = 0;
-    for column in &mut published.columns {
+    for (index, column) in published.columns.iter_mut().enumerate() {
         if image == Image::Key && !column.is_identity {
             batch.push_absent();
             continue;
@@ -92,30 +104,49 @@ pub(crate) unsafe fn write(
             batch.push_null();
             continue;
         };
-        if column.is_varlena {
-            // SAFETY: as above.
-            unsafe {
-                if value::is_on_disk(datum) {
-                    batch.push_unchanged();
-                    continue;
-                }
-                size += value::size(datum);
-            }
-            assert_size(size);
+        // SAFETY: as above.
+        if column.is_varlena && unsafe { value::is_on_disk(datum) } {
+            batch.push_unchanged();
+            continue;
         }
-        // SAFETY: as above; the value is of the column's type.
-        batch.push_json(|out| unsafe { column.value.write(datum, out) });
+        *at = Some(index);
+        let written = batch.push_json(|out| {
+            if column.is_varlena {
+                // SAFETY: as above.
+                size += unsafe { value::size(datum) };
+                out.admit(size)?;
+            }
+            // SAFETY: as above; the value is of the column's type.
+            unsafe { column.value.write(datum, out) }
+        });
+        written.map_err(|overflow: Overflow| TooLarge { column: *at, overflow })?;
     }
-    batch.end_row(&start)
+    *at = None;
+    Ok(batch.end_row(&start)?)
 }
 
-/// An error if an event cannot have so many bytes.
-pub(crate) fn assert_size(size: usize) {
-    if size > LARGEST {
-        ereport!(
-            ERROR,
-            PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-            "the row is too large for an event"
-        );
+/// Appends what of the row's key can be written, if anything.
+///
+/// # Safety
+/// As for [`write`].
+pub(crate) unsafe fn write_key(
+    batch: &mut BatchBuilder,
+    published: &mut Published,
+    tuple: &Tuple,
+) -> Option<Row> {
+    let start = batch.begin_row();
+    let mut has_any = false;
+    for column in &mut published.columns {
+        let datum = tuple.get(column.source).filter(|_| column.is_identity);
+        // SAFETY: as above; the value is of the column's type.
+        let written = datum.is_some_and(|datum| unsafe {
+            let is_there = !(column.is_varlena && value::is_on_disk(datum));
+            is_there && batch.push_json(|out| column.value.write(datum, out)).is_ok()
+        });
+        has_any |= written;
+        if !written {
+            batch.push_absent();
+        }
     }
+    batch.end_row(&start).ok().filter(|_| has_any)
 }

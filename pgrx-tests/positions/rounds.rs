@@ -4,7 +4,7 @@
 //! `TIDE_POSITION_ROUNDS` sets the number of rounds.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use serde_json::json;
 
@@ -25,7 +25,9 @@ fn what_is_selected_and_what_is_told_are_together_what_is_in_the_table() {
     let database = cluster.database("rounds");
     let t = database.table("t", "id int primary key");
     let (next, stop) = (AtomicI32::new(1), AtomicBool::new(false));
-    let writing = Writing { database: &database, table: &t, next: &next, stop: &stop };
+    let writers = AtomicU64::new(WRITERS);
+    let writing =
+        Writing { database: &database, table: &t, next: &next, stop: &stop, writers: &writers };
     std::thread::scope(|scope| {
         for seed in 1..=WRITERS {
             let writing = &writing;
@@ -134,6 +136,8 @@ struct Writing<'a> {
     /// The next id that is free.
     next: &'a AtomicI32,
     stop: &'a AtomicBool,
+    /// How many have not stopped.
+    writers: &'a AtomicU64,
 }
 
 impl Writing<'_> {
@@ -165,6 +169,7 @@ impl Writing<'_> {
                 }
             }
         }
+        self.writers.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn transaction(&self, dice: &mut Dice) -> String {
@@ -192,7 +197,8 @@ impl Writing<'_> {
     /// Ends commits that wait for the standby, some sooner than others: they become visible.
     fn end_hanging_commits(&self, dice: &mut Dice) {
         let mut sql = self.database.sql();
-        while !self.stop.load(Ordering::Relaxed) || self.hanging(&mut sql) > 0 {
+        // The last of the writers may still be about to wait.
+        while self.writers.load(Ordering::Relaxed) > 0 {
             let end =
                 *dice.pick(&["pg_cancel_backend", "pg_cancel_backend", "pg_terminate_backend"]);
             let statement = format!(
@@ -203,11 +209,6 @@ impl Writing<'_> {
             );
             sql.batch_execute(&statement).unwrap();
         }
-    }
-
-    fn hanging(&self, sql: &mut postgres::Client) -> i64 {
-        let count = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
-        sql.query_one(count, &[]).unwrap().get(0)
     }
 
     /// Waits until the commits that hang now hang no more.

@@ -101,7 +101,7 @@ cross join lateral (
                        'type_sql', pg_catalog.format_type(a.atttypid, a.atttypmod),
                        'base_type', base.oid::pg_catalog.int8,
                        'is_enum', base.typtype = 'e',
-                       'labels', array(select e.enumlabel
+                       'labels', array(select pg_catalog.json_build_array(e.oid::pg_catalog.int8, e.enumlabel)
                                        from pg_catalog.pg_enum as e
                                        where e.enumtypid = base.oid
                                        order by e.enumsortorder),
@@ -161,6 +161,20 @@ left join lateral (
                   coalesce(pg_catalog.pg_get_function_sqlbody(caller.oid), caller.prosrc),
                   callee.proname || '('
               ) > 0
+    ),
+    -- The types of the policies' constants, and those within.
+    compared as (
+        select d.refobjid as oid
+        from policy
+        join pg_catalog.pg_depend as d
+          on d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass and d.objid = policy.oid
+         and d.refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass
+        union
+        select inner_type.oid
+        from compared
+        join pg_catalog.pg_type as outer_type on outer_type.oid = compared.oid
+        cross join lateral (values (outer_type.typelem), (outer_type.typbasetype)) as inner_type (oid)
+        where inner_type.oid <> 0
     )
     select pg_catalog.json_build_object(
                'policies',
@@ -237,6 +251,14 @@ left join lateral (
                array(select a.attnum
                      from pg_catalog.pg_attribute as a
                      join pg_catalog.pg_collation as c on c.oid = a.attcollation
-                     where a.attrelid = t.oid and a.attnum > 0 and not c.collisdeterministic)
+                     where a.attrelid = t.oid and a.attnum > 0 and not c.collisdeterministic),
+               'labels',
+               array(select pg_catalog.json_build_array(e.oid::pg_catalog.int8, e.enumlabel)
+                     from pg_catalog.pg_enum as e
+                     where e.enumtypid in (select compared.oid from compared)
+                       -- As far as they are printed, or would be in other characters.
+                       and exists (select from policy
+                                   where pg_catalog.strpos(policy.condition, e.enumlabel::pg_catalog.text) > 0
+                                      or e.enumlabel operator(pg_catalog.~) '[''"\\]'))
            ) as description
 ) as security on t.row_security;

@@ -67,13 +67,14 @@ comment on table tide.outbox is
 'Messages for channels: an INSERT here is published when it commits, in commit order, from the WAL. Grant INSERT on it to the roles that may publish to any channel. Published rows are deleted, but for the newest';
 comment on column tide.outbox.sequence_id is 'Counts the rows; larger ones may commit, and be published, before smaller ones';
 comment on column tide.outbox.mutation_id is 'Passed on to clients, who can tell by it what they have had already; a uuid if none is given';
-comment on column tide.outbox.channel is 'Where to: the name that clients join. What begins with "tide:" is refused';
+comment on column tide.outbox.channel is 'Where to: the name that clients join. What begins with "tide:" is refused, and what is empty or longer than 246 bytes';
 comment on column tide.outbox.name is 'The name of the event';
 comment on column tide.outbox.rejected is 'Passed on to clients: the mutation was refused';
 comment on column tide.outbox.data is 'The payload; what is no object arrives as {"data": ...}';
 comment on column tide.outbox.headers is 'Passed on to clients';
-comment on column tide.outbox.locked_by is 'pg_tide''s own: "published" once that has happened';
-comment on column tide.outbox.lock_expiry is 'pg_tide''s own: when it was published, in UTC';
+comment on column tide.outbox.locked_by is
+'pg_tide''s own: "published" once that has happened; "failed: " and an SQLSTATE where it could not be: such a row stays until you delete it';
+comment on column tide.outbox.lock_expiry is 'pg_tide''s own: when it was published, or could not be, in UTC';
 comment on column tide.outbox.private is 'Whether it is for those who joined the channel as a private one, or for the others';
 revoke all on table tide.outbox from public;
 -- Messages that wait survive pg_dump.
@@ -87,18 +88,33 @@ language plpgsql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if new.channel = '' then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = 'the channel name is empty',
+            hint = 'Name the channel that clients join.';
+    end if;
+    if not starts_with(new.channel, 'tide:') then
+        raise exception using
+            errcode = 'name_too_long',
+            message = 'the channel name is too long',
+            detail = format('It has %s bytes; 246 are allowed.', octet_length(new.channel)),
+            hint = 'No client could join it. Use a shorter name.';
+    end if;
     raise exception using
         errcode = 'reserved_name',
         message = format('channel "%s" is reserved', new.channel),
         hint = 'Channels that begin with "tide:" are pg_tide''s own. Use another name.';
 end
 $$;
-comment on function tide._refuse_reserved_channel() is 'Internal. Keeps messages off pg_tide''s own topics';
+comment on function tide._refuse_reserved_channel() is
+'Internal. Refuses messages for channels that are pg_tide''s own, or that nobody can join';
 revoke execute on function tide._refuse_reserved_channel() from public;
 
 create trigger refuse_reserved_channel
 before insert or update of channel on tide.outbox
-for each row when (pg_catalog.starts_with(new.channel, 'tide:'))
+for each row when (new.channel = '' or pg_catalog.octet_length(new.channel) > 246
+                   or pg_catalog.starts_with(new.channel, 'tide:'))
 execute function tide._refuse_reserved_channel();
 
 create function tide.enqueue(

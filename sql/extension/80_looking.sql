@@ -29,6 +29,7 @@ create function tide.status(
     out connections bigint,
     out channels bigint,
     out forged_messages bigint,
+    out failed_messages bigint,
     out url text,
     out listener_error text,
     out connection_limit bigint,
@@ -47,14 +48,16 @@ begin atomic
            end,
            w.history_events, w.history_bytes,
            coalesce(w.connections, 0), coalesce(w.channels, 0), coalesce(w.forged_messages, 0),
+           coalesce((select sum((f.value ->> 'count')::bigint)::bigint
+                     from jsonb_array_elements(w.failed_messages) as f), 0),
            w.url, w.listener_error, nullif(w.connection_limit, 0),
            coalesce(w.steward, false), coalesce(w.executors, 0)
     from jsonb_to_record(tide._worker_status()) as w (
         pid integer, state text, reason text, started_at bigint, restarts integer,
         epoch text, decoded_lsn numeric,
         history_events bigint, history_bytes bigint, connections bigint, channels bigint,
-        forged_messages bigint, url text, listener_error text, connection_limit bigint,
-        steward boolean, executors integer
+        forged_messages bigint, failed_messages jsonb, url text, listener_error text,
+        connection_limit bigint, steward boolean, executors integer
     )
     left join lateral (
         select r.slot_name, r.confirmed_flush_lsn, r.restart_lsn

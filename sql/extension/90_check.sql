@@ -275,9 +275,26 @@ end
 $$;
 comment on function tide._check_tables() is 'Internal. The part of tide.check() about what is published';
 
+create function tide._failed_messages()
+returns table (relation regclass, count bigint)
+language sql volatile parallel unsafe
+security definer
+set search_path = pg_catalog, pg_temp
+begin atomic
+    -- As the worker knows it: a look at a table that was adopted might run its owner's code.
+    select o.relation, (f.value ->> 'count')::bigint
+    from jsonb_array_elements(tide._worker_status() -> 'failed_messages') as f
+    join tide.outboxes as o on o.relation = (f.value ->> 'table')::oid
+    where f.value ->> 'count' <> '0';
+end;
+comment on function tide._failed_messages() is
+'Internal. How many rows outboxes keep because they could not be published';
+revoke execute on function tide._failed_messages() from public;
+grant execute on function tide._failed_messages() to pg_monitor;
+
 create function tide._check_outboxes()
 returns table (item text, ok boolean, problem text, fix text)
-language sql stable parallel safe
+language sql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
 begin atomic
     select format('outbox %s', o.relation), false, string_agg(p, '; ' order by p),
@@ -285,7 +302,15 @@ begin atomic
     from tide.outboxes as o
     join pg_class as c on c.oid = o.relation
     cross join lateral tide._outbox_problems(o.relation) as p
-    group by o.relation;
+    group by o.relation
+    union all
+    select format('messages of %s', f.relation), false,
+           format('%s could not be published, and are kept', f.count),
+           format('select sequence_id, channel, name, locked_by from %1$s where locked_by like ''failed: %%'';'
+                  || ' -- what follows is an SQLSTATE; insert what is still wanted anew, mended (an INSERT is what'
+                  || ' publishes), and delete these: delete from %1$s where locked_by like ''failed: %%'';',
+                  f.relation)
+    from tide._failed_messages() as f;
 end;
 comment on function tide._check_outboxes() is 'Internal. The part of tide.check() about tables that are outboxes';
 revoke execute on function tide._check_outboxes() from public;

@@ -12,7 +12,7 @@ use crate::helper::session;
 /// Has the decoder look at the table again, at this point of the WAL. Not for users.
 #[pg_extern]
 fn tide_invalidate(relation: pg_sys::Oid) {
-    let query = "select 1 from pg_catalog.pg_class where oid = $1";
+    let query = "select 1 from pg_catalog.pg_class where oid operator(pg_catalog.=) $1";
     let is_there = Spi::get_one_with_args::<i32>(query, &[relation.into()]);
     // Dropped tables are remembered by nobody; asking about one would be an error.
     if is_there.ok().flatten().is_some() {
@@ -40,7 +40,7 @@ fn tide_release_outbox(table: pg_sys::Oid) {
 /// These functions are written in C for the sake of this: in one that is SECURITY DEFINER nobody
 /// can say who its caller is, and in any other the caller would need to write `tide.outboxes`.
 fn assert_owner(table: pg_sys::Oid) {
-    let query = "select relowner from pg_catalog.pg_class where oid = $1";
+    let query = "select relowner from pg_catalog.pg_class where oid operator(pg_catalog.=) $1";
     let owner = Spi::get_one_with_args::<pg_sys::Oid>(query, &[table.into()]).ok().flatten();
     let Some(owner) = owner else {
         let code = PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use tide_feed::wal::{Key, PREFIX, Place, WalMessage, seal};
-use tide_server::topic;
+use tide_feed::channel;
 
 use crate::backend::report;
 use crate::encoding::Encoding;
@@ -14,11 +14,11 @@ use crate::source::message_key;
 use crate::{compat, guc};
 
 /// Bytes of a channel's name: with its prefix it must be a topic.
-const LONGEST_CHANNEL: usize = topic::MAX_LENGTH - topic::PREFIX.len();
+const LONGEST_CHANNEL: usize = channel::MAX_NAME;
 /// Bytes of a message's name, and of a mutation id.
 const LONGEST_NAME: usize = 255;
-/// Bytes of a message, whatever the settings say.
-const LARGEST: usize = 128 << 20;
+/// Bytes that a message's data may take besides themselves.
+const WRAPPING: usize = 16;
 
 thread_local! {
     static KEY: RefCell<Option<Rc<Key>>> = const { RefCell::new(None) };
@@ -177,16 +177,17 @@ fn check_length(name: &str, what: &str, longest: usize) {
 }
 
 fn check_size(size: usize) {
-    let limit = guc::max_message_size();
-    if size > limit.min(LARGEST) {
-        let hint = if limit < LARGEST {
+    let (message, event) = (guc::max_message_size(), guc::max_event_size() - WRAPPING);
+    let limit = message.min(event);
+    if size > limit {
+        let hint = if message < event {
             "Send less, or raise tide.max_message_size."
         } else {
-            "No message may have more than 128 MB."
+            "Send less, or raise tide.max_event_size."
         };
         report::raise(
             PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-            format!("the message has {size} bytes, and {} are allowed", limit.min(LARGEST)),
+            format!("the message has {size} bytes, and {limit} are allowed"),
             hint,
         );
     }

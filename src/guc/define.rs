@@ -9,6 +9,8 @@ use super::*;
 
 /// Largest size in kB that a setting can have.
 const MAX_KB: i32 = i32::MAX / 1024;
+/// An event must be far from where places in a batch no longer fit 32 bits.
+const MAX_EVENT_KB: i32 = 256 << 10;
 /// `SET name = a, b` without quotes; pgrx has no name for it.
 const LIST: GucFlags = GucFlags::from_bits_retain(pg_sys::GUC_LIST_INPUT as i32);
 const DAY_MS: i32 = 24 * 60 * 60 * 1000;
@@ -84,6 +86,15 @@ fn define_source() {
         c"A random suffix is added to it. Empty: tide_ and the oid of the database.",
         &SLOT_NAME,
         GucFlags::IS_NAME,
+    );
+    int(
+        c"tide.max_event_size",
+        c"Sets the largest row change or message that is streamed.",
+        c"As JSON, and unpacked. In place of a larger one clients get an error event with its key.",
+        &MAX_EVENT_SIZE,
+        64,
+        MAX_EVENT_KB,
+        GucFlags::UNIT_KB,
     );
     int(
         c"tide.max_slot_wal_keep_size",
@@ -307,6 +318,15 @@ fn define_limits() {
         c"Sets after how long a connection that sends nothing, not even a heartbeat, is closed.",
         c"Clients of Supabase Realtime send a heartbeat every 25 or 30 seconds.",
         &IDLE_TIMEOUT,
+        1_000,
+        DAY_MS,
+        GucFlags::UNIT_MS,
+    );
+    int(
+        c"tide.server_timeout",
+        c"Sets for how long tide-server may be deaf before it is ended and started again.",
+        c"It usually answers within milliseconds.",
+        &SERVER_TIMEOUT,
         1_000,
         DAY_MS,
         GucFlags::UNIT_MS,

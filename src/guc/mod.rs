@@ -63,8 +63,10 @@ static IDLE_TIMEOUT: Int = Int::new(60_000);
 static HISTORY_SIZE: Int = Int::new(32 << 10);
 static HISTORY_RETENTION: Int = Int::new(120_000);
 static OUTBOX_RETENTION: Int = Int::new(0);
+static MAX_EVENT_SIZE: Int = Int::new(16 << 10);
 static MAX_SLOT_WAL_KEEP_SIZE: Int = Int::new(1 << 10);
 static POLICY_TIMEOUT: Int = Int::new(1_000);
+static SERVER_TIMEOUT: Int = Int::new(30_000);
 
 /// The settings as they are in this process, for the worker of this database.
 pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
@@ -85,8 +87,6 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         ssl: SSL.get(),
         page: PAGE.get(),
         max_connections: count(&MAX_CONNECTIONS),
-        // SAFETY: a plain integer, which only changes with a restart of the server.
-        reserved_files: usize::try_from(unsafe { pg_sys::max_files_per_process }).unwrap_or(0),
         max_channels_per_connection: count(&MAX_CHANNELS_PER_CONNECTION),
         max_bindings_per_channel: count(&MAX_BINDINGS_PER_CHANNEL),
         max_message_size: bytes(&MAX_MESSAGE_SIZE),
@@ -133,6 +133,11 @@ pub(crate) fn control_socket(oid: pg_sys::Oid) -> PathBuf {
     PathBuf::from(format!("pg_tide.{}.sock", oid.to_u32()))
 }
 
+/// How long the server may take to answer before it counts as dead.
+pub(crate) fn server_timeout() -> Duration {
+    time(&SERVER_TIMEOUT)
+}
+
 /// How many executors the worker keeps.
 pub(crate) fn executors() -> usize {
     count(&EXECUTORS)
@@ -150,6 +155,11 @@ pub(crate) fn slot_name() -> Option<String> {
 /// Bytes of one message.
 pub(crate) fn max_message_size() -> usize {
     bytes(&MAX_MESSAGE_SIZE)
+}
+
+/// Bytes of one event.
+pub(crate) fn max_event_size() -> usize {
+    bytes(&MAX_EVENT_SIZE)
 }
 
 pub(crate) fn allow_privileged_roles() -> bool {

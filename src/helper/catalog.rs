@@ -124,7 +124,7 @@ struct FoundColumn {
     is_enum: bool,
     readable: bool,
     primary_key: bool,
-    labels: Vec<String>,
+    labels: Vec<(u32, String)>,
 }
 
 impl From<FoundTable> for TableAccess {

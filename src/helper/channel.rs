@@ -7,7 +7,9 @@ use pgrx::{PgSqlErrorCode, Spi};
 use tide_feed::catalog::{Grant, is_transient};
 
 use crate::helper::executor::as_role;
-use crate::helper::policy::{set, with_claims};
+use crate::helper::expression;
+use crate::helper::policy::with_claims;
+use crate::helper::session::set;
 use crate::helper::transaction::Refusal;
 
 const POLICIES: &str = include_str!("../../sql/catalog/channel.sql");
@@ -24,7 +26,6 @@ pub(crate) fn grants(
     let name = CString::new(topic).map_err(|_| internal("a topic with a null character"))?;
     let mut grants = vec![Grant::default(); extensions.len()];
     let asked = as_role(role, || {
-        // Before the search path is another: names are to mean the same under any.
         let (read, write) = policies()?;
         with_claims(claims, || {
             set(c"request.topic", &name);
@@ -67,8 +68,8 @@ fn admits(condition: &str, topic: &str, extensions: &[String]) -> Result<Vec<boo
               pg_catalog.unnest(array[row($1, about)::tide.channel]) as channel"
     );
     let arguments = [topic.into(), extensions.to_vec().into()];
-    let answer = Spi::get_one_with_args::<Vec<bool>>(&query, &arguments);
-    answer.ok().flatten().ok_or_else(|| internal("the policies gave no answer"))
+    let answer = expression::value::<Vec<bool>>(&query, &arguments)?;
+    answer.ok_or_else(|| internal("the policies gave no answer"))
 }
 
 fn internal(message: &str) -> Refusal {

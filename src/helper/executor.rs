@@ -7,8 +7,11 @@ use pgrx::{PgSqlErrorCode, Spi, pg_sys};
 use tide_feed::catalog::Cast;
 
 use crate::guc;
-use crate::helper::role;
 use crate::helper::transaction::{Refusal, rolled_back};
+use crate::helper::{role, session};
+
+/// Under whatever `search_path`.
+const TO_JSONB: &str = "select pg_catalog.to_jsonb($1)::pg_catalog.text";
 
 /// Bytes that the values of one question may take when they are written out: a hundred of the
 /// longest numbers.
@@ -19,6 +22,8 @@ const MAX_ANSWER: usize = 16 << 20;
 pub(crate) fn cast(role: &str, type_sql: &str, values: &[String]) -> Result<String, Refusal> {
     let values = as_role(role, || {
         let input = Input::of(type_sql)?;
+        // Dates and such are read as an ordinary session reads them.
+        session::be_ordinary();
         let mut room = MAX_ANSWER;
         let cast = |value: &String| {
             let json = input.to_jsonb(value)?;
@@ -39,16 +44,22 @@ pub(crate) fn cast(role: &str, type_sql: &str, values: &[String]) -> Result<Stri
 /// Runs `work` as the role, for one transaction that leaves nothing behind: code that belongs to
 /// others (a domain's check, say) may run in it, so it is read only, security-restricted (no way
 /// back to another role, nothing that outlives the transaction) and limited in time.
+///
+/// The role is set as SET ROLE does it, as policies may look at `current_setting('role')`. By itself
+/// that would let them SET another: the session's user is a member of every role of clients. What is
+/// set by `SetUserIdAndSecContext` forbids that, and RESET too.
 pub(crate) fn as_role<R>(
     role: &str,
     work: impl FnOnce() -> Result<R, Refusal>,
 ) -> Result<R, Refusal> {
     rolled_back(guc::policy_timeout(), || {
         let oid = role::usable(role)?;
+        let name = CString::new(role).map_err(|_| internal("a role with a null character"))?;
         let context = pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE;
         // SAFETY: in a transaction, whose end takes both back.
         unsafe {
             pg_sys::NewGUCNestLevel();
+            session::set(c"role", &name);
             pg_sys::SetUserIdAndSecContext(oid, context as i32);
         }
         work()
@@ -89,8 +100,7 @@ impl Input {
             let datum = pg_sys::OidInputFunctionCall(self.function, value, self.parameter, -1);
             DatumWithOid::new(datum, self.type_oid)
         };
-        let json =
-            Spi::get_one_with_args::<String>("select pg_catalog.to_jsonb($1)::text", &[datum]);
+        let json = Spi::get_one_with_args::<String>(TO_JSONB, &[datum]);
         json.ok().flatten().ok_or_else(|| internal("the value has no JSON form"))
     }
 }

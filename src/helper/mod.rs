@@ -4,6 +4,8 @@
 pub(crate) mod catalog;
 pub(crate) mod channel;
 pub(crate) mod executor;
+pub(crate) mod expression;
+pub(crate) mod labels;
 pub(crate) mod outbox;
 pub(crate) mod policy;
 pub(crate) mod role;

@@ -28,6 +28,8 @@ const DESCRIBE: &str = include_str!("../../sql/catalog/outbox/describe.sql");
 const LINE_UP: &str = include_str!("../../sql/catalog/outbox/line_up.sql");
 const RETIRE: &str = include_str!("../../sql/catalog/outbox/retire.sql");
 const FLAG: &str = include_str!("../../sql/catalog/outbox/flag.sql");
+const SET_ASIDE: &str = include_str!("../../sql/catalog/outbox/set_aside.sql");
+const FAILED: &str = include_str!("../../sql/catalog/outbox/failed.sql");
 const KEPT: &str = include_str!("../../sql/catalog/outbox/kept.sql");
 const UNFLAGGED: &str = include_str!("../../sql/catalog/outbox/unflagged.sql");
 const EXPIRE: &str = include_str!("../../sql/catalog/outbox/expire.sql");
@@ -160,6 +162,29 @@ pub(crate) fn retire(table: u32, ids: Vec<i64>, keep: bool) -> Result<String, Re
         parse(&outbox.run(KEPT, &[ids.into()])?)
     })?;
     encode(&Retired { kept })
+}
+
+/// These rows could not be published, each for an SQLSTATE: has them say so. This is on disk when it
+/// is done, since the slot passes them then.
+pub(crate) fn set_aside(table: u32, rows: Vec<(i64, Box<str>)>) -> Result<String, Refusal> {
+    let (ids, states): (Vec<i64>, Vec<String>) =
+        rows.into_iter().map(|(id, sqlstate)| (id, sqlstate.into())).unzip();
+    chore(|| {
+        let Some(outbox) = Description::of(table, "")? else { return Ok(()) };
+        set_local(c"synchronous_commit", c"local");
+        outbox.count(SET_ASIDE, &[ids.into(), states.into()])?;
+        Ok(())
+    })?;
+    encode(&())
+}
+
+/// How many rows could not be published.
+pub(crate) fn count_failed(table: u32) -> Result<String, Refusal> {
+    let count = chore(|| {
+        let Some(outbox) = Description::of(table, "")? else { return Ok(0) };
+        outbox.count(FAILED, &[])
+    })?;
+    encode(&count)
 }
 
 /// Rows that are not flagged, and an address of the WAL before which they have committed.

@@ -2,7 +2,7 @@
 //! Postgres itself as the client's role and with its claims.
 
 use std::cell::Cell;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::time::{Duration, Instant};
 
 use pgrx::datum::DatumWithOid;
@@ -11,7 +11,9 @@ use tide_feed::catalog::{Evaluation, Evaluations, Judgement, Judgements};
 
 use crate::guc;
 use crate::helper::executor::as_role;
+use crate::helper::session::set;
 use crate::helper::transaction::{Refusal, allow};
+use crate::helper::{expression, labels};
 
 /// How long an executor goes on with further clients of one question: others wait for it.
 const BUDGET: Duration = Duration::from_millis(50);
@@ -22,13 +24,22 @@ pub(crate) fn judge(
     table: u32,
     condition: &str,
     rows: &str,
+    labels: &[(u32, String)],
     claims: &[String],
 ) -> Result<String, Refusal> {
     let judgements = for_each(
         role,
         claims,
-        || Shipment::of(table, rows),
-        |shipment| Ok(Judgement::Visible(shipment.admitted(condition)?)),
+        || {
+            labels::check(labels)?;
+            Shipment::of(table, rows)
+        },
+        |shipment| {
+            let visible = shipment.admitted(condition)?;
+            // What was renamed meanwhile may have been read as another label.
+            labels::check(labels)?;
+            Ok(Judgement::Visible(visible))
+        },
         Judgement::Failed,
     )?;
     encode(&Judgements { judgements })
@@ -50,7 +61,7 @@ pub(crate) fn evaluate(
         claims,
         || Ok(()),
         |()| {
-            let values = Spi::get_one::<Vec<Option<String>>>(&query).ok().flatten();
+            let values = expression::value::<Vec<Option<String>>>(&query, &[])?;
             values.map(Evaluation::Values).ok_or_else(|| internal("no values"))
         },
         Evaluation::Failed,
@@ -90,8 +101,7 @@ fn for_each<P, A>(
 }
 
 /// Does the work as a client with these claims would see it, within the time that one question
-/// may take. Names without a schema mean what they mean in an ordinary session: functions that
-/// policies call may contain some.
+/// may take.
 pub(crate) fn with_claims<R>(
     claims: &str,
     work: impl FnOnce() -> Result<R, Refusal>,
@@ -101,30 +111,10 @@ pub(crate) fn with_claims<R>(
     // SAFETY: in a transaction, whose end takes all of it back if the work fails.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
     set(c"request.jwt.claims", &claims);
-    // SAFETY: a string that the setting owns; it is copied.
-    unsafe {
-        let path = pg_sys::GetConfigOptionResetString(c"search_path".as_ptr());
-        if !path.is_null() {
-            set(c"search_path", CStr::from_ptr(path));
-        }
-    }
     let result = work()?;
     // SAFETY: the level begun above.
     unsafe { pg_sys::AtEOXact_GUC(false, level) };
     Ok(result)
-}
-
-/// Sets a setting for the rest of the transaction, or of [`with_claims`].
-pub(crate) fn set(name: &CStr, value: &CStr) {
-    // SAFETY: in a transaction, with strings that outlive the call.
-    unsafe {
-        pg_sys::SetConfigOption(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_USERSET,
-            pg_sys::GucSource::PGC_S_SESSION,
-        );
-    }
 }
 
 /// Rows of a table as Postgres's own values.
@@ -154,16 +144,14 @@ impl Shipment {
     }
 
     fn admitted(&self, condition: &str) -> Result<Vec<bool>, Refusal> {
-        // In the list of results, so that nothing is reordered or left out. Planned for each client
-        // anew: a function that reads the claims but is declared IMMUTABLE becomes a constant of
-        // the plan, and would be another client's.
+        // In the list of results, so that nothing is reordered or left out.
         let query = format!(
             "select array(select coalesce(({condition}), false) from pg_catalog.unnest($1) as {})",
             self.name
         );
         // SAFETY: the value and its type come from the same query.
         let rows = unsafe { DatumWithOid::new(self.rows, self.rows_type) };
-        let admitted = Spi::get_one_with_args::<Vec<bool>>(&query, &[rows]).ok().flatten();
+        let admitted = expression::value::<Vec<bool>>(&query, &[rows])?;
         admitted.ok_or_else(|| internal("the policy gave no answer"))
     }
 }

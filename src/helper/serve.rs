@@ -76,6 +76,8 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
             outbox::take_over(table, generation, after, limit)
         }
         (Hello::Steward, Request::Retire { table, ids, keep }) => outbox::retire(table, ids, keep),
+        (Hello::Steward, Request::SetAside { table, rows }) => outbox::set_aside(table, rows),
+        (Hello::Steward, Request::CountFailed { table }) => outbox::count_failed(table),
         (Hello::Steward, Request::Unpublished { table, after, limit }) => {
             outbox::unpublished(table, after, limit)
         }
@@ -85,8 +87,8 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
         (Hello::Executor, Request::Cast { role, type_sql, values }) => {
             executor::cast(&role, &type_sql, &values)
         }
-        (Hello::Executor, Request::Judge { role, table, condition, rows, claims }) => {
-            policy::judge(&role, table, &condition, &rows, &claims)
+        (Hello::Executor, Request::Judge { role, table, condition, rows, labels, claims }) => {
+            policy::judge(&role, table, &condition, &rows, &labels, &claims)
         }
         (Hello::Executor, Request::Evaluate { role, expressions, claims }) => {
             policy::evaluate(&role, &expressions, &claims)

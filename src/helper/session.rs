@@ -1,23 +1,73 @@
-//! How a helper process gets its session.
+//! How a background process of pg_tide gets its session.
+//!
+//! Whoever owns a database, or a role, says what sessions in it begin with (`ALTER DATABASE ... SET`),
+//! and most of these sessions have more rights than their owner. So what decides what SQL means, or how
+//! transactions behave, is set before the session is connected, and stays: settings of the database
+//! and of its roles then only say what an ordinary session would have. There is no moment in which a
+//! name could be resolved otherwise. (Libraries that users may have sessions load are not loaded:
+//! background workers have to ask for that.)
+
+use std::ffi::{CStr, CString};
+use std::ptr::null;
 
 use pgrx::pg_sys;
 
 use crate::helper::role::AUTHENTICATOR;
 
+/// What expressions mean, once they are printed and read again, depends on these. The steward
+/// prints, the executors read.
+const MEANING: [(&CStr, &CStr); 8] = [
+    // No objects but Postgres's own are found without their schema.
+    (c"search_path", c"pg_catalog, pg_temp"),
+    (c"datestyle", c"ISO, YMD"),
+    (c"intervalstyle", c"postgres"),
+    (c"extra_float_digits", c"1"),
+    (c"lc_monetary", c"C"),
+    (c"standard_conforming_strings", c"on"),
+    (c"quote_all_identifiers", c"off"),
+    (c"transform_null_equals", c"off"),
+];
+
+/// How pg_tide's own transactions behave is nobody else's affair.
+const CONDUCT: [(&CStr, &CStr); 4] = [
+    (c"role", c"none"),
+    (c"default_transaction_isolation", c"read committed"),
+    (c"default_transaction_deferrable", c"off"),
+    (c"lock_timeout", c"0"),
+];
+
+/// Connects as the bootstrap superuser, in whose session the worker decodes and the probes look.
+pub(crate) fn connect_as_superuser(database: pg_sys::Oid) {
+    pin();
+    // SAFETY: a background worker that has not connected yet. The database's settings may have made
+    // another of the session's user, which cannot be pinned.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
+        pg_sys::SetSessionAuthorization(pg_sys::BOOTSTRAP_SUPERUSERID.into(), true);
+    }
+}
+
+/// Connects to the shared catalogues only, as the bootstrap superuser.
+pub(crate) fn connect_to_no_database() {
+    pin();
+    // SAFETY: a background worker that has not connected yet.
+    unsafe { pg_sys::BackgroundWorkerInitializeConnection(null(), null(), 0) };
+}
+
 /// Connects as `tide_authenticator`, really: a session that began as another role could be turned
 /// back into it by `RESET SESSION AUTHORIZATION` in a client's trigger or policy.
 pub(crate) fn connect_as_authenticator(database: pg_sys::Oid) {
+    pin();
     crate::compat::connect(database, AUTHENTICATOR);
-    pin_search_path();
 }
 
 /// Connects and becomes the extension's owner, whoever that is now. The worker cannot say who it
 /// is (it never reads today's catalogue), so the session starts as the bootstrap superuser and
 /// steps down; the steward runs nobody's code but pg_tide's, so nobody can step up again.
 pub(crate) fn connect_as_owner(database: pg_sys::Oid) {
-    // SAFETY: a background worker that has not connected yet, then one short transaction.
+    connect_as_superuser(database);
+    // SAFETY: connected; one short transaction.
     unsafe {
-        pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
         pg_sys::StartTransactionCommand();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let owner = extension_owner();
@@ -31,25 +81,47 @@ pub(crate) fn connect_as_owner(database: pg_sys::Oid) {
             pg_sys::proc_exit(0);
         }
     }
-    pin_search_path();
 }
 
-/// Names mean the same to the steward, who writes types as text, and to the executors, who read
-/// them; and nobody's objects are taken for Postgres's.
-fn pin_search_path() {
-    // SAFETY: outside a transaction, with constants; lasts as long as the session.
+/// To be called before the session is connected.
+fn pin() {
+    for (name, value) in MEANING.iter().chain(&CONDUCT) {
+        set(name, value);
+    }
+}
+
+/// Gives what is planned and run from here on, to the end of the GUC nest level, the settings that
+/// an ordinary session of this role would have.
+pub(crate) fn be_ordinary() {
+    for (name, _) in MEANING {
+        // SAFETY: a string that the setting owns, or a static one; it is copied at once.
+        let value = unsafe {
+            let value = pg_sys::GetConfigOptionResetString(name.as_ptr());
+            (!value.is_null()).then(|| CString::from(CStr::from_ptr(value)))
+        };
+        if let Some(value) = value {
+            set(name, &value);
+        }
+    }
+}
+
+/// As SET does: for the session or, in a transaction, until it is rolled back or its GUC nest level
+/// ends. What the configuration, the database or the role say counts for less.
+pub(crate) fn set(name: &CStr, value: &CStr) {
+    // SAFETY: strings that outlive the call.
     unsafe {
         pg_sys::SetConfigOption(
-            c"search_path".as_ptr(),
-            c"pg_catalog, pg_temp".as_ptr(),
+            name.as_ptr(),
+            value.as_ptr(),
             pg_sys::GucContext::PGC_USERSET,
             pg_sys::GucSource::PGC_S_SESSION,
         );
     }
 }
 
-/// Needs a transaction.
+/// Needs a transaction. Also for sessions that are not pg_tide's, whatever their `search_path`.
 pub(crate) fn extension_owner() -> Option<pg_sys::Oid> {
-    let query = "select extowner from pg_catalog.pg_extension where extname = 'pg_tide'";
+    let query = "select e.extowner from pg_catalog.pg_extension as e
+                 where e.extname operator(pg_catalog.=) 'pg_tide'";
     pgrx::Spi::get_one(query).ok().flatten()
 }

@@ -11,6 +11,7 @@ use pgrx::prelude::*;
 use tide_feed::backoff::Backoff;
 
 use crate::guc;
+use crate::helper::session;
 use crate::process::background::{Background, Full, Handle};
 use crate::process::probe_queue::Scout;
 use crate::process::shmem::{Answer, Entry, Shared, Wanted, WorkerState};
@@ -42,12 +43,9 @@ pub extern "C-unwind" fn tide_launcher_main(_database: pg_sys::Datum) {
     signals::install();
     signals::ignore_cancel();
     let Some(shared) = shmem::shared() else { return };
-    // SAFETY: first thing in a background worker that asked for a connection, to the shared
-    // catalogues only.
-    unsafe {
-        pg_sys::on_shmem_exit(Some(leave), pg_sys::Datum::from(0));
-        pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0);
-    }
+    // SAFETY: a function of this library.
+    unsafe { pg_sys::on_shmem_exit(Some(leave), pg_sys::Datum::from(0)) };
+    session::connect_to_no_database();
     shared.launcher.become_me();
     Launcher::new(shared).run();
 }

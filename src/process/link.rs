@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use tide_feed::event::Lsn;
-use tide_feed::link::{Frame, FrameReader, Kind, MOST_UP, Report, read_address};
+use tide_feed::link::{FrameReader, Kind, MOST_UP, Report, read_address};
 
 /// Bytes that may lie in the socket unread, in either direction, as far as the system allows it.
 const SOCKET_BUFFER: libc::c_int = 1 << 20;
@@ -163,6 +163,7 @@ fn lost(error: io::Error) -> LinkError {
 /// More room than the usual 200 kB makes for fewer switches between the processes. The system
 /// gives what it allows; any amount does.
 fn widen(socket: &UnixStream) {
+    let bytes = SOCKET_BUFFER;
     for option in [libc::SO_SNDBUF, libc::SO_RCVBUF] {
         // SAFETY: the descriptor is open; the value is an int, as the option wants it.
         unsafe {
@@ -170,8 +171,8 @@ fn widen(socket: &UnixStream) {
                 socket.as_raw_fd(),
                 libc::SOL_SOCKET,
                 option,
-                (&raw const SOCKET_BUFFER).cast(),
-                size_of_val(&SOCKET_BUFFER) as libc::socklen_t,
+                (&raw const bytes).cast(),
+                size_of_val(&bytes) as libc::socklen_t,
             );
         }
     }

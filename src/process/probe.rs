@@ -7,6 +7,7 @@ use pgrx::prelude::*;
 use tide_feed::config::Config;
 
 use crate::guc;
+use crate::helper::session;
 use crate::process::background::{Background, Full, Handle};
 use crate::process::shmem::Answer;
 use crate::process::{shmem, signals};
@@ -39,9 +40,9 @@ pub extern "C-unwind" fn tide_probe_main(database: pg_sys::Datum) {
 /// Connects this background worker to its database; says the database's name and the oid of the
 /// extension in it, which is invalid if there is none.
 pub(crate) fn connect(database: pg_sys::Oid) -> (String, pg_sys::Oid) {
-    // SAFETY: first thing in a background worker that asked for a database; then one transaction.
+    session::connect_as_superuser(database);
+    // SAFETY: connected; one transaction.
     unsafe {
-        pg_sys::BackgroundWorkerInitializeConnectionByOid(database, pg_sys::InvalidOid, 0);
         pg_sys::StartTransactionCommand();
         let extension = pg_sys::get_extension_oid(c"pg_tide".as_ptr(), true);
         let name = database_name(database);

@@ -16,7 +16,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use tide_feed::backoff::Backoff;
 use tide_feed::event::Lsn;
-use tide_feed::link::{self, Kind, Report, Word};
+use tide_feed::link::{self, Report, Word};
 
 use crate::process::link::{Link, LinkError};
 use crate::wait;

@@ -106,7 +106,8 @@ struct Worker {
 impl Worker {
     fn new(entry: &'static Entry, config: Config) -> Worker {
         let prefix = guc::slot_name().unwrap_or_default();
-        let stream = Stream::new(prefix, config.publication.clone());
+        let (publication, largest) = (config.publication.clone(), guc::max_event_size());
+        let stream = Stream::new(prefix, publication, largest);
         helpers::employ(entry.database(), guc::executors());
         Worker {
             entry,

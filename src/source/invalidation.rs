@@ -44,6 +44,7 @@ pub(crate) fn listen() {
             pg_sys::CacheRegisterSyscacheCallback(cache, Some(callback), none);
         };
         register(Cache::TYPEOID, on_type);
+        register(Cache::ENUMOID, on_label);
         register(Cache::PUBLICATIONOID, on_publication);
         register(Cache::PUBLICATIONRELMAP, on_publication);
         register(Cache::PUBLICATIONNAMESPACEMAP, on_publication);
@@ -90,6 +91,15 @@ unsafe extern "C-unwind" fn on_type(_arg: pg_sys::Datum, _cache: i32, hash: u32)
         } else if !stale.all_relations && !stale.types.contains(&hash) {
             stale.types.push(hash);
         }
+    });
+}
+
+/// A label was added or renamed; of which type is not said.
+#[pg_guard]
+unsafe extern "C-unwind" fn on_label(_arg: pg_sys::Datum, _cache: i32, _hash: u32) {
+    note(|stale| {
+        stale.all_relations = true;
+        stale.entitlements = true;
     });
 }
 

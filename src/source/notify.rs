@@ -1,5 +1,5 @@
-//! LISTEN and NOTIFY in process: the worker's main thread listens to the channels that clients have
-//! joined, and drains the queue into the bridge.
+//! LISTEN and NOTIFY in process: the worker listens to the channels that clients have joined, and
+//! passes on what comes to its server.
 //!
 //! Postgres refuses the statement LISTEN in a background worker, since nobody would read what
 //! comes; here somebody does. It writes notifications to what it takes for the client's socket:
@@ -10,9 +10,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ffi::{CStr, c_char, c_int};
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 
-use crossbeam_channel::TrySendError;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use tide_feed::link::Word;
@@ -20,9 +18,10 @@ use tide_feed::notification::Notification;
 
 use crate::encoding::Encoding;
 use crate::failure::{Failure, attempt};
+use crate::process::server;
 use crate::source::decoder;
 use crate::sys::PqCommMethods;
-use crate::{sys, wait};
+use crate::sys;
 
 /// A batch of this many bytes, or of this many notifications, is sent.
 const FULL_BYTES: usize = 64 << 10;
@@ -42,7 +41,7 @@ struct Basket {
     bytes: usize,
 }
 
-/// The main thread's ear.
+/// Listens.
 #[derive(Debug, Default)]
 pub(crate) struct Ear {
     /// Channels to listen to, if they are others than before.

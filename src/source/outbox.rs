@@ -6,14 +6,15 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 use pgrx::pg_sys;
-use tide_feed::event::{Batch, Message, OutboxRow, Span};
-use tide_feed::payload::write_payload;
+use tide_feed::bounded::Overflow;
+use tide_feed::event::{BatchBuilder, Message, OutboxRow, Span, Unsaid};
+use tide_feed::channel;
 
+use crate::compat;
 use crate::encoding::Encoding;
 use crate::source::value;
 use crate::source::value::{Origins, Value};
 use crate::tuple::Tuple;
-use crate::{compat, tuple};
 
 /// Columns of `tide.outboxes`.
 const RELATION: usize = 0;
@@ -22,6 +23,17 @@ const GENERATION: usize = 2;
 
 /// `locked_by` of a row that has been published.
 const PUBLISHED: &str = "published";
+/// What `locked_by` of a row that could not be published begins with.
+pub(crate) const FAILED: &str = "failed: ";
+/// Bytes of `locked_by`, unpacked, that mean something.
+const LONGEST_MARK: usize = 64;
+/// Bytes of a channel's name, unpacked, that can be one: each character in other encodings than
+/// UTF-8 has fewer.
+const LONGEST_CHANNEL: usize = channel::MAX_TOPIC;
+/// SQLSTATE of a longer one.
+const NAME_TOO_LONG: &str = "42622";
+/// What is around data that are no object.
+const WRAPPING: [&[u8]; 2] = [b"{\"data\":", b"}"];
 
 /// A table whose inserted rows are messages.
 #[derive(Debug)]
@@ -162,68 +174,122 @@ impl Outbox {
         required.iter().all(|column| column.is_some())
     }
 
-    /// Whether the row that was inserted is to be published: not if it came as one that has been;
-    /// nor, until the outbox is taken over by the slot `generation`, if it is another's than the
-    /// steward's, who puts all rows that wait in line.
+    /// Whether the row that was inserted is to be published: not if it came as one that has been,
+    /// or cannot be; nor, until the outbox is taken over by the slot `generation`, if it is
+    /// another's than the steward's, who puts all rows that wait in line.
     ///
     /// # Safety
     /// A row of this table.
     pub(crate) unsafe fn publishes(&self, row: &Tuple, generation: u32) -> bool {
-        // SAFETY: as above.
-        let locked_by = unsafe { self.text(row, self.locked_by.as_ref()) };
-        if &*locked_by == PUBLISHED || flag(row, self.processed.as_ref()) == Some(true) {
+        // SAFETY: as above. What is longer is none of ours.
+        let locked_by = unsafe { self.text(row, self.locked_by.as_ref(), LONGEST_MARK) };
+        let locked_by = locked_by.unwrap_or_default();
+        if &*locked_by == PUBLISHED
+            || locked_by.starts_with(FAILED)
+            || flag(row, self.processed.as_ref()) == Some(true)
+        {
             return false;
         }
         self.generation == Some(i64::from(generation)) || *locked_by == *mark(generation)
     }
 
-    /// The message in a row.
+    /// The message in a row, or the SQLSTATE that says why it is none. None of its values may be
+    /// larger than `limit`.
     ///
     /// # Safety
     /// A row of this table, under a historic snapshot. Takes memory from the current context and
     /// does not give it back.
-    pub(crate) unsafe fn message(&mut self, row: &Tuple, batch: &mut Batch) -> Message {
+    pub(crate) unsafe fn message(
+        &mut self,
+        row: &Tuple,
+        batch: &mut BatchBuilder,
+        limit: usize,
+    ) -> Result<Message, &'static str> {
         // SAFETY: as above, throughout.
         unsafe {
-            let channel = self.text(row, self.channel.as_ref());
+            let channel = self.text(row, self.channel.as_ref(), LONGEST_CHANNEL);
+            let channel = channel.map_err(|_| NAME_TOO_LONG)?;
             let channel = match self.last_channel.take() {
                 Some(last) if *last == *channel => last,
-                _ => Arc::from(&*channel),
+                _ => Arc::from(channel),
             };
             self.last_channel = Some(Arc::clone(&channel));
-            let (payload, wrapped) = self.payload(row, batch);
-            let headers = self
-                .headers
-                .as_mut()
-                .and_then(|column| json(column, row, batch))
-                .map(|(span, _)| span);
-            Message {
+            let (payload, wrapped) = self.payload(row, batch).map_err(Overflow::sqlstate)?;
+            let headers = match &mut self.headers {
+                Some(column) => json(column, row, batch).map_err(Overflow::sqlstate)?,
+                None => None,
+            };
+            let text = |column: &Option<Column>| {
+                self.text(row, column.as_ref(), limit).map_err(Overflow::sqlstate)
+            };
+            Ok(Message {
                 channel,
-                name: self.text(row, self.name.as_ref()),
+                name: text(&self.name)?,
                 private: flag(row, self.is_private.as_ref()).unwrap_or(self.private),
                 payload,
                 wrapped,
                 row: Some(OutboxRow {
                     table: self.table,
                     sequence_id: self.sequence_id(row),
-                    mutation_id: self.text(row, self.mutation_id.as_ref()),
+                    mutation_id: text(&self.mutation_id)?,
                     rejected: flag(row, self.rejected.as_ref()).unwrap_or(false),
                     headers,
                 }),
-            }
+            })
         }
     }
 
-    /// The data as an object; whether it had to be made one.
-    unsafe fn payload(&mut self, row: &Tuple, batch: &mut Batch) -> (Span, bool) {
-        // SAFETY: as for `message`.
-        let data = self.data.as_mut().and_then(|column| unsafe { json(column, row, batch) });
-        let value = match data {
-            Some((span, true)) => return (span, false),
-            Some((span, false)) => batch.bytes(span).to_owned(),
-            None => b"null".to_vec(),
+    /// What can be said of a row that is no message.
+    ///
+    /// # Safety
+    /// As for [`Outbox::message`].
+    pub(crate) unsafe fn unsaid(&self, row: &Tuple) -> Unsaid {
+        // SAFETY: as above.
+        unsafe {
+            let text = |column: &Option<Column>| {
+                self.text(row, column.as_ref(), LONGEST_CHANNEL).unwrap_or_default()
+            };
+            let unsaid = self.unsaid_without_a_name(row);
+            let mutation_id = text(&self.mutation_id);
+            let row = unsaid.row.map(|row| OutboxRow { mutation_id, ..row });
+            Unsaid { channel: text(&self.channel).into(), row, ..unsaid }
+        }
+    }
+
+    /// [`Outbox::unsaid`] without what is not in the row as it is.
+    ///
+    /// # Safety
+    /// As for [`Outbox::message`].
+    pub(crate) unsafe fn unsaid_without_a_name(&self, row: &Tuple) -> Unsaid {
+        let private = flag(row, self.is_private.as_ref()).unwrap_or(self.private);
+        let row = OutboxRow {
+            table: self.table,
+            sequence_id: self.sequence_id(row),
+            mutation_id: Box::default(),
+            rejected: false,
+            headers: None,
         };
-        batch.push_span(|out| write_payload(out, &value))
+        Unsaid { channel: "".into(), private, row: Some(row) }
+    }
+
+    /// The data as an object; whether it had to be made one.
+    unsafe fn payload(&mut self, row: &Tuple, batch: &mut BatchBuilder) -> Result<(Span, bool), Overflow> {
+        let [before, after] = WRAPPING;
+        let data = &mut self.data;
+        let (span, ()) = batch.push_span(|out| {
+            out.extend_from_slice(before)?;
+            // SAFETY: as for `message`.
+            match data.as_mut().and_then(|column| Some((unsafe { there(column, row) }?, column))) {
+                // SAFETY: as for `message`.
+                Some((datum, column)) => unsafe { column.value.write(datum, out)? },
+                None => out.extend_from_slice(b"null")?,
+            }
+            out.extend_from_slice(after)
+        })?;
+        if batch.bytes(span).get(before.len()) == Some(&b'{') {
+            return Ok((span.inner(before.len() as u32, after.len() as u32), false));
+        }
+        Ok((span, true))
     }
 
     fn sequence_id(&self, row: &Tuple) -> i64 {
@@ -235,15 +301,28 @@ impl Outbox {
         }
     }
 
-    /// A column's text; empty if it is NULL or missing.
-    unsafe fn text(&self, row: &Tuple, column: Option<&Column>) -> Box<str> {
-        let Some(column) = column.filter(|column| matches!(column.value, Value::Text(_))) else {
-            return Box::default();
+    /// A column's text, of up to `longest` bytes; empty if it is NULL or missing.
+    unsafe fn text(
+        &self,
+        row: &Tuple,
+        column: Option<&Column>,
+        longest: usize,
+    ) -> Result<Box<str>, Overflow> {
+        let column = column.filter(|column| matches!(column.value, Value::Text(_)));
+        let Some(datum) = column.and_then(|column| row.get(column.index)) else {
+            return Ok(Box::default());
         };
-        // SAFETY: a value of text or varchar.
-        row.get(column.index)
-            .map(|datum| unsafe { value::text(datum, self.encoding) }.into())
-            .unwrap_or_default()
+        // SAFETY: a value of text or varchar; what the WAL has of an inserted row is never on disk.
+        unsafe {
+            if value::is_on_disk(datum) || value::size(datum) > longest {
+                return Err(Overflow::Limit);
+            }
+            let text = value::text(datum, self.encoding);
+            let mut owned = String::new();
+            owned.try_reserve_exact(text.len()).map_err(|_| Overflow::Memory)?;
+            owned.push_str(&text);
+            Ok(owned.into())
+        }
     }
 }
 
@@ -283,19 +362,23 @@ fn flag(row: &Tuple, column: Option<&Column>) -> Option<bool> {
     row.get(column.index).map(|datum| datum.value() as u8 != 0)
 }
 
-/// A column's JSON, and whether it is an object; `None` if it is NULL.
-unsafe fn json(column: &mut Column, row: &Tuple, batch: &mut Batch) -> Option<(Span, bool)> {
-    let datum = row.get(column.index)?;
-    if !column.is_varlena {
-        return None;
+/// A column's JSON; `None` if it is NULL.
+unsafe fn json(
+    column: &mut Column,
+    row: &Tuple,
+    batch: &mut BatchBuilder,
+) -> Result<Option<Span>, Overflow> {
+    // SAFETY: a value of the column's type.
+    unsafe {
+        let Some(datum) = there(column, row) else { return Ok(None) };
+        let (span, ()) = batch.push_span(|out| column.value.write(datum, out))?;
+        Ok(Some(span))
     }
+}
+
+/// A value of variable length, if it is there.
+unsafe fn there(column: &Column, row: &Tuple) -> Option<pg_sys::Datum> {
+    let datum = row.get(column.index).filter(|_| column.is_varlena)?;
     // SAFETY: a value of the column's type; what the WAL has of an inserted row is never on disk.
-    let (span, ()) = unsafe {
-        if value::is_on_disk(datum) {
-            return None;
-        }
-        tuple::assert_size(value::size(datum));
-        batch.push_span(|out| column.value.write(datum, out))
-    };
-    Some((span, batch.bytes(span).first() == Some(&b'{')))
+    (!unsafe { value::is_on_disk(datum) }).then_some(datum)
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use pgrx::pg_sys;
 use tide_feed::event::{Column, Kind, Relation};
+use tide_feed::labels::Labels;
 
 use crate::compat;
 use crate::encoding::Encoding;
@@ -228,13 +229,10 @@ impl Published {
                 // The rows are the table's own: so are the types and the identity.
                 let own = compat::attribute((*table).rd_att, source);
                 let is_identity = identity.has(own.attnum);
-                columns.push(column(attribute, is_identity, encoding));
-                published.push(PublishedColumn {
-                    source,
-                    is_varlena: own.attlen == -1,
-                    is_identity,
-                    value: Value::of(own.atttypid, memory.0, &mut origins, 0),
-                });
+                let value = Value::of(own.atttypid, memory.0, &mut origins, 0);
+                columns.push(column(attribute, is_identity, value.labels(), encoding));
+                let is_varlena = own.attlen == -1;
+                published.push(PublishedColumn { source, is_varlena, is_identity, value });
             }
             origins.relations.insert((*target).rd_id.to_u32());
             let filter =
@@ -269,6 +267,7 @@ impl Published {
 unsafe fn column(
     attribute: &pg_sys::FormData_pg_attribute,
     identity: bool,
+    labels: Vec<Arc<Labels>>,
     encoding: Encoding,
 ) -> Column {
     // SAFETY: as for `Relations::find`.
@@ -280,6 +279,7 @@ unsafe fn column(
             type_name: type_name(attribute.atttypid, encoding),
             kind: Kind::of(base.to_u32(), pg_sys::type_is_enum(base)),
             identity,
+            labels: labels.into(),
         }
     }
 }

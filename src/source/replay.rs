@@ -1,20 +1,22 @@
 //! What the decoder's callbacks do: the changes of one transaction after the other, each made an
 //! event, or none.
 
+mod failing;
+
 use std::ffi::{CStr, CString};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgrx::{log, pg_sys};
+use tide_feed::bounded::Overflow;
 use tide_feed::event::{
-    CatalogChange, Change, Event, EventKind, Lsn, Message, Operation, Position, Row,
-    RowStart, SchemaChange,
+    CatalogChange, Change, Event, EventKind, Lsn, Message, Operation, Position, RowStart,
+    SchemaChange, Unsaid,
 };
 use tide_feed::link::{self, Word};
 use tide_feed::payload::write_payload;
 use tide_feed::wal::{self, WalMessage};
 
-use crate::failure::Failure;
 use crate::process::server;
 use crate::source::feed_writer::Outlet;
 use crate::source::invalidation;
@@ -22,7 +24,7 @@ use crate::source::log_limit::Complaint;
 use crate::source::logical_message::Inbox;
 use crate::source::relation::Relations;
 use crate::tuple::{Image, Tuple};
-use crate::{compat, failure, tuple, wait};
+use crate::{compat, tuple, wait};
 
 /// Microseconds between the epochs of Unix and Postgres.
 const EPOCH_MICROS: i64 = 946_684_800_000_000;
@@ -52,6 +54,12 @@ pub(crate) struct Replay {
     current: Option<Position>,
     /// Where its rows began in the batch.
     mark: Option<RowStart>,
+    /// What `old` and `new` are read from, once it is to be an event or a message.
+    reading: Option<RowChange>,
+    /// The column that is being written, by its place in the relation.
+    column: Option<usize>,
+    /// Bytes that an event may have.
+    limit: usize,
     complaint: Complaint,
     /// The hub was told that the stream is held up.
     was_held: bool,
@@ -83,7 +91,7 @@ struct RowChange {
 }
 
 impl Replay {
-    pub(crate) fn new(publication: CString) -> Replay {
+    pub(crate) fn new(publication: CString, limit: usize) -> Replay {
         // SAFETY: main thread; the name is a constant.
         let scratch = unsafe {
             pg_sys::AllocSetContextCreateExtended(
@@ -104,6 +112,9 @@ impl Replay {
             is_careful: false,
             current: None,
             mark: None,
+            reading: None,
+            column: None,
+            limit,
             complaint: Complaint::default(),
             was_held: false,
             old: Tuple::default(),
@@ -127,6 +138,7 @@ impl Replay {
         self.relations.clear();
         self.inbox.forget_keys();
         self.mark = None;
+        self.reading = None;
         // SAFETY: nothing of the failed change is used any more.
         unsafe { pg_sys::MemoryContextReset(self.scratch) };
         self.current.take()
@@ -297,7 +309,7 @@ impl Replay {
         work: impl FnOnce(&mut Replay),
     ) {
         self.current = Some(position);
-        self.mark = None;
+        (self.mark, self.reading, self.column) = (None, None, None);
         // SAFETY: the scratch memory is used for nothing but the change at hand.
         let before = unsafe { pg_sys::MemoryContextSwitchTo(self.scratch) };
         self.pass_on_invalidations();
@@ -316,55 +328,6 @@ impl Replay {
         self.current = None;
     }
 
-    fn carefully(
-        &mut self,
-        relation: Option<pg_sys::Relation>,
-        position: Position,
-        work: impl FnOnce(&mut Replay),
-    ) {
-        let Err(error) = failure::attempt_in_subtransaction(|| work(self)) else { return };
-        if failure::is_interruption(&error) {
-            error.rethrow();
-        }
-        if let Some(mark) = self.mark.take() {
-            self.outlet.batch().abandon_row(&mark);
-        }
-        let failure = Failure::from(&*error);
-        self.failed(relation, position, &failure);
-    }
-
-    /// One event says that the change could not be one.
-    fn failed(
-        &mut self,
-        relation: Option<pg_sys::Relation>,
-        position: Position,
-        failure: &Failure,
-    ) {
-        // SAFETY: the relation is open; what is known of it is from before the error, or it is
-        // found out again, in a subtransaction as well.
-        let known = failure::attempt_in_subtransaction(|| unsafe {
-            let index = self.relations.find(relation?, &self.publication);
-            let published = self.relations.get(index);
-            let relation = published.map(|published| Arc::clone(&published.relation));
-            Some((relation, self.relations.outbox(index).is_some()))
-        });
-        let (relation, is_outbox) = known.ok().flatten().unwrap_or_default();
-        let table = match &relation {
-            Some(relation) => format!("{}.{}", relation.schema, relation.name),
-            None if is_outbox => "an outbox".to_owned(),
-            None => "a table".to_owned(),
-        };
-        let message = format!("could not decode a change of {table}: {}", failure.condition);
-        self.complaint.about(&format!("{message} (SQLSTATE {})", failure.sqlstate));
-        if is_outbox {
-            // Nobody but its channel's members is to hear of a message.
-            return;
-        }
-        self.outlet.make_room();
-        let sqlstate = failure.sqlstate.clone();
-        self.add(position, EventKind::Failed { relation, sqlstate, message: message.into() });
-    }
-
     /// One of pg_tide's own messages, if it is genuine.
     unsafe fn open(
         &mut self,
@@ -379,12 +342,21 @@ impl Replay {
                 if !self.outlet.has_sent(position) =>
             {
                 self.outlet.make_room();
-                let (payload, wrapped) =
-                    self.outlet.batch().push_span(|out| write_payload(out, data.as_bytes()));
-                let (channel, name) = (channel.into(), name.into());
-                let row = None;
-                let message = Message { channel, name, private, payload, wrapped, row };
-                self.add(position, EventKind::Message(message));
+                let batch = self.outlet.batch();
+                batch.begin_event(self.limit);
+                let payload = batch.push_span(|out| -> Result<bool, Overflow> {
+                    Ok(write_payload(out.room(data.len().saturating_add(9))?, data.as_bytes()))
+                });
+                let (channel, name, row) = (channel.into(), name.into(), None);
+                match payload {
+                    Ok((payload, wrapped)) => {
+                        let message = Message { channel, name, private, payload, wrapped, row };
+                        self.add(position, EventKind::Message(message));
+                    }
+                    Err(why) => {
+                        self.unsaid(position, Unsaid { channel, private, row }, why.sqlstate());
+                    }
+                }
             }
             Some(WalMessage::Schema(change)) if !self.outlet.has_sent(position) => {
                 self.altered(position, change);
@@ -438,6 +410,7 @@ impl Replay {
                 let Some(operation) = filter.judge(change.operation, old, new) else { return };
                 change.operation = operation;
             }
+            self.reading = Some(change);
             self.announce(index);
             self.outlet.make_room();
             self.write(position, index, change);
@@ -461,33 +434,47 @@ impl Replay {
             if !outbox.publishes(new, *generation) {
                 return;
             }
+            self.reading = Some(change);
             outlet.make_room();
             let batch = outlet.batch();
+            batch.begin_event(self.limit);
             *mark = Some(batch.begin_row());
-            outbox.message(new, batch)
+            outbox.message(new, batch, self.limit)
         };
-        self.add(position, EventKind::Message(message));
+        match message {
+            Ok(message) => self.add(position, EventKind::Message(message)),
+            // SAFETY: as above.
+            Err(sqlstate) => unsafe { self.row_unsaid(position, index, sqlstate) },
+        }
     }
 
     /// Writes the rows and adds the event.
     unsafe fn write(&mut self, position: Position, index: usize, change: RowChange) {
-        let Replay { relations, outlet, mark, old, new, .. } = self;
+        let Replay { relations, outlet, mark, column, old, new, .. } = self;
         let Some(published) = relations.get(index) else { return };
         let relation = Arc::clone(&published.relation);
         let image = if relation.identity_full { Image::Full } else { Image::Key };
         let batch = outlet.batch();
+        batch.begin_event(self.limit);
         *mark = Some(batch.begin_row());
         let operation = change.operation;
         let wants_new = matches!(operation, Operation::Insert | Operation::Update);
         let wants_old = matches!(operation, Operation::Update | Operation::Delete);
+        let has_new = wants_new && !change.new.is_null();
+        let has_old = wants_old && !change.old.is_null();
         // SAFETY: as for `change`; the rows were read from that relation.
-        let (new, old): (Option<Row>, Option<Row>) = unsafe {
-            let has_new = wants_new && !change.new.is_null();
-            let has_old = wants_old && !change.old.is_null();
-            let new = has_new.then(|| tuple::write(batch, published, new, Image::Full));
-            (new, has_old.then(|| tuple::write(batch, published, old, image)))
+        let mut row = |is_wanted: bool, tuple: &Tuple, image| unsafe {
+            is_wanted.then(|| tuple::write(batch, published, tuple, image, column)).transpose()
         };
-        self.add(position, EventKind::Change(Change { relation, operation, old, new }));
+        let rows = row(has_new, new, Image::Full)
+            .and_then(|new| row(has_old, old, image).map(|old| (new, old)));
+        match rows {
+            Ok((new, old)) => {
+                self.add(position, EventKind::Change(Change { relation, operation, old, new }));
+            }
+            // SAFETY: as above.
+            Err(why) => unsafe { self.too_large(position, index, why) },
+        }
     }
 
     unsafe fn truncated(&mut self, position: Position, relation: pg_sys::Relation) {

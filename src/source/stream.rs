@@ -78,10 +78,10 @@ struct Trust {
 
 impl Stream {
     /// `slot_prefix`: `tide.slot_name`, or empty for `tide_<oid of the database>`.
-    pub(crate) fn new(slot_prefix: String, publication: String) -> Stream {
+    pub(crate) fn new(slot_prefix: String, publication: String, largest_event: usize) -> Stream {
         // A name with a zero byte in it is no publication's.
         let publication = CString::new(publication).unwrap_or_default();
-        let replay = NonNull::from(Box::leak(Box::new(Replay::new(publication))));
+        let replay = NonNull::from(Box::leak(Box::new(Replay::new(publication, largest_event))));
         plugin::install(replay.as_ptr());
         invalidation::listen();
         // SAFETY: main thread; the name is a constant.
@@ -299,7 +299,7 @@ impl Stream {
         if self.announced != Some(self.epoch) {
             let cause = self.trust.cause.map(str::to_owned);
             server::tell(&Word::Live { epoch: self.epoch, from, cause });
-            self.announced = Some(epoch);
+            self.announced = Some(self.epoch);
         }
     }
 
@@ -445,7 +445,7 @@ impl Stream {
 /// Fixes the settings that values are printed by, so that decoding the same WAL again gives the
 /// same events. To be called once, after the worker has connected to its database.
 pub(crate) fn pin_output_settings() {
-    use pg_sys::GucSource::{PGC_S_DYNAMIC_DEFAULT, PGC_S_OVERRIDE};
+    use pg_sys::GucSource::{PGC_S_DYNAMIC_DEFAULT, PGC_S_SESSION};
     let pinned: [(&CStr, &CStr); 10] = [
         (c"timezone", c"UTC"),
         (c"datestyle", c"ISO, YMD"),
@@ -468,7 +468,7 @@ pub(crate) fn pin_output_settings() {
         }
     };
     for (name, value) in pinned {
-        set(name, value, PGC_S_OVERRIDE);
+        set(name, value, PGC_S_SESSION);
     }
     // Unless it is configured: what is too large for it goes to disk, and memory stays small.
     set(c"logical_decoding_work_mem", c"16MB", PGC_S_DYNAMIC_DEFAULT);

@@ -1,6 +1,5 @@
 //! A buffer that has an end: nothing is written past it, and memory that cannot be had is an error
 //! instead of the end of the process.
-#![forbid(unsafe_code)]
 
 /// Why something could not be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -26,6 +26,9 @@ pub enum Hello {
     Control,
 }
 
+/// The SQLSTATE of a question with labels that are called otherwise by now.
+pub const RENAMED: &str = "TD002";
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {
@@ -42,8 +45,17 @@ pub enum Request {
     /// (executor) Casts each text to the type, as the role; answers `to_jsonb` of the results.
     Cast { role: String, type_sql: String, values: Vec<String> },
     /// (executor) Which of the rows the condition admits, for each of the clients, whose claims
-    /// these are. `rows` is a JSON array of objects, one for each row. Answers [`Judgements`].
-    Judge { role: String, table: u32, condition: String, rows: String, claims: Vec<String> },
+    /// these are. `rows` is a JSON array of objects, one for each row. `labels` are those of enums
+    /// that are in condition and rows, with their oids: if one has another name by now, the
+    /// answer is SQLSTATE [`RENAMED`]. Answers [`Judgements`].
+    Judge {
+        role: String,
+        table: u32,
+        condition: String,
+        rows: String,
+        labels: Vec<(u32, String)>,
+        claims: Vec<String>,
+    },
     /// (executor) What the expressions are worth to each of the clients. Answers [`Evaluations`].
     Evaluate { role: String, expressions: Vec<String>, claims: Vec<String> },
     /// (executor) What the role, with these claims, may do on a channel; answers a list of [`Grant`]s,
@@ -59,6 +71,11 @@ pub enum Request {
     /// (steward) These rows of an outbox have been published: deletes them, but for the newest of
     /// the table, which is flagged; all are if they are to be kept. Answers [`Retired`].
     Retire { table: u32, ids: Vec<i64>, keep: bool },
+    /// (steward) These rows of an outbox could not be published, each for an SQLSTATE: has them say
+    /// so. Answered by `null`.
+    SetAside { table: u32, rows: Vec<(i64, Box<str>)> },
+    /// (steward) How many rows of an outbox say that they could not be published.
+    CountFailed { table: u32 },
     /// (steward) Rows of an outbox that are not flagged; answers [`Unpublished`].
     Unpublished { table: u32, after: i64, limit: u32 },
     /// (steward) Deletes, of the oldest rows of an outbox, those flagged so long ago; answers how
@@ -146,6 +163,8 @@ pub struct RowSecurity {
     pub identity: Vec<i16>,
     /// Columns whose equal values may be different texts.
     pub nondeterministic: Vec<i16>,
+    /// Labels of enums, with their oids, that the policies' texts may have.
+    pub labels: Vec<(u32, String)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,9 +204,9 @@ pub struct ColumnAccess {
     /// The role has SELECT on it.
     pub readable: bool,
     pub primary_key: bool,
-    /// For `Kind::Enum`: the labels in the order of the type; else empty.
+    /// For `Kind::Enum`: the labels with their oids, in the order of the type; else empty.
     #[serde(default)]
-    pub labels: Vec<String>,
+    pub labels: Vec<(u32, String)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -364,6 +383,9 @@ pub struct Status {
     /// Messages in the WAL that were not ours, since the worker started.
     #[serde(default)]
     pub forged_messages: u64,
+    /// Rows that outboxes keep because they could not be published.
+    #[serde(default)]
+    pub failed_messages: Vec<FailedMessages>,
     /// Base URL of the listener, if there is one.
     #[serde(default)]
     pub url: Option<String>,
@@ -378,6 +400,14 @@ pub struct Status {
     pub steward: bool,
     /// How many executors are.
     pub executors: u32,
+}
+
+/// Of one outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedMessages {
+    /// Its oid.
+    pub table: u32,
+    pub count: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -35,8 +35,6 @@ pub struct Config {
     pub page: bool,
 
     pub max_connections: usize,
-    /// Descriptors that others in the process may need.
-    pub reserved_files: usize,
     pub max_channels_per_connection: usize,
     /// How many entries of `postgres_changes` one channel may have.
     pub max_bindings_per_channel: usize,
@@ -92,7 +90,6 @@ impl Default for Config {
             ssl: false,
             page: true,
             max_connections: 10_000,
-            reserved_files: 0,
             max_channels_per_connection: 100,
             max_bindings_per_channel: 100,
             max_message_size: 1 << 20,

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 pub use batch::{Batch, BatchBuilder, Row, RowRef, RowStart, Span};
 pub use bytes::{BatchWriter, Relations};
 
+use crate::labels::Labels;
+
 /// A WAL address.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
@@ -166,10 +168,11 @@ pub struct Column {
     pub kind: Kind,
     /// Part of the replica identity (of the primary key by default).
     pub identity: bool,
+    /// Those that values are printed with: of the enum that it is, or of any within.
+    pub labels: Box<[Arc<Labels>]>,
 }
 
-/// A table as of the event: its live columns in attnum order, generated ones included only if the
-/// WAL has them.
+/// A table as of the event: its live columns in attnum order, as far as the WAL has them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Relation {
     pub oid: u32,

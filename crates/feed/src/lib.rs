@@ -5,9 +5,11 @@
 pub mod backoff;
 pub mod bounded;
 pub mod catalog;
+pub mod channel;
 pub mod config;
 pub mod event;
 pub mod json;
+pub mod labels;
 pub mod link;
 pub mod notification;
 pub mod payload;

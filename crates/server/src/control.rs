@@ -8,8 +8,8 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tide_feed::catalog::{
-    Connections, ControlRequest, Disconnected, Explanation, Hello, Recent, Reply, State, Status,
-    Which,
+    Connections, ControlRequest, Disconnected, Explanation, FailedMessages, Hello, Recent, Reply,
+    State, Status, Which,
 };
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
@@ -164,6 +164,9 @@ impl Control {
             connections: self.stats.connections.get(),
             channels: self.stats.channels.get(),
             forged_messages: self.stats.forged_messages_total.get(),
+            failed_messages: (self.stats.failed_messages().iter())
+                .map(|(table, count)| FailedMessages { table: *table, count: *count })
+                .collect(),
             url: self.listener.url(),
             listener_error: self.listener.error(),
             connection_limit: self.connection_limit,

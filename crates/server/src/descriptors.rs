@@ -24,10 +24,9 @@ pub struct Places {
 }
 
 impl Places {
-    /// `limit`: of the process; `reserved`: what others in it may need, which is left to them as far
-    /// as it is no more than half.
-    pub fn within(limit: usize, reserved: usize, max_connections: usize) -> Places {
-        let room = limit - reserved.saturating_add(OWN).min(limit / 2);
+    /// `limit`: of the process.
+    pub fn within(limit: usize, max_connections: usize) -> Places {
+        let room = limit - OWN.min(limit / 2);
         let fitting = (room - room / 5).saturating_sub(SPARE).max(1);
         let websockets = max_connections.min(fitting);
         let opening = (websockets / 4).clamp(*OPENING.start(), *OPENING.end()).min(room / 5);
@@ -50,24 +49,24 @@ mod tests {
 
     #[test]
     fn where_descriptors_abound_the_setting_decides() {
-        let places = Places::within(524_288, 1_000, 10_000);
+        let places = Places::within(524_288, 10_000);
 
         assert_eq!(places, Places { websockets: 10_000, opening: 2_048, waiting: 2_080 });
-        assert_eq!(Places::within(usize::MAX, 1_000, 2).websockets, 2);
+        assert_eq!(Places::within(usize::MAX, 2).websockets, 2);
     }
 
     #[test]
     fn clients_never_take_what_others_need() {
         for limit in [256, 1_024, 4_096, 20_000, 65_536] {
             for max_connections in [1, 100, 10_000, 1_000_000] {
-                let places = Places::within(limit, 1_000, max_connections);
+                let places = Places::within(limit, max_connections);
 
-                let reserve = 1_200.min(limit / 2);
+                let reserve = OWN.min(limit / 2);
                 assert!(places.websockets + places.waiting + reserve <= limit, "{places:?}");
                 assert!(places.websockets >= 1 && places.opening >= 1);
             }
         }
-        assert_eq!(Places::within(1_024, 1_000, 10_000).websockets, 378);
+        assert_eq!(Places::within(1_024, 10_000).websockets, 628);
     }
 
     #[test]

@@ -2,10 +2,13 @@
 //! have been published, and find those whose receipts got lost. Off the events' way: the hub only
 //! drops receipts into a bounded channel.
 //!
+//! A row whose message could not be published says so in `locked_by`, and stays. Until it does the
+//! slot does not pass it, so that it is never taken for one that was published.
+//!
 //! A row goes only once its message is in the history. The slot trails that, so a crash decodes it
 //! again; and after a lost slot whatever is still there, and not flagged, is published again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::catalog::{Catalog, CatalogError};
 use crate::hub::handle::Live;
-use crate::hub::receipts::{Receipt, Received};
+use crate::hub::receipts::{Failures, Receipt, Received};
 use crate::stats::Stats;
 
 /// Rows per statement.
@@ -62,6 +65,8 @@ struct Book {
     generation: Option<i64>,
     /// No receipt is missing: this, or the worker before, has looked.
     complete: bool,
+    /// Rows that could not be published, once they have been counted.
+    failed: Option<u64>,
     backoff: Backoff,
     /// What was complained of last.
     complaint: Option<String>,
@@ -74,6 +79,7 @@ impl Book {
             kept: Vec::new(),
             generation: None,
             complete: false,
+            failed: None,
             backoff: Backoff::up_to(LONGEST),
             complaint: None,
         }
@@ -84,7 +90,10 @@ impl Book {
     }
 
     fn has_work(&self, generation: u32) -> bool {
-        !self.pending.is_empty() || !self.complete || !self.belongs_to(generation)
+        !self.pending.is_empty()
+            || !self.complete
+            || self.failed.is_none()
+            || !self.belongs_to(generation)
     }
 }
 
@@ -95,6 +104,7 @@ pub struct Keeper {
     stats: Arc<Stats>,
     live: watch::Receiver<Option<Live>>,
     received: Received,
+    failures: Failures,
     changed: Arc<Notify>,
     retention: Duration,
     books: HashMap<u32, Book>,
@@ -113,6 +123,7 @@ impl Keeper {
             catalog,
             stats,
             live,
+            failures: received.failures(),
             received,
             changed,
             retention,
@@ -128,7 +139,7 @@ impl Keeper {
     pub async fn run(mut self) {
         loop {
             let next = self.next();
-            let changed = Arc::clone(&self.changed);
+            let (changed, failures) = (Arc::clone(&self.changed), self.failures.clone());
             tokio::select! {
                 more = self.received.next(&mut self.fresh, PAGE as usize) => {
                     if !more {
@@ -137,6 +148,7 @@ impl Keeper {
                     }
                     self.enter();
                 }
+                () = failures.news() => self.due = Some(Instant::now()),
                 _ = self.live.changed() => self.due = Some(Instant::now()),
                 () = changed.notified() => {
                     self.listed = None;
@@ -186,8 +198,12 @@ impl Keeper {
             self.due = Some(Instant::now() + RETRY);
             return;
         }
-        let waits = self.books.values().filter(|book| book.has_work(generation));
-        self.due = waits.map(|book| book.backoff.wait()).min().map(|wait| Instant::now() + wait);
+        let has_work = |(table, book): &(&u32, &Book)| {
+            book.has_work(generation) || !self.failures.of(**table, 1).is_empty()
+        };
+        let waits = self.books.iter().filter(has_work);
+        self.due =
+            waits.map(|(_, book)| book.backoff.wait()).min().map(|wait| Instant::now() + wait);
     }
 
     /// What the database refuses about one outbox is not to hold up the others.
@@ -200,10 +216,10 @@ impl Keeper {
         if self.received.take_missed() {
             self.books.values_mut().for_each(|book| book.complete = false);
         }
-        let tables: Vec<u32> = self.books.keys().copied().collect();
+        let failed = self.failures.tables();
+        let tables: BTreeSet<u32> = self.books.keys().copied().chain(failed).collect();
         for table in tables {
-            let is_due = self.books.get(&table).is_some_and(|book| book.backoff.is_due());
-            if !is_due {
+            if !self.book(table).backoff.is_due() {
                 continue;
             }
             match self.tend(table, generation, sweeps).await {
@@ -218,7 +234,9 @@ impl Keeper {
     /// Asks which outboxes there are.
     async fn list(&mut self) -> Result<(), CatalogError> {
         let outboxes = self.catalog.outboxes().await?;
-        self.books.retain(|table, _| outboxes.iter().any(|outbox| outbox.table == *table));
+        let is_one = |table: &u32| outboxes.iter().any(|outbox| outbox.table == *table);
+        self.books.retain(|table, _| is_one(table));
+        self.stats.failed_messages().retain(|table, _| is_one(table));
         for outbox in outboxes {
             self.book(outbox.table).generation = outbox.generation;
         }
@@ -237,11 +255,19 @@ impl Keeper {
     ) -> Result<(), CatalogError> {
         // What the slot before has published need not be published by the next.
         self.retire(table).await?;
+        // What could not be published by this slot cannot be by the next.
+        self.set_aside(table).await?;
         if !self.book(table).belongs_to(generation) {
             self.take_over(table, generation).await?;
         }
         if !self.book(table).complete {
             self.search(table, generation).await?;
+        }
+        let failed = self.book(table).failed;
+        if failed.is_none() || (sweeps && failed != Some(0)) {
+            let count = self.catalog.count_failed(table).await?;
+            self.book(table).failed = Some(count);
+            self.stats.failed_messages().insert(table, count);
         }
         if sweeps {
             while self.catalog.expire(table, self.retention, PAGE).await? == u64::from(PAGE) {}
@@ -264,6 +290,20 @@ impl Keeper {
             let book = self.book(table);
             book.pending.drain(..page);
             book.kept = kept;
+        }
+    }
+
+    /// Has the rows that could not be published say so, and stay.
+    async fn set_aside(&mut self, table: u32) -> Result<(), CatalogError> {
+        loop {
+            let page = self.failures.of(table, PAGE as usize);
+            if page.is_empty() {
+                return Ok(());
+            }
+            let ids: Vec<i64> = page.iter().map(|(id, _)| *id).collect();
+            self.catalog.set_aside(table, page).await?;
+            self.failures.forget(table, ids.into_iter());
+            self.book(table).failed = None;
         }
     }
 
@@ -295,8 +335,11 @@ impl Keeper {
             if !self.has_decoded(found.lsn, generation).await {
                 return Err(CatalogError::Unavailable);
             }
-            self.book(table).pending.extend(found.ids);
+            let is_published = |id: &i64| !self.failures.has(table, *id);
+            let published: Vec<i64> = found.ids.into_iter().filter(is_published).collect();
+            self.book(table).pending.extend(published);
             self.retire(table).await?;
+            self.set_aside(table).await?;
         }
         self.book(table).complete = true;
         Ok(())

@@ -1,8 +1,10 @@
 //! What the worker has done so far, in numbers: written by the hub and the sessions, read by
 //! `GET /metrics` and `tide.status()`.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -166,6 +168,8 @@ pub struct Stats {
     pub forged_messages_total: Counter,
     /// Messages in outboxes for no channel, or for one that is pg_tide's own.
     pub refused_messages_total: Counter,
+    /// Rows that outboxes, by oid, keep because they could not be published. Kept by the keeper.
+    failed_messages: Mutex<BTreeMap<u32, u64>>,
     /// Clients cut off because they read too slowly.
     pub slow_clients_total: Counter,
     /// Broadcasts, presence and notifications that a client did not get: its queue was full.
@@ -215,6 +219,12 @@ impl Stats {
         &self.refused_presence[reason as usize]
     }
 
+    /// How many rows each outbox keeps because they could not be published; those that have none
+    /// need not be there.
+    pub fn failed_messages(&self) -> MutexGuard<'_, BTreeMap<u32, u64>> {
+        self.failed_messages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Everything in the text format of Prometheus.
     pub fn prometheus(&self) -> String {
         let mut out = String::with_capacity(4096);
@@ -237,6 +247,9 @@ impl Stats {
             header(out, name, help, "gauge")?;
             writeln!(out, "pg_tide_{name} {}", gauge.get())?;
         }
+        let (name, help) = ("failed_messages", "Rows of outboxes that could not be published.");
+        header(out, name, help, "gauge")?;
+        writeln!(out, "pg_tide_{name} {}", self.failed_messages().values().sum::<u64>())?;
         let counters = [
             ("connections_total", "Websocket connections so far.", &self.connections_total),
             ("joins_total", "Channels joined so far.", &self.joins_total),

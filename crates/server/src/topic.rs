@@ -3,11 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// What every topic begins with on the wire.
-pub const PREFIX: &str = "realtime:";
-
-/// Bytes of a topic, prefix included: its length must fit a byte of a binary frame.
-pub const MAX_LENGTH: usize = 255;
+pub use tide_feed::channel::{MAX_TOPIC as MAX_LENGTH, PREFIX};
 
 /// What a topic of notifications begins with, after [`PREFIX`].
 pub const NOTIFY: &str = "tide:notify:";

@@ -6,6 +6,7 @@ with waiting as (
     where o.sequence_id > $1
       and o.locked_by is distinct from 'published'
       and o.locked_by is distinct from $3
+      and not pg_catalog.starts_with(coalesce(o.locked_by, ''), 'failed: ')
       and {unprocessed}
     order by o.sequence_id
     limit $2

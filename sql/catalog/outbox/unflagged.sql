@@ -6,6 +6,7 @@ from (
     from only {outbox} as o
     where o.sequence_id > $1
       and o.locked_by is distinct from 'published'
+      and not pg_catalog.starts_with(coalesce(o.locked_by, ''), 'failed: ')
       and {unprocessed}
     order by o.sequence_id
     limit $2

@@ -4,8 +4,12 @@ use std::ptr::null_mut;
 use std::slice;
 
 use pgrx::pg_sys;
+use tide_feed::bounded::{Bounded, Overflow};
 
 use super::{Origins, Value, varlena};
+
+/// Bytes of the shortest element that is not the last: one digit, and what stands between two.
+const SHORTEST: usize = 3;
 
 #[derive(Debug)]
 pub(crate) struct Array {
@@ -39,14 +43,29 @@ impl Array {
         }
     }
 
+    pub(super) fn element(&self) -> &Value {
+        &self.element
+    }
+
     /// # Safety
     /// As for [`Value::write`].
-    pub(super) unsafe fn write(&mut self, datum: pg_sys::Datum, out: &mut Vec<u8>) {
+    pub(super) unsafe fn write(
+        &mut self,
+        datum: pg_sys::Datum,
+        out: &mut Bounded<'_>,
+    ) -> Result<(), Overflow> {
         let (mut values, mut nulls, mut count) = (null_mut(), null_mut(), 0);
         // SAFETY: as above. The array is unpacked into the current memory context; its header is
         // followed by one size per dimension.
         let (sizes, values, nulls) = unsafe {
             let array = varlena::aligned(datum).cast::<pg_sys::ArrayType>();
+            // NULLs take a bit each, and a place in memory once they are unpacked.
+            let dimensions = array.add(1).cast::<i32>();
+            let items = pg_sys::ArrayGetNItems((*array).ndim, dimensions);
+            let shortest = usize::try_from(items).unwrap_or(0).saturating_sub(1) * SHORTEST;
+            if shortest > out.left() {
+                return Err(Overflow::Limit);
+            }
             pg_sys::deconstruct_array(
                 array,
                 self.element_type,
@@ -75,26 +94,26 @@ impl Array {
         &mut self,
         sizes: &[i32],
         elements: &mut impl Iterator<Item = (pg_sys::Datum, bool)>,
-        out: &mut Vec<u8>,
-    ) {
-        out.push(b'[');
+        out: &mut Bounded<'_>,
+    ) -> Result<(), Overflow> {
+        out.push(b'[')?;
         let (size, inner) = sizes.split_first().unwrap_or((&0, &[]));
         for index in 0..*size {
             if index > 0 {
-                out.extend_from_slice(b", ");
+                out.extend_from_slice(b", ")?;
             }
             if inner.is_empty() {
                 match elements.next() {
                     // SAFETY: as for `write`.
-                    Some((value, false)) => unsafe { self.element.write(value, out) },
-                    _ => out.extend_from_slice(b"null"),
+                    Some((value, false)) => unsafe { self.element.write(value, out)? },
+                    _ => out.extend_from_slice(b"null")?,
                 }
             } else {
                 // SAFETY: as for `write`.
-                unsafe { self.dimension(inner, elements, out) }
+                unsafe { self.dimension(inner, elements, out)? }
             }
         }
-        out.push(b']');
+        out.push(b']')
     }
 }
 

@@ -1,6 +1,7 @@
 //! Composite values: JSON objects with the keys in the order of `jsonb`.
 
 use pgrx::pg_sys;
+use tide_feed::bounded::{Bounded, Overflow};
 use tide_feed::json;
 
 use super::{Origins, Value, varlena};
@@ -88,9 +89,17 @@ impl Composite {
         }
     }
 
+    pub(super) fn values(&self) -> impl Iterator<Item = &Value> {
+        self.fields.iter().map(|field| &field.value)
+    }
+
     /// # Safety
     /// As for [`Value::write`].
-    pub(super) unsafe fn write(&mut self, datum: pg_sys::Datum, out: &mut Vec<u8>) {
+    pub(super) unsafe fn write(
+        &mut self,
+        datum: pg_sys::Datum,
+        out: &mut Bounded<'_>,
+    ) -> Result<(), Overflow> {
         // SAFETY: as above; a composite value is a row with its type in the header.
         unsafe {
             let header = varlena::aligned(datum).cast::<pg_sys::HeapTupleHeaderData>();
@@ -107,24 +116,28 @@ impl Composite {
             let (values, nulls) = (self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
             pg_sys::heap_deform_tuple(&raw mut tuple, self.descriptor, values, nulls);
         }
-        out.push(b'{');
+        out.push(b'{')?;
         for (position, field) in self.fields.iter_mut().enumerate() {
             if position > 0 {
-                out.extend_from_slice(b", ");
+                out.extend_from_slice(b", ")?;
             }
-            out.extend_from_slice(&field.key);
+            out.extend_from_slice(&field.key)?;
             let is_null = self.nulls.get(field.index).is_none_or(|null| *null);
             match self.values.get(field.index) {
                 // SAFETY: as above; a field of its own type.
-                Some(value) if !is_null => unsafe { field.value.write(*value, out) },
-                _ => out.extend_from_slice(b"null"),
+                Some(value) if !is_null => unsafe { field.value.write(*value, out)? },
+                _ => out.extend_from_slice(b"null")?,
             }
         }
-        out.push(b'}');
+        out.push(b'}')
     }
 
     /// A value of another type than the column's: looked up for this once.
-    unsafe fn write_other(type_id: pg_sys::Oid, datum: pg_sys::Datum, out: &mut Vec<u8>) {
+    unsafe fn write_other(
+        type_id: pg_sys::Oid,
+        datum: pg_sys::Datum,
+        out: &mut Bounded<'_>,
+    ) -> Result<(), Overflow> {
         // SAFETY: as for `write`; under a historic snapshot still.
         unsafe {
             let memory = pg_sys::CurrentMemoryContext;

@@ -5,13 +5,20 @@
 
 mod array;
 mod composite;
+mod jsonb;
+mod labels;
 mod varlena;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ffi::CStr;
+use std::sync::Arc;
 
 use pgrx::{error, pg_sys};
+use tide_feed::bounded::{Bounded, Overflow};
 use tide_feed::json;
+use tide_feed::json::Unprintable;
+use tide_feed::labels::Labels;
 
 use self::array::Array;
 use self::composite::Composite;
@@ -22,6 +29,9 @@ use crate::encoding::Encoding;
 /// Types that contain types nest no deeper than this; what does is printed as text.
 const DEEPEST: usize = 32;
 
+/// Bytes that no value of a type of fixed length, by the ways of printing below, exceeds.
+const SHORT: usize = 64;
+
 /// How to print a type.
 #[derive(Debug)]
 pub(crate) enum Value {
@@ -29,8 +39,9 @@ pub(crate) enum Value {
     Int2,
     Int4,
     Int8,
-    /// float4, float8 and numeric: by their output function, made a JSON number.
-    Number(Output),
+    /// float4 and float8: by their output function, made a JSON number.
+    Float(Output),
+    Numeric(Output),
     /// text, varchar and bpchar.
     Text(Encoding),
     Bytea,
@@ -42,6 +53,10 @@ pub(crate) enum Value {
     Jsonb(Output, Encoding),
     Array(Box<Array>),
     Composite(Box<Composite>),
+    /// By labels as they were found, so that it is known which one a text is.
+    Label(Arc<Labels>, Output, Encoding),
+    /// A range, by its output function, and what is within.
+    Range(Box<Value>, Output, Encoding),
     /// Everything else: the output function's text.
     Other(Output, Encoding),
 }
@@ -92,7 +107,8 @@ impl Value {
             pg_sys::INT2OID => Value::Int2,
             pg_sys::INT4OID => Value::Int4,
             pg_sys::INT8OID => Value::Int8,
-            pg_sys::FLOAT4OID | pg_sys::FLOAT8OID | pg_sys::NUMERICOID => Value::Number(output()),
+            pg_sys::FLOAT4OID | pg_sys::FLOAT8OID => Value::Float(output()),
+            pg_sys::NUMERICOID => Value::Numeric(output()),
             pg_sys::TEXTOID | pg_sys::VARCHAROID | pg_sys::BPCHAROID => Value::Text(encoding),
             pg_sys::BYTEAOID => Value::Bytea,
             pg_sys::UUIDOID => Value::Uuid,
@@ -107,7 +123,7 @@ impl Value {
         }
     }
 
-    /// An array or a composite.
+    /// An array, a composite, an enum or a range.
     unsafe fn nested(
         type_id: pg_sys::Oid,
         memory: pg_sys::MemoryContext,
@@ -128,52 +144,134 @@ impl Value {
                 let composite = Composite::of(type_id, memory, origins, depth + 1)?;
                 return Some(Value::Composite(Box::new(composite)));
             }
+            let (encoding, output) = (Encoding::of_database(), || Output::of(type_id, memory));
+            if pg_sys::type_is_enum(type_id) {
+                return Some(Value::Label(labels::of(type_id), output(), encoding));
+            }
+            let range = if pg_sys::type_is_multirange(type_id) {
+                pg_sys::get_multirange_range(type_id)
+            } else {
+                type_id
+            };
+            if pg_sys::type_is_range(range) {
+                let bound = pg_sys::get_range_subtype(range);
+                let bound = Value::of(bound, memory, origins, depth + 1);
+                return Some(Value::Range(Box::new(bound), output(), encoding));
+            }
         }
         None
     }
 
-    /// Appends the value.
+    /// The labels of enums that it is printed with.
+    pub(crate) fn labels(&self) -> Vec<Arc<Labels>> {
+        match self {
+            Value::Label(labels, ..) => vec![Arc::clone(labels)],
+            Value::Range(bound, ..) => bound.labels(),
+            Value::Array(array) => array.element().labels(),
+            Value::Composite(composite) => composite.values().flat_map(Value::labels).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Appends the value. How long it will be is known before it is printed, or found out on the
+    /// way; only what a type's own output function makes of a value is there as a whole first,
+    /// in memory of Postgres's, which raises an error where that would be more than 1 GB.
     ///
     /// # Safety
     /// A value of the type this was made for, not NULL, and none that is TOASTed on disk. Takes
     /// memory from the current context and does not give it back.
-    pub(crate) unsafe fn write(&mut self, datum: pg_sys::Datum, out: &mut Vec<u8>) {
+    pub(crate) unsafe fn write(
+        &mut self,
+        datum: pg_sys::Datum,
+        out: &mut Bounded<'_>,
+    ) -> Result<(), Overflow> {
         // SAFETY: as above, throughout: the value is what the type says. The truncations take it
         // out of the word that holds it.
         unsafe {
+            if self.is_varlena() {
+                // Before it is unpacked.
+                out.admit(size(datum))?;
+            }
             match self {
                 Value::Bool => {
                     let text: &[u8] = if datum.value() as u8 == 0 { b"false" } else { b"true" };
-                    out.extend_from_slice(text);
+                    return out.extend_from_slice(text);
                 }
-                Value::Int2 => integer(out, i64::from(datum.value() as i16)),
-                Value::Int4 => integer(out, i64::from(datum.value() as i32)),
-                Value::Int8 => integer(out, datum.value() as i64),
-                Value::Date => json::date(out, datum.value() as i32),
-                Value::Timestamp => json::timestamp(out, datum.value() as i64, false),
-                Value::Timestamptz => json::timestamp(out, datum.value() as i64, true),
-                Value::Uuid => uuid(out, &*datum.cast_mut_ptr::<[u8; 16]>()),
-                Value::Number(output) => json::number(out, output.text(datum).to_bytes()),
+                Value::Int2 => integer(out.room(SHORT)?, i64::from(datum.value() as i16)),
+                Value::Int4 => integer(out.room(SHORT)?, i64::from(datum.value() as i32)),
+                Value::Int8 => integer(out.room(SHORT)?, datum.value() as i64),
+                Value::Date => json::date(out.room(SHORT)?, datum.value() as i32),
+                Value::Timestamp => {
+                    json::timestamp(out.room(SHORT)?, datum.value() as i64, false);
+                }
+                Value::Timestamptz => {
+                    json::timestamp(out.room(SHORT)?, datum.value() as i64, true);
+                }
+                Value::Uuid => uuid(out.room(SHORT)?, &*datum.cast_mut_ptr::<[u8; 16]>()),
+                Value::Float(output) => return number(out, output.text(datum)),
+                Value::Numeric(output) => {
+                    out.room(json::numeric_length(Bytes::of(datum).get()))?;
+                    return number(out, output.text(datum));
+                }
                 Value::Text(encoding) => {
-                    json::write_str(out, &encoding.utf8(Bytes::of(datum).get()));
+                    return json::write_bounded(out, &encoding.utf8(Bytes::of(datum).get()));
                 }
-                Value::Bytea => bytea(out, Bytes::of(datum).get()),
+                Value::Bytea => return bytea(out, Bytes::of(datum).get()),
                 Value::Json(encoding) => {
                     let text = encoding.utf8(Bytes::of(datum).get());
-                    if json::normalise(out, text.as_bytes()).is_err() {
-                        error!("a value of type json is not JSON");
+                    match json::normalise(out, text.as_bytes()) {
+                        Err(Unprintable::Overflow(overflow)) => return Err(overflow),
+                        Err(Unprintable::NotJson) => error!("a value of type json is not JSON"),
+                        Ok(()) => {}
                     }
                 }
                 Value::Jsonb(output, encoding) => {
-                    let text = encoding.utf8(output.text(datum).to_bytes());
-                    out.extend_from_slice(text.as_bytes());
+                    let unpacked = varlena::aligned(datum);
+                    jsonb::assert_fits(unpacked, out)?;
+                    let text = encoding.utf8(output.text(pg_sys::Datum::from(unpacked)).to_bytes());
+                    return out.extend_from_slice(text.as_bytes());
                 }
-                Value::Array(array) => array.write(datum, out),
-                Value::Composite(composite) => composite.write(datum, out),
-                Value::Other(output, encoding) => {
-                    json::write_str(out, &encoding.utf8(output.text(datum).to_bytes()));
+                Value::Array(array) => return array.write(datum, out),
+                Value::Composite(composite) => return composite.write(datum, out),
+                Value::Label(labels, output, encoding) => {
+                    return match labels.label(datum.value() as u32) {
+                        Some(label) => json::write_bounded(out, label),
+                        // Newer than what is known of the type: nobody will take it for another.
+                        None => {
+                            json::write_bounded(out, &encoding.utf8(output.text(datum).to_bytes()))
+                        }
+                    };
+                }
+                Value::Other(output, encoding) | Value::Range(_, output, encoding) => {
+                    let text = encoding.utf8(output.text(datum).to_bytes());
+                    return json::write_bounded(out, &text);
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn is_varlena(&self) -> bool {
+        match self {
+            Value::Bool
+            | Value::Int2
+            | Value::Int4
+            | Value::Int8
+            | Value::Float(_)
+            | Value::Uuid
+            | Value::Date
+            | Value::Timestamp
+            | Value::Timestamptz
+            | Value::Label(..) => false,
+            Value::Other(output, _) => output.is_varlena,
+            Value::Numeric(_)
+            | Value::Text(_)
+            | Value::Bytea
+            | Value::Json(_)
+            | Value::Jsonb(..)
+            | Value::Array(_)
+            | Value::Composite(_)
+            | Value::Range(..) => true,
         }
     }
 }
@@ -183,14 +281,17 @@ impl Value {
 /// # Safety
 /// Such a value, not NULL, and none that is TOASTed on disk. Takes memory from the current context
 /// and does not give it back.
-pub(crate) unsafe fn text(datum: pg_sys::Datum, encoding: Encoding) -> String {
+pub(crate) unsafe fn text<'a>(datum: pg_sys::Datum, encoding: Encoding) -> Cow<'a, str> {
     // SAFETY: as above.
-    encoding.utf8(unsafe { Bytes::of(datum) }.get()).into_owned()
+    encoding.utf8(unsafe { Bytes::of(datum) }.get())
 }
 
 /// A type's output function.
 #[derive(Debug)]
-pub(crate) struct Output(Box<pg_sys::FmgrInfo>);
+pub(crate) struct Output {
+    function: Box<pg_sys::FmgrInfo>,
+    is_varlena: bool,
+}
 
 impl Output {
     /// # Safety
@@ -204,15 +305,22 @@ impl Output {
             pg_sys::getTypeOutputInfo(type_id, &raw mut function, &raw mut is_varlena);
             pg_sys::fmgr_info_cxt(function, &raw mut *info, memory);
         }
-        Output(info)
+        Output { function: info, is_varlena }
     }
 
     /// # Safety
     /// A value of the type, not NULL. The text is in the current memory context.
     unsafe fn text(&mut self, datum: pg_sys::Datum) -> &CStr {
         // SAFETY: as above; an output function returns a C string.
-        unsafe { CStr::from_ptr(pg_sys::OutputFunctionCall(&raw mut *self.0, datum)) }
+        unsafe { CStr::from_ptr(pg_sys::OutputFunctionCall(&raw mut *self.function, datum)) }
     }
+}
+
+/// A number that an output function has printed.
+fn number(out: &mut Bounded<'_>, text: &CStr) -> Result<(), Overflow> {
+    let text = text.to_bytes();
+    json::number(out.room(json::number_length(text))?, text);
+    Ok(())
 }
 
 fn integer(out: &mut Vec<u8>, number: i64) {
@@ -238,9 +346,10 @@ fn uuid(out: &mut Vec<u8>, uuid: &[u8; 16]) {
 }
 
 /// `"\\x..."`: the backslash of the hex format has to be escaped.
-fn bytea(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.reserve(bytes.len() * 2 + 5);
+fn bytea(out: &mut Bounded<'_>, bytes: &[u8]) -> Result<(), Overflow> {
+    let out = out.room(bytes.len().saturating_mul(2).saturating_add(5))?;
     out.extend_from_slice(b"\"\\\\x");
     hex(out, bytes);
     out.push(b'"');
+    Ok(())
 }

@@ -6,6 +6,8 @@ use pgrx::pg_sys;
 
 /// Tag of a pointer into a TOAST table.
 const ON_DISK: u8 = 18;
+/// Bytes of a full header.
+const HEADER: usize = 4;
 
 /// A value's bytes without its header: in the row itself, or unpacked in the current memory
 /// context.
@@ -67,7 +69,7 @@ pub(crate) unsafe fn is_on_disk(datum: pg_sys::Datum) -> bool {
     unsafe { pgrx::varatt_is_1b_e(value) && *value.cast::<u8>().add(1) == ON_DISK }
 }
 
-/// Bytes of the value when it is unpacked.
+/// Bytes of the value when it is unpacked, without its header.
 ///
 /// # Safety
 /// As for [`Bytes::of`].
@@ -76,9 +78,9 @@ pub(crate) unsafe fn size(datum: pg_sys::Datum) -> usize {
     // SAFETY: as above.
     unsafe {
         if pgrx::varatt_is_1b_e(value) || pgrx::varatt_is_4b_c(value) {
-            pg_sys::toast_raw_datum_size(datum)
+            pg_sys::toast_raw_datum_size(datum).saturating_sub(HEADER)
         } else {
-            pgrx::varsize_any(value)
+            pgrx::varsize_any_exhdr(value)
         }
     }
 }

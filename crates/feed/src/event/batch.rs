@@ -5,7 +5,6 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::bytes::{BatchWriter, Relations};
 use super::{Datum, Event};
 use crate::bounded::{Bounded, Overflow};
 
@@ -177,6 +176,12 @@ impl BatchBuilder {
         self.begun = 0;
     }
 
+    /// What was added as a span.
+    pub fn bytes(&self, span: Span) -> &[u8] {
+        let start = span.start as usize;
+        self.arena.get(start..start.saturating_add(span.len as usize)).unwrap_or_default()
+    }
+
     pub(super) fn arena(&self) -> &[u8] {
         &self.arena
     }
@@ -266,8 +271,8 @@ impl BatchBuilder {
     /// # Panics
     /// It does not.
     pub fn finish(&self) -> Batch {
-        let bytes = BatchWriter::default().write(self).concat();
-        Relations::default().read(bytes.into()).expect("what was written can be read")
+        let bytes = super::bytes::BatchWriter::default().write(self).concat();
+        super::bytes::Relations::default().read(bytes.into()).expect("what was written can be read")
     }
 
     /// A row of these values: JSON, `unchanged`, or absent.

@@ -6,8 +6,13 @@ mod normal;
 mod number;
 
 pub use datetime::{date, timestamp};
-pub use normal::{NotJson, normalise};
-pub use number::number;
+pub use normal::{Unprintable, normalise};
+pub use number::{number, number_length, numeric_length};
+
+use crate::bounded::{Bounded, Overflow};
+
+/// Bytes that an escape sequence takes at the most.
+const LONGEST_ESCAPE: usize = 6;
 
 /// Appends `text` as a JSON string, quotes included.
 pub fn write_str(out: &mut Vec<u8>, text: &str) {
@@ -21,6 +26,33 @@ pub fn write_utf8(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
     write_inside(out, text);
     out.push(b'"');
+}
+
+/// [`write_str`] into a buffer that has an end: how long the string will be is known before it is
+/// written.
+pub fn write_bounded(out: &mut Bounded<'_>, text: &str) -> Result<(), Overflow> {
+    out.push(b'"')?;
+    write_inside_bounded(out, text.as_bytes())?;
+    out.push(b'"')
+}
+
+/// A part of such a string, without the quotes.
+pub(crate) fn write_inside_bounded(out: &mut Bounded<'_>, text: &[u8]) -> Result<(), Overflow> {
+    let fits = text.len().saturating_mul(LONGEST_ESCAPE) <= out.spare();
+    let length = if fits { 0 } else { length_inside(text) };
+    write_inside(out.room(length)?, text);
+    Ok(())
+}
+
+/// Bytes that a part of a string takes with its escapes, without the quotes.
+pub fn length_inside(text: &[u8]) -> usize {
+    let (mut rest, mut length) = (text, text.len());
+    while let Some(at) = find_special(rest) {
+        let Some((special, tail)) = rest.get(at..).and_then(<[u8]>::split_first) else { break };
+        length += if short_escape(*special).is_some() { 1 } else { LONGEST_ESCAPE - 1 };
+        rest = tail;
+    }
+    length
 }
 
 /// A part of a string, without the quotes.
@@ -60,7 +92,18 @@ pub fn write_hex(out: &mut Vec<u8>, number: u64, digits: usize) {
 }
 
 fn write_escape(out: &mut Vec<u8>, byte: u8) {
-    let short = match byte {
+    match short_escape(byte) {
+        Some(short) => out.extend_from_slice(&[b'\\', short]),
+        None => {
+            out.extend_from_slice(b"\\u");
+            write_hex(out, u64::from(byte), 4);
+        }
+    }
+}
+
+/// The letter after the backslash, where the escape is not a number.
+const fn short_escape(byte: u8) -> Option<u8> {
+    Some(match byte {
         b'"' => b'"',
         b'\\' => b'\\',
         0x08 => b'b',
@@ -68,12 +111,8 @@ fn write_escape(out: &mut Vec<u8>, byte: u8) {
         0x0A => b'n',
         0x0C => b'f',
         0x0D => b'r',
-        control => {
-            out.extend_from_slice(b"\\u");
-            return write_hex(out, u64::from(control), 4);
-        }
-    };
-    out.extend_from_slice(&[b'\\', short]);
+        _ => return None,
+    })
 }
 
 const fn is_special(byte: u8) -> bool {
@@ -154,6 +193,20 @@ mod tests {
             text in "[\\x00-\\x1f\"\\\\a\u{80}\u{ff}]{0,40}"
         ) {
             prop_assert_eq!(written(&text), expected(&text));
+        }
+
+        #[test]
+        fn a_string_is_written_whole_or_not_at_all(
+            text in "[\\x00-\\x1f\"\\\\a\u{80}\u{ff}]{0,40}", end in 0_usize..100
+        ) {
+            let (mut out, whole) = (Vec::new(), written(&text));
+
+            let result = write_bounded(&mut Bounded::new(&mut out, end, end), &text);
+
+            prop_assert_eq!(length_inside(text.as_bytes()) + 2, whole.len());
+            prop_assert_eq!(result.is_ok(), whole.len() <= end);
+            prop_assert!(out.len() <= end);
+            prop_assert!(result.is_err() || out == whole.as_bytes());
         }
     }
 }

@@ -4,47 +4,161 @@
 //! Where `jsonb` refuses a text (`\u0000`, a lone surrogate, a number beyond `numeric`), it stays
 //! as it was written: an event is better than none.
 
-use super::number::number;
-use crate::json::write_inside;
+use std::cmp::Ordering;
+use std::ops::Range;
+
+use super::number::{number, number_length};
+use crate::bounded::{Bounded, Overflow, push};
+use crate::json::write_inside_bounded;
 
 /// Deeper nesting than Postgres lets in with its default `max_stack_depth`.
 const MAX_DEPTH: usize = 10_000;
 
-/// The text is not JSON (or nested deeper than any that Postgres accepts).
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("not a JSON text")]
-pub struct NotJson;
+/// Why a text is not written.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Unprintable {
+    #[error("not a JSON text, or nested deeper than any that Postgres accepts")]
+    NotJson,
+    #[error(transparent)]
+    Overflow(#[from] Overflow),
+}
+
+use Unprintable::NotJson;
 
 /// Writes a `json` text as `to_jsonb` prints it.
-pub fn normalise(out: &mut Vec<u8>, text: &[u8]) -> Result<(), NotJson> {
-    let mut parser = Parser { rest: text, out };
-    parser.value(0)?;
-    parser.space();
-    if parser.rest.is_empty() { Ok(()) } else { Err(NotJson) }
+///
+/// Time and memory are in proportion to the text, however deep it is nested and whatever the order
+/// of its keys: all is written in the order of the text first, and objects whose keys have to
+/// change places are noted; if there are any, one pass brings everything to its place.
+pub fn normalise(out: &mut Bounded<'_>, text: &[u8]) -> Result<(), Unprintable> {
+    let start = out.written().len();
+    let mut parser = Parser {
+        text,
+        rest: text,
+        start,
+        out,
+        open: Vec::new(),
+        members: Vec::new(),
+        unsorted: Vec::new(),
+        sorted: Vec::new(),
+    };
+    parser.document()?;
+    let Parser { mut unsorted, sorted, .. } = parser;
+    if !unsorted.is_empty() {
+        unsorted.sort_unstable_by_key(|object| object.inside.start);
+        arrange(out, start, &unsorted, &sorted)?;
+    }
+    Ok(())
 }
 
-struct Parser<'a> {
+struct Parser<'a, 'b, 'c> {
+    text: &'a [u8],
     rest: &'a [u8],
-    out: &'a mut Vec<u8>,
-}
-
-/// One key with its value, as written at `start..end` of the output.
-struct Member {
-    key: Vec<u8>,
+    /// Where the output began; all places in it are counted from there.
     start: usize,
-    end: usize,
+    out: &'b mut Bounded<'c>,
+    /// The arrays and objects that have begun and not ended.
+    open: Vec<Open>,
+    /// Members of those objects so far.
+    members: Vec<Member>,
+    unsorted: Vec<Object>,
+    /// Members of objects that were not sorted, in their order.
+    sorted: Vec<Range<u32>>,
 }
 
-impl Parser<'_> {
-    fn value(&mut self, depth: usize) -> Result<(), NotJson> {
-        if depth > MAX_DEPTH {
-            return Err(NotJson);
+/// An array or object that has begun.
+enum Open {
+    Array,
+    Object {
+        /// Where its first member is in the output.
+        start: u32,
+        /// And in the list of members.
+        first: usize,
+    },
+}
+
+/// One key with its value.
+struct Member {
+    /// The key in the text, without its quotes.
+    key: Range<u32>,
+    /// Both in the output.
+    place: Range<u32>,
+}
+
+/// An object whose members have to change places.
+struct Object {
+    /// What is between its braces in the output.
+    inside: Range<u32>,
+    /// Where its members are in the list of those that were sorted.
+    members: Range<usize>,
+}
+
+impl Parser<'_, '_, '_> {
+    fn document(&mut self) -> Result<(), Unprintable> {
+        loop {
+            if self.value()? {
+                continue;
+            }
+            // A value has ended, and with it all that it is the last of.
+            loop {
+                self.space();
+                let Some(open) = self.open.last() else {
+                    return if self.rest.is_empty() { Ok(()) } else { Err(NotJson) };
+                };
+                let is_object = matches!(open, Open::Object { .. });
+                let next = self.rest.first().copied();
+                if is_object && matches!(next, Some(b',' | b'}')) {
+                    self.end_member()?;
+                }
+                match (next, is_object) {
+                    (Some(b','), _) => {
+                        self.take(b',')?;
+                        self.out.extend_from_slice(b", ")?;
+                        if is_object {
+                            self.key()?;
+                        }
+                        break;
+                    }
+                    (Some(b']'), false) => self.end_array()?,
+                    (Some(b'}'), true) => self.end_object()?,
+                    _ => return Err(NotJson),
+                }
+            }
         }
+    }
+
+    /// Writes a scalar, or an empty array or object; true: another one has begun, and its first
+    /// value comes next.
+    fn value(&mut self) -> Result<bool, Unprintable> {
         self.space();
         match self.rest.first() {
-            Some(b'{') => self.object(depth),
-            Some(b'[') => self.array(depth),
-            Some(b'"') => self.text(None),
+            Some(b'{') => {
+                self.begin(b'{')?;
+                let (start, first) = (self.place()?, self.members.len());
+                push(&mut self.open, Open::Object { start, first })?;
+                if self.rest.first() == Some(&b'}') {
+                    self.end_object()?;
+                    return Ok(false);
+                }
+                self.key()?;
+                Ok(true)
+            }
+            Some(b'[') => {
+                self.begin(b'[')?;
+                push(&mut self.open, Open::Array)?;
+                if self.rest.first() == Some(&b']') {
+                    self.end_array()?;
+                    return Ok(false);
+                }
+                Ok(true)
+            }
+            _ => self.scalar().map(|()| false),
+        }
+    }
+
+    fn scalar(&mut self) -> Result<(), Unprintable> {
+        match self.rest.first() {
+            Some(b'"') => self.string().map(drop),
             Some(b't') => self.word(b"true"),
             Some(b'f') => self.word(b"false"),
             Some(b'n') => self.word(b"null"),
@@ -52,7 +166,7 @@ impl Parser<'_> {
                 let is_part = |b: &u8| matches!(b, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E');
                 let len = self.rest.iter().take_while(|b| is_part(b)).count();
                 let (token, rest) = self.rest.split_at(len);
-                number(self.out, token);
+                number(self.out.room(number_length(token))?, token);
                 self.rest = rest;
                 Ok(())
             }
@@ -60,113 +174,106 @@ impl Parser<'_> {
         }
     }
 
-    fn object(&mut self, depth: usize) -> Result<(), NotJson> {
-        self.take(b'{')?;
-        self.out.push(b'{');
-        let start = self.out.len();
-        let mut members: Vec<Member> = Vec::new();
+    fn begin(&mut self, bracket: u8) -> Result<(), Unprintable> {
+        if self.open.len() > MAX_DEPTH {
+            return Err(NotJson);
+        }
+        self.take(bracket)?;
+        self.out.push(bracket)?;
         self.space();
-        while self.rest.first() != Some(&b'}') {
-            if !members.is_empty() {
-                self.take(b',')?;
-                self.out.extend_from_slice(b", ");
-                self.space();
-            }
-            let start = self.out.len();
-            let mut key = Vec::new();
-            self.text(Some(&mut key))?;
-            self.space();
-            self.take(b':')?;
-            self.out.extend_from_slice(b": ");
-            self.value(depth + 1)?;
-            members.push(Member { key, start, end: self.out.len() });
-            self.space();
-        }
-        self.take(b'}')?;
-        if !members.is_sorted_by(|a, b| order(a) < order(b)) {
-            self.sort(start, members);
-        }
-        self.out.push(b'}');
         Ok(())
     }
 
-    /// Writes the members, which begin at `start`, again in order.
-    fn sort(&mut self, start: usize, mut members: Vec<Member>) {
-        let written = self.out.split_off(start);
-        // Stable: of equal keys the last written comes last, and it is the one that counts.
-        members.sort_by(|a, b| order(a).cmp(&order(b)));
-        let mut members = members.into_iter().peekable();
-        while let Some(member) = members.next() {
-            if members.peek().is_some_and(|next| next.key == member.key) {
-                continue;
-            }
-            let range = member.start.saturating_sub(start)..member.end.saturating_sub(start);
-            self.out.extend_from_slice(written.get(range).unwrap_or_default());
-            if members.peek().is_some() {
-                self.out.extend_from_slice(b", ");
-            }
-        }
-    }
-
-    fn array(&mut self, depth: usize) -> Result<(), NotJson> {
-        self.take(b'[')?;
-        self.out.push(b'[');
-        self.space();
-        let mut first = true;
-        while self.rest.first() != Some(&b']') {
-            if !first {
-                self.take(b',')?;
-                self.out.extend_from_slice(b", ");
-            }
-            first = false;
-            self.value(depth + 1)?;
-            self.space();
-        }
+    fn end_array(&mut self) -> Result<(), Unprintable> {
         self.take(b']')?;
-        self.out.push(b']');
+        self.out.push(b']')?;
+        self.open.pop();
         Ok(())
     }
 
-    /// A string; `plain` gets it without its escapes.
-    fn text(&mut self, mut plain: Option<&mut Vec<u8>>) -> Result<(), NotJson> {
+    fn end_object(&mut self) -> Result<(), Unprintable> {
+        self.take(b'}')?;
+        let Some(Open::Object { start, first }) = self.open.pop() else { return Err(NotJson) };
+        let (text, inside) = (self.text, start..self.place()?);
+        let order = |a: &Member, b: &Member| compare(key(text, a), key(text, b));
+        let members = self.members.get_mut(first..).unwrap_or_default();
+        if !members.is_sorted_by(|a, b| order(a, b).is_lt()) {
+            // Of equal keys the last written is the one that counts.
+            members.sort_unstable_by(|a, b| order(a, b).then(a.place.start.cmp(&b.place.start)));
+            let from = self.sorted.len();
+            let mut members = members.iter().peekable();
+            while let Some(member) = members.next() {
+                let is_last = members.peek().is_none_or(|next| order(member, next).is_lt());
+                if is_last {
+                    push(&mut self.sorted, member.place.clone())?;
+                }
+            }
+            let members = from..self.sorted.len();
+            push(&mut self.unsorted, Object { inside, members })?;
+        }
+        self.members.truncate(first);
+        self.out.push(b'}')?;
+        Ok(())
+    }
+
+    /// A member's key and its colon.
+    fn key(&mut self) -> Result<(), Unprintable> {
+        self.space();
+        let start = self.place()?;
+        let key = self.string()?;
+        push(&mut self.members, Member { key, place: start..start })?;
+        self.space();
+        self.take(b':')?;
+        self.out.extend_from_slice(b": ")?;
+        Ok(())
+    }
+
+    /// The value of the newest member has ended.
+    fn end_member(&mut self) -> Result<(), Unprintable> {
+        let end = self.place()?;
+        if let Some(member) = self.members.last_mut() {
+            member.place.end = end;
+        }
+        Ok(())
+    }
+
+    /// A string; where it is in the text, without its quotes.
+    fn string(&mut self) -> Result<Range<u32>, Unprintable> {
         self.take(b'"')?;
-        self.out.push(b'"');
+        let start = self.read()?;
+        self.out.push(b'"')?;
         loop {
             let at = self.rest.iter().position(|b| matches!(b, b'"' | b'\\')).ok_or(NotJson)?;
             let (chunk, rest) = self.rest.split_at(at);
             self.rest = rest;
-            write_inside(self.out, chunk);
-            if let Some(plain) = plain.as_deref_mut() {
-                plain.extend_from_slice(chunk);
-            }
+            write_inside_bounded(self.out, chunk)?;
             if self.rest.first() == Some(&b'"') {
                 break;
             }
             let (length, character) = escape_sequence(self.rest)?;
-            let (sequence, rest) = self.rest.split_at(length);
+            let (sequence, rest) = self.rest.split_at_checked(length).ok_or(NotJson)?;
             self.rest = rest;
-            let mut utf8 = [0; 4];
-            let character = character.map(|c| c.encode_utf8(&mut utf8).as_bytes());
             match character {
-                Some(character) => write_inside(self.out, character),
-                None => self.out.extend_from_slice(sequence),
-            }
-            if let Some(plain) = plain.as_deref_mut() {
-                plain.extend_from_slice(character.unwrap_or(sequence));
+                Some(character) => {
+                    let mut utf8 = [0; 4];
+                    write_inside_bounded(self.out, character.encode_utf8(&mut utf8).as_bytes())?;
+                }
+                None => self.out.extend_from_slice(sequence)?,
             }
         }
+        let end = self.read()?;
         self.take(b'"')?;
-        self.out.push(b'"');
-        Ok(())
+        self.out.push(b'"')?;
+        Ok(start..end)
     }
 
-    fn word(&mut self, word: &[u8]) -> Result<(), NotJson> {
+    fn word(&mut self, word: &[u8]) -> Result<(), Unprintable> {
         self.rest = self.rest.strip_prefix(word).ok_or(NotJson)?;
-        self.out.extend_from_slice(word);
+        self.out.extend_from_slice(word)?;
         Ok(())
     }
 
-    fn take(&mut self, byte: u8) -> Result<(), NotJson> {
+    fn take(&mut self, byte: u8) -> Result<(), Unprintable> {
         self.rest = self.rest.strip_prefix(&[byte]).ok_or(NotJson)?;
         Ok(())
     }
@@ -176,15 +283,104 @@ impl Parser<'_> {
             self.rest.iter().take_while(|b| matches!(b, b' ' | b'\t' | b'\n' | b'\r')).count();
         self.rest = self.rest.get(len..).unwrap_or_default();
     }
+
+    /// Where the output is now.
+    fn place(&self) -> Result<u32, Overflow> {
+        u32::try_from(self.out.written().len() - self.start).map_err(|_| Overflow::Limit)
+    }
+
+    /// How far the text has been read.
+    fn read(&self) -> Result<u32, Overflow> {
+        u32::try_from(self.text.len() - self.rest.len()).map_err(|_| Overflow::Limit)
+    }
 }
 
-fn order(member: &Member) -> (usize, &[u8]) {
-    (member.key.len(), &member.key)
+fn key<'a>(text: &'a [u8], member: &Member) -> &'a [u8] {
+    text.get(member.key.start as usize..member.key.end as usize).unwrap_or_default()
+}
+
+/// The order of keys: by length, then by bytes, without escapes.
+fn compare(a: &[u8], b: &[u8]) -> Ordering {
+    if !a.contains(&b'\\') && !b.contains(&b'\\') {
+        return a.len().cmp(&b.len()).then_with(|| a.cmp(b));
+    }
+    let length = |key| plain(key).count();
+    length(a).cmp(&length(b)).then_with(|| plain(a).cmp(plain(b)))
+}
+
+/// A key's bytes without their escapes.
+fn plain(key: &[u8]) -> impl Iterator<Item = u8> + '_ {
+    let (mut rest, mut pending) = (key, [0; 12].into_iter().take(0));
+    std::iter::from_fn(move || {
+        if let Some(byte) = pending.next() {
+            return Some(byte);
+        }
+        let (first, tail) = rest.split_first()?;
+        if *first != b'\\' {
+            rest = tail;
+            return Some(*first);
+        }
+        let (length, character) = escape_sequence(rest).ok()?;
+        let (sequence, tail) = rest.split_at_checked(length)?;
+        rest = tail;
+        let (mut bytes, mut utf8) = ([0; 12], [0; 4]);
+        let kept = match character {
+            Some(character) => character.encode_utf8(&mut utf8).as_bytes(),
+            None => sequence,
+        };
+        bytes.iter_mut().zip(kept).for_each(|(to, from)| *to = *from);
+        pending = bytes.into_iter().take(kept.len());
+        pending.next()
+    })
+}
+
+/// A part of what was written, to be written at its place.
+struct Piece {
+    part: Range<u32>,
+    /// It is a member, and not its object's first.
+    follows: bool,
+}
+
+/// Writes what is in the output from `start` on again, with the members of the objects in order.
+fn arrange(
+    out: &mut Bounded<'_>,
+    start: usize,
+    objects: &[Object],
+    sorted: &[Range<u32>],
+) -> Result<(), Overflow> {
+    let mut written = Vec::new();
+    let all = out.written().get(start..).unwrap_or_default();
+    written.try_reserve_exact(all.len()).map_err(|_| Overflow::Memory)?;
+    written.extend_from_slice(all);
+    out.truncate(start);
+    let end = u32::try_from(written.len()).map_err(|_| Overflow::Limit)?;
+    let bytes =
+        |part: Range<u32>| written.get(part.start as usize..part.end as usize).unwrap_or_default();
+    let mut pieces = Vec::new();
+    push(&mut pieces, Piece { part: 0..end, follows: false })?;
+    while let Some(Piece { part, follows }) = pieces.pop() {
+        if follows {
+            out.extend_from_slice(b", ")?;
+        }
+        // The braces count: an object is not in its own first member.
+        let next = objects.partition_point(|object| object.inside.start <= part.start);
+        let Some(object) = objects.get(next).filter(|object| object.inside.start < part.end) else {
+            out.extend_from_slice(bytes(part))?;
+            continue;
+        };
+        out.extend_from_slice(bytes(part.start..object.inside.start))?;
+        push(&mut pieces, Piece { part: object.inside.end..part.end, follows: false })?;
+        let members = sorted.get(object.members.clone()).unwrap_or_default();
+        for (index, member) in members.iter().enumerate().rev() {
+            push(&mut pieces, Piece { part: member.clone(), follows: index > 0 })?;
+        }
+    }
+    Ok(())
 }
 
 /// Reads the escape sequence that `text` begins with: its length and what it stands for, `None`
 /// where that cannot be part of a Postgres text.
-fn escape_sequence(text: &[u8]) -> Result<(usize, Option<char>), NotJson> {
+fn escape_sequence(text: &[u8]) -> Result<(usize, Option<char>), Unprintable> {
     let character = match text.get(1).ok_or(NotJson)? {
         b'b' => '\u{8}',
         b'f' => '\u{c}',
@@ -213,65 +409,4 @@ fn hex4(digits: Option<&[u8]>) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn printed(text: &str) -> Result<String, NotJson> {
-        let mut out = Vec::new();
-        normalise(&mut out, text.as_bytes())?;
-        Ok(String::from_utf8(out).expect("JSON stays UTF-8"))
-    }
-
-    #[test]
-    fn texts_take_the_form_of_jsonb() {
-        for (text, expected) in [
-            (" 1 ", "1"),
-            ("[]", "[]"),
-            ("{}", "{}"),
-            ("[1,2 , [ ]]", "[1, 2, []]"),
-            (r#"{"b":1,"a":2}"#, r#"{"a": 2, "b": 1}"#),
-            (r#"{"aa":1,"b":2}"#, r#"{"b": 2, "aa": 1}"#),
-            (r#"{"a":1,"a":{"c":[1,{}],"b":null}}"#, r#"{"a": {"b": null, "c": [1, {}]}}"#),
-            (r#"{"a":1,"\u0061":2,"b":3}"#, r#"{"a": 2, "b": 3}"#),
-            (r#""\u00e9\/\ud83d\ude00\n\u001f""#, "\"é/😀\\n\\u001f\""),
-            (r#"[1.50, 1e3, -0, true]"#, "[1.50, 1000, 0, true]"),
-        ] {
-            assert_eq!(printed(text).as_deref(), Ok(expected), "{text}");
-        }
-    }
-
-    #[test]
-    fn what_jsonb_refuses_stays_as_written() {
-        for text in [r#""\u0000""#, r#""\ud800x""#, r#"{"\u0000": 1}"#, "1e999999"] {
-            assert_eq!(printed(text).as_deref(), Ok(text));
-        }
-    }
-
-    #[test]
-    fn what_is_no_json_is_refused() {
-        for text in
-            ["", "{", "[1", "\"", "\"\\", "\"\\u12\"", "{1:2}", "tru", "1 2", "[1 2]", "{\"a\" 1}"]
-        {
-            assert_eq!(printed(text), Err(NotJson), "{text}");
-        }
-        assert_eq!(printed(&"[".repeat(100_000)), Err(NotJson));
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_parsed_without_a_panic(text in ".*") {
-            let _ = printed(&text);
-        }
-
-        #[test]
-        fn the_form_is_stable(keys in proptest::collection::vec("[a-c\"\\\\é]{0,3}", 0..6)) {
-            let members: Vec<String> = keys.iter().enumerate()
-                .map(|(i, key)| format!("{}:{i}", serde_json::to_string(key).expect("a string")))
-                .collect();
-            let once = printed(&format!("{{{}}}", members.join(","))).expect("JSON");
-            prop_assert_eq!(printed(&once).expect("JSON"), once);
-        }
-    }
-}
+mod tests;

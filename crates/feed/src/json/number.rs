@@ -5,6 +5,53 @@
 const MAX_WHOLE_DIGITS: i64 = 131_072;
 const MAX_SCALE: i64 = 16_383;
 
+/// Bytes that [`number`] writes for this text at the most, known without writing them.
+pub fn number_length(text: &[u8]) -> usize {
+    // Two quotes, or the zero before a point and the point.
+    let plain = text.len() + 2;
+    let mut parts = text.splitn(2, |byte| matches!(byte, b'e' | b'E'));
+    let mantissa = parts.next().unwrap_or_default().len() as i64;
+    let exponent = parts.next().and_then(|text| std::str::from_utf8(text).ok());
+    let Some(exponent) = exponent.and_then(|text| text.parse::<i64>().ok()) else { return plain };
+    if exponent > MAX_WHOLE_DIGITS || exponent < -MAX_SCALE - mantissa {
+        return plain;
+    }
+    plain + usize::try_from(exponent.unsigned_abs()).unwrap_or(usize::MAX)
+}
+
+/// Bytes that a `numeric` prints as, by what is stored after the header that all values of
+/// variable length have: sign, scale, and the place and the digits of its first word.
+pub fn numeric_length(stored: &[u8]) -> usize {
+    const SHORT: u16 = 0x8000;
+    const SPECIAL: u16 = 0xC000;
+    const NEGATIVE: u16 = 0x4000;
+    const DIGITS_PER_WORD: i64 = 4;
+    let word = |at: usize| {
+        let bytes = stored.get(at..at + 2).and_then(|bytes| bytes.try_into().ok());
+        bytes.map_or(0, u16::from_ne_bytes)
+    };
+    let header = word(0);
+    let (negative, weight, scale, first) = match header & SPECIAL {
+        SPECIAL => return if header == SPECIAL { "NaN".len() } else { "-Infinity".len() } + 2,
+        SHORT => {
+            // Six bits and a sign that stands for all the bits above.
+            let weight = i64::from(header & 0x3F) - i64::from(header & 0x40);
+            (header & 0x2000 != 0, weight, i64::from((header >> 7) & 0x3F), word(2))
+        }
+        sign => {
+            let weight = i64::from(word(2).cast_signed());
+            (sign == NEGATIVE, weight, i64::from(header & 0x3FFF), word(4))
+        }
+    };
+    let whole = if weight < 0 {
+        1
+    } else {
+        weight * DIGITS_PER_WORD + 1 + i64::from(first.checked_ilog10().unwrap_or(0))
+    };
+    let length = i64::from(negative) + whole + i64::from(scale > 0) + scale;
+    usize::try_from(length).unwrap_or(usize::MAX)
+}
+
 /// Writes a decimal number (`-1.5e-07`, `NaN`, `Infinity`) as `to_jsonb` does: plain digits with
 /// the scale that was written; what is no number becomes a string.
 pub fn number(out: &mut Vec<u8>, text: &[u8]) {
@@ -65,6 +112,8 @@ fn shifted(out: &mut Vec<u8>, digits: &[u8], negative: bool) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn printed(text: &str) -> String {
@@ -95,6 +144,40 @@ mod tests {
             ("9223372036854775807", "9223372036854775807"),
         ] {
             assert_eq!(printed(text), expected, "{text}");
+            assert!(number_length(text.as_bytes()) >= expected.len(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_a_stored_numeric_prints_as_is_known_from_its_header() {
+        let stored = |words: &[u16]| -> Vec<u8> {
+            words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+        };
+        for (words, printed) in [
+            // 0, 0.00, 12345678, -0.0000000001
+            (&[0x8000][..], 1),
+            (&[0x8100], 4),
+            (&[0x8001, 1234, 5678], 8),
+            (&[0xA000 | 10 << 7 | 0x7D, 100], 13),
+            // 1e131071, -1e-16383, 123456.5
+            (&[0x0000, 32_767, 1000], 131_072),
+            (&[0x4000 | 16_383, 0xF000, 1], 16_386),
+            (&[0x0001, 1, 12, 3456, 5000], 8),
+            // NaN, -Infinity, as strings
+            (&[0xC000], 5),
+            (&[0xF000], 11),
+        ] {
+            assert_eq!(numeric_length(&stored(words)), printed, "{words:x?}");
+        }
+        assert_eq!(numeric_length(&[]), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn a_numbers_length_is_never_underestimated(
+            text in "-?[0-9]{1,4}(\\.[0-9]{1,4})?([eE][+-]?[0-9]{1,6})?"
+        ) {
+            prop_assert!(number_length(text.as_bytes()) >= printed(&text).len());
         }
     }
 

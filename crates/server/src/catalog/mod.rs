@@ -113,17 +113,19 @@ impl Catalog {
     }
 
     /// Which of the rows (a JSON array of objects) the condition admits for each client of the
-    /// role, by its claims. An answer may be for the first of them only.
+    /// role, by its claims. `labels` are those of enums in them. An answer may be for the first of
+    /// the clients only.
     pub async fn judge(
         &self,
         role: &str,
         table: u32,
         condition: &str,
         rows: String,
+        labels: Vec<(u32, String)>,
         claims: Vec<String>,
     ) -> Result<Vec<Judgement>, CatalogError> {
         let (role, condition) = (role.into(), condition.into());
-        let request = Request::Judge { role, table, condition, rows, claims };
+        let request = Request::Judge { role, table, condition, rows, labels, claims };
         let answer: Judgements = ask(&self.executors, request).await?;
         Ok(answer.judgements)
     }
@@ -191,6 +193,20 @@ impl Catalog {
     ) -> Result<Vec<i64>, CatalogError> {
         let answer: Retired = ask(&self.steward, Request::Retire { table, ids, keep }).await?;
         Ok(answer.kept)
+    }
+
+    /// Has rows of an outbox say that they could not be published, each with an SQLSTATE.
+    pub async fn set_aside(
+        &self,
+        table: u32,
+        rows: Vec<(i64, Box<str>)>,
+    ) -> Result<(), CatalogError> {
+        ask(&self.steward, Request::SetAside { table, rows }).await
+    }
+
+    /// How many rows of an outbox say so.
+    pub async fn count_failed(&self, table: u32) -> Result<u64, CatalogError> {
+        ask(&self.steward, Request::CountFailed { table }).await
     }
 
     /// Up to `limit` rows after `after` that are not flagged, and a WAL address before which they

@@ -53,7 +53,7 @@ impl Constant {
             Kind::Enum => {
                 let label = json::text(json)?;
                 let labels: Arc<[Box<str>]> =
-                    column.labels.iter().map(|label| label.as_str().into()).collect();
+                    column.labels.iter().map(|(_, label)| label.as_str().into()).collect();
                 Constant::Label { rank: rank(&labels, &label), label: label.into(), labels }
             }
             Kind::Json | Kind::Other => Constant::Opaque(json::compact(json)?.into()),

@@ -34,7 +34,7 @@ fn table() -> TableAccess {
         readable: *name != "secret",
         primary_key: false,
         labels: if *kind == Kind::Enum {
-            ["sad", "ok", "happy"].map(String::from).into()
+            [(1, "sad"), (2, "ok"), (3, "happy")].map(|(oid, label)| (oid, label.into())).into()
         } else {
             Vec::new()
         },

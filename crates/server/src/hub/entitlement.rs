@@ -1,13 +1,13 @@
 //! What a role may see of a table, by today's rules, kept until the catalogue changes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tide_feed::backoff::Backoff;
 use tide_feed::catalog::{Object, TableAccess, Visibility, Which};
-use tide_feed::event::{CatalogChange, Datum, Relation};
+use tide_feed::event::{CatalogChange, Datum, Kind, Relation};
 use tide_feed::json;
 use tokio::sync::mpsc;
 
@@ -15,12 +15,9 @@ use super::group::GroupKey;
 use super::history::Seq;
 use super::subscription::Target;
 use crate::catalog::{Catalog, CatalogError};
-use crate::policy::Rule;
+use crate::policy::{Images, Rule};
 use crate::wire::change::ColumnSet;
 
-/// How long the stream waits for an answer, which usually takes a few milliseconds. After that the
-/// groups it is about read on from the history once it is there, and everybody else goes on.
-const PATIENCE: Duration = Duration::from_millis(100);
 /// The longest pause before a look-up that failed is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -72,9 +69,22 @@ impl Entitlement {
         columns.map(|column| column.attnum).collect()
     }
 
+    /// Labels of enums in the policies' texts, with their oids.
+    pub(super) fn labels(&self) -> &[(u32, String)] {
+        let security = self.access.as_ref().and_then(|access| access.row_security.as_ref());
+        security.map_or(&[], |security| &security.labels)
+    }
+
     /// Writes an image of a row as an object for Postgres to read: the columns that the policies
-    /// look at, by the names that they have today.
-    pub(super) fn write_row<'a>(&self, out: &mut Vec<u8>, value: impl Fn(i16) -> Datum<'a>) {
+    /// look at, and labels of enums, by the names that they have today. `used` gets the labels.
+    /// False: it cannot be said by today's names.
+    pub(super) fn write_row<'a>(
+        &self,
+        out: &mut Vec<u8>,
+        used: &mut BTreeMap<u32, Box<str>>,
+        images: &Images<'a>,
+        value: impl Fn(i16) -> Datum<'a>,
+    ) -> bool {
         let is_needed = |attnum| self.rule.columns().is_none_or(|some| some.contains(&attnum));
         let columns = self.access.iter().flat_map(|access| &access.columns);
         out.push(b'{');
@@ -85,9 +95,23 @@ impl Entitlement {
                 out.push(b',');
             }
             json::write_key(out, &column.name);
+            if column.kind == Kind::Enum {
+                let oid = images.label(column.attnum, json);
+                let label = column.labels.iter().find(|(known, _)| Some(*known) == oid);
+                let Some((oid, label)) = label else { return false };
+                json::write_str(out, label);
+                used.insert(*oid, label.as_str().into());
+                continue;
+            }
+            // Within other values they have the names that they had: it will be seen whether these
+            // are still theirs.
+            for (oid, label) in images.labels(column.attnum).iter().flat_map(|l| l.pairs()) {
+                used.insert(oid, label.into());
+            }
             out.extend_from_slice(json);
         }
         out.push(b'}');
+        true
     }
 
     /// The role may read the column, so a filter on it tells nothing that is hidden.

@@ -131,8 +131,13 @@ impl History {
         let too_much = self.bytes > self.capacity;
         let too_old = now.saturating_duration_since(oldest.arrived) >= self.retention;
         let commit = oldest.batch.events.first().map_or(self.decoded, |e| e.position.commit);
-        let too_far = self.decoded.0.saturating_sub(commit.0) > self.reach;
+        let too_far = !self.reaches(commit);
         (too_much || too_old || too_far).then(|| oldest.first + oldest.batch.events.len() as Seq)
+    }
+
+    /// Whether so much WAL may be held back.
+    pub(super) fn reaches(&self, lsn: Lsn) -> bool {
+        self.decoded.0.saturating_sub(lsn.0) <= self.reach
     }
 
     /// Whether the next eviction is for want of room, not for age.
@@ -180,14 +185,12 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use tide_feed::event::EventKind;
+    use tide_feed::event::{EventKind, Failed};
 
     use super::*;
 
     fn batch(commits: &[u64]) -> Arc<Batch> {
-        let failed =
-            || EventKind::Failed { relation: None, sqlstate: "XX000".into(), message: "".into() };
-        let event = |commit: &u64| Event::alone(*commit, failed());
+        let event = |commit: &u64| Event::alone(*commit, EventKind::Failed(Failed::default()));
         let events = commits.iter().map(event).collect();
         let mut batch = Batch::default();
         batch.events = events;

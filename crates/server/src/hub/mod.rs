@@ -5,6 +5,7 @@ mod alteration;
 mod bodies;
 mod catch_up;
 mod entitlement;
+mod failure;
 mod group;
 pub mod handle;
 mod history;

@@ -12,6 +12,7 @@ use tide_feed::event::{
 use super::alteration::altered;
 use super::bodies::{Bodies, Form};
 use super::entitlement::{Entitlement, Entitlements, Subject};
+use super::failure;
 use super::group::{GroupKey, effort_left, is_about};
 use super::handle::Live;
 use super::history::Seq;
@@ -138,9 +139,7 @@ impl Plans {
             }
             EventKind::Message(message) => said(group, scene, message, previous, press),
             EventKind::Schema(change) => altered(group, scene, change, previous, press)?,
-            EventKind::Failed { relation, sqlstate, .. } => {
-                failure(group, scene, relation.as_deref(), sqlstate, press)?;
-            }
+            EventKind::Failed(failed) => failure::tell(group, scene, failed, press)?,
         }
         Ok(())
     }
@@ -428,42 +427,4 @@ fn said(
     };
     let envelope = Envelope::broadcast(group.vsn, &group.topic, &message.name);
     press.out.push(envelope.wrap_with(press.sheet, batch.bytes(message.payload), &meta));
-}
-
-/// A change that could not be decoded is told to those it might have been for.
-fn failure(
-    group: &GroupKey,
-    scene: Scene<'_>,
-    relation: Option<&Relation>,
-    sqlstate: &str,
-    press: &mut Press<'_>,
-) -> Result<(), Missing> {
-    let Some(role) = &group.role else { return Ok(()) };
-    if let Some(relation) = relation {
-        if !group.targets(relation) {
-            return Ok(());
-        }
-        // Whose row it was is not known: it is told to those only who see all of them.
-        let missing = Missing::Answer { about: Subject::Rows(relation.oid) };
-        let entitlement = press.entitlements.of(role, relation.oid, scene.seq).ok_or(missing)?;
-        if !(entitlement.is_granted() && entitlement.rule().way == Way::Constant(true)) {
-            return Ok(());
-        }
-    }
-    let (vsn, topic) = (group.vsn, &group.topic);
-    press.out.push(match (group.style, relation) {
-        (Style::Changes, Some(relation)) => {
-            let about = group.bindings.iter().filter(|b| is_about(&b.target, relation));
-            let ids: Vec<u32> = about.map(|binding| binding.id).collect();
-            let mut data = Vec::new();
-            change::failed_data(&mut data, scene.event, relation, sqlstate);
-            Envelope::changes(vsn, topic, &ids).wrap(press.sheet, &data)
-        }
-        (_, relation) => {
-            let table = relation.map(|relation| (&*relation.schema, &*relation.name));
-            let id = scene.cursor(scene.event.position);
-            encode::change_failed(vsn, topic, table, sqlstate, &id)
-        }
-    });
-    Ok(())
 }

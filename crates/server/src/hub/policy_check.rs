@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tide_feed::catalog::{Evaluation, Judgement, is_transient};
+use tide_feed::catalog::{Evaluation, Judgement, RENAMED, is_transient};
+use tide_feed::event::CatalogChange;
 use tokio::sync::mpsc;
 
 use super::catch_up::Laggards;
@@ -14,7 +15,7 @@ use super::entitlement::{Entitlement, Entitlements, Subject};
 use super::group::GroupId;
 use super::history::{History, Seq};
 use super::registry::Roster;
-use super::shipment::{Asked, Shipment};
+use super::shipment::{Asked, ROWS, Shipment};
 use crate::catalog::{Catalog, CatalogError};
 use crate::policy::{Rule, Seen, Sight, Value, Way};
 use crate::stats::Stats;
@@ -25,8 +26,6 @@ const ADMIN_SHUTDOWN: &str = "57P01";
 /// Clients that one question is about, at most: about rows, and about claims.
 const CLIENTS: usize = 64;
 const CLAIMANTS: usize = 256;
-/// Images of rows in one question, at most.
-const ROWS: usize = 1024;
 /// Verdicts that a group keeps: those that it has not come to yet. One more drops the oldest, which
 /// is then asked about again.
 const VERDICTS: usize = 4096;
@@ -121,6 +120,8 @@ struct Docket {
     is_asking: bool,
     /// No executor was there.
     not_before: Option<Instant>,
+    /// How often the last question was about labels that have other names by now.
+    renamings: u32,
 }
 
 struct Question {
@@ -132,6 +133,8 @@ struct Question {
     count: usize,
     /// A JSON array.
     rows: String,
+    /// Of enums, in the rows and the rule's condition, with their oids.
+    labels: Vec<(u32, String)>,
 }
 
 /// An answered question.
@@ -248,14 +251,15 @@ impl Inquiries {
             let (catalog, sender) = (self.catalog.clone(), self.sender.clone());
             let role = Arc::clone(&matter.role);
             tokio::spawn(async move {
-                let Question { rule, groups, claims, asked, count, rows } = question;
+                let Question { rule, groups, claims, asked, count, rows, labels } = question;
                 let outcome = if rule.way == Way::Formula {
                     let expressions = rule.claims.iter().map(|claim| claim.sql.to_string());
                     let evaluated = catalog.evaluate(&role, expressions.collect(), claims).await;
                     evaluated.map(|all| all.into_iter().map(Said::from).collect())
                 } else {
-                    let judged = catalog.judge(&role, table, &rule.condition, rows, claims).await;
-                    judged.map(|all| all.into_iter().map(Said::from).collect())
+                    let condition = &rule.condition;
+                    let judged = catalog.judge(&role, table, condition, rows, labels, claims);
+                    judged.await.map(|all| all.into_iter().map(Said::from).collect())
                 };
                 // The hub may have stopped.
                 let _ = sender.send(Answer { role, table, rule, groups, asked, count, outcome });
@@ -268,7 +272,7 @@ impl Inquiries {
         &mut self,
         answer: Answer,
         roster: &mut Roster,
-        entitlements: &Entitlements,
+        entitlements: &mut Entitlements,
         laggards: &mut Laggards,
         stats: &Stats,
     ) {
@@ -281,8 +285,17 @@ impl Inquiries {
         let now = entitlements.current(&role, table).map(|entitlement| entitlement.rule());
         let is_current = now.is_some_and(|now| Arc::ptr_eq(now, &rule));
         let is_stale = now.is_some() && !is_current;
+        let is_renamed = outcome.as_ref().is_err_and(is_renaming)
+            || outcome.iter().flatten().any(|said| matches!(said, Said::Failed(s) if s == RENAMED));
+        docket.renamings = if is_renamed { docket.renamings + 1 } else { 0 };
         let said = match outcome {
             _ if is_stale => Vec::new(),
+            // Sooner than the stream comes to it: the question is put by today's names again. If
+            // that does not help, it is about values that have others in them.
+            _ if is_renamed && docket.renamings < TRIES => {
+                entitlements.forget(&CatalogChange::Relation(table), Seq::MAX);
+                Vec::new()
+            }
             Ok(said) => said,
             Err(CatalogError::Unavailable) => {
                 docket.not_before = Some(Instant::now() + RETRY);
@@ -386,6 +399,11 @@ impl Hearing {
     }
 }
 
+/// Whether it was about labels of enums that have other names by now.
+fn is_renaming(error: &CatalogError) -> bool {
+    matches!(error, CatalogError::Refused { sqlstate, .. } if sqlstate == RENAMED)
+}
+
 /// Lets the members of a group go on.
 fn wake(id: GroupId, roster: &mut Roster, laggards: &mut Laggards) {
     let Some(group) = roster.group_mut(id) else { return };
@@ -456,10 +474,10 @@ impl Docket {
         }
         let mut shipment = Shipment::default();
         if rule.way == Way::Formula {
-            let (asked, rows) = (Vec::new(), String::new());
+            let (asked, rows, labels) = (Vec::new(), String::new(), Vec::new());
             let is_any = !groups.is_empty();
-            let rule = Arc::clone(rule);
-            return is_any.then_some(Question { rule, groups, claims, asked, count: 0, rows });
+            let (rule, count) = (Arc::clone(rule), 0);
+            return is_any.then_some(Question { rule, groups, claims, asked, count, rows, labels });
         }
         shipment.load(table, from, limit, history, entitlement);
         if shipment.asked.is_empty() {
@@ -468,13 +486,9 @@ impl Docket {
             }
             return None;
         }
-        let Shipment { asked, count, mut rows } = shipment;
-        if rows.is_empty() {
-            rows.push(b'[');
-        }
-        rows.push(b']');
-        // Made of values that are JSON, and JSON is UTF-8.
-        let rows = String::from_utf8(rows).unwrap_or_default();
-        Some(Question { rule: Arc::clone(rule), groups, claims, asked, count, rows })
+        let (asked, count) = (std::mem::take(&mut shipment.asked), shipment.count);
+        let (rows, mut labels) = shipment.finish();
+        labels.extend_from_slice(entitlement.labels());
+        Some(Question { rule: Arc::clone(rule), groups, claims, asked, count, rows, labels })
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn events(
 fn relation(event: &Event) -> Option<&Relation> {
     match &event.kind {
         EventKind::Change(change) => Some(&change.relation),
-        EventKind::Failed { relation, .. } => relation.as_deref(),
+        EventKind::Failed(failed) => failed.relation.as_deref(),
         EventKind::Message(_) | EventKind::Schema(_) => None,
     }
 }
@@ -68,7 +68,7 @@ fn recent_event(batch: &Batch, event: &Event, epoch: Epoch) -> RecentEvent {
     let (relation, subject) = (relation(event), subject(event));
     let (operation, new, old) = match &event.kind {
         EventKind::Change(change) => (change.operation.name(), change.new, change.old),
-        EventKind::Failed { .. } => ("ERROR", None, None),
+        EventKind::Failed(failed) => ("ERROR", failed.key, None),
         EventKind::Message(_) => ("MESSAGE", None, None),
         EventKind::Schema(change) => (change.operation.name(), None, None),
     };

@@ -1,12 +1,16 @@
 //! Rows on their way to an executor, which is to say whether policies admit them.
 
-use tide_feed::event::{EventKind, Operation};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tide_feed::event::{EventKind, Operation, Relation};
 
 use super::entitlement::Entitlement;
 use super::history::{History, Seq};
 use crate::policy::{Images, Sight};
 
-/// Bytes of the images in one question, at most.
+/// Images of rows in one question, at most, and their bytes.
+pub(super) const ROWS: usize = 1024;
 const BYTES: usize = 1 << 20;
 /// Bytes of an image that can be asked about at all; larger ones count as not known.
 const LARGEST: usize = 16 << 20;
@@ -22,12 +26,13 @@ pub(super) struct Asked {
     pub(super) sight: Sight,
 }
 
-/// Rows on their way to an executor.
 #[derive(Default)]
 pub(super) struct Shipment {
     pub(super) asked: Vec<Asked>,
     pub(super) count: usize,
-    pub(super) rows: Vec<u8>,
+    rows: Vec<u8>,
+    /// Labels of enums that are in the rows, by their oids.
+    labels: BTreeMap<u32, Box<str>>,
 }
 
 impl Shipment {
@@ -41,6 +46,7 @@ impl Shipment {
         entitlement: &Entitlement,
     ) {
         let attnums = entitlement.attnums();
+        let mut first: Option<&Arc<Relation>> = None;
         for seq in from..history.head().min(from.saturating_add(REACH)) {
             if self.count >= limit || self.rows.len() >= BYTES {
                 break;
@@ -51,30 +57,75 @@ impl Shipment {
             if change.relation.oid != table || change.operation == Operation::Truncate {
                 continue;
             }
-            let images = Images::of(batch, change);
-            let (before, after) = entitlement.rule().decidable(&images, &attnums);
-            if before || after {
-                let before = before
-                    .then(|| self.add(|out| entitlement.write_row(out, |a| images.before(a))))
-                    .flatten();
-                let after = after
-                    .then(|| self.add(|out| entitlement.write_row(out, |a| images.after(a))))
-                    .flatten();
-                self.asked.push(Asked { seq, before, after, sight: Sight::unknown(&images) });
+            // Where a label is another from here on, the same name may mean two.
+            if !first.is_none_or(|first| has_same_labels(first, &change.relation)) {
+                break;
             }
+            first = Some(&change.relation);
+            self.add_change(seq, &Images::of(batch, change), entitlement, &attnums);
         }
     }
 
-    /// Adds an image; gives its place, unless it is too large to be sent.
-    fn add(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Option<usize> {
+    fn add_change(
+        &mut self,
+        seq: Seq,
+        images: &Images<'_>,
+        entitlement: &Entitlement,
+        attnums: &[i16],
+    ) {
+        let (before, after) = entitlement.rule().decidable(images, attnums);
+        if !before && !after {
+            return;
+        }
+        let before = before
+            .then(|| {
+                self.add(|out, labels| {
+                    entitlement.write_row(out, labels, images, |a| images.before(a))
+                })
+            })
+            .flatten();
+        let after = after
+            .then(|| {
+                self.add(|out, labels| {
+                    entitlement.write_row(out, labels, images, |a| images.after(a))
+                })
+            })
+            .flatten();
+        self.asked.push(Asked { seq, before, after, sight: Sight::unknown(images) });
+    }
+
+    /// Adds an image; gives its place, unless it cannot be written, or is too large to be sent.
+    fn add(
+        &mut self,
+        write: impl FnOnce(&mut Vec<u8>, &mut BTreeMap<u32, Box<str>>) -> bool,
+    ) -> Option<usize> {
         let start = self.rows.len();
         self.rows.push(if start == 0 { b'[' } else { b',' });
-        write(&mut self.rows);
-        if self.rows.len() - start > LARGEST {
+        if !write(&mut self.rows, &mut self.labels) || self.rows.len() - start > LARGEST {
             self.rows.truncate(start);
             return None;
         }
         self.count += 1;
         Some(self.count - 1)
     }
+
+    /// The images as a JSON array, and the labels of enums in them.
+    pub(super) fn finish(mut self) -> (String, Vec<(u32, String)>) {
+        if self.rows.is_empty() {
+            self.rows.push(b'[');
+        }
+        self.rows.push(b']');
+        let labels = self.labels.into_iter().map(|(oid, label)| (oid, label.into()));
+        // Made of values that are JSON, and JSON is UTF-8.
+        (String::from_utf8(self.rows).unwrap_or_default(), labels.collect())
+    }
+}
+
+/// Whether both print the same labels in the same columns.
+fn has_same_labels(one: &Arc<Relation>, other: &Arc<Relation>) -> bool {
+    let labels = |relation: &'_ Relation| {
+        let columns = relation.columns.iter().filter(|column| !column.labels.is_empty());
+        columns.map(|column| (column.attnum, column.labels.clone())).collect::<Vec<_>>()
+    };
+    Arc::ptr_eq(one, other) || labels(one) == labels(other)
 }

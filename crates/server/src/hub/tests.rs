@@ -81,13 +81,7 @@ fn access() -> TableAccess {
 }
 
 fn relation() -> Arc<Relation> {
-    let id = Column {
-        attnum: 1,
-        name: "id".into(),
-        type_name: "int8".into(),
-        kind: Kind::Int,
-        identity: true,
-    };
+    let id = Column::new(1, "id", "int8", Kind::Int, true);
     Arc::new(Relation {
         oid: TABLE,
         schema: "public".into(),
@@ -138,8 +132,8 @@ impl World {
     fn insert(&self, commit: u64, id: i64) {
         let mut batch = Batch::default();
         let start = batch.begin_row();
-        batch.push_json(|out| out.extend_from_slice(id.to_string().as_bytes()));
-        let row = batch.end_row(&start);
+        batch.push_text(&id.to_string());
+        let row = batch.end_row(&start).expect("a small row");
         let relation = Arc::clone(&self.relation);
         let change = Change { relation, operation: Operation::Insert, old: None, new: Some(row) };
         batch.events.push(Event::alone(commit, EventKind::Change(change)));
@@ -206,7 +200,7 @@ impl World {
     /// One transaction that says something to `room`.
     fn say(&self, commit: u64, name: &str, private: bool) {
         let mut batch = Batch::default();
-        let (payload, ()) = batch.push_span(|out| out.extend_from_slice(b"{}"));
+        let payload = batch.span_of("{}");
         let message = Message {
             channel: "room".into(),
             name: name.into(),

@@ -3,6 +3,7 @@
 
 use tide_feed::catalog::{ColumnAccess, Function};
 use tide_feed::event::Kind;
+use tide_feed::labels;
 
 use super::claims::{Functions, is_iso};
 use super::formula::{Column, Comparison, Formula, Operand};
@@ -113,7 +114,7 @@ impl Compiler<'_> {
         if !matches!(comparison, Eq | Ne) && !is_ordered {
             return Err(format!("values of type {type_name} are not put in order here"));
         }
-        let operand = self.operand(value, &type_name, column.kind, text)?;
+        let operand = self.operand(value, &type_name, column, text)?;
         Ok(Formula::Compare(column, comparison, operand))
     }
 
@@ -123,8 +124,7 @@ impl Compiler<'_> {
         }
         let (column, type_name) = self.comparable(left)?;
         if let NodeKind::Array(members) = &right.kind {
-            let operands =
-                members.iter().map(|one| self.operand(one, &type_name, column.kind, text));
+            let operands = members.iter().map(|one| self.operand(one, &type_name, column, text));
             return Ok(Formula::Any(column, operands.collect::<Result<_, _>>()?));
         }
         let place = self.claim(right, text)?;
@@ -179,16 +179,29 @@ impl Compiler<'_> {
         &mut self,
         node: &Node,
         type_name: &str,
-        column: Kind,
+        column: Column,
         text: &str,
     ) -> Result<Operand, Reason> {
-        let kind = key_kind(column, type_name);
+        let kind = key_kind(column.kind, type_name);
         if let Some(key) = constant(node, type_name, kind) {
-            return Ok(Operand::Constant(key));
+            return Ok(Operand::Constant(match key {
+                Some(name) if kind == Kind::Enum => {
+                    let label = self.label(column, &name);
+                    Some(label.ok_or("it compares with a label that the type does not have")?)
+                }
+                key => key,
+            }));
         }
         let place = self.claim(node, text)?;
         let fits = self.claims.get(place).is_some_and(|c| !c.is_array && c.kind == kind);
         if fits { Ok(Operand::Claim(place)) } else { Err(unsuitable()) }
+    }
+
+    /// What stands for the label of this name.
+    fn label(&self, column: Column, name: &[u8]) -> Option<Box<[u8]>> {
+        let labels = &self.columns.iter().find(|one| one.attnum == column.attnum)?.labels;
+        let (oid, _) = labels.iter().find(|(_, label)| label.as_bytes() == name)?;
+        Some(labels::key(*oid).into())
     }
 
     /// The place of an expression over the claims.
@@ -307,7 +320,7 @@ mod tests {
             kind,
             readable: true,
             primary_key: false,
-            labels: Vec::new(),
+            labels: if kind == Kind::Enum { vec![(7, "open".into())] } else { Vec::new() },
         }
     }
 
@@ -371,7 +384,7 @@ mod tests {
             ("((tenant)::text = 'a'::text)", equality(3, Kind::Text, Eq, constant("a"))),
             ("(id <> 5)", equality(1, Kind::Int, Ne, constant("5"))),
             ("(id = '-5'::integer)", equality(1, Kind::Int, Eq, constant("-5"))),
-            ("(status = 'open'::public.status)", equality(5, Kind::Enum, Eq, constant("open"))),
+            ("(status = 'open'::public.status)", equality(5, Kind::Enum, Eq, constant("\u{0}7"))),
             (
                 "(published OR (user_id = auth.uid()))",
                 Formula::Or(vec![Formula::Flag(4), own.clone()]),
@@ -418,6 +431,7 @@ mod tests {
             "(id = small)",
             "(day = '01/02/2026'::date)",
             "(unheard_of = 1)",
+            "(status = 'unheard of'::public.status)",
         ] {
             assert!(compile(condition).is_err(), "{condition}");
         }

@@ -1,8 +1,11 @@
 //! A condition that the hub evaluates by itself, in SQL's logic of three values, on what it knows of
 //! a row: only comparisons for which equal values are equal texts.
 
+use std::borrow::Cow;
+
 use serde_json::value::RawValue;
 use tide_feed::event::{Datum, Kind};
+use tide_feed::labels;
 
 use super::sight::Seen;
 use crate::filter::index_key;
@@ -72,6 +75,13 @@ pub(super) enum Comparison {
 pub(super) struct Column {
     pub(super) attnum: i16,
     pub(super) kind: Kind,
+}
+
+impl Column {
+    /// Events are found by the texts of their values, which say nothing of labels.
+    fn is_indexed(self) -> bool {
+        self.kind != Kind::Enum
+    }
 }
 
 /// What a column is compared with.
@@ -187,8 +197,9 @@ impl Formula {
     /// Whether there may be [anchors](Formula::anchors).
     pub(super) fn is_indexed(&self) -> bool {
         match self {
-            Formula::Compare(_, comparison, _) => *comparison == Comparison::Eq,
-            Formula::Any(..) => true,
+            Formula::Compare(column, Comparison::Eq, _) | Formula::Any(column, _) => {
+                column.is_indexed()
+            }
             Formula::And(all) => all.iter().any(Formula::is_indexed),
             Formula::Or(all) => {
                 all.iter().all(|f| f.is_indexed() || matches!(f, Formula::Claim(_)))
@@ -209,11 +220,13 @@ impl Formula {
                 Some(Value::One(key)) if **key == *b"true" => None,
                 _ => never(),
             },
-            Formula::Compare(column, Comparison::Eq, operand) => match operand.key(values) {
-                Some(key) => Some(vec![(column.attnum, key.into())]),
-                None => never(),
-            },
-            Formula::Any(column, operands) => {
+            Formula::Compare(column, Comparison::Eq, operand) if column.is_indexed() => {
+                match operand.key(values) {
+                    Some(key) => Some(vec![(column.attnum, key.into())]),
+                    None => never(),
+                }
+            }
+            Formula::Any(column, operands) if column.is_indexed() => {
                 let keys = operands.iter().flat_map(|operand| operand.keys(values).0);
                 Some(keys.map(|key| (column.attnum, key.into())).collect())
             }
@@ -267,7 +280,7 @@ fn compare(
         Datum::Null => return Truths::NULL,
         Datum::Unchanged | Datum::Absent => return Truths::ANY,
     };
-    let Some(key) = index_key(column.kind, json) else { return Truths::ANY };
+    let Some(key) = key(column, json) else { return Truths::ANY };
     let ordering = match comparison {
         Comparison::Eq => return Truths::of(Some(*key == *operand)),
         Comparison::Ne => return Truths::of(Some(*key != *operand)),
@@ -282,6 +295,16 @@ fn compare(
         Comparison::Gt => ordering.is_gt(),
         _ => ordering.is_ge(),
     }))
+}
+
+/// A value of an event, ready to be compared. Labels are compared as what stands for them, and with
+/// nothing else: since the event, the column may have become an enum, or ceased to be one.
+fn key(column: Column, json: &[u8]) -> Option<Cow<'_, [u8]>> {
+    index_key(column.kind, json).filter(|key| match column.kind {
+        Kind::Enum => labels::is_key(key),
+        Kind::Text | Kind::Uuid => !labels::is_key(key),
+        _ => true,
+    })
 }
 
 fn any(column: Column, operands: &[Operand], values: &[Value], datum: Datum<'_>) -> Truths {
@@ -300,7 +323,7 @@ fn any(column: Column, operands: &[Operand], values: &[Value], datum: Datum<'_>)
         Datum::Null => return Truths::NULL,
         Datum::Unchanged | Datum::Absent => return Truths::ANY,
     };
-    let Some(key) = index_key(column.kind, json) else { return Truths::ANY };
+    let Some(key) = key(column, json) else { return Truths::ANY };
     match members.iter().any(|member| **member == *key) {
         true => Truths::TRUE,
         false if has_null => Truths::NULL,
@@ -374,6 +397,22 @@ mod tests {
         assert_eq!(seen(&less, &[], Datum::Json(b"9")), Seen::Yes);
         assert_eq!(seen(&less, &[], Datum::Json(b"-90")), Seen::Yes);
         assert_eq!(seen(&less, &[], Datum::Json(b"10")), Seen::No);
+    }
+
+    #[test]
+    fn a_column_that_became_an_enum_or_ceased_to_be_one_is_not_known() {
+        let different = |kind, key: &str| {
+            Formula::Compare(Column { attnum: 1, kind }, Comparison::Ne, constant(key))
+        };
+        let label = Datum::Json(b"\"\x007\"");
+
+        assert_eq!(seen(&different(Kind::Enum, "\u{0}8"), &[], label), Seen::Yes);
+        assert_eq!(seen(&different(Kind::Enum, "\u{0}7"), &[], label), Seen::No);
+        assert_eq!(
+            seen(&different(Kind::Enum, "\u{0}7"), &[], Datum::Json(b"\"a\"")),
+            Seen::Unknown
+        );
+        assert_eq!(seen(&different(Kind::Text, "a"), &[], label), Seen::Unknown);
     }
 
     #[test]

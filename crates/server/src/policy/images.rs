@@ -1,6 +1,10 @@
 //! A row before and after a change, as far as the WAL has it.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use tide_feed::event::{Batch, Change, Datum, Kind, Operation, Relation, RowRef};
+use tide_feed::labels::Labels;
 
 /// The images that a policy is held against.
 #[derive(Clone, Copy)]
@@ -59,6 +63,34 @@ impl<'a> Images<'a> {
         values.map(|value| if let Datum::Json(json) = value { json.len() } else { 0 }).sum()
     }
 
+    /// A value as it is compared: what stands for a label is the same whatever it is called.
+    pub(super) fn compared(&self, attnum: i16, datum: Datum<'a>) -> Datum<'a> {
+        let Some(labels) = self.own_labels(attnum) else { return datum };
+        let Datum::Json(json) = datum else { return datum };
+        let key = serde_json::from_slice::<Cow<'_, str>>(json);
+        let key = key.ok().and_then(|label| labels.json_key(&label));
+        key.map_or(Datum::Absent, Datum::Json)
+    }
+
+    /// The oid of the label that a value of an enum is.
+    pub fn label(&self, attnum: i16, json: &[u8]) -> Option<u32> {
+        let label = serde_json::from_slice::<Cow<'_, str>>(json).ok()?;
+        self.own_labels(attnum)?.oid(&label)
+    }
+
+    /// The labels that a column's values are printed with.
+    pub fn labels(&self, attnum: i16) -> &'a [Arc<Labels>] {
+        let column = self.column(attnum).and_then(|(index, _)| self.relation.columns.get(index));
+        column.map_or(&[], |column| &column.labels)
+    }
+
+    /// Of a column that is an enum.
+    fn own_labels(&self, attnum: i16) -> Option<&'a Labels> {
+        let mut columns = self.relation.columns.iter();
+        let column = columns.find(|column| column.attnum == attnum)?;
+        column.labels.first().filter(|_| column.kind == Kind::Enum).map(|labels| &**labels)
+    }
+
     fn column(&self, attnum: i16) -> Option<(usize, bool)> {
         let mut columns = self.relation.columns.iter().enumerate();
         let (index, column) = columns.find(|(_, column)| column.attnum == attnum)?;
@@ -86,19 +118,13 @@ fn known(datum: Datum<'_>) -> Datum<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use tide_feed::event::Column;
 
     use super::*;
 
     fn relation() -> Arc<Relation> {
-        let column = |attnum, kind, identity| Column {
-            attnum,
-            name: format!("c{attnum}").into(),
-            type_name: "t".into(),
-            kind,
-            identity,
+        let column = |attnum, kind, identity| {
+            Column::new(attnum, &format!("c{attnum}"), "t", kind, identity)
         };
         Arc::new(Relation {
             oid: 1,
@@ -154,6 +180,34 @@ mod tests {
     }
 
     #[test]
+    fn a_label_is_the_same_whatever_it_is_called() {
+        let relation = |labels: &[(u32, &str)]| {
+            let labels = labels.iter().map(|(oid, label)| (*oid, Box::from(*label)));
+            let mut relation = Relation::clone(&relation());
+            relation.columns[1].kind = Kind::Enum;
+            relation.columns[1].labels = [Arc::new(Labels::new(labels.collect()))].into();
+            Arc::new(relation)
+        };
+        let mut batch = Batch::default();
+        let new = batch.row_of(&[Some("1"), Some("\"a\""), None]);
+        let compared = |relation| {
+            let change =
+                Change { relation, operation: Operation::Insert, old: None, new: Some(new) };
+            let images = Images::of(&batch, &change);
+            match images.compared(3, images.after(3)) {
+                Datum::Json(json) => Some(json.to_vec()),
+                _ => None,
+            }
+        };
+
+        let first = compared(relation(&[(7, "a"), (8, "b")]));
+        assert!(first.is_some());
+        assert_eq!(first, compared(relation(&[(7, "a"), (8, "c")])));
+        assert_ne!(first, compared(relation(&[(7, "b"), (8, "a")])));
+        assert_eq!(compared(relation(&[(7, "b")])), None, "not known");
+    }
+
+    #[test]
     fn an_inserted_row_was_not_there_before() {
         let mut batch = Batch::default();
         let new = batch.row_of(&[Some("1"), Some("\"x\""), Some("{}")]);
@@ -167,5 +221,15 @@ mod tests {
 
         assert!(!images.has_before() && images.has_after());
         assert_eq!(images.before(1), Datum::Absent);
+    }
+
+    #[test]
+    fn what_stands_for_a_label_is_no_text() {
+        let labels = tide_feed::labels::Labels::new(vec![(16_384, "16384".into())]);
+        let json = labels.json_key("16384").unwrap();
+        let read = crate::filter::index_key(Kind::Enum, json).unwrap();
+
+        assert_eq!(*read, *tide_feed::labels::key(16_384));
+        assert!(tide_feed::labels::is_key(&read) && !tide_feed::labels::is_key(b"16384"));
     }
 }

@@ -113,12 +113,12 @@ impl Rule {
     /// What a client to whom the claims are worth this much sees of a change.
     pub fn sight(&self, values: &[Value], images: &Images<'_>) -> Sight {
         let before = if images.has_before() {
-            self.formula.seen(values, &|attnum| images.before(attnum))
+            self.formula.seen(values, &|attnum| images.compared(attnum, images.before(attnum)))
         } else {
             Seen::No
         };
         let after = if images.has_after() {
-            self.formula.seen(values, &|attnum| images.after(attnum))
+            self.formula.seen(values, &|attnum| images.compared(attnum, images.after(attnum)))
         } else {
             Seen::No
         };

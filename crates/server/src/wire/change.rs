@@ -227,6 +227,11 @@ pub fn change_data(
     out.extend_from_slice(b",\"errors\":null}");
 }
 
+/// Appends the key of a row as an object, without the columns that the row does not have.
+pub fn write_key(out: &mut Vec<u8>, row: RowRef<'_>, columns: &ColumnSet) {
+    columns.write_identity(out, row, Dialect::Postgres);
+}
+
 /// Appends the payload of a `tide:table:` event:
 /// `{"schema","table","operation","record","old_record"}`, `null` for the image there is none of.
 pub fn table_payload(out: &mut Vec<u8>, batch: &Batch, change: &Change, columns: &ColumnSet) {
@@ -273,13 +278,29 @@ pub fn unchanged_list(out: &mut Vec<u8>, batch: &Batch, change: &Change, columns
 
 /// Appends the `data` object for a change that could not be turned into an event: Supabase's
 /// `errors` form, with the time, which Python's client insists on. The operation is not known;
-/// `*` is the one type that both JavaScript's and Python's client let through then.
-pub fn failed_data(out: &mut Vec<u8>, event: &Event, relation: &Relation, sqlstate: &str) {
+/// `*` is the one type that both JavaScript's and Python's client let through then. `key` is an
+/// object.
+pub fn failed_data(
+    out: &mut Vec<u8>,
+    event: &Event,
+    relation: &Relation,
+    sqlstate: &str,
+    key: &[u8],
+    column: Option<&str>,
+) {
     write_table(out, relation);
     out.extend_from_slice(b",\"commit_timestamp\":\"");
     timestamp::write(out, event.commit_time);
-    out.extend_from_slice(b"\",\"type\":\"*\",\"columns\":[],\"record\":{},\"errors\":[");
-    json::write_str(out, &format!("Error 500: the change could not be decoded ({sqlstate})"));
+    out.extend_from_slice(b"\",\"type\":\"*\",\"columns\":[],\"record\":");
+    out.extend_from_slice(key);
+    out.extend_from_slice(b",\"errors\":[");
+    let error = match sqlstate {
+        // As Supabase calls it.
+        "54000" => "Error 413: Payload Too Large",
+        _ => "Error 500: the change could not be decoded",
+    };
+    let column = column.map_or(String::new(), |name| format!(", column \"{name}\""));
+    json::write_str(out, &format!("{error} ({sqlstate}{column})"));
     out.extend_from_slice(b"]}");
 }
 

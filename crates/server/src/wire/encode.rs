@@ -308,26 +308,46 @@ pub fn truncated(vsn: Vsn, topic: &str, schema: &str, table: &str) -> Bytes {
     system(vsn, None, topic, &message)
 }
 
-/// A change could not be turned into an event. Its status is ok: the channel goes on.
-pub fn change_failed(
+/// What could not be turned into an event.
+#[derive(Clone, Copy, Debug)]
+pub enum Undecoded<'a> {
+    /// A change; of which table is not always known.
+    Change(Option<(&'a str, &'a str)>),
+    Message,
+}
+
+impl<'a> From<Option<(&'a str, &'a str)>> for Undecoded<'a> {
+    fn from(table: Option<(&'a str, &'a str)>) -> Undecoded<'a> {
+        Undecoded::Change(table)
+    }
+}
+
+/// A change or a message could not be turned into an event. Its status is ok: the channel goes on.
+/// `details` are what else is known of it; the text has them all.
+pub fn failed(
     vsn: Vsn,
     topic: &str,
-    table: Option<(&str, &str)>,
+    what: Undecoded<'_>,
     sqlstate: &str,
     id: &Cursor,
+    details: &[(&str, &str)],
 ) -> Bytes {
     let position = id.to_string();
-    let (schema, name) = table.unwrap_or_default();
-    let text = match table {
-        Some(_) => format!(
-            "a change of {schema}.{name} could not be decoded: SQLSTATE {sqlstate}; position {position}"
-        ),
-        None => format!("a change could not be decoded: SQLSTATE {sqlstate}; position {position}"),
+    let what_text = match what {
+        Undecoded::Change(Some((schema, name))) => format!("a change of {schema}.{name}"),
+        Undecoded::Change(None) => "a change".to_owned(),
+        Undecoded::Message => "a message".to_owned(),
     };
-    let mut details = vec![("sqlstate", sqlstate), ("position", &*position)];
-    if table.is_some() {
-        details.extend([("schema", schema), ("table", name)]);
+    let known: String = details.iter().map(|(key, text)| format!("; {key} {text}")).collect();
+    let text = format!(
+        "{what_text} could not be decoded: SQLSTATE {sqlstate}{known}; position {position}"
+    );
+    let mut all = vec![("sqlstate", sqlstate), ("position", &*position)];
+    if let Undecoded::Change(Some((schema, name))) = what {
+        all.extend([("schema", schema), ("table", name)]);
     }
+    all.extend_from_slice(details);
+    let details = all;
     let message =
         System { extension: "tide.error", status: Status::Ok, message: &text, details: &details };
     system(vsn, None, topic, &message)

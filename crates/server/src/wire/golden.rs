@@ -4,7 +4,7 @@ mod join;
 
 use bytes::Bytes;
 use tide_feed::event::{
-    Batch, Change, Column, Cursor, Epoch, Event, EventKind, Kind, Lsn, Operation, Position,
+    Batch, Change, Column, Cursor, Epoch, Event, EventKind, Failed, Kind, Lsn, Operation, Position,
     Relation, Row,
 };
 
@@ -198,11 +198,18 @@ fn gaps_emptied_tables_and_failures_are_announced() {
         r#"[null,null,"realtime:room1","system",{"message":"TRUNCATE of public.t: all of its rows are gone","status":"ok","extension":"tide.truncate","channel":"room1","schema":"public","table":"t"}]"#,
     );
     assert_frame(
-        &encode::change_failed(V2, ROOM, Some(("public", "t")), "22P02", &cursor(1)),
-        r#"[null,null,"realtime:room1","system",{"message":"a change of public.t could not be decoded: SQLSTATE 22P02; position 0000002a000001.000000000100000000000001","status":"ok","extension":"tide.error","channel":"room1","sqlstate":"22P02","position":"0000002a000001.000000000100000000000001","schema":"public","table":"t"}]"#,
+        &encode::failed(
+            V2,
+            ROOM,
+            Some(("public", "t")).into(),
+            "22P02",
+            &cursor(1),
+            &[("key", "{}")],
+        ),
+        r#"[null,null,"realtime:room1","system",{"message":"a change of public.t could not be decoded: SQLSTATE 22P02; key {}; position 0000002a000001.000000000100000000000001","status":"ok","extension":"tide.error","channel":"room1","sqlstate":"22P02","position":"0000002a000001.000000000100000000000001","schema":"public","table":"t","key":"{}"}]"#,
     );
     assert_frame(
-        &encode::change_failed(V2, ROOM, None, "XX000", &cursor(1)),
+        &encode::failed(V2, ROOM, None.into(), "XX000", &cursor(1), &[]),
         r#"[null,null,"realtime:room1","system",{"message":"a change could not be decoded: SQLSTATE XX000; position 0000002a000001.000000000100000000000001","status":"ok","extension":"tide.error","channel":"room1","sqlstate":"XX000","position":"0000002a000001.000000000100000000000001"}]"#,
     );
 }
@@ -216,13 +223,8 @@ fn cursor(ordinal: u32) -> Cursor {
 
 /// Columns `id` (the key), `te"xt`, `raw` (bytea), `doc`.
 fn relation() -> Relation {
-    let column = |attnum, name: &str, type_name: &str, kind| Column {
-        attnum,
-        name: name.into(),
-        type_name: type_name.into(),
-        kind,
-        identity: attnum == 1,
-    };
+    let column =
+        |attnum, name, type_name, kind| Column::new(attnum, name, type_name, kind, attnum == 1);
     Relation {
         oid: 16_384,
         schema: "public".into(),
@@ -256,13 +258,13 @@ fn row(batch: &mut Batch, cells: [Cell; 4]) -> Row {
     let start = batch.begin_row();
     for cell in cells {
         match cell {
-            Cell::Json(json) => batch.push_json(|out| out.extend_from_slice(json.as_bytes())),
+            Cell::Json(json) => batch.push_text(json),
             Null => batch.push_null(),
             Unchanged => batch.push_unchanged(),
             Absent => batch.push_absent(),
         }
     }
-    batch.end_row(&start)
+    batch.end_row(&start).expect("a small row")
 }
 
 struct Written {
@@ -479,13 +481,15 @@ fn position_in_meta_is_the_cursors_own_text() {
 
 #[test]
 fn failed_change_has_supabases_errors_form() {
-    let kind = EventKind::Failed { relation: None, sqlstate: "22P02".into(), message: "".into() };
-    let mut out = Vec::new();
-    failed_data(&mut out, &event(kind), &relation(), "22P02");
-    assert_eq!(
-        String::from_utf8_lossy(&out),
-        r#"{"schema":"public","table":"test","commit_timestamp":"2025-11-19T00:22:40.877Z","type":"*","columns":[],"record":{},"errors":["Error 500: the change could not be decoded (22P02)"]}"#
-    );
+    for (sqlstate, column, error) in [
+        ("54000", Some("x"), r#"Error 413: Payload Too Large (54000, column \"x\")"#),
+        ("22P02", None, "Error 500: the change could not be decoded (22P02)"),
+    ] {
+        let (mut out, event) = (Vec::new(), event(EventKind::Failed(Failed::default())));
+        failed_data(&mut out, &event, &relation(), sqlstate, b"{\"id\":1}", column);
+        let before = r#"{"schema":"public","table":"test","commit_timestamp":"2025-11-19T00:22:40.877Z","type":"*","columns":[],"record":{"id":1},"errors":["#;
+        assert_eq!(String::from_utf8_lossy(&out), format!("{before}\"{error}\"]}}"));
+    }
 }
 
 /// How long one event takes; run by hand with `--release --ignored --nocapture`.

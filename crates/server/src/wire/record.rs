@@ -108,12 +108,8 @@ mod tests {
     use super::*;
 
     fn relation(columns: &[(&str, &str, bool)]) -> Relation {
-        let columns = columns.iter().zip(1..).map(|((name, type_name, identity), attnum)| Column {
-            attnum,
-            name: (*name).into(),
-            type_name: (*type_name).into(),
-            kind: Kind::Other,
-            identity: *identity,
+        let columns = columns.iter().zip(1..).map(|((name, type_name, identity), attnum)| {
+            Column::new(attnum, name, type_name, Kind::Other, *identity)
         });
         Relation {
             oid: 16_384,

@@ -164,7 +164,7 @@ impl Stream {
     }
 }
 
-/// What could be seen when the channel was asked for is not for it, except for what is fed late.
+/// What could be seen when the channel was asked for is not for it, also if it is fed later.
 fn after(asked: &Moment) -> Floor {
     Floor { position: Position::before(asked.end), unseen: Arc::clone(&asked.running) }
 }

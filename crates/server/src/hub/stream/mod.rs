@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tide_feed::config::Config;
-use tide_feed::event::{Batch, EventKind, Lsn, Message};
+use tide_feed::event::{Batch, EventKind, Lsn};
 use tide_feed::notification::Notification;
 use tokio::sync::{mpsc, watch};
 
 use super::bodies::Bodies;
 use super::catch_up::Laggards;
 use super::entitlement::{Entitlements, Subject};
+use super::failure::{self, refusal, wire_topic};
 use super::group::{GroupId, GroupKey};
 use super::handle::{Cast, Casts, Command, Ends, Hub, Live, SessionId};
 use super::history::{History, Seq};
@@ -241,7 +242,10 @@ impl Stream {
     /// The slot may move up to what the history still holds, or to the end of what was decoded.
     fn confirm(&mut self) {
         self.measure();
-        let lsn = self.history.oldest_commit().unwrap_or(self.history.decoded());
+        let kept = self.history.oldest_commit().unwrap_or(self.history.decoded());
+        // An outbox's row that failed is found again only by decoding it, until it says so itself.
+        let held = self.receipts.failures().held().filter(|held| self.history.reaches(*held));
+        let lsn = held.map_or(kept, |held| held.min(kept));
         let (told, when) = self.confirmed;
         let is_far = lsn.0.saturating_sub(told.0) >= CONFIRM_BYTES;
         if lsn > told && (is_far || when.elapsed() >= CONFIRM_DELAY) {
@@ -335,13 +339,12 @@ impl Stream {
                 self.roster.candidates(batch, change, scene.seq, entitlements, &mut candidates);
             }
             EventKind::Message(message) => {
-                if let Some(row) = &message.row {
-                    self.receipts.note(row);
-                }
-                if is_anybodys(&message.channel) {
-                    candidates.extend(self.roster.of_topic(&wire_topic(&message.channel)));
+                if let Some(why) = refusal(&message.channel) {
+                    let at = scene.event.position.commit;
+                    failure::refuse(message, why, at, &self.stats, &self.receipts);
                 } else {
-                    self.refuse(message);
+                    message.row.iter().for_each(|row| self.receipts.note(row));
+                    candidates.extend(self.roster.of_topic(&wire_topic(&message.channel)));
                 }
             }
             EventKind::Schema(change) => {
@@ -351,9 +354,17 @@ impl Stream {
                     candidates.extend(self.roster.of_topic(&topic));
                 }
             }
-            EventKind::Failed { .. } => {
+            EventKind::Failed(failed) => {
                 self.stats.failed_events_total.inc();
-                candidates.extend(self.roster.row_groups());
+                match &failed.unsaid {
+                    Some(unsaid) => {
+                        let at = scene.event.position.commit;
+                        let (failures, sqlstate) = (self.receipts.failures(), &failed.sqlstate);
+                        unsaid.row.iter().for_each(|row| failures.add(row, sqlstate, at));
+                        candidates.extend(self.roster.of_topic(&wire_topic(&unsaid.channel)));
+                    }
+                    None => candidates.extend(self.roster.row_groups()),
+                }
             }
         }
         self.bodies.clear();
@@ -361,19 +372,6 @@ impl Stream {
             self.deliver_to_group(*id, scene);
         }
         self.candidates = candidates;
-    }
-
-    /// A row of an outbox that was adopted can name any channel.
-    fn refuse(&self, message: &Message) {
-        self.stats.refused_messages_total.inc();
-        let count = self.stats.refused_messages_total.get();
-        // Not one line for each of a million.
-        if count.is_power_of_two() {
-            let table = message.row.as_ref().map_or(0, |row| row.table);
-            log::warn!(
-                "a message in the outbox with oid {table} is for no channel, or for one of pg_tide's own: not published ({count} so far)"
-            );
-        }
     }
 
     fn deliver_to_group(&mut self, id: GroupId, scene: Scene<'_>) {
@@ -530,14 +528,4 @@ impl Stream {
             }
         }
     }
-}
-
-/// Whether messages can be sent to it.
-fn is_anybodys(channel: &str) -> bool {
-    !channel.is_empty() && !channel.starts_with("tide:")
-}
-
-/// A channel's topic on the wire.
-fn wire_topic(channel: &str) -> String {
-    [crate::topic::PREFIX, channel].concat()
 }

@@ -112,9 +112,9 @@ impl World {
     pub(super) fn insert(&self, commit: u64, id: i64, note: &str) {
         let mut batch = Batch::default();
         let start = batch.begin_row();
-        batch.push_json(|out| out.extend_from_slice(id.to_string().as_bytes()));
-        batch.push_json(|out| tide_feed::json::write_str(out, note));
-        let row = batch.end_row(&start);
+        batch.push_text(&id.to_string());
+        batch.push_text(&serde_json::to_string(note).expect("a text"));
+        let row = batch.end_row(&start).expect("a small row");
         let relation = Arc::clone(&self.relation);
         let change = Change { relation, operation: Operation::Insert, old: None, new: Some(row) };
         batch.events.push(Event::alone(commit, EventKind::Change(change)));
@@ -278,13 +278,8 @@ pub(super) fn table(oid: u32, name: &str) -> TableAccess {
 }
 
 fn relation() -> Arc<Relation> {
-    let column = |attnum, name: &str, type_name: &str, kind| Column {
-        attnum,
-        name: name.into(),
-        type_name: type_name.into(),
-        kind,
-        identity: attnum == 1,
-    };
+    let column =
+        |attnum, name, type_name, kind| Column::new(attnum, name, type_name, kind, attnum == 1);
     Arc::new(Relation {
         oid: TABLE,
         schema: "public".into(),
