@@ -185,16 +185,16 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use tide_feed::event::{EventKind, Failed};
+    use tide_feed::event::{BatchBuilder, EventKind, Failed};
 
     use super::*;
 
     fn batch(commits: &[u64]) -> Arc<Batch> {
         let event = |commit: &u64| Event::alone(*commit, EventKind::Failed(Failed::default()));
         let events = commits.iter().map(event).collect();
-        let mut batch = Batch::default();
+        let mut batch = BatchBuilder::default();
         batch.events = events;
-        Arc::new(batch)
+        Arc::new(batch.finish())
     }
 
     fn at(commit: u64) -> Position {

@@ -26,3 +26,16 @@ mod tests;
 
 pub use handle::Hub;
 pub use stream::{Parts, Stream, new};
+
+/// A hub that runs in a thread of its own, as the tests' runtimes come and go.
+#[cfg(test)]
+pub(crate) fn start(config: tide_feed::config::Config, parts: Parts) -> Hub {
+    let (sender, made) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (hub, stream) = new(&config, parts);
+        sender.send(hub).expect("somebody waits for it");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(stream.run());
+    });
+    made.recv().expect("a hub")
+}

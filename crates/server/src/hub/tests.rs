@@ -1,4 +1,4 @@
-//! The hub's thread with a steward made up for the test and queues instead of sockets.
+//! The hub with a steward made up for the test and queues instead of sockets.
 
 mod beginning;
 mod lookups;
@@ -7,19 +7,18 @@ mod steward;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use beginning::{cursor, joined, now};
 use bytes::Bytes;
-use crossbeam_channel::Sender;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 use steward::Steward;
 use tide_feed::catalog::{ColumnAccess, Policy, Request, RowSecurity, TableAccess};
 use tide_feed::config::Config;
 use tide_feed::event::{
-    Batch, CatalogChange, Change, Column, Cursor, Epoch, Event, EventKind, Feed, Kind, Lsn,
+    BatchBuilder, CatalogChange, Change, Column, Cursor, Epoch, Event, EventKind, Kind, Lsn,
     Message, Operation, Position, Relation,
 };
 use tokio::net::UnixStream;
@@ -32,7 +31,8 @@ use super::subscription::{
     Binding, Facet, Identity, Operations, Since, Style, Subscription, Target,
 };
 use super::{Parts, start};
-use crate::bridge::Bridge;
+use tokio::sync::mpsc;
+use crate::link::{Feed, Uplink};
 use crate::catalog::{Catalog, frame};
 use crate::filter::{compile, parse};
 use crate::notify::Listening;
@@ -48,8 +48,7 @@ const EPOCH: Epoch = Epoch { generation: 7, timeline: 1 };
 struct World {
     runtime: Runtime,
     hub: Hub,
-    feed: Sender<Feed>,
-    bridge: Arc<Bridge>,
+    feed: mpsc::Sender<Feed>,
     stats: Arc<Stats>,
     relation: Arc<Relation>,
     steward: Arc<Steward>,
@@ -97,26 +96,25 @@ impl World {
         let catalog = Catalog::new("tide".into());
         let steward = Steward::new(vec![access()]);
         runtime.spawn(Arc::clone(&steward).serve(catalog.clone()));
-        let (feed, fed) = crossbeam_channel::bounded(64);
-        let bridge = Arc::new(Bridge::new(|| {}));
+        let (feed, fed) = mpsc::channel(64);
         let stats = Arc::<Stats>::default();
         let parts = Parts {
             feed: fed,
-            bridge: Arc::clone(&bridge),
+            uplink: Uplink::default(),
+            listening: Listening::default(),
             catalog: catalog.clone(),
-            runtime: runtime.handle().clone(),
             stats: Arc::clone(&stats),
             receipts: super::receipts::channel().0,
         };
-        let (hub, _) = start(config, parts, Arc::new(AtomicBool::new(false))).expect("a hub");
+        let hub = start(config.clone(), parts);
         let relation = relation();
-        let world = World { runtime, hub, feed, bridge, stats, relation, steward, catalog };
-        world.feed(Feed::Live { epoch: EPOCH, from: Lsn(100) });
+        let world = World { runtime, hub, feed, stats, relation, steward, catalog };
+        world.feed(Feed::Live { epoch: EPOCH, from: Lsn(100), cause: None });
         world
     }
 
     fn feed(&self, feed: Feed) {
-        self.feed.send(feed).expect("the hub takes it");
+        self.feed.blocking_send(feed).expect("the hub takes it");
     }
 
     /// Waits until the hub has taken in the transaction that committed there.
@@ -130,14 +128,14 @@ impl World {
 
     /// One transaction with one inserted row of that id.
     fn insert(&self, commit: u64, id: i64) {
-        let mut batch = Batch::default();
+        let mut batch = BatchBuilder::default();
         let start = batch.begin_row();
         batch.push_text(&id.to_string());
         let row = batch.end_row(&start).expect("a small row");
         let relation = Arc::clone(&self.relation);
         let change = Change { relation, operation: Operation::Insert, old: None, new: Some(row) };
         batch.events.push(Event::alone(commit, EventKind::Change(change)));
-        self.feed(Feed::Batch(batch));
+        self.feed(Feed::Batch(batch.finish()));
     }
 
     fn connect(&self) -> Client {
@@ -199,7 +197,7 @@ impl World {
 
     /// One transaction that says something to `room`.
     fn say(&self, commit: u64, name: &str, private: bool) {
-        let mut batch = Batch::default();
+        let mut batch = BatchBuilder::default();
         let payload = batch.span_of("{}");
         let message = Message {
             channel: "room".into(),
@@ -210,7 +208,7 @@ impl World {
             row: None,
         };
         batch.events.push(Event::alone(commit, EventKind::Message(message)));
-        self.feed(Feed::Batch(batch));
+        self.feed(Feed::Batch(batch.finish()));
     }
 
     /// The names of the broadcasts up to and including `last`.
@@ -478,8 +476,8 @@ fn the_slot_may_move_when_nothing_is_kept() {
     world.feed(Feed::Decoded(Lsn(5000)));
 
     let deadline = SystemTime::now() + Duration::from_secs(20);
-    while world.bridge.confirmed() != Lsn(5000) {
-        assert!(SystemTime::now() < deadline, "confirmed {}", world.bridge.confirmed());
+    while world.stats.confirmed.get() != 5000 {
+        assert!(SystemTime::now() < deadline, "confirmed {}", world.stats.confirmed.get());
         std::thread::yield_now();
     }
 }
@@ -572,7 +570,7 @@ fn a_channel_may_begin_and_cease_to_receive_presence() {
 
 #[test]
 fn those_who_cast_faster_than_the_hub_wait_for_it() {
-    let (hub, ends) = Hub::new(1 << 20, Arc::new(Budget::new(1 << 20)), Listening::new(|| {}));
+    let (hub, mut ends) = Hub::new(1 << 20, Arc::new(Budget::new(1 << 20)), Listening::default());
     let frame = Bytes::from(vec![b'x'; 3 << 20]);
     let cast = || {
         let (to, v1, v2) = (Style::Channel, Bytes::new(), frame.clone());
@@ -584,7 +582,7 @@ fn those_who_cast_faster_than_the_hub_wait_for_it() {
     let mut ready = pin!(hub.ready());
     assert!(ready.as_mut().now_or_never().is_none());
 
-    let Ok(Command::Cast { cast }) = ends.commands.recv() else { panic!("a cast") };
+    let Ok(Command::Cast { cast }) = ends.commands.try_recv() else { panic!("a cast") };
     ends.casts.remove(&cast);
 
     assert!(ready.now_or_never().is_some());

@@ -118,7 +118,7 @@ fn known(datum: Datum<'_>) -> Datum<'_> {
 
 #[cfg(test)]
 mod tests {
-    use tide_feed::event::Column;
+    use tide_feed::event::{BatchBuilder, Column};
 
     use super::*;
 
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn what_the_images_do_not_have_is_not_known() {
-        let mut batch = Batch::default();
+        let mut batch = BatchBuilder::default();
         let new = batch.row_of(&[Some("1"), Some("unchanged"), Some("null")]);
         let change = Change {
             relation: relation(),
@@ -150,6 +150,7 @@ mod tests {
             old: None,
             new: Some(new),
         };
+        let batch = batch.finish();
         let images = Images::of(&batch, &change);
 
         assert_eq!(images.before(1), Datum::Json(b"1"), "the key is what it was");
@@ -162,7 +163,7 @@ mod tests {
 
     #[test]
     fn an_unchanged_value_is_the_old_rows_where_that_has_it() {
-        let mut batch = Batch::default();
+        let mut batch = BatchBuilder::default();
         let old = batch.row_of(&[Some("1"), Some("\"x\""), None]);
         let new = batch.row_of(&[Some("2"), Some("unchanged"), Some("{}")]);
         let change = Change {
@@ -171,6 +172,7 @@ mod tests {
             old: Some(old),
             new: Some(new),
         };
+        let batch = batch.finish();
         let images = Images::of(&batch, &change);
 
         assert_eq!(images.before(1), Datum::Json(b"1"));
@@ -188,11 +190,12 @@ mod tests {
             relation.columns[1].labels = [Arc::new(Labels::new(labels.collect()))].into();
             Arc::new(relation)
         };
-        let mut batch = Batch::default();
+        let mut batch = BatchBuilder::default();
         let new = batch.row_of(&[Some("1"), Some("\"a\""), None]);
         let compared = |relation| {
             let change =
                 Change { relation, operation: Operation::Insert, old: None, new: Some(new) };
+            let batch = batch.finish();
             let images = Images::of(&batch, &change);
             match images.compared(3, images.after(3)) {
                 Datum::Json(json) => Some(json.to_vec()),
@@ -209,7 +212,7 @@ mod tests {
 
     #[test]
     fn an_inserted_row_was_not_there_before() {
-        let mut batch = Batch::default();
+        let mut batch = BatchBuilder::default();
         let new = batch.row_of(&[Some("1"), Some("\"x\""), Some("{}")]);
         let change = Change {
             relation: relation(),
@@ -217,6 +220,7 @@ mod tests {
             old: None,
             new: Some(new),
         };
+        let batch = batch.finish();
         let images = Images::of(&batch, &change);
 
         assert!(!images.has_before() && images.has_after());

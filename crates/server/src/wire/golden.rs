@@ -4,7 +4,7 @@ mod join;
 
 use bytes::Bytes;
 use tide_feed::event::{
-    Batch, Change, Column, Cursor, Epoch, Event, EventKind, Failed, Kind, Lsn, Operation, Position,
+    BatchBuilder, Change, Column, Cursor, Epoch, Event, EventKind, Failed, Kind, Lsn, Operation, Position,
     Relation, Row,
 };
 
@@ -254,7 +254,7 @@ const ROW: [Cell; 4] =
 
 const KEY: [Cell; 4] = [Cell::Json("46"), Absent, Absent, Absent];
 
-fn row(batch: &mut Batch, cells: [Cell; 4]) -> Row {
+fn row(batch: &mut BatchBuilder, cells: [Cell; 4]) -> Row {
     let start = batch.begin_row();
     for cell in cells {
         match cell {
@@ -282,9 +282,10 @@ fn written(
 ) -> Written {
     let relation = relation();
     let columns = ColumnSet::new(&relation, indexes.iter().copied());
-    let mut batch = Batch::default();
+    let mut batch = BatchBuilder::default();
     let old = old.map(|cells| row(&mut batch, cells));
     let new = new.map(|cells| row(&mut batch, cells));
+    let batch = batch.finish();
     let change = Change { relation: relation.into(), operation, old, new };
     let event = event(EventKind::Change(change.clone()));
     let text = |write: &dyn Fn(&mut Vec<u8>)| {
@@ -498,8 +499,9 @@ fn failed_change_has_supabases_errors_form() {
 fn measure_change_data() {
     let relation = relation();
     let columns = ColumnSet::all(&relation);
-    let mut batch = Batch::default();
+    let mut batch = BatchBuilder::default();
     let new = Some(row(&mut batch, ROW));
+    let batch = batch.finish();
     let change = Change { relation: relation.into(), operation: Operation::Insert, old: None, new };
     let event = event(EventKind::Change(change.clone()));
     let envelope = Envelope::changes(V2, ROOM, &[104_868_189]);

@@ -103,7 +103,7 @@ fn write_value(out: &mut Vec<u8>, relation: &Relation, datum: Datum<'_>) {
 mod tests {
     use std::sync::Arc;
 
-    use tide_feed::event::{Column, Kind};
+    use tide_feed::event::{BatchBuilder, Column, Kind};
 
     use super::*;
 
@@ -133,7 +133,7 @@ mod tests {
         expected: &str,
     ) {
         let relation = Arc::new(records(value_type));
-        let mut batch = Batch::default();
+        let mut batch = BatchBuilder::default();
         let [old, new] = images.map(|image| image.map(|values| batch.row_of(&values)));
         let sent = (relation.columns.iter().enumerate())
             .filter(|(_, column)| columns.contains(&&*column.name))
@@ -141,7 +141,7 @@ mod tests {
         let columns = ColumnSet::new(&relation, sent);
         let change = Change { relation, operation, old, new };
         let mut out = Vec::new();
-        payload(&mut out, &batch, &change, &columns);
+        payload(&mut out, &batch.finish(), &change, &columns);
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 

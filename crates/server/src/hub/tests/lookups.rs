@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 use tide_feed::catalog::Request;
 use tide_feed::config::Config;
-use tide_feed::event::{CatalogChange, Feed};
+use tide_feed::event::CatalogChange;
+use crate::link::Feed;
 use tokio::net::UnixStream;
 
 use super::beginning::now;

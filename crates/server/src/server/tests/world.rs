@@ -1,23 +1,21 @@
 //! A running server and its clients.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use crossbeam_channel::Sender;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tide_feed::catalog::{ColumnAccess, Request, TableAccess, Which};
 use tide_feed::config::Config;
 use tide_feed::event::{
-    Batch, Change, Column, Epoch, Event, EventKind, Feed, Kind, Lsn, Operation, Relation,
+    BatchBuilder, Change, Column, Epoch, Event, EventKind, Kind, Lsn, Operation, Relation,
 };
 use tide_feed::token::sign;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -25,7 +23,8 @@ use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::auth::Verifier;
-use crate::bridge::Bridge;
+use crate::link::{Feed, Uplink};
+use crate::notify::Listening;
 use crate::catalog::{Catalog, frame};
 use crate::descriptors::Places;
 use crate::hub;
@@ -42,7 +41,7 @@ pub(super) struct World {
     pub(super) context: Arc<ServerContext>,
     /// What the steward says that the role `web` may see.
     pub(super) granted: Arc<Mutex<Vec<TableAccess>>>,
-    feed: Sender<Feed>,
+    feed: mpsc::Sender<Feed>,
     /// Of the WAL, as the steward says.
     end: Arc<AtomicU64>,
     relation: Arc<Relation>,
@@ -64,7 +63,7 @@ impl World {
 
     /// A server that has no stream yet.
     pub(super) async fn stalled(config: Config, tls: Option<TlsAcceptor>) -> World {
-        let places = Places::within(usize::MAX, 0, config.max_connections);
+        let places = Places::within(usize::MAX, config.max_connections);
         World::seated(config, tls, places).await
     }
 
@@ -75,30 +74,30 @@ impl World {
         let granted = Arc::new(Mutex::new(vec![table(TABLE, "t")]));
         let end = Arc::new(AtomicU64::new(100));
         helpers(&catalog, &granted, &end);
-        let (feed, fed) = crossbeam_channel::bounded(64);
+        let (feed, fed) = mpsc::channel(4096);
         let stats = Arc::default();
         let parts = hub::Parts {
             feed: fed,
-            bridge: Arc::new(Bridge::new(|| {})),
+            uplink: Uplink::default(),
+            listening: Listening::default(),
             catalog: catalog.clone(),
-            runtime: Handle::current(),
             stats: Arc::clone(&stats),
             receipts: hub::receipts::channel().0,
         };
-        let (hub, _) = hub::start(&config, parts, Arc::new(AtomicBool::new(false))).unwrap();
+        let hub = hub::start((*config).clone(), parts);
         let verifier = Verifier::new(vec![SECRET.into()], None, None).unwrap();
         let context = Arc::new(ServerContext::new(config, hub, catalog, verifier, stats, places));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
-        let running = server::run(vec![listener], tls, Arc::clone(&context), stopped);
+        let running = server::run(vec![listener], watch::channel(tls).1, Arc::clone(&context), stopped);
         let running = tokio::spawn(running);
         World { address, context, granted, feed, end, relation: relation(), stop, running }
     }
 
     pub(super) async fn go_live(&self) {
         let epoch = Epoch { generation: 7, timeline: 1 };
-        self.feed.send(Feed::Live { epoch, from: Lsn(100) }).unwrap();
+        self.feed.try_send(Feed::Live { epoch, from: Lsn(100), cause: None }).unwrap();
         until(|| self.context.hub.live().is_some()).await;
     }
 
@@ -110,7 +109,7 @@ impl World {
 
     /// One transaction with one inserted row.
     pub(super) fn insert(&self, commit: u64, id: i64, note: &str) {
-        let mut batch = Batch::default();
+        let mut batch = BatchBuilder::default();
         let start = batch.begin_row();
         batch.push_text(&id.to_string());
         batch.push_text(&serde_json::to_string(note).expect("a text"));
@@ -119,7 +118,7 @@ impl World {
         let change = Change { relation, operation: Operation::Insert, old: None, new: Some(row) };
         batch.events.push(Event::alone(commit, EventKind::Change(change)));
         self.end.store(commit + 8, Ordering::Relaxed);
-        self.feed.send(Feed::Batch(batch)).unwrap();
+        self.feed.try_send(Feed::Batch(batch.finish())).unwrap();
     }
 
     /// A websocket with `vsn` 2 and no token.
