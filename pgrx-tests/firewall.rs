@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::support::client::Client;
 use crate::support::cluster::{Shutdown, signal};
-use crate::support::{Cluster, Database, http, wait_until};
+use crate::support::{Cluster, Database, wait_until};
 
 const TOPIC: &str = "realtime:tide:table:public.t";
 
@@ -75,7 +75,9 @@ fn whatever_ends_the_server_ends_nothing_else() {
 
     for how in ["KILL", "SEGV", "ABRT", "STOP", "TERM"] {
         let before = server(&database).unwrap();
-        signal(how, before);
+        // The first SIGSEGV that comes from outside is taken for a stack overflow and found to be none.
+        let times = if how == "SEGV" { 2 } else { 1 };
+        (0..times).for_each(|_| signal(how, before));
         id += 1;
         database.sql().batch_execute(&format!("insert into t values ({id})")).unwrap();
 
@@ -83,7 +85,7 @@ fn whatever_ends_the_server_ends_nothing_else() {
         assert!(!is_alive(before), "after {how}");
         client = database.client();
         follow(&mut client, Some(&position));
-        position = next(&mut client, id);
+        next(&mut client, id);
         // What the server was told before counts as dealt with once this one has arrived.
         id += 1;
         database.sql().batch_execute(&format!("insert into t values ({id})")).unwrap();
@@ -105,7 +107,7 @@ fn whatever_ends_the_server_ends_nothing_else() {
 #[test]
 fn a_worker_that_ends_leaves_no_server_and_no_taken_port() {
     let cluster = Cluster::start();
-    let (database, _client, _) = followed(&cluster, "left");
+    let (database, _client, _) = followed(&cluster, "leftover");
     for how in ["TERM", "KILL"] {
         let (worker, before) = (database.worker(), server(&database).unwrap());
         signal(how, worker);
@@ -115,7 +117,7 @@ fn a_worker_that_ends_leaves_no_server_and_no_taken_port() {
         }
     }
     // A crash restart of the cluster, as for any process of Postgres's that is killed.
-    wait_until("the cluster is back", || cluster.try_connect("left", "postgres").ok());
+    wait_until("the cluster is back", || cluster.try_connect("leftover", "postgres").ok());
     database.wait_until_live();
 }
 
@@ -180,20 +182,26 @@ fn children(parent: i32) -> Vec<i32> {
 }
 
 #[test]
-fn a_reload_exchanges_secrets_and_keys_and_cuts_nobody_off() {
+fn a_reload_exchanges_secrets_and_cuts_nobody_off() {
     let cluster = Cluster::start();
+    let secret = cluster.data().join("secret");
+    std::fs::write(&secret, "the first secret, which is long enough").unwrap();
+    let path = secret.display().to_string();
+    cluster.configure(&format!("tide.jwt_secret_file = '{path}'"));
+    cluster.reload();
     let (database, mut client, _) = followed(&cluster, "reloaded");
-    let before = server(&database).unwrap();
-    let secret = "a new secret that is long enough for HS256";
-    database
-        .sql()
-        .batch_execute(&format!("alter database reloaded set tide.jwt_secret = '{secret}'"))
-        .unwrap();
+    let (before, first) = (server(&database), database.token("authenticated"));
 
+    std::fs::write(&secret, "the second secret, which is long enough").unwrap();
     cluster.reload();
 
+    // Signed with what is in the file now.
+    let second = database.token("authenticated");
+    wait_until("the second secret counts", || {
+        database.try_connect(&format!("apikey={second}&vsn=2.0.0")).ok()
+    });
+    assert_eq!(database.try_connect(&format!("apikey={first}&vsn=2.0.0")).unwrap_err().status, 401);
     database.sql().batch_execute("insert into t values (1)").unwrap();
     next(&mut client, 1);
-    assert_eq!(server(&database), Some(before));
-    assert_eq!(http::get(database.port, "/health").status, 200);
+    assert_eq!(server(&database), before);
 }

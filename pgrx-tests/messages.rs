@@ -288,15 +288,14 @@ fn sending_is_for_those_it_was_granted_to() {
 
 #[test]
 fn messages_of_64_megabytes_arrive() {
-    let database = cluster().database_with(
-        "messages_large",
-        &[
-            PUBLIC,
-            ("tide.max_message_size", "65MB"),
-            ("tide.send_queue_size", "128MB"),
-            ("tide.history_size", "256MB"),
-        ],
-    );
+    let sizes = [
+        PUBLIC,
+        ("tide.max_message_size", "65MB"),
+        ("tide.max_event_size", "66MB"),
+        ("tide.send_queue_size", "128MB"),
+        ("tide.history_size", "256MB"),
+    ];
+    let database = cluster().database_with("messages_large", &sizes);
     let mut client = listener(&database, ROOM);
 
     database

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::Client;
 use crate::support::cluster::signal;
-use crate::support::{Cluster, DEADLINE, Database, ably, http, wait_until};
+use crate::support::{Cluster, DEADLINE, Database, ably, wait_until};
 
 pub const PUBLIC: (&str, &str) = ("tide.public_channels", "on");
 

@@ -38,7 +38,7 @@ create function tide.send(channel text, name text, data jsonb, private boolean d
 language c volatile parallel unsafe
 as 'MODULE_PATHNAME', 'tide_send_wrapper';
 comment on function tide.send(text, text, jsonb, boolean) is
-'Sends a message to those who have joined the channel, when this transaction commits, in order with its row changes: select tide.send(''room1'', ''edit'', ''{"line": 7}''). Costs one WAL record and no row. Clients get data as the payload; what is no object is its "data". A private message, as by default, goes to those who joined the channel as a private one, any other to the others. Limited by tide.max_message_size. For superusers and those you grant it to';
+'Sends a message to those who have joined the channel, when this transaction commits, in order with its row changes: select tide.send(''room1'', ''edit'', ''{"line": 7}''). Costs one WAL record and no row. Clients get data as the payload; what is no object is its "data". A private message, as by default, goes to those who joined the channel as a private one, any other to the others. Limited by tide.max_message_size and tide.max_event_size. For superusers and those you grant it to';
 revoke execute on function tide.send(text, text, jsonb, boolean) from public;
 
 create function tide.set_mutation_id(id text) returns void

@@ -19,6 +19,8 @@ create function tide.status(
     out reason text,
     out started_at timestamptz,
     out restarts integer,
+    out server_pid integer,
+    out last_server_failure text,
     out slot name,
     out epoch text,
     out decoded_lsn pg_lsn,
@@ -40,7 +42,8 @@ language sql volatile parallel unsafe
 security definer
 set search_path = pg_catalog, pg_temp
 begin atomic
-    select w.pid, w.state, w.reason, to_timestamp(w.started_at / 1e6), w.restarts, s.slot_name, w.epoch,
+    select w.pid, w.state, w.reason, to_timestamp(w.started_at / 1e6), w.restarts,
+           w.server_pid, w.server_failure, s.slot_name, w.epoch,
            case when w.decoded_lsn > 0 then '0/0'::pg_lsn + w.decoded_lsn end,
            s.confirmed_flush_lsn,
            case when not pg_is_in_recovery()
@@ -54,6 +57,7 @@ begin atomic
            coalesce(w.steward, false), coalesce(w.executors, 0)
     from jsonb_to_record(tide._worker_status()) as w (
         pid integer, state text, reason text, started_at bigint, restarts integer,
+        server_pid integer, server_failure text,
         epoch text, decoded_lsn numeric,
         history_events bigint, history_bytes bigint, connections bigint, channels bigint,
         forged_messages bigint, failed_messages jsonb, url text, listener_error text,
@@ -68,7 +72,7 @@ begin atomic
     ) as s on true;
 end;
 comment on function tide.status() is
-'How the worker of this database is: its process, whether it is live and if not, why, how far it has decoded, what it keeps, who is connected, where it listens. One row, also when it is stopped. For members of pg_monitor';
+'How the worker of this database is: its process, that of its server and how the last one ended, whether it is live and if not, why, how far it has decoded, what it keeps, who is connected, where it listens. One row, also when it is stopped. For members of pg_monitor';
 revoke execute on function tide.status() from public;
 grant execute on function tide.status() to pg_monitor;
 

@@ -59,6 +59,7 @@ fn tide_worker_status() -> JsonB {
     };
     if let (Some(fields), Some(known)) = (status.as_object_mut(), known) {
         fields.insert("pid".into(), json!(known.pid));
+        fields.insert("server_failure".into(), json!(known.server_failure));
         fields.insert("restarts".into(), json!(known.restarts));
         let started_at = known.started_at.map(|time| i64::from(time).saturating_add(EPOCHS));
         fields.insert("started_at".into(), json!(started_at));

@@ -123,6 +123,22 @@ pub(crate) fn credentials() -> Credentials {
     }
 }
 
+/// The settings behind [`credentials`]: which secret and files they name, not what is in the files,
+/// which may be exchanged while a worker runs.
+pub(crate) fn named_credentials() -> [Option<String>; 5] {
+    let tls = |setting, servers| {
+        let named = path(setting).or_else(|| server_path(servers));
+        named.filter(|_| SSL.get()).map(|path| path.display().to_string())
+    };
+    [
+        string(&JWT_SECRET),
+        string(&JWT_SECRET_FILE),
+        string(&JWKS_FILE),
+        tls(&SSL_CERT_FILE, c"ssl_cert_file"),
+        tls(&SSL_KEY_FILE, c"ssl_key_file"),
+    ]
+}
+
 fn read(path: PathBuf) -> File {
     let content = std::fs::read_to_string(&path).map_err(|error| error.to_string());
     File { path, content }

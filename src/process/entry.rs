@@ -41,6 +41,8 @@ pub(crate) struct Entry {
     config: AtomicU64,
     helpers: [AtomicI32; HELPERS],
     reason: Text,
+    /// How the newest server that ended did so.
+    server_failure: Text,
 }
 
 /// Whether a database is to have a worker.
@@ -74,6 +76,8 @@ pub(crate) struct WorkerStatus {
     pub(crate) pid: Option<i32>,
     /// Why it is not running, or what is wrong.
     pub(crate) reason: Option<String>,
+    /// How the newest server that ended did so.
+    pub(crate) server_failure: Option<String>,
     /// How many times it was started again.
     pub(crate) restarts: u32,
     /// When the worker that runs now was started.
@@ -104,6 +108,7 @@ impl Entry {
         self.config.store(0, Ordering::Relaxed);
         self.helpers.iter().for_each(|pid| pid.store(0, Ordering::Relaxed));
         self.reason.set("");
+        self.server_failure.set("");
     }
 
     pub(crate) fn database(&self) -> pg_sys::Oid {
@@ -123,14 +128,15 @@ impl Entry {
             && self.is_deserted()
     }
 
-    /// What there is to say of it; the reason is read under the lock by the caller.
-    pub(crate) fn status(&self, reason: String) -> WorkerStatus {
+    /// What there is to say of it; the texts are read under the lock by the caller.
+    pub(crate) fn status(&self, reason: String, server_failure: String) -> WorkerStatus {
         let pid = self.pid();
         let started_at = self.started_at.load(Ordering::Acquire);
         WorkerStatus {
             state: self.state(),
             pid: (pid != 0).then_some(pid),
             reason: Some(reason).filter(|reason| !reason.is_empty()),
+            server_failure: Some(server_failure).filter(|failure| !failure.is_empty()),
             restarts: self.starts.load(Ordering::Acquire).saturating_sub(1),
             started_at: (pid != 0).then(|| started_at.try_into().ok()).flatten(),
         }
@@ -139,6 +145,15 @@ impl Entry {
     /// Under the lock only.
     pub(crate) fn reason(&self) -> String {
         self.reason.get()
+    }
+
+    /// Under the lock only.
+    pub(crate) fn server_failure(&self) -> String {
+        self.server_failure.get()
+    }
+
+    pub(crate) fn set_server_failure(&self, how: &str) {
+        shmem::locked(|| self.server_failure.set(how));
     }
 
     pub(crate) fn ask_recheck(&self) {

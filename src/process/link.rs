@@ -70,8 +70,8 @@ impl Link {
         asked == 0 && unread == 0
     }
 
-    /// Whether a frame was left in its middle: an error came between its parts, and what would
-    /// follow would not be understood.
+    /// Whether a frame was left in its middle, by an error between its parts or in the socket: what
+    /// would follow would not be understood.
     pub(crate) fn is_torn(&self) -> bool {
         self.is_in_a_frame
     }
@@ -87,7 +87,10 @@ impl Link {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(lost(error)),
+                Err(error) => {
+                    self.is_in_a_frame = true;
+                    return Err(lost(error));
+                }
             }
         }
         Ok(true)

@@ -57,6 +57,7 @@ pub(crate) fn connect(database: pg_sys::Oid) -> (String, pg_sys::Oid) {
 pub(crate) fn fingerprint(config: &Config, extension: pg_sys::Oid) -> u64 {
     let mut hasher = DefaultHasher::new();
     format!("{config:?}").hash(&mut hasher);
+    guc::named_credentials().hash(&mut hasher);
     guc::executors().hash(&mut hasher);
     guc::slot_name().hash(&mut hasher);
     (hasher.finish() << 32 | u64::from(extension.to_u32())).max(1)

@@ -38,8 +38,6 @@ thread_local! {
 struct Server {
     running: Option<Running>,
     backoff: Option<Backoff>,
-    /// What became of the last one.
-    failure: Option<String>,
 }
 
 #[derive(Debug)]
@@ -48,8 +46,9 @@ struct Running {
     link: Link,
     since: Instant,
     looked: Instant,
-    /// When it was asked whether it is there, if it has not answered yet.
+    /// When it was asked whether it is there, if it has not answered yet; and when it last did.
     pinged: Option<Instant>,
+    answered: Instant,
 }
 
 /// What the worker has to know of its server.
@@ -101,6 +100,7 @@ pub(crate) fn hear() -> Vec<Report> {
         let reports: Vec<Report> = std::iter::from_fn(|| running.link.next()).collect();
         if reports.iter().any(|report| matches!(report, Report::Alive(_))) {
             running.pinged = None;
+            running.answered = Instant::now();
         }
         reports
     })
@@ -193,20 +193,6 @@ pub(crate) fn stop() {
     }
 }
 
-/// Ends the server at once: there is to be another.
-pub(crate) fn replace() {
-    SERVER.with_borrow_mut(|server| {
-        if let Some(running) = server.running.take() {
-            running.kill();
-        }
-    });
-}
-
-/// What was wrong with the last server, until there is one that runs.
-pub(crate) fn failure() -> Option<String> {
-    SERVER.with_borrow(|server| server.failure.clone())
-}
-
 impl Server {
     /// Looks whether it is well; how it ended if it has, or had to be ended.
     fn check(&mut self, patience: Duration) -> Result<(), String> {
@@ -228,6 +214,7 @@ impl Server {
             return Ok(());
         }
         running.looked = Instant::now();
+        running.ping(patience);
         if running.is_stopped() {
             running.end();
             return Err("it was stopped by a signal".to_owned());
@@ -245,7 +232,6 @@ impl Server {
         let backoff = self.backoff.get_or_insert_with(Backoff::usual);
         let since = self.running.take().map_or(Duration::ZERO, |running| running.since.elapsed());
         backoff.failed_after(since);
-        self.failure = Some(how.clone());
         Condition::Failed(how)
     }
 }
@@ -269,7 +255,7 @@ impl Running {
         let now = Instant::now();
         // A socket that nobody has written to has room for the settings.
         match link.write(&mut parts) {
-            Ok(true) => Ok(Running { child, link, since: now, looked: now, pinged: None }),
+            Ok(true) => Ok(Running { child, link, since: now, looked: now, pinged: None, answered: now }),
             _ => Err(io::Error::other("it does not take its settings")),
         }
     }
@@ -287,6 +273,24 @@ impl Running {
                 }
             }
         }
+    }
+
+    /// Asks it now and then whether it is there. The answer to any ping will do.
+    fn ping(&mut self, patience: Duration) {
+        if self.pinged.is_some() || self.answered.elapsed() < patience / 4 || self.link.is_torn() {
+            return;
+        }
+        let frame = link::json(&Word::Ping(0));
+        let mut slice = [IoSlice::new(&frame)];
+        let mut parts = &mut slice[..];
+        match self.link.write(&mut parts) {
+            Ok(true) => {}
+            Ok(false) if self.link.is_torn() => finish(self, &mut parts),
+            // It has so much to read that it will not come to this soon: what counts is that it
+            // reads.
+            _ => return,
+        }
+        self.pinged = Some(Instant::now());
     }
 
     fn is_stopped(&self) -> bool {
@@ -308,10 +312,6 @@ impl Running {
     fn end(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-
-    fn kill(mut self) {
-        self.end();
     }
 
     fn stop(mut self) {

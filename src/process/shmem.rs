@@ -222,8 +222,9 @@ pub(crate) fn wake_launcher() {
 
 /// The worker of a database; `None`: it has no entry, or pg_tide was not preloaded.
 pub(crate) fn status(database: pg_sys::Oid) -> Option<WorkerStatus> {
-    let (entry, reason) = shared()?.with(database, |entry| (entry, entry.reason()))?;
-    Some(entry.status(reason))
+    let texts = |entry: &'static Entry| (entry, entry.reason(), entry.server_failure());
+    let (entry, reason, server_failure) = shared()?.with(database, texts)?;
+    Some(entry.status(reason, server_failure))
 }
 
 /// Where the newest commit of a database ends that could be seen by then; 0: none is known.

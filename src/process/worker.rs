@@ -186,6 +186,7 @@ impl Worker {
                     "pg_tide: the server of database \"{}\" is to be started again: {how}",
                     self.config.database
                 );
+                self.entry.set_server_failure(&how);
                 self.entry.set_state(WorkerState::Stalled, &format!("tide-server failed: {how}"));
                 self.stream.server_failed();
                 Duration::ZERO

@@ -52,6 +52,11 @@ impl Laggards {
         }
     }
 
+    /// All of them may get further.
+    pub(super) fn wake_all(&mut self) {
+        self.ready = self.sessions.iter().copied().collect();
+    }
+
     pub(super) fn remove(&mut self, session: SessionId) {
         self.sessions.remove(&session);
         self.ready.retain(|ready| *ready != session);
@@ -171,6 +176,15 @@ fn next(session: SessionId, roster: &Roster) -> Option<Seq> {
     members.filter_map(|member| member.lag).min()
 }
 
+/// Whether one of the connection's channels waits for an answer that is about to come.
+fn waits_as_a_whole(session: SessionId, roster: &Roster, entitlements: &Entitlements) -> bool {
+    let Some(entry) = roster.sessions.get(&session) else { return false };
+    entry.groups().filter_map(|id| roster.group(id)).any(|group| {
+        let awaited = group.plans.hearing.awaits().zip(group.key.role.as_ref());
+        awaited.is_some_and(|(about, role)| entitlements.is_about_to_know(role, about))
+    })
+}
+
 enum Progress {
     CaughtUp,
     More,
@@ -188,12 +202,15 @@ fn advance(
     live: Live,
 ) -> Progress {
     let Some(entry) = roster.sessions.get(&session) else { return Progress::CaughtUp };
+    let groups: Vec<_> = entry.groups().collect();
     // Also if it has left what it lagged on: its other channels get what is said from now on.
     entry.queue.resume();
+    if waits_as_a_whole(session, roster, entitlements) {
+        return Progress::Waiting;
+    }
     let Some(from) = next(session, roster) else {
         return if lag(session, roster).is_none() { Progress::CaughtUp } else { Progress::Waiting };
     };
-    let groups: Vec<_> = entry.groups().collect();
     let end = history.head().min(from + TURN);
     let (mut bodies, mut sheet) = (Bodies::default(), Sheet::default());
     let mut frames = Vec::new();
@@ -233,6 +250,9 @@ fn advance(
                     }
                     Err(Missing::Answer { about }) => {
                         inquiries.raise(*id, seq, about, roster);
+                        if waits_as_a_whole(session, roster, entitlements) {
+                            return Progress::Waiting;
+                        }
                         continue;
                     }
                 }

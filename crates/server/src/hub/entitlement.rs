@@ -18,6 +18,9 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::policy::{Images, Rule};
 use crate::wire::change::ColumnSet;
 
+/// How long a connection waits as a whole for an answer, which usually takes a few milliseconds.
+/// After that only the channels that it is about do.
+const PATIENCE: Duration = Duration::from_millis(100);
 /// The longest pause before a look-up that failed is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -177,6 +180,8 @@ struct Open {
     /// The first event after a change of the catalogue that the answer may not know of.
     until: Seq,
     failures: u64,
+    /// It takes longer than whole connections wait.
+    is_late: bool,
     backoff: Backoff,
 }
 
@@ -315,6 +320,22 @@ impl Entitlements {
         }
     }
 
+    /// Whether the answer is about to come: until then a connection waits as a whole, so that what it
+    /// is told stays in order.
+    pub(super) fn is_about_to_know(&self, role: &Arc<str>, about: Subject) -> bool {
+        self.open.get(&(Arc::clone(role), about)).is_some_and(|open| !open.is_late)
+    }
+
+    /// Whether some answer has become late since the last call: what is not about it is to go on.
+    pub(super) fn gives_up_waiting(&mut self) -> bool {
+        let mut is_any = false;
+        for open in self.open.values_mut().filter(|open| !open.is_late) {
+            open.is_late = open.failures > 0 || open.asked.elapsed() > PATIENCE;
+            is_any |= open.is_late;
+        }
+        is_any
+    }
+
     /// The tables that were answered about since the last call.
     pub(super) fn answered(&mut self) -> impl Iterator<Item = u32> {
         self.answered.drain(..)
@@ -371,6 +392,7 @@ impl Open {
             asked: Instant::now(),
             until: Seq::MAX,
             failures: 0,
+            is_late: false,
             backoff: Backoff::up_to(LONGEST_PAUSE),
         }
     }

@@ -48,8 +48,10 @@ pub(super) struct Hearing {
     verdicts: BTreeMap<Seq, (Arc<Rule>, Verdict)>,
     /// What the claims in the rules of tables are worth to it.
     values: Vec<(u32, Arc<Rule>, Box<[Value]>)>,
-    /// The event whose verdict it waits for.
+    /// The event that it waits at.
     awaited: Option<Seq>,
+    /// What it waits to know.
+    about: Option<Subject>,
     /// How often what it waits for was asked in vain.
     tries: u32,
     /// Rows that may be asked about at once, if fewer than usual: a policy failed on more.
@@ -81,6 +83,11 @@ impl Hearing {
 
     pub(super) fn is_waiting(&self) -> bool {
         self.awaited.is_some()
+    }
+
+    /// What it waits to know, if it waits.
+    pub(super) fn awaits(&self) -> Option<Subject> {
+        self.about.filter(|_| self.is_waiting())
     }
 
     /// What is before `end` is not asked about any more.
@@ -212,7 +219,7 @@ impl Inquiries {
             *awaited = seq.min(*awaited);
             return;
         }
-        hearing.awaited = Some(seq);
+        (hearing.awaited, hearing.about) = (Some(seq), Some(about));
         let matter = Matter { role: Arc::clone(role), about };
         self.dockets.entry(matter).or_default().waiting.push_back(id);
     }

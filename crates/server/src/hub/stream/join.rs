@@ -87,11 +87,11 @@ impl Stream {
 
     /// Where to go on after an event the client has seen, or why that is not possible.
     fn resume(&self, cursor: Cursor, asked: &Moment) -> Result<Option<Seq>, &'static str> {
-        let Some(live) = self.live else { return Err("epoch") };
+        let Some(live) = self.live else { return Err(self.cause) };
         let Cursor { epoch, position } = cursor;
         let start =
             if epoch.generation != live.epoch.generation || epoch.timeline > live.epoch.timeline {
-                Err("epoch")
+                Err(self.cause)
             } else if position < self.history.floor() {
                 Err("trimmed")
             } else if position.commit >= asked.end {

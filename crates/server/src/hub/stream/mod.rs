@@ -51,6 +51,11 @@ const NOTICES: usize = 16;
 const CONFIRM_BYTES: u64 = 16 << 20;
 const CONFIRM_DELAY: Duration = Duration::from_millis(200);
 
+/// Why a position is not at hand: it is of another history.
+const EPOCH: &str = "epoch";
+/// The history before was given up, since the server failed over it.
+const SERVER_FAILED: &str = "server_failed";
+
 /// What the hub is made of.
 #[derive(Debug)]
 pub struct Parts {
@@ -88,8 +93,8 @@ pub struct Stream {
     uplink: Uplink,
     /// What the worker was told last of how far the slot may move, and when.
     confirmed: (Lsn, Instant),
-    /// Why the stream is another than before, if that was said.
-    cause: Option<String>,
+    /// What clients are told that would resume in another history than this one.
+    cause: &'static str,
     feed: mpsc::Receiver<Feed>,
     commands: mpsc::UnboundedReceiver<Command>,
     /// Notifications that nobody has had yet.
@@ -118,7 +123,7 @@ impl Stream {
             stalled: ends.stalled,
             uplink,
             confirmed: (Lsn(0), Instant::now()),
-            cause: None,
+            cause: EPOCH,
             feed,
             commands: ends.commands,
             notified: VecDeque::new(),
@@ -136,6 +141,9 @@ impl Stream {
     pub async fn run(mut self) {
         while self.turn().await {
             self.roster.routes.remake(self.entitlements.answered());
+            if self.entitlements.gives_up_waiting() {
+                self.laggards.wake_all();
+            }
             self.serve_laggards();
             let (laggards, stats) = (&mut self.laggards, &self.stats);
             let (roster, entitlements) = (&mut self.roster, &mut self.entitlements);
@@ -276,7 +284,8 @@ impl Stream {
             Feed::Notified(notifications) => self.notified.push_back(notifications),
             Feed::Ping(number) => self.uplink.alive(number),
             Feed::Live { epoch, from, cause } => {
-                self.cause = cause;
+                let has_failed = cause.as_deref() == Some(SERVER_FAILED);
+                self.cause = if has_failed { SERVER_FAILED } else { EPOCH };
                 self.go_live(Live { epoch, from });
             }
             Feed::Stalled { reason } => {
@@ -305,8 +314,7 @@ impl Stream {
 
     fn announce_gap(&mut self) {
         for group in self.roster.groups_mut() {
-            let reason = self.cause.as_deref().unwrap_or("epoch");
-            let gap = Resync { reason, oldest: None, newest: None };
+            let gap = Resync { reason: self.cause, oldest: None, newest: None };
             let frame = resync(group.key.vsn, None, &group.key.topic, gap);
             for member in &mut group.members {
                 member.lag = None;
@@ -408,16 +416,36 @@ impl Stream {
     /// Has a group wait for what decides about the event; it reads on from the history.
     fn hold(&mut self, id: GroupId, scene: Scene<'_>, about: Subject) {
         let Some(group) = self.roster.group_mut(id) else { return };
-        let mut is_held = false;
+        let role = group.key.role.clone();
+        let mut held = Vec::new();
         for member in &mut group.members {
             if member.lag.is_none() && member.floor.admits(scene.event) {
                 member.lag = Some(scene.seq);
                 self.laggards.add(member.session);
-                is_held = true;
+                held.push(member.session);
             }
         }
-        if is_held {
-            self.inquiries.raise(id, scene.seq, about, &mut self.roster);
+        if held.is_empty() {
+            return;
+        }
+        self.inquiries.raise(id, scene.seq, about, &mut self.roster);
+        if role.is_some_and(|role| self.entitlements.is_about_to_know(&role, about)) {
+            held.iter().for_each(|session| self.hold_all(*session, scene));
+        }
+    }
+
+    /// Has all channels of a connection read on from the history, each from where it is.
+    fn hold_all(&mut self, session: SessionId, scene: Scene<'_>) {
+        let Some(entry) = self.roster.sessions.get(&session) else { return };
+        let groups: Vec<GroupId> = entry.groups().collect();
+        for id in groups {
+            let Some(group) = self.roster.group_mut(id) else { continue };
+            let has_had_it = group.previous == Some(scene.event.position);
+            let next = scene.seq + Seq::from(has_had_it);
+            let members = group.members.iter_mut();
+            for member in members.filter(|m| m.session == session && m.lag.is_none()) {
+                member.lag = Some(next);
+            }
         }
     }
 
