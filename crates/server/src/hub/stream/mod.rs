@@ -483,6 +483,8 @@ impl Stream {
             Command::Drained { session } => {
                 self.laggards.wake(session);
                 self.notices.wake(session, &self.roster);
+                // Before whatever is said next, which it has room for now.
+                self.serve_laggards();
             }
             Command::Disconnect { session } => {
                 self.notices.remove(session);
