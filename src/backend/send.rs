@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use tide_feed::wal::{Key, PREFIX, Place, WalMessage, seal};
 use tide_feed::channel;
+use tide_feed::wal::{Key, PREFIX, Place, WalMessage, seal};
 
 use crate::backend::report;
 use crate::encoding::Encoding;

@@ -108,7 +108,8 @@ pub(crate) fn hear() -> Vec<Report> {
 
 /// How far the slot may move, by what the server keeps; 0 until it has said so.
 pub(crate) fn confirmed() -> Lsn {
-    SERVER.with_borrow(|server| server.running.as_ref().map(|r| r.link.confirmed()))
+    SERVER
+        .with_borrow(|server| server.running.as_ref().map(|r| r.link.confirmed()))
         .unwrap_or_default()
 }
 
@@ -255,7 +256,9 @@ impl Running {
         let now = Instant::now();
         // A socket that nobody has written to has room for the settings.
         match link.write(&mut parts) {
-            Ok(true) => Ok(Running { child, link, since: now, looked: now, pinged: None, answered: now }),
+            Ok(true) => {
+                Ok(Running { child, link, since: now, looked: now, pinged: None, answered: now })
+            }
             _ => Err(io::Error::other("it does not take its settings")),
         }
     }
@@ -317,8 +320,7 @@ impl Running {
     fn stop(mut self) {
         let frame = link::json(&Word::Stop);
         let mut slice = [IoSlice::new(&frame)];
-        let told = !self.link.is_torn()
-            && matches!(self.link.write(&mut &mut slice[..]), Ok(true));
+        let told = !self.link.is_torn() && matches!(self.link.write(&mut &mut slice[..]), Ok(true));
         let deadline = Instant::now() + FAREWELL;
         while told && Instant::now() < deadline {
             match self.child.try_wait() {

@@ -20,8 +20,8 @@ use crate::encoding::Encoding;
 use crate::failure::{Failure, attempt};
 use crate::process::server;
 use crate::source::decoder;
-use crate::sys::PqCommMethods;
 use crate::sys;
+use crate::sys::PqCommMethods;
 
 /// A batch of this many bytes, or of this many notifications, is sent.
 const FULL_BYTES: usize = 64 << 10;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use pgrx::pg_sys;
 use tide_feed::bounded::Overflow;
-use tide_feed::event::{BatchBuilder, Message, OutboxRow, Span, Unsaid};
 use tide_feed::channel;
+use tide_feed::event::{BatchBuilder, Message, OutboxRow, Span, Unsaid};
 
 use crate::compat;
 use crate::encoding::Encoding;
@@ -273,7 +273,11 @@ impl Outbox {
     }
 
     /// The data as an object; whether it had to be made one.
-    unsafe fn payload(&mut self, row: &Tuple, batch: &mut BatchBuilder) -> Result<(Span, bool), Overflow> {
+    unsafe fn payload(
+        &mut self,
+        row: &Tuple,
+        batch: &mut BatchBuilder,
+    ) -> Result<(Span, bool), Overflow> {
         let [before, after] = WRAPPING;
         let data = &mut self.data;
         let (span, ()) = batch.push_span(|out| {

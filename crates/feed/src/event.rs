@@ -10,10 +10,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 pub use batch::{Batch, BatchBuilder, Row, RowRef, RowStart, Span};
 pub use bytes::{BatchWriter, Relations};
+use serde::{Deserialize, Serialize};
 
 use crate::labels::Labels;
 

@@ -27,7 +27,8 @@ pub fn die_with(worker: i32) -> io::Result<()> {
 pub fn limit_memory(memory_limit: usize) {
     let most = (memory_limit as u64).saturating_mul(2).saturating_add(MARGIN);
     let before = rustix::process::getrlimit(Resource::Data);
-    let limit = Rlimit { current: Some(before.current.map_or(most, |now| now.min(most))), ..before };
+    let limit =
+        Rlimit { current: Some(before.current.map_or(most, |now| now.min(most))), ..before };
     if let Err(error) = rustix::process::setrlimit(Resource::Data, limit) {
         log::warn!("could not limit the server's memory: {error}");
     }

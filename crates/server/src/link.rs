@@ -5,8 +5,8 @@ use std::io;
 use std::os::unix::net::UnixStream as StdStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tide_feed::event::{Batch, CatalogChange, Epoch, Lsn, Relations};
 use tide_feed::config::{Config, Credentials};
+use tide_feed::event::{Batch, CatalogChange, Epoch, Lsn, Relations};
 use tide_feed::link::{
     self, Frame, FrameError, FrameReader, Kind, MOST_DOWN, PROTOCOL, Report, Word, read_address,
 };
@@ -25,7 +25,11 @@ const LINES: usize = 1024;
 #[derive(Debug)]
 pub enum Feed {
     /// The slot exists and is read from `from` on; joins may be answered.
-    Live { epoch: Epoch, from: Lsn, cause: Option<String> },
+    Live {
+        epoch: Epoch,
+        from: Lsn,
+        cause: Option<String>,
+    },
     Batch(Batch),
     Catalog(CatalogChange),
     /// So many messages in the WAL had our prefix, but not our seal.
@@ -33,7 +37,9 @@ pub enum Feed {
     /// Everything that committed before this address has been fed.
     Decoded(Lsn),
     /// The stream cannot go on for now (sent once per cause; `Live` follows when it can).
-    Stalled { reason: String },
+    Stalled {
+        reason: String,
+    },
     Notified(Vec<Notification>),
     /// To be answered once everything before it has been dealt with.
     Ping(u64),

@@ -145,14 +145,17 @@ impl Parts {
         let places = places(config);
         let (stats, catalog) = (Arc::<Stats>::default(), Catalog::new(config.publication.clone()));
         let (receipts, received) = hub::receipts::channel();
-        let (hub, routing) = hub::new(config, hub::Parts {
-            feed,
-            uplink: uplink.clone(),
-            listening: listening.clone(),
-            catalog: catalog.clone(),
-            stats: Arc::clone(&stats),
-            receipts,
-        });
+        let (hub, routing) = hub::new(
+            config,
+            hub::Parts {
+                feed,
+                uplink: uplink.clone(),
+                listening: listening.clone(),
+                catalog: catalog.clone(),
+                stats: Arc::clone(&stats),
+                receipts,
+            },
+        );
         let (listener, reload) = (Arc::<Listener>::default(), Arc::<Notify>::default());
         let outboxes = Arc::<Notify>::default();
         let control = Arc::new(Control {

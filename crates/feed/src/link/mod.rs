@@ -6,9 +6,8 @@
 
 mod frame;
 
-use serde::{Deserialize, Serialize};
-
 pub use frame::{Frame, FrameError, FrameReader, HEADER, frame, header};
+use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Credentials};
 use crate::event::{CatalogChange, Epoch, Lsn};
@@ -49,19 +48,32 @@ impl Kind {
 #[serde(rename_all = "snake_case")]
 pub enum Word {
     /// The first frame of all.
-    Start { protocol: u32, config: Box<Config>, credentials: Box<Credentials> },
+    Start {
+        protocol: u32,
+        config: Box<Config>,
+        credentials: Box<Credentials>,
+    },
     /// The slot exists and is read from `from` on; joins may be answered. `cause`: why it is another
     /// than before, if not for want of the WAL.
-    Live { epoch: Epoch, from: Lsn, cause: Option<String> },
+    Live {
+        epoch: Epoch,
+        from: Lsn,
+        cause: Option<String>,
+    },
     Catalog(CatalogChange),
     /// So many messages in the WAL had our prefix, but not our seal.
     Forged(u64),
     /// The stream cannot go on for now; `Live` follows when it can.
-    Stalled { reason: String },
+    Stalled {
+        reason: String,
+    },
     /// Of the channels that were asked for, in the order they came.
     Notified(Vec<Notification>),
     /// Whether a channel that was asked for is listened to.
-    Heard { channel: String, heard: bool },
+    Heard {
+        channel: String,
+        heard: bool,
+    },
     /// Read again.
     Credentials(Box<Credentials>),
     /// To be answered by [`Report::Alive`] once all before it has been dealt with.

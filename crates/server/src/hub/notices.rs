@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tide_feed::json;
+use tide_feed::notification::Notification;
 
 use super::handle::SessionId;
 use super::history::Seq;
@@ -18,7 +19,6 @@ use super::queue::Push;
 use super::registry::{Roster, Session};
 use super::slow_consumer::{Judge, Pace};
 use super::subscription::Style;
-use tide_feed::notification::Notification;
 use crate::stats::Stats;
 use crate::topic;
 use crate::wire::Vsn;

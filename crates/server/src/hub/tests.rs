@@ -23,7 +23,7 @@ use tide_feed::event::{
 };
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::handle::{Cast, Command, Hub, Peer, SessionId};
 use super::queue::{Budget, Goodbye, Push, Queue, Taken};
@@ -31,10 +31,9 @@ use super::subscription::{
     Binding, Facet, Identity, Operations, Since, Style, Subscription, Target,
 };
 use super::{Parts, start};
-use tokio::sync::mpsc;
-use crate::link::{Feed, Uplink};
 use crate::catalog::{Catalog, frame};
 use crate::filter::{compile, parse};
+use crate::link::{Feed, Uplink};
 use crate::notify::Listening;
 use crate::stats::Stats;
 use crate::wire::Vsn;

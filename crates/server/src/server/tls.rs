@@ -131,7 +131,8 @@ pub(crate) mod tests {
 
         let error = |cert: &File, key: &File| acceptor(cert, key).err().unwrap();
 
-        let is_missing = |error| matches!(error, TlsError::Read { path, .. } if path == missing.path);
+        let is_missing =
+            |error| matches!(error, TlsError::Read { path, .. } if path == missing.path);
         assert!(is_missing(error(&missing, &key)));
         assert!(is_missing(error(&certificate, &missing)));
         assert!(matches!(error(&key, &key), TlsError::NoCertificate { .. }));

@@ -4,8 +4,8 @@ mod join;
 
 use bytes::Bytes;
 use tide_feed::event::{
-    BatchBuilder, Change, Column, Cursor, Epoch, Event, EventKind, Failed, Kind, Lsn, Operation, Position,
-    Relation, Row,
+    BatchBuilder, Change, Column, Cursor, Epoch, Event, EventKind, Failed, Kind, Lsn, Operation,
+    Position, Relation, Row,
 };
 
 use super::Vsn::{self, V1, V2};

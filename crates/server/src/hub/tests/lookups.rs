@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 use tide_feed::catalog::Request;
 use tide_feed::config::Config;
 use tide_feed::event::CatalogChange;
-use crate::link::Feed;
 use tokio::net::UnixStream;
 
 use super::beginning::now;
 use super::steward::Trouble;
 use super::{Client, POLICY, TABLE, World, executed};
 use crate::catalog::frame;
+use crate::link::Feed;
 
 impl World {
     /// A client that has had the row 1.

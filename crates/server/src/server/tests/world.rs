@@ -23,11 +23,11 @@ use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::auth::Verifier;
-use crate::link::{Feed, Uplink};
-use crate::notify::Listening;
 use crate::catalog::{Catalog, frame};
 use crate::descriptors::Places;
 use crate::hub;
+use crate::link::{Feed, Uplink};
+use crate::notify::Listening;
 use crate::server::{self, ServerContext};
 
 pub(super) const TABLE: u32 = 16_400;
@@ -90,7 +90,8 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
-        let running = server::run(vec![listener], watch::channel(tls).1, Arc::clone(&context), stopped);
+        let running =
+            server::run(vec![listener], watch::channel(tls).1, Arc::clone(&context), stopped);
         let running = tokio::spawn(running);
         World { address, context, granted, feed, end, relation: relation(), stop, running }
     }
