@@ -134,7 +134,7 @@ impl Link {
     }
 
     fn cut(&mut self) -> Result<(), LinkError> {
-        while let Some(frame) = self.reader.next().map_err(|error| garbled(&error.to_string()))? {
+        while let Some(frame) = self.reader.cut().map_err(|error| garbled(&error.to_string()))? {
             match frame.kind {
                 Kind::Json => {
                     let report = serde_json::from_slice(&frame.body);

@@ -149,7 +149,7 @@ impl Downlink {
 
     async fn frame(&mut self) -> Result<Frame, LinkEnd> {
         loop {
-            if let Some(frame) = self.reader.next()? {
+            if let Some(frame) = self.reader.cut()? {
                 return Ok(frame);
             }
             if self.stream.read_buf(self.reader.buffer()).await? == 0 {

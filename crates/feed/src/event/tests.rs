@@ -118,13 +118,7 @@ proptest! {
 }
 
 fn relation(oid: u32) -> Arc<Relation> {
-    let id = Column {
-        attnum: 1,
-        name: "id".into(),
-        type_name: "int8".into(),
-        kind: Kind::Int,
-        identity: true,
-    };
+    let id = Column::new(1, "id", "int8", Kind::Int, true);
     let (schema, name, columns) = ("public".into(), format!("t{oid}").into(), [id].into());
     Arc::new(Relation { oid, schema, name, columns, identity_full: false })
 }

@@ -54,7 +54,7 @@ impl FrameReader {
     }
 
     /// The next frame, if all of it is there.
-    pub fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+    pub fn cut(&mut self) -> Result<Option<Frame>, FrameError> {
         let Some(length) = self.announced() else { return Ok(None) };
         if length > self.most {
             return Err(FrameError::TooLong(length));
@@ -96,7 +96,7 @@ mod tests {
 
     fn read(reader: &mut FrameReader, bytes: &[u8]) -> Result<Vec<Frame>, FrameError> {
         reader.buffer().extend_from_slice(bytes);
-        std::iter::from_fn(|| reader.next().transpose()).collect()
+        std::iter::from_fn(|| reader.cut().transpose()).collect()
     }
 
     #[test]
