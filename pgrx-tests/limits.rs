@@ -117,11 +117,7 @@ fn constants_that_print_large_take_no_more_than_they_say() {
     let database = Cluster::shared().database("limits_constants");
     let t = database.table("numbers", "id int primary key, n numeric");
     let mut client = database.client();
-    let peak = |pid: i32| -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
-    };
+    let peak = crate::memory::peak_kib;
     let join = |client: &mut Client, room: usize| {
         let numbers: Vec<String> = (0..100).map(|n| format!("1e{}", 131_071 - n)).collect();
         let filter = format!("n=in.({})", numbers.join(","));

@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::support::client::Client;
 use crate::support::cluster::Shutdown;
 use crate::support::database::WORKER;
+use crate::support::family::family;
 use crate::support::{Cluster, DEADLINE, Database, firehose, wait_until};
 
 /// What the worker may take beyond its configured queues and history.
@@ -92,8 +93,12 @@ fn stop_in_the_middle(cluster: &Cluster, database: &Database<'_>, t: &str, state
     assert!(stopped < std::time::Duration::from_secs(10), "{stopped:?}");
 }
 
-/// The most memory that a process has had resident, in KiB.
+/// The most memory that a process has had resident, and those that it has started, in KiB.
 pub fn peak_kib(pid: i32) -> u64 {
+    family(pid).into_iter().map(own_peak_kib).sum()
+}
+
+fn own_peak_kib(pid: i32) -> u64 {
     // Without the pages of shared memory, which it merely touches.
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let field = |name: &str| -> u64 {

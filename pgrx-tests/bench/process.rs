@@ -5,10 +5,15 @@ use std::fs;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::support::cluster::signal;
+use super::support::family::family;
 use super::support::wait_until;
 
-/// CPU seconds, user and system, of all of a process's threads so far.
+/// CPU seconds, user and system, of all threads of a process, and of those it has started, so far.
 pub fn cpu(pid: i32) -> f64 {
+    family(pid).into_iter().map(own_cpu).sum()
+}
+
+fn own_cpu(pid: i32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     // The name, in parentheses, may hold spaces.
     let (_, rest) = stat.rsplit_once(')').unwrap();
@@ -48,7 +53,23 @@ pub struct Memory {
     pub peak: f64,
 }
 
+impl Memory {
+    fn and(self, other: Memory) -> Memory {
+        Memory {
+            rss: self.rss + other.rss,
+            pss: self.pss + other.pss,
+            anonymous: self.anonymous + other.anonymous,
+            peak: self.peak + other.peak,
+        }
+    }
+}
+
+/// Of a process and those that it has started.
 pub fn memory(pid: i32) -> Memory {
+    family(pid).into_iter().map(own_memory).fold(Memory::default(), Memory::and)
+}
+
+fn own_memory(pid: i32) -> Memory {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     Memory {
@@ -61,6 +82,10 @@ pub fn memory(pid: i32) -> Memory {
 
 /// The same without `pss`, which takes the kernel much longer to tell.
 pub fn quick_memory(pid: i32) -> Memory {
+    family(pid).into_iter().map(own_quick_memory).fold(Memory::default(), Memory::and)
+}
+
+fn own_quick_memory(pid: i32) -> Memory {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     Memory {
         rss: field(&status, "VmRSS:"),
@@ -72,7 +97,9 @@ pub fn quick_memory(pid: i32) -> Memory {
 
 /// Makes the peak the memory of this moment.
 pub fn forget_peak(pid: i32) {
-    fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
+    for pid in family(pid) {
+        fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
+    }
 }
 
 fn field(text: &str, name: &str) -> f64 {

@@ -4,6 +4,7 @@ pub mod ably;
 pub mod client;
 pub mod cluster;
 pub mod database;
+pub mod family;
 pub mod firehose;
 pub mod http;
 pub mod json;

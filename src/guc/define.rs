@@ -53,7 +53,7 @@ fn define_cluster() {
     );
     int(
         c"tide.network_threads",
-        c"Sets how many threads of each worker serve connections.",
+        c"Sets how many threads of each tide-server serve connections.",
         c"One thread serves thousands of connections; more help when many clients get a lot.",
         &NETWORK_THREADS,
         1,
@@ -62,7 +62,7 @@ fn define_cluster() {
     );
     int(
         c"tide.memory_limit",
-        c"Sets how much memory each worker may use for its history, its queues and its connections.",
+        c"Sets how much memory each tide-server may use for its history, its queues and its connections.",
         c"At the limit new connections and joins are refused, and the slowest connections are cut off.",
         &MEMORY_LIMIT,
         64 << 10,
