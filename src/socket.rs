@@ -40,6 +40,11 @@ impl FrameSocket {
         Ok(FrameSocket { stream, deadline: None })
     }
 
+    /// The connection itself, which never blocks.
+    pub(crate) fn into_stream(self) -> UnixStream {
+        self.stream
+    }
+
     pub(crate) fn set_timeout(&mut self, timeout: Duration) {
         self.deadline = Some(Instant::now() + timeout);
     }

@@ -66,6 +66,19 @@ impl Drop for WaitSet {
     }
 }
 
+/// Waits for the latch, or for so long.
+pub(crate) fn until_latch_or(time: Duration) {
+    let milliseconds = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+    // SAFETY: this process's own latch.
+    unsafe {
+        let events = i32::try_from(events).unwrap_or(0);
+        pg_sys::WaitLatch(pg_sys::MyLatch, events, milliseconds, pg_sys::PG_WAIT_EXTENSION);
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+    check_for_interrupts!();
+}
+
 /// Waits until `done`, looking after `first` milliseconds, then ever more rarely down to every
 /// `longest`, and whenever the latch is set. For use inside the decoder.
 pub(crate) fn until(mut done: impl FnMut() -> bool, first: i64, longest: i64) {

@@ -6,6 +6,8 @@ pub(crate) mod channel;
 pub(crate) mod executor;
 pub(crate) mod expression;
 pub(crate) mod labels;
+pub(crate) mod notifier;
+pub(crate) mod notify_queue;
 pub(crate) mod outbox;
 pub(crate) mod policy;
 pub(crate) mod role;

@@ -1,12 +1,13 @@
 //! The processes beside each worker that ask the database what the worker must not: the steward
 //! in the session of the extension's owner, the executors in that of `tide_authenticator`.
 //!
-//! Each connects to its worker's unix socket, says which it is, and answers requests one at a
-//! time until the worker closes the connection. If it ends, for whatever reason, the worker
-//! starts another.
+//! Each connects to the unix socket of its database's server, says which it is, and answers requests
+//! one at a time until that closes the connection; then it waits for the next server, for as long as
+//! the worker is there. If a helper ends, for whatever reason, the worker starts another.
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::{pg_guard, pg_sys};
@@ -14,9 +15,13 @@ use tide_feed::catalog::{Hello, Reply, Request};
 
 use crate::guc;
 use crate::helper::transaction::Refusal;
-use crate::helper::{catalog, channel, executor, outbox, policy, session};
+use crate::helper::{catalog, channel, executor, notifier, outbox, policy, session};
 use crate::process::{helpers, signals};
 use crate::socket::{FrameSocket, SocketError};
+use crate::wait;
+
+/// Pause before a server that is not there is looked for again.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// Entry point; `arg` is the oid of the database, the worker's `bgw_extra` says which it is to be.
 #[pg_guard]
@@ -25,6 +30,7 @@ pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
     let database = pg_sys::Oid::from(arg.value() as u32);
     let hello = match BackgroundWorker::get_extra() {
         "steward" => Hello::Steward,
+        "notifier" => Hello::Notifier,
         _ => Hello::Executor,
     };
     signals::install();
@@ -36,17 +42,25 @@ pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
         Hello::Steward => session::connect_as_owner(database),
         _ => session::connect_as_authenticator(database),
     }
-    match serve(hello, &guc::control_socket(database)) {
-        // The worker has gone, or does not listen any more: there is nothing to be done here.
-        Ok(()) | Err(SocketError::Closed) => {}
-        Err(SocketError::Io(error)) if is_worker_gone(&error) => {}
-        Err(error) => pgrx::log!("pg_tide: {error}"),
+    let socket = guc::control_socket(database);
+    let worker = helpers::worker(database);
+    while worker.is_some() && helpers::worker(database) == worker {
+        match serve(hello, &socket) {
+            // A server that ends is followed by another, which this session serves as well.
+            Ok(()) | Err(SocketError::Closed) => {}
+            Err(SocketError::Io(error)) if is_server_gone(&error) => {}
+            Err(error) => return pgrx::log!("pg_tide: {error}"),
+        }
+        wait::until_latch_or(RETRY);
     }
 }
 
 fn serve(hello: Hello, socket: &Path) -> Result<(), SocketError> {
     let mut socket = FrameSocket::connect(socket)?;
     socket.send(&encode(&hello))?;
+    if hello == Hello::Notifier {
+        return notifier::serve(socket.into_stream());
+    }
     loop {
         let frame = socket.receive()?;
         signals::reload();
@@ -116,6 +130,6 @@ fn encode(message: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec(message).unwrap_or_default()
 }
 
-fn is_worker_gone(error: &io::Error) -> bool {
+fn is_server_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }

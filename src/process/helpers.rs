@@ -16,6 +16,8 @@ use crate::process::shmem;
 pub(crate) enum HelperKind {
     Steward,
     Executor,
+    /// Only while clients want to hear notifications.
+    Notifier,
 }
 
 impl HelperKind {
@@ -23,6 +25,7 @@ impl HelperKind {
         match self {
             HelperKind::Steward => "steward",
             HelperKind::Executor => "executor",
+            HelperKind::Notifier => "notifier",
         }
     }
 }
@@ -36,6 +39,15 @@ thread_local! {
 /// From now on [`tend`] keeps a steward and so many executors running.
 pub(crate) fn employ(database: pg_sys::Oid, executors: usize) {
     HELPERS.set(Some(Helpers::new(database, executors)));
+}
+
+/// Keeps a notifier running, too, or no more.
+pub(crate) fn employ_notifier(wanted: bool) {
+    HELPERS.with_borrow_mut(|helpers| {
+        if let Some(helpers) = helpers {
+            helpers.employ_notifier(wanted);
+        }
+    });
 }
 
 /// Starts those that are missing; says when to look again at the latest. Main thread; also inside
@@ -71,6 +83,21 @@ impl Helpers {
         let mut places = vec![Place::new(HelperKind::Steward)];
         places.extend((0..executors).map(|_| Place::new(HelperKind::Executor)));
         Helpers { database, places, complained: false }
+    }
+
+    fn employ_notifier(&mut self, wanted: bool) {
+        let is_notifier = |place: &Place| place.kind == HelperKind::Notifier;
+        match (wanted, self.places.iter().any(is_notifier)) {
+            (true, false) => self.places.push(Place::new(HelperKind::Notifier)),
+            (false, true) => {
+                for place in self.places.extract_if(.., |place| is_notifier(place)) {
+                    if let Some((handle, _)) = place.process {
+                        handle.terminate();
+                    }
+                }
+            }
+            _ => {}
+        }
     }
 
     fn tend(&mut self) -> Option<Duration> {
@@ -127,6 +154,12 @@ pub(crate) fn attach(database: pg_sys::Oid) -> bool {
     };
     // In this order: who keeps processes away looks at the table after saying so.
     entered && entry.should_run()
+}
+
+/// The worker of the database, as long as it is to run.
+pub(crate) fn worker(database: pg_sys::Oid) -> Option<i32> {
+    let entry = shmem::shared()?.entry(database)?;
+    Some(entry.pid()).filter(|pid| *pid != 0 && entry.should_run())
 }
 
 #[pg_guard]

@@ -16,7 +16,6 @@ use crate::process::background::{Background, Full, Handle};
 use crate::process::server::Condition;
 use crate::process::shmem::{Entry, Wanted, WorkerState};
 use crate::process::{helpers, probe, server, shmem, signals};
-use crate::source::notify::Ear;
 use crate::source::stream::{self, Stream};
 use crate::wait::WaitSet;
 
@@ -99,7 +98,6 @@ struct Worker {
     read: Instant,
     waits: WaitSet,
     stream: Stream,
-    ear: Ear,
     flushed: Option<Instant>,
 }
 
@@ -116,7 +114,6 @@ impl Worker {
             read: Instant::now(),
             waits: WaitSet::new(None),
             stream,
-            ear: Ear::default(),
             flushed: None,
         }
     }
@@ -134,7 +131,6 @@ impl Worker {
             if server::fd().is_some() {
                 next = next.min(helpers::tend().unwrap_or(NAP));
                 next = next.min(self.flush().unwrap_or(NAP));
-                self.ear.tend();
                 next = next.min(self.stream.round().wait.unwrap_or(NAP));
             }
             self.rest(next);
@@ -178,7 +174,7 @@ impl Worker {
             Condition::Running => LOOK,
             Condition::Started => {
                 self.stream.begin_again();
-                self.ear.begin_again();
+                helpers::employ_notifier(false);
                 LOOK
             }
             Condition::Failed(how) => {
@@ -201,7 +197,7 @@ impl Worker {
             match report {
                 Report::Ready => self.entry.set_state(WorkerState::Running, ""),
                 Report::Alive(number) => self.stream.proven(number),
-                Report::Wanted(channels) => self.ear.want(channels),
+                Report::WantsNotifier(wants) => helpers::employ_notifier(wants),
                 Report::Log { warning: true, text } => pgrx::warning!("pg_tide: {text}"),
                 Report::Log { warning: false, text } => pgrx::log!("pg_tide: {text}"),
             }

@@ -1,4 +1,4 @@
-//! From the WAL to the feed: the slot, decoding, rows and values, messages, notifications.
+//! From the WAL to the feed: the slot, decoding, rows and values, messages.
 
 pub(crate) mod decoder;
 pub(crate) mod feed_writer;
@@ -7,7 +7,6 @@ pub(crate) mod invalidation;
 pub(crate) mod log_limit;
 pub(crate) mod logical_message;
 pub(crate) mod message_key;
-pub(crate) mod notify;
 pub(crate) mod orphans;
 pub(crate) mod outbox;
 pub(crate) mod plugin;

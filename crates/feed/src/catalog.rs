@@ -22,6 +22,8 @@ pub enum Hello {
     Steward,
     /// Session of `tide_authenticator`; switches to the client's role for each request.
     Executor,
+    /// Listens to NOTIFY; is told what to listen to, and speaks unasked.
+    Notifier,
     /// A backend that runs one of pg_tide's SQL functions.
     Control,
 }

@@ -10,3 +10,19 @@ pub struct Notification {
     /// Of the backend that sent it.
     pub pid: i32,
 }
+
+/// Bytes of the wishes that a server may have under way to the notifier: each is the list of all the
+/// channels that it wants to hear.
+pub const MOST_WISHES: usize = 4 << 20;
+
+/// What the notifier says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Notified {
+    /// Whether a channel that was asked for is listened to now.
+    Listening { channel: String, heard: bool },
+    /// In the order they came.
+    Notifications(Vec<Notification>),
+    /// So many were lost, since the server did not take what came before them.
+    Dropped(u64),
+}

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use crate::catalog::{Catalog, frame};
 use crate::hub::Hub;
+use crate::notifier::Notifier;
 use crate::policy::{Rule, Way};
 use crate::server;
 use crate::server::bind::Listener;
@@ -26,6 +27,7 @@ use crate::stats::Stats;
 pub struct Control {
     pub hub: Hub,
     pub catalog: Catalog,
+    pub notifier: Notifier,
     pub stats: Arc<Stats>,
     pub listener: Arc<Listener>,
     /// The secrets are to be read again.
@@ -65,10 +67,10 @@ impl Control {
         let ended = match frame::read(&mut stream).await {
             Ok(Hello::Control) => self.answer(&mut stream).await,
             Ok(helper) => {
-                if helper == Hello::Steward {
-                    self.catalog.serve_steward(stream).await
-                } else {
-                    self.catalog.serve_executor(stream).await
+                match helper {
+                    Hello::Steward => self.catalog.serve_steward(stream).await,
+                    Hello::Notifier => self.notifier.clone().serve(stream).await,
+                    _ => self.catalog.serve_executor(stream).await,
                 }
             }
             Err(error) => Err(error),

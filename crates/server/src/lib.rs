@@ -12,6 +12,7 @@ pub mod filter;
 pub mod hub;
 pub mod link;
 pub mod logging;
+pub mod notifier;
 pub mod notify;
 pub mod outbox_cleaner;
 pub mod policy;

@@ -10,13 +10,11 @@ use tide_feed::event::{Batch, CatalogChange, Epoch, Lsn, Relations};
 use tide_feed::link::{
     self, Frame, FrameError, FrameReader, Kind, MOST_DOWN, PROTOCOL, Report, Word, read_address,
 };
-use tide_feed::notification::Notification;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::notify::Listening;
 
 /// Lines for the log that may wait for the worker; those on top are counted and dropped.
 const LINES: usize = 1024;
@@ -40,7 +38,6 @@ pub enum Feed {
     Stalled {
         reason: String,
     },
-    Notified(Vec<Notification>),
     /// To be answered once everything before it has been dealt with.
     Ping(u64),
 }
@@ -94,11 +91,10 @@ impl Downlink {
     pub async fn run(
         mut self,
         feed: mpsc::Sender<Feed>,
-        listening: Listening,
         credentials: watch::Sender<Credentials>,
     ) -> LinkEnd {
         loop {
-            let next = match self.next(&listening, &credentials).await {
+            let next = match self.next(&credentials).await {
                 Ok(Some(next)) => next,
                 Ok(None) => continue,
                 Err(end) => return end,
@@ -111,7 +107,6 @@ impl Downlink {
 
     async fn next(
         &mut self,
-        listening: &Listening,
         credentials: &watch::Sender<Credentials>,
     ) -> Result<Option<Feed>, LinkEnd> {
         let Frame { kind, body } = self.frame().await?;
@@ -133,12 +128,7 @@ impl Downlink {
             Word::Catalog(change) => Feed::Catalog(change),
             Word::Forged(count) => Feed::Forged(count),
             Word::Stalled { reason } => Feed::Stalled { reason },
-            Word::Notified(notifications) => Feed::Notified(notifications),
             Word::Ping(number) => Feed::Ping(number),
-            Word::Heard { channel, heard } => {
-                listening.settle(&channel, heard);
-                return Ok(None);
-            }
             Word::Credentials(new) => {
                 credentials.send_replace(*new);
                 return Ok(None);
@@ -175,6 +165,7 @@ struct Waiting {
     confirm: Option<Lsn>,
     alive: Option<u64>,
     is_ready: bool,
+    wants_notifier: Option<bool>,
     lines: VecDeque<(bool, String)>,
     dropped_lines: u64,
 }
@@ -188,6 +179,11 @@ impl Uplink {
     /// The helpers can connect.
     pub fn ready(&self) {
         self.add(|waiting| waiting.is_ready = true);
+    }
+
+    /// Whether some client wants to hear notifications.
+    pub fn wants_notifier(&self, wants: bool) {
+        self.add(|waiting| waiting.wants_notifier = Some(wants));
     }
 
     /// Answers a ping, and with it those before.
@@ -207,30 +203,25 @@ impl Uplink {
     }
 
     /// Writes what there is to say, for as long as the link is open.
-    pub async fn run(self, mut stream: OwnedWriteHalf, listening: Listening) -> io::Result<()> {
+    pub async fn run(self, mut stream: OwnedWriteHalf) -> io::Result<()> {
         loop {
-            let frames = self.take(&listening);
+            let frames = self.take();
             if frames.is_empty() {
-                tokio::select! {
-                    () = self.0.wake.notified() => {}
-                    () = listening.changed() => {}
-                }
+                self.0.wake.notified().await;
             }
             stream.write_all(&frames).await?;
         }
     }
 
     /// What there is to say, as frames.
-    fn take(&self, listening: &Listening) -> Vec<u8> {
-        let Waiting { confirm, alive, is_ready, lines, dropped_lines } =
+    fn take(&self) -> Vec<u8> {
+        let Waiting { confirm, alive, is_ready, wants_notifier, lines, dropped_lines } =
             std::mem::take(&mut *self.waiting());
         let mut reports = Vec::new();
         if is_ready {
             reports.push(Report::Ready);
         }
-        if let Some(channels) = listening.take_wanted() {
-            reports.push(Report::Wanted(channels.iter().map(|name| name.to_string()).collect()));
-        }
+        reports.extend(wants_notifier.map(Report::WantsNotifier));
         reports.extend(lines.into_iter().map(|(warning, text)| Report::Log { warning, text }));
         if dropped_lines > 0 {
             let text = format!("{dropped_lines} log lines were dropped");

@@ -1,14 +1,13 @@
 //! The NOTIFY channels that somebody has joined: LISTEN lasts from the first of them to the last.
 //!
-//! Sessions take a [`Lease`] on a channel; the worker is told what is wanted, and says what came of
-//! it.
+//! Sessions take a [`Lease`] on a channel; the notifier is told what is wanted, and says what came
+//! of it.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 /// Channels that are listened to at the same time, at most: Postgres compares each notification of
 /// the database with all of them.
@@ -21,9 +20,8 @@ pub struct Listening(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     wishes: Mutex<HashMap<Arc<str>, Wish>>,
-    /// The worker has not heard of the newest wishes yet.
-    is_changed: AtomicBool,
-    changed: Notify,
+    /// Counts how often the channels that are wanted became others.
+    changes: watch::Sender<u64>,
 }
 
 struct Wish {
@@ -59,15 +57,17 @@ impl Listening {
         Some(Lease { listening: self.clone(), channel, outcome })
     }
 
-    /// For the worker: all channels to listen to, if they are others than at the last call.
-    pub fn take_wanted(&self) -> Option<Vec<Arc<str>>> {
-        if !self.0.is_changed.swap(false, Ordering::AcqRel) {
-            return None;
-        }
-        Some(self.wishes().keys().cloned().collect())
+    /// All channels to listen to.
+    pub fn wanted(&self) -> Vec<Arc<str>> {
+        self.wishes().keys().cloned().collect()
     }
 
-    /// From the worker: whether the channel is listened to now.
+    /// Changes with what is [wanted](Listening::wanted).
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
+    }
+
+    /// From the notifier: whether the channel is listened to now.
     pub fn settle(&self, channel: &str, listens: bool) {
         if let Some(wish) = self.wishes().get(channel) {
             wish.outcome.send_replace(Some(listens));
@@ -75,13 +75,7 @@ impl Listening {
     }
 
     fn change(&self) {
-        self.0.is_changed.store(true, Ordering::Release);
-        self.0.changed.notify_one();
-    }
-
-    /// Waits until [`Listening::take_wanted`] has something; for one task only.
-    pub async fn changed(&self) {
-        self.0.changed.notified().await;
+        self.0.changes.send_modify(|count| *count += 1);
     }
 
     fn wishes(&self) -> MutexGuard<'_, HashMap<Arc<str>, Wish>> {
@@ -124,31 +118,30 @@ mod tests {
 
     use super::*;
 
-    fn wanted(listening: &Listening) -> Option<Vec<String>> {
-        let mut wanted: Vec<String> =
-            listening.take_wanted()?.iter().map(ToString::to_string).collect();
+    fn wanted(listening: &Listening) -> (u64, Vec<String>) {
+        let mut wanted: Vec<String> = listening.wanted().iter().map(ToString::to_string).collect();
         wanted.sort();
-        Some(wanted)
+        (*listening.changes().borrow(), wanted)
     }
 
     #[test]
     fn a_channel_is_wanted_from_the_first_lease_to_the_last() {
         let listening = Listening::default();
-        assert_eq!(wanted(&listening), None);
+        assert_eq!(wanted(&listening), (0, vec![]));
 
         let first = listening.lease("jobs");
-        assert_eq!(wanted(&listening), Some(vec!["jobs".into()]));
+        assert_eq!(wanted(&listening), (1, vec!["jobs".into()]));
         let second = listening.lease("jobs");
-        assert_eq!(wanted(&listening), None);
+        assert_eq!(wanted(&listening), (1, vec!["jobs".into()]));
         drop(first);
-        assert_eq!(wanted(&listening), None);
+        assert_eq!(wanted(&listening), (1, vec!["jobs".into()]));
         drop(second);
 
-        assert_eq!(wanted(&listening), Some(vec![]));
+        assert_eq!(wanted(&listening), (2, vec![]));
     }
 
     #[test]
-    fn a_lease_is_heard_when_the_worker_has_said_so() {
+    fn a_lease_is_heard_when_the_notifier_has_said_so() {
         let listening = Listening::default();
         let mut first = listening.lease("jobs").unwrap();
         assert_eq!(first.is_heard().now_or_never(), None);

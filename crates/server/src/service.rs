@@ -21,6 +21,7 @@ use crate::control::{self, Control};
 use crate::descriptors::{self, Places};
 use crate::hub::{self, Hub};
 use crate::link::{self, LinkEnd, Uplink};
+use crate::notifier::{self, Notifier};
 use crate::notify::Listening;
 use crate::outbox_cleaner::{self, Keeper};
 use crate::server::bind::Listener;
@@ -77,9 +78,9 @@ async fn serve(link: UnixStream, postmaster: OwnedFd, uplink: Uplink) -> io::Res
 
     let mut hub = pin!(parts.routing.run());
     let end = tokio::select! {
-        end = downlink.run(feed, listening.clone(), credentials) => end,
+        end = downlink.run(feed, credentials) => end,
         () = &mut hub => return Err(io::Error::other("the hub ended")),
-        ended = uplink.clone().run(up, listening) => return ended.map(|()| LinkEnd::Closed),
+        ended = uplink.clone().run(up) => return ended.map(|()| LinkEnd::Closed),
         () = ended(postmaster) => LinkEnd::Closed,
         _ = parts.tasks.join_next() => {
             return Err(io::Error::other("a part of the server ended unexpectedly"));
@@ -145,10 +146,14 @@ impl Parts {
         let places = places(config);
         let (stats, catalog) = (Arc::<Stats>::default(), Catalog::new(config.publication.clone()));
         let (receipts, received) = hub::receipts::channel();
+        let (sender, notified) = mpsc::channel(notifier::WAITING);
+        let notifier =
+            Notifier { listening: listening.clone(), notified: sender, stats: Arc::clone(&stats) };
         let (hub, routing) = hub::new(
             config,
             hub::Parts {
                 feed,
+                notified,
                 uplink: uplink.clone(),
                 listening: listening.clone(),
                 catalog: catalog.clone(),
@@ -161,6 +166,7 @@ impl Parts {
         let control = Arc::new(Control {
             hub: hub.clone(),
             catalog: catalog.clone(),
+            notifier,
             stats: Arc::clone(&stats),
             listener: Arc::clone(&listener),
             reload: Arc::clone(&reload),
@@ -189,6 +195,7 @@ impl Parts {
         let mut tasks = JoinSet::new();
         tasks.spawn(control.run(socket));
         tasks.spawn(keeper.run());
+        tasks.spawn(notifier::employ(listening.clone(), uplink.clone()));
         let clients = threads.handle.spawn(clients.serve(stopped));
         Ok(Parts { hub, routing, tasks, clients })
     }

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Credentials};
 use crate::event::{CatalogChange, Epoch, Lsn};
-use crate::notification::Notification;
 
 /// Both ends are of the same build: another number is a file left over from another version.
 pub const PROTOCOL: u32 = 1;
@@ -67,13 +66,6 @@ pub enum Word {
     Stalled {
         reason: String,
     },
-    /// Of the channels that were asked for, in the order they came.
-    Notified(Vec<Notification>),
-    /// Whether a channel that was asked for is listened to.
-    Heard {
-        channel: String,
-        heard: bool,
-    },
     /// Read again.
     Credentials(Box<Credentials>),
     /// To be answered by [`Report::Alive`] once all before it has been dealt with.
@@ -90,8 +82,8 @@ pub enum Report {
     Ready,
     /// To the ping of this number.
     Alive(u64),
-    /// All the NOTIFY channels that clients want to hear.
-    Wanted(Vec<String>),
+    /// Whether clients want to hear notifications, so that there has to be a notifier.
+    WantsNotifier(bool),
     /// A line for the log.
     Log { warning: bool, text: String },
 }

@@ -5,10 +5,11 @@ use std::io;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tide_feed::catalog::MAX_FRAME;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-pub(crate) async fn read<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Result<T> {
+pub(crate) async fn read<T: DeserializeOwned>(
+    stream: &mut (impl AsyncRead + Unpin),
+) -> io::Result<T> {
     let len = stream.read_u32().await? as usize;
     if len > MAX_FRAME {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "frame too long"));
@@ -22,7 +23,10 @@ pub(crate) async fn read<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Re
     serde_json::from_slice(&bytes).map_err(io::Error::from)
 }
 
-pub(crate) async fn write<T: Serialize>(stream: &mut UnixStream, value: &T) -> io::Result<()> {
+pub(crate) async fn write<T: Serialize>(
+    stream: &mut (impl AsyncWrite + Unpin),
+    value: &T,
+) -> io::Result<()> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, value)?;
     let len = bytes.len() - 4;

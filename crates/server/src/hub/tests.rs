@@ -99,6 +99,7 @@ impl World {
         let stats = Arc::<Stats>::default();
         let parts = Parts {
             feed: fed,
+            notified: mpsc::channel(1).1,
             uplink: Uplink::default(),
             listening: Listening::default(),
             catalog: catalog.clone(),

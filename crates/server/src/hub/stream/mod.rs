@@ -3,7 +3,6 @@
 
 mod join;
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,8 +43,6 @@ const SHORT_TICK: Duration = Duration::from_millis(5);
 
 /// What sessions ask for is taken up to this many at a time, before others have their turn.
 const COMMANDS: usize = 64;
-/// Batches of notifications that wait for readers; with one more the feed waits, too.
-const NOTICES: usize = 16;
 /// The worker is told how far the slot may move when it can go this far, or this long after the last
 /// time: each word wakes it.
 const CONFIRM_BYTES: u64 = 16 << 20;
@@ -60,6 +57,8 @@ const SERVER_FAILED: &str = "server_failed";
 #[derive(Debug)]
 pub struct Parts {
     pub feed: mpsc::Receiver<Feed>,
+    /// Notifications, in the order they came.
+    pub notified: mpsc::Receiver<Vec<Notification>>,
     pub uplink: Uplink,
     pub listening: Listening,
     pub catalog: Catalog,
@@ -97,8 +96,7 @@ pub struct Stream {
     cause: &'static str,
     feed: mpsc::Receiver<Feed>,
     commands: mpsc::UnboundedReceiver<Command>,
-    /// Notifications that nobody has had yet.
-    notified: VecDeque<Vec<Notification>>,
+    notified: mpsc::Receiver<Vec<Notification>>,
     stats: Arc<Stats>,
     receipts: Receipts,
     casts: Arc<Casts>,
@@ -110,7 +108,7 @@ pub struct Stream {
 
 impl Stream {
     fn new(parts: Parts, ends: Ends, history: History, notices: Notices) -> Stream {
-        let Parts { feed, uplink, catalog, stats, receipts, .. } = parts;
+        let Parts { feed, notified, uplink, catalog, stats, receipts, .. } = parts;
         Stream {
             history,
             roster: Roster::default(),
@@ -126,7 +124,7 @@ impl Stream {
             cause: EPOCH,
             feed,
             commands: ends.commands,
-            notified: VecDeque::new(),
+            notified,
             stats,
             receipts,
             casts: ends.casts,
@@ -160,24 +158,21 @@ impl Stream {
     async fn turn(&mut self) -> bool {
         let has_room = self.make_room();
         let hears = self.notices.has_room(&self.roster, &self.stats, Instant::now());
-        while hears && let Some(said) = self.notified.pop_front() {
-            for said in &said {
-                self.notices.deliver(said, &self.roster, &self.stats);
-            }
-        }
-        // Without room in the history the feed waits, and the worker with it.
-        let takes = has_room && self.notified.len() < NOTICES;
         let has_work = self.laggards.has_work() || self.notices.has_work();
-        let wait = match takes && hears && !self.inquiries.is_resting() {
+        let wait = match has_room && hears && !self.inquiries.is_resting() {
             true => TICK,
             false => SHORT_TICK,
         };
         tokio::select! {
             biased;
             command = self.commands.recv() => return self.obey_all(command),
-            next = self.feed.recv(), if takes => match next {
+            // Without room in the history the feed waits, and the worker with it.
+            next = self.feed.recv(), if has_room => match next {
                 Some(next) => self.take(next),
                 None => return false,
+            },
+            Some(said) = self.notified.recv(), if hears => for said in &said {
+                self.notices.deliver(said, &self.roster, &self.stats);
             },
             answer = self.inquiries.answer() => {
                 let (laggards, stats) = (&mut self.laggards, &self.stats);
@@ -281,7 +276,6 @@ impl Stream {
                 self.roster.routes.forget(&change);
             }
             Feed::Forged(count) => self.stats.forged_messages_total.add(count),
-            Feed::Notified(notifications) => self.notified.push_back(notifications),
             Feed::Ping(number) => self.uplink.alive(number),
             Feed::Live { epoch, from, cause } => {
                 let has_failed = cause.as_deref() == Some(SERVER_FAILED);

@@ -78,6 +78,7 @@ impl World {
         let stats = Arc::default();
         let parts = hub::Parts {
             feed: fed,
+            notified: mpsc::channel(1).1,
             uplink: Uplink::default(),
             listening: Listening::default(),
             catalog: catalog.clone(),
