@@ -127,18 +127,18 @@ fn notifications_cannot_be_resumed_and_a_join_says_so() {
     assert!(reason.starts_with("NotSupported:"), "{reply}");
 }
 
-/// Whether the database's worker listens to the channel: what is said to it then stays in the
-/// queue for as long as the worker sleeps. (Alone in its cluster, so that nobody else listens.)
+/// Whether the database's notifier listens to the channel: what is said to it then stays in the
+/// queue for as long as the notifier sleeps. (Alone in its cluster, so that nobody else listens.)
 fn is_listening(database: &Database<'_>, channel: &str) -> bool {
-    let worker = database.worker();
+    let [notifier] = database.processes("pg_tide notifier")[..] else { return false };
     let mut sql = database.sql();
-    signal("STOP", worker);
+    signal("STOP", notifier);
     let statement = format!(
         "select pg_notify('{channel}', n || repeat('x', 5000)) from generate_series(1, 20) n"
     );
     sql.batch_execute(&statement).unwrap();
     let usage = usage(&mut sql);
-    signal("CONT", worker);
+    signal("CONT", notifier);
     usage > 0.0
 }
 
@@ -147,7 +147,7 @@ fn usage(sql: &mut postgres::Client) -> f64 {
 }
 
 #[test]
-fn the_worker_listens_from_the_first_joiner_to_the_last_leaver() {
+fn the_notifier_listens_from_the_first_joiner_to_the_last_leaver() {
     let cluster = Cluster::start();
     let database = cluster.database_with("listener", SETTINGS);
     assert!(!is_listening(&database, "listen here"));
