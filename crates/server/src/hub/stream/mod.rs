@@ -163,8 +163,8 @@ impl Stream {
             true => TICK,
             false => SHORT_TICK,
         };
+        // Whatever is ready has its turn by chance, so that nobody who asks all the time is alone heard.
         tokio::select! {
-            biased;
             command = self.commands.recv() => return self.obey_all(command),
             // Without room in the history the feed waits, and the worker with it.
             next = self.feed.recv(), if has_room => match next {
