@@ -9,6 +9,8 @@ pub const HEADER: usize = 5;
 
 /// Room for so much is made at a time: most frames come whole.
 const READ: usize = 256 << 10;
+/// What is left of it is used as long as it is no less than this.
+const LEAST: usize = 4 << 10;
 
 /// A frame that has arrived. Its body shares the memory that it was read into.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,15 +42,17 @@ impl FrameReader {
     }
 
     /// Where to put what is read next. Has room for the rest of a frame that has begun, so that a
-    /// large one is not moved as it grows, but no more than that for what has only been announced.
+    /// large one is not moved as it grows, but little for what has only been announced. Frames
+    /// share the memory that they are read into until it is used up: it is kept for as long as any
+    /// of them is.
     pub fn buffer(&mut self) -> &mut BytesMut {
-        let wanted = match self.announced() {
-            Some(length) if length <= self.most => HEADER + length,
-            _ => READ,
-        };
-        let missing = wanted.saturating_sub(self.arrived.len());
-        if self.arrived.capacity() - self.arrived.len() < missing.min(READ) {
-            self.arrived.reserve(missing.clamp(READ / 16, READ.max(self.arrived.len())));
+        let announced = self.announced().filter(|length| *length <= self.most);
+        let missing = announced.map_or(0, |length| (HEADER + length).saturating_sub(self.arrived.len()));
+        let room = self.arrived.capacity() - self.arrived.len();
+        if missing > room {
+            self.arrived.reserve(missing.min(READ.max(self.arrived.len())));
+        } else if room < LEAST {
+            self.arrived.reserve(READ);
         }
         &mut self.arrived
     }
@@ -121,6 +125,18 @@ mod tests {
         let mut reader = FrameReader::new(MOST);
 
         assert_eq!(read(&mut reader, &[9, 0, 0, 0, 77]), Err(FrameError::Kind(77)));
+    }
+
+    #[test]
+    fn small_frames_share_their_memory() {
+        let mut reader = FrameReader::new(MOST);
+        let frames: Vec<Frame> = (0..1000)
+            .flat_map(|_| read(&mut reader, &frame(Kind::Batch, &[7; 100])).expect("a frame"))
+            .collect();
+
+        let addresses: Vec<usize> = frames.iter().map(|f| f.body.as_ptr() as usize).collect();
+        let far = addresses.windows(2).filter(|pair| pair[1].abs_diff(pair[0]) > 1000).count();
+        assert!(far <= 1, "{far} times was memory made anew");
     }
 
     proptest! {
