@@ -5,8 +5,10 @@
 //! believed, and what is not understood is an error, never a panic.
 
 mod frame;
+mod report;
 
 pub use frame::{Frame, FrameError, FrameReader, HEADER, frame, header};
+pub use report::{ReportError, ReportReader};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Credentials};
