@@ -1,4 +1,6 @@
 //! The program by itself: it serves nobody but the worker that started it.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic where it stands")]
 
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};

@@ -23,6 +23,12 @@ pub const MOST_DOWN: usize = 1 << 30;
 /// Bytes of a frame's body from the server.
 pub const MOST_UP: usize = 4 << 20;
 
+/// NOTIFY channels that the server may want to hear at the same time: Postgres compares each
+/// notification of the database with all of them.
+pub const MOST_CHANNELS: usize = 10_000;
+/// Bytes of a line for the log; a message is never worth more.
+pub const LONGEST_LINE: usize = 4096;
+
 /// A frame's first byte: what its body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

@@ -4,7 +4,9 @@
 
 use std::collections::VecDeque;
 
-use super::{FrameError, FrameReader, Kind, MOST_UP, Report, read_address};
+use super::{
+    FrameError, FrameReader, Kind, LONGEST_LINE, MOST_CHANNELS, MOST_UP, Report, read_address,
+};
 use crate::event::Lsn;
 
 /// What a server in its right mind does not say.
@@ -14,6 +16,8 @@ pub enum ReportError {
     Frame(#[from] FrameError),
     #[error("a report is no report")]
     NoReport,
+    #[error("it wants to hear too much, or says it at too great length")]
+    TooMuch,
     #[error("it confirms what it was not told")]
     ConfirmsTooMuch,
     #[error("it sends events")]
@@ -52,8 +56,7 @@ impl ReportReader {
         while let Some(frame) = self.frames.cut()? {
             match frame.kind {
                 Kind::Json => {
-                    let report = serde_json::from_slice(&frame.body);
-                    self.heard.push_back(report.map_err(|_| ReportError::NoReport)?);
+                    self.heard.push_back(report(&frame.body)?);
                 }
                 Kind::Confirm => {
                     let lsn = read_address(&frame.body).filter(|lsn| *lsn <= self.fed);
@@ -84,6 +87,18 @@ impl ReportReader {
     pub fn set_fed(&mut self, lsn: Lsn) {
         self.fed = self.fed.max(lsn);
     }
+}
+
+/// A report that says no more than a server says: the worker listens to every channel that it is
+/// asked for, and writes every line into Postgres's log.
+fn report(body: &[u8]) -> Result<Report, ReportError> {
+    let report = serde_json::from_slice(body).map_err(|_| ReportError::NoReport)?;
+    let is_bounded = match &report {
+        Report::Wanted(channels) => channels.len() <= MOST_CHANNELS,
+        Report::Log { text, .. } => text.len() <= LONGEST_LINE,
+        Report::Ready | Report::Alive(_) => true,
+    };
+    if is_bounded { Ok(report) } else { Err(ReportError::TooMuch) }
 }
 
 #[cfg(test)]
@@ -165,6 +180,21 @@ mod tests {
         let error = ReportReader::default().take_in(&frame(Kind::Json, nested.as_bytes()));
 
         assert_eq!(error, Err(ReportError::NoReport));
+    }
+
+    #[test]
+    fn what_the_worker_is_to_do_has_an_end() {
+        let line = |bytes| Report::Log { warning: false, text: "x".repeat(bytes) };
+        let channels = |count| Report::Wanted(vec![String::new(); count]);
+        let mut reader = ReportReader::default();
+
+        for report in [line(LONGEST_LINE), channels(MOST_CHANNELS)] {
+            assert_eq!(reader.take_in(&json(&report)), Ok(()));
+        }
+        for report in [line(LONGEST_LINE + 1), channels(MOST_CHANNELS + 1)] {
+            let error = ReportReader::default().take_in(&json(&report));
+            assert_eq!(error, Err(ReportError::TooMuch));
+        }
     }
 
     #[test]
