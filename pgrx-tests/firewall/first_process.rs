@@ -6,7 +6,9 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use super::{another_server, children, followed, is_alive, postmaster_start_time, server};
+use super::{
+    another_server, children, follow, followed, is_alive, next, postmaster_start_time, server,
+};
 use crate::support::cluster::{bin, signal};
 use crate::support::{Cluster, Database, wait_until};
 
@@ -88,15 +90,15 @@ fn launch(cluster: &Cluster) -> Child {
         .unwrap()
 }
 
-/// Sends a signal inside the namespace.
+/// Sends a signal inside the namespace. The session may end with what it does.
 fn signal_inside(database: &Database<'_>, how: &str, pid: i32) {
     let program = format!("cat >/dev/null; kill -{how} {pid}");
-    database.sql().batch_execute(&format!("copy (select 1) to program '{program}'")).unwrap();
+    let _ = database.sql().batch_execute(&format!("copy (select 1) to program '{program}'"));
 }
 
 fn is_alive_inside(database: &Database<'_>, pid: i32) -> bool {
     let found = format!("select pg_stat_file('/proc/{pid}/stat', true) is not null");
-    database.sql().query_one(&found, &[]).unwrap().get(0)
+    database.cluster.connect("postgres").query_one(&found, &[]).unwrap().get(0)
 }
 
 fn terminate(database: &Database<'_>, worker: i32) {
@@ -168,11 +170,14 @@ fn a_database_that_is_dropped_under_its_clients_is_no_crash() {
     let Some(contained) = Contained::start() else { return };
     let (database, mut client, _) = followed(&contained.cluster, "dropped");
     let mut bystander = Bystander::of(&database);
+    let before = server(&database).unwrap();
 
     bystander.sql.batch_execute("drop database dropped with (force)").unwrap();
 
     client.wait_until_closed();
     database.wait_until_gone();
+    // Whoever it is a child of by then has taken note of its end.
+    wait_until("its server is gone", || (!is_alive_inside(&database, before)).then_some(()));
     bystander.assert_unharmed();
     contained.assert_no_crash();
 }
@@ -207,5 +212,41 @@ fn a_fast_shutdown_under_clients_is_no_crash() {
     assert_eq!(closed.0.map(|(code, _)| code), Some(1012), "a service restart");
     contained.assert_no_crash();
     assert!(contained.cluster.log().contains("database system is shut down"));
+    std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+}
+
+#[test]
+fn a_worker_that_crashes_is_recovered_from_with_its_server() {
+    let Some(contained) = Contained::start() else { return };
+    let (database, mut client, position) = followed(&contained.cluster, "crashed");
+    let worker = database.worker();
+
+    // The orphan becomes the postmaster's child, and is ended by a signal as well.
+    signal_inside(&database, "KILL", worker);
+    client.wait_until_closed();
+    wait_until("another worker", || {
+        let pid = "select pid from pg_stat_activity where backend_type = 'pg_tide worker'";
+        let mut sql = contained.cluster.try_connect("crashed", "postgres").ok()?;
+        let pid: i32 = sql.query_opt(pid, &[]).ok()??.get(0);
+        (pid != worker).then_some(())
+    });
+    database.wait_until_live();
+
+    database.sql().batch_execute("insert into t values (1)").unwrap();
+    let mut client = database.client();
+    follow(&mut client, Some(&position));
+    next(&mut client, 1);
+}
+
+#[test]
+fn an_immediate_shutdown_leaves_nothing_behind() {
+    let Some(mut contained) = Contained::start() else { return };
+    let (database, mut client, _) = followed(&contained.cluster, "cut_off");
+    let port = database.port;
+    drop(database);
+
+    contained.stop("QUIT");
+
+    client.wait_until_closed();
     std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
 }
