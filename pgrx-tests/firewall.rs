@@ -1,11 +1,16 @@
 //! The firewall: whatever becomes of tide-server costs its connections, and nothing else. Postgres,
 //! its sessions and the worker do not notice; clients come back and have missed nothing.
 
+mod faults;
+mod first_process;
+mod walls;
+
 use serde_json::json;
 
 use crate::support::client::Client;
 use crate::support::cluster::{Shutdown, signal};
-use crate::support::{Cluster, Database, wait_until};
+use crate::support::database::LARGE;
+use crate::support::{Cluster, DEADLINE, Database, wait_until};
 
 const TOPIC: &str = "realtime:tide:table:public.t";
 
@@ -28,6 +33,18 @@ fn postmaster_start_time(database: &Database<'_>) -> String {
     database.sql().query_one(time, &[]).unwrap().get(0)
 }
 
+/// What `tide.status()` says of how the newest server that ended did so.
+fn last_failure(database: &Database<'_>) -> String {
+    let failure = "select last_server_failure from tide.status()";
+    database.sql().query_one(failure, &[]).unwrap().get(0)
+}
+
+/// How often the log says that the server of this database failed.
+fn failures(database: &Database<'_>) -> usize {
+    let line = format!("the server of database \"{}\" is to be started again", database.name);
+    database.cluster.log().matches(&line).count()
+}
+
 fn is_alive(pid: i32) -> bool {
     std::path::Path::new(&format!("/proc/{pid}")).exists()
 }
@@ -40,7 +57,16 @@ fn follow(client: &mut Client, since: Option<&str>) {
 
 /// A table, and a client that has seen its first row; and the position of that.
 fn followed<'a>(cluster: &'a Cluster, name: &str) -> (Database<'a>, Client, String) {
-    let database = cluster.database(name);
+    followed_with(cluster, name, &[])
+}
+
+/// The same, with settings of the database's own.
+fn followed_with<'a>(
+    cluster: &'a Cluster,
+    name: &str,
+    settings: &[(&str, &str)],
+) -> (Database<'a>, Client, String) {
+    let database = cluster.database_with(name, settings);
     database
         .sql()
         .batch_execute(
@@ -90,11 +116,7 @@ fn whatever_ends_the_server_ends_nothing_else() {
         id += 1;
         database.sql().batch_execute(&format!("insert into t values ({id})")).unwrap();
         position = next(&mut client, id);
-        let reason: String = database
-            .sql()
-            .query_one("select last_server_failure from tide.status()", &[])
-            .unwrap()
-            .get(0);
+        let reason = last_failure(&database);
         assert!(reason.contains("signal") || reason.contains("status"), "{how}: {reason}");
     }
 
@@ -150,21 +172,36 @@ fn a_stop_of_postgres_takes_leave_of_the_clients() {
 }
 
 #[test]
+fn a_fast_shutdown_in_the_middle_of_a_large_transaction_leaves_nothing_behind() {
+    let cluster = Cluster::start();
+    let database = cluster.database("left_behind");
+    let mut client = database.in_the_middle_of_a_large_transaction();
+    let before = server(&database).unwrap();
+
+    cluster.stop(Shutdown::Fast);
+
+    // At once: whoever starts Postgres again does not wait.
+    assert!(!is_alive(before));
+    std::net::TcpListener::bind(("127.0.0.1", database.port)).unwrap();
+    let rest = std::iter::from_fn(|| client.read(DEADLINE).ok().flatten()).count();
+    assert!(rest < LARGE, "it was stopped in the middle, not after all {LARGE} rows");
+}
+
+#[test]
 fn a_past_that_the_server_fails_over_twice_is_given_up() {
     let cluster = Cluster::start();
     let (database, mut client, position) = followed(&cluster, "poisoned");
-    // Its hands are tied while the past is fed to it again: it can only fail.
-    let worker = database.worker();
     let first = server(&database).unwrap();
     database.sql().batch_execute("insert into t values (1)").unwrap();
     next(&mut client, 1);
 
-    signal("STOP", worker);
+    // The next one fails before it has got over the past, which is what it would die of if there
+    // were something in it.
+    let obstacle = keep_from_starting(&database);
     signal("KILL", first);
-    signal("CONT", worker);
-    let second = wait_until("the next server", || children(worker).pop().filter(|p| *p != first));
-    signal("KILL", second);
-    another_server(&database, second);
+    wait_until("it has failed twice", || (failures(&database) >= 2).then_some(()));
+    std::fs::remove_dir(obstacle).unwrap();
+    another_server(&database, first);
 
     let mut client = database.client();
     follow(&mut client, Some(&position));
@@ -172,6 +209,17 @@ fn a_past_that_the_server_fails_over_twice_is_given_up() {
     assert!(resync.text.contains("server_failed"), "{}", resync.text);
     database.sql().batch_execute("insert into t values (2)").unwrap();
     next(&mut client, 2);
+}
+
+/// Makes every server of this database fail as soon as it starts, until the folder that is returned
+/// is removed: it is in the way of the socket that the server listens on.
+fn keep_from_starting(database: &Database<'_>) -> std::path::PathBuf {
+    let oid = "select oid from pg_database where datname = current_database()";
+    let oid: u32 = database.sql().query_one(oid, &[]).unwrap().get(0);
+    let socket = database.cluster.data().join(format!("pg_tide.{oid}.sock"));
+    std::fs::remove_file(&socket).unwrap();
+    std::fs::create_dir(&socket).unwrap();
+    socket
 }
 
 /// Processes that this one has started.

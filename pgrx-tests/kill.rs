@@ -1,10 +1,10 @@
-//! Nothing is lost when the worker or the server dies under load.
+//! Nothing is lost when Postgres, the worker or its server dies under load.
 //!
 //! Writers keep a ledger of what they committed. A client rejoins as soon as it has been cut off,
 //! and asks for what came after the last event it saw. What it got must be the ledger, in commit
 //! order, whole.
 //!
-//! `TIDE_KILL_ROUNDS` sets the number of rounds, which take turns through the three ways to die.
+//! `TIDE_KILL_ROUNDS` sets the number of rounds, which take turns through the ways to die.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,27 +43,17 @@ fn every_transaction_arrives_whole_and_in_order_whoever_is_killed() {
     for round in 0..rounds() {
         let committed = writers.committed();
         wait_until("the writers go on", || (writers.committed() > committed + 20).then_some(()));
-        let worker = database.worker();
-        match round % 3 {
-            0 => signal("TERM", worker),
-            1 => signal("KILL", worker),
+        // A server that fails twice in a row gives up the past, so its turns have others between.
+        match round % 5 {
+            0 => end_worker(&database, "TERM"),
+            1 => end_server(&database, "KILL"),
+            2 => end_worker(&database, "KILL"),
+            3 => end_server(&database, "STOP"),
             _ => {
                 cluster.stop(Shutdown::Immediate);
                 cluster.resume();
             }
         }
-        wait_until("another worker", || {
-            let mut sql = cluster.try_connect("postgres", "postgres").ok()?;
-            let pid: i32 = sql
-                .query_opt(
-                    "select pid from pg_stat_activity
-                     where datname = 'killed' and backend_type = 'pg_tide worker'",
-                    &[],
-                )
-                .ok()??
-                .get(0);
-            (pid != worker).then_some(())
-        });
         database.wait_until_live();
     }
 
@@ -73,6 +63,35 @@ fn every_transaction_arrives_whole_and_in_order_whoever_is_killed() {
     let seen = reader.wait_for(last, ledger.len());
     compare(&ledger, &seen);
     eprintln!("{} rows in {} rounds", ledger.len(), rounds());
+}
+
+/// Sends the worker a signal, and waits for another one.
+fn end_worker(database: &Database<'_>, how: &str) {
+    let worker = database.worker();
+    signal(how, worker);
+    // Postgres itself may be away for a moment.
+    let pid = "select pid from pg_stat_activity
+               where datname = 'killed' and backend_type = 'pg_tide worker'";
+    wait_for_another(database, pid, worker);
+}
+
+/// Sends the worker's server a signal, and waits for another one. The worker stays.
+fn end_server(database: &Database<'_>, how: &str) {
+    let pid = "select server_pid from tide.status()";
+    let server = wait_for_another(database, pid, 0);
+    let worker = database.worker();
+    signal(how, server);
+    wait_for_another(database, pid, server);
+    assert_eq!(database.worker(), worker, "the worker outlives its server");
+}
+
+/// Waits until the query says that there is a process, other than this one.
+fn wait_for_another(database: &Database<'_>, query: &str, before: i32) -> i32 {
+    wait_until(&format!("another process than {before}: {query}"), || {
+        let mut sql = database.cluster.try_connect(&database.name, "postgres").ok()?;
+        let pid: Option<i32> = sql.query_opt(query, &[]).ok()??.get(0);
+        pid.filter(|pid| *pid != before)
+    })
 }
 
 /// One row as it arrived.

@@ -66,5 +66,5 @@ fn table(names: &[&str], kind: Kind) -> TableAccess {
             labels: Vec::new(),
         })
         .collect();
-    TableAccess { oid: 1, schema: "s".into(), table: "t".into(), row_security: false, columns }
+    TableAccess { oid: 1, schema: "s".into(), table: "t".into(), row_security: None, columns }
 }

@@ -31,7 +31,7 @@ fn answer(vsn: Vsn, frame: &ClientFrame) {
     };
     let mut answers = vec![encode::ok(vsn, address), encode::error(vsn, address, &frame.topic)];
     if let ClientEvent::Join(join) = &frame.event {
-        answers.push(encode::joined(vsn, address, &join.postgres_changes));
+        answers.push(encode::joined(vsn, address, &join.postgres_changes).at(None));
         for params in &join.postgres_changes {
             answers.push(encode::unsubscribable(vsn, address.join_ref, address.topic, params));
         }

@@ -264,7 +264,8 @@ pub fn as_owner(program: &str) -> Command {
     by_owner(Command::new(bin().join(program)))
 }
 
-fn by_owner(mut command: Command) -> Command {
+/// Any program, run by the user that Postgres is run by.
+pub fn by_owner(mut command: Command) -> Command {
     if let Some((uid, gid)) = *OWNER {
         command.uid(uid).gid(gid);
     }
@@ -361,7 +362,8 @@ fn watchdog(dir: &Path) -> Child {
         trap '' INT TERM HUP
         cat >/dev/null
         postmaster=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null)
-        if [ -n "$postmaster" ]; then
+        # 1: it is the first process of a PID namespace, whose end is its starter's concern.
+        if [ "${postmaster:-1}" -gt 1 ]; then
             kill -QUIT "$postmaster" 2>/dev/null
             for _ in $(seq 100); do
                 kill -0 "$postmaster" 2>/dev/null || break

@@ -23,6 +23,7 @@ pub(crate) fn init() {
     define_transport();
     define_limits();
     define_history();
+    define_debugging();
     // SAFETY: called in `_PG_init`, with a constant string.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"tide".as_ptr()) };
 }
@@ -429,6 +430,18 @@ fn define_history() {
         0,
         i32::MAX,
         GucFlags::UNIT_S,
+    );
+}
+
+/// What is of use to pg_tide's own tests only, and in no list of settings.
+fn define_debugging() {
+    GucRegistry::define_bool_guc(
+        c"tide.debug_faults",
+        c"Lets superusers have tide-server crash, through tide._control.",
+        c"For pg_tide's own tests.",
+        &DEBUG_FAULTS,
+        GucContext::Suset,
+        GucFlags::NO_SHOW_ALL,
     );
 }
 

@@ -68,6 +68,8 @@ static MAX_SLOT_WAL_KEEP_SIZE: Int = Int::new(1 << 10);
 static POLICY_TIMEOUT: Int = Int::new(1_000);
 static SERVER_TIMEOUT: Int = Int::new(30_000);
 
+static DEBUG_FAULTS: Flag = Flag::new(false);
+
 /// The settings as they are in this process, for the worker of this database.
 pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
     Config {
@@ -106,6 +108,7 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         outbox_retention: Duration::from_secs(u64::from(OUTBOX_RETENTION.get().unsigned_abs())),
         max_slot_wal_keep_size: u64::try_from(MAX_SLOT_WAL_KEEP_SIZE.get())
             .map_or(u64::MAX, |megabytes| megabytes << 20),
+        debug_faults: DEBUG_FAULTS.get(),
     }
 }
 

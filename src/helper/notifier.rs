@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use tide_feed::notification::{MOST_WISHES, Notified};
+use tide_feed::notification::{MOST_CHANNELS, MOST_WISHES, Notified};
 
 use crate::helper::notify_queue::{self, NotifyBatch};
 use crate::process::signals;
@@ -45,7 +45,7 @@ pub(crate) fn serve(stream: UnixStream) -> Result<(), SocketError> {
         Notifier { stream, inbox, outbox, sent: 0, waiting: 0, heard: HashSet::new() };
     let result = notifier.run();
     // The next server has wishes of its own.
-    notifier.follow(&[]);
+    notifier.follow(&HashSet::new());
     result
 }
 
@@ -53,7 +53,7 @@ impl Notifier {
     fn run(&mut self) -> Result<(), SocketError> {
         loop {
             if let Some(wanted) = self.receive()? {
-                self.follow(&wanted);
+                self.follow(&wanted.into_iter().take(MOST_CHANNELS).collect());
             }
             if notify_queue::is_pending() {
                 let batch = notify_queue::read(self.room());
@@ -69,9 +69,8 @@ impl Notifier {
         ROOM.saturating_sub(self.waiting)
     }
 
-    fn follow(&mut self, wanted: &[String]) {
-        let gone: Vec<String> =
-            self.heard.iter().filter(|channel| !wanted.contains(channel)).cloned().collect();
+    fn follow(&mut self, wanted: &HashSet<String>) {
+        let gone: Vec<String> = self.heard.difference(wanted).cloned().collect();
         for channel in gone {
             let (batch, changed) = notify_queue::unlisten(&channel, self.room());
             self.add(batch);

@@ -1,13 +1,12 @@
 //! The worker's end of the link to its server: one socket, written and read without blocking by
 //! the only thread there is.
 
-use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use tide_feed::event::Lsn;
-use tide_feed::link::{FrameReader, Kind, MOST_UP, Report, read_address};
+use tide_feed::link::{Report, ReportError, ReportReader};
 
 /// Bytes that may lie in the socket unread, in either direction, as far as the system allows it.
 const SOCKET_BUFFER: libc::c_int = 1 << 20;
@@ -23,19 +22,14 @@ pub(crate) enum LinkError {
     #[error("the link broke: {0}")]
     Io(#[from] io::Error),
     #[error("the server does not speak as it should: {0}")]
-    Garbled(String),
+    Garbled(#[from] ReportError),
 }
 
 #[derive(Debug)]
 pub(crate) struct Link {
     socket: UnixStream,
     is_in_a_frame: bool,
-    reader: FrameReader,
-    heard: VecDeque<Report>,
-    /// How far everything has been fed, as the server knows.
-    fed: Lsn,
-    /// How far the slot may move, as the server says.
-    confirmed: Lsn,
+    reader: ReportReader,
 }
 
 impl Link {
@@ -46,15 +40,8 @@ impl Link {
         for end in [&near, &far] {
             widen(end);
         }
-        let reader = FrameReader::new(MOST_UP);
-        let link = Link {
-            socket: near,
-            is_in_a_frame: false,
-            reader,
-            heard: VecDeque::new(),
-            fed: Lsn(0),
-            confirmed: Lsn(0),
-        };
+        let reader = ReportReader::default();
+        let link = Link { socket: near, is_in_a_frame: false, reader };
         Ok((link, far))
     }
 
@@ -98,13 +85,12 @@ impl Link {
 
     /// Reads what there is.
     pub(crate) fn read(&mut self) -> Result<(), LinkError> {
-        while self.heard.len() < MOST_HEARD {
+        while self.reader.waiting() < MOST_HEARD {
             let mut chunk = [0; 8 << 10];
             match self.socket.read(&mut chunk) {
                 Ok(0) => return Err(LinkError::Closed),
                 Ok(read) => {
-                    self.reader.buffer().extend_from_slice(chunk.get(..read).unwrap_or_default());
-                    self.cut()?;
+                    self.reader.take_in(chunk.get(..read).unwrap_or_default())?;
                     // A stream socket that gave less has no more.
                     if read < chunk.len() {
                         return Ok(());
@@ -120,40 +106,18 @@ impl Link {
 
     /// The reports that were read, in order.
     pub(crate) fn next(&mut self) -> Option<Report> {
-        self.heard.pop_front()
+        self.reader.report()
     }
 
     /// How far the slot may move, by what has been read; 0 until the server has said so.
     pub(crate) fn confirmed(&self) -> Lsn {
-        self.confirmed
+        self.reader.confirmed()
     }
 
     /// The server is told that everything up to here has been fed.
     pub(crate) fn set_fed(&mut self, lsn: Lsn) {
-        self.fed = self.fed.max(lsn);
+        self.reader.set_fed(lsn);
     }
-
-    fn cut(&mut self) -> Result<(), LinkError> {
-        while let Some(frame) = self.reader.cut().map_err(|error| garbled(&error.to_string()))? {
-            match frame.kind {
-                Kind::Json => {
-                    let report = serde_json::from_slice(&frame.body);
-                    self.heard.push_back(report.map_err(|_| garbled("a report is no report"))?);
-                }
-                Kind::Confirm => {
-                    let lsn = read_address(&frame.body).filter(|lsn| *lsn <= self.fed);
-                    let lsn = lsn.ok_or_else(|| garbled("it confirms what it was not told"))?;
-                    self.confirmed = self.confirmed.max(lsn);
-                }
-                Kind::Batch | Kind::Decoded => return Err(garbled("it sends events")),
-            }
-        }
-        Ok(())
-    }
-}
-
-fn garbled(what: &str) -> LinkError {
-    LinkError::Garbled(what.to_owned())
 }
 
 fn lost(error: io::Error) -> LinkError {

@@ -234,6 +234,19 @@ pub enum ControlRequest {
     Reload,
     /// A table was made an outbox: take it over. Answered by `null`.
     Outboxes,
+    /// Die in this way. Obeyed under the hidden setting `tide.debug_faults` only, for tests.
+    Fault {
+        fault: Fault,
+    },
+}
+
+/// A way to die that nothing can be done against from within.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    Abort,
+    StackOverflow,
+    OutOfMemory,
 }
 
 /// Answer to [`Request::Tables`].

@@ -69,6 +69,9 @@ pub struct Config {
     pub outbox_retention: Duration,
     /// Bytes of WAL that the slot may hold back for the history; `u64::MAX`: any amount.
     pub max_slot_wal_keep_size: u64,
+
+    /// Whether the server dies when it is asked to, for tests.
+    pub debug_faults: bool,
 }
 
 impl Default for Config {
@@ -108,6 +111,7 @@ impl Default for Config {
             history_retention: Duration::from_secs(120),
             outbox_retention: Duration::ZERO,
             max_slot_wal_keep_size: 1 << 30,
+            debug_faults: false,
         }
     }
 }

@@ -11,6 +11,10 @@ pub struct Notification {
     pub pid: i32,
 }
 
+/// Channels that the server may want to hear at the same time: Postgres compares each notification of
+/// the database with all of them.
+pub const MOST_CHANNELS: usize = 10_000;
+
 /// Bytes of the wishes that a server may have under way to the notifier: each is the list of all the
 /// channels that it wants to hear.
 pub const MOST_WISHES: usize = 4 << 20;

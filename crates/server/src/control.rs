@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
+use serde::ser::Error as _;
 use serde_json::value::RawValue;
 use tide_feed::catalog::{
     Connections, ControlRequest, Disconnected, Explanation, FailedMessages, Hello, Recent, Reply,
@@ -18,9 +19,9 @@ use crate::catalog::{Catalog, frame};
 use crate::hub::Hub;
 use crate::notifier::Notifier;
 use crate::policy::{Rule, Way};
-use crate::server;
 use crate::server::bind::Listener;
 use crate::stats::Stats;
+use crate::{fault, server};
 
 /// What the socket's conversations need.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub struct Control {
     pub outboxes: Arc<Notify>,
     /// How many websockets there can be.
     pub connection_limit: u64,
+    /// Whether it dies when it is asked to, for tests.
+    pub obeys_faults: bool,
 }
 
 /// Binds the socket, for nobody but the server's own operating system user.
@@ -115,6 +118,12 @@ impl Control {
             ControlRequest::Outboxes => {
                 self.outboxes.notify_one();
                 raw(&())
+            }
+            ControlRequest::Fault { fault: asked } => {
+                if self.obeys_faults {
+                    fault::die(asked);
+                }
+                Err(serde_json::Error::custom("tide.debug_faults is off"))
             }
         }
     }

@@ -3,11 +3,9 @@
 use std::sync::OnceLock;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use tide_feed::link::LONGEST_LINE;
 
 use crate::link::Uplink;
-
-/// Bytes of one line; a message is never worth more.
-const LONGEST: usize = 4096;
 
 static UPLINK: OnceLock<Logger> = OnceLock::new();
 
@@ -31,7 +29,7 @@ impl Log for Logger {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let mut text = record.args().to_string();
-            text.truncate(text.floor_char_boundary(LONGEST));
+            text.truncate(text.floor_char_boundary(LONGEST_LINE));
             self.0.log(record.level() <= Level::Warn, text);
         }
     }

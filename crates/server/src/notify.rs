@@ -7,11 +7,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tide_feed::notification::MOST_CHANNELS;
 use tokio::sync::watch;
-
-/// Channels that are listened to at the same time, at most: Postgres compares each notification of
-/// the database with all of them.
-const MOST: usize = 10_000;
 
 /// What is wanted. A cheap clone.
 #[derive(Clone, Default)]
@@ -43,7 +40,7 @@ impl Listening {
     pub fn lease(&self, channel: &str) -> Option<Lease> {
         let channel: Arc<str> = channel.into();
         let mut wishes = self.wishes();
-        if wishes.len() >= MOST && !wishes.contains_key(&channel) {
+        if wishes.len() >= MOST_CHANNELS && !wishes.contains_key(&channel) {
             return None;
         }
         let fresh = || Wish { leases: 0, outcome: watch::channel(None).0 };
@@ -170,7 +167,8 @@ mod tests {
     #[test]
     fn the_number_of_channels_is_bounded() {
         let listening = Listening::default();
-        let leases: Vec<_> = (0..MOST).map(|n| listening.lease(&n.to_string()).unwrap()).collect();
+        let leases: Vec<_> =
+            (0..MOST_CHANNELS).map(|n| listening.lease(&n.to_string()).unwrap()).collect();
 
         assert!(listening.lease("one more").is_none());
         assert!(listening.lease("0").is_some());

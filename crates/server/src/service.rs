@@ -172,6 +172,7 @@ impl Parts {
             reload: Arc::clone(&reload),
             outboxes: Arc::clone(&outboxes),
             connection_limit: places.websockets as u64,
+            obeys_faults: config.debug_faults,
         });
         let socket = control::bind(&config.control_socket)?;
         let keeper = Keeper::new(outbox_cleaner::Parts {

@@ -5,8 +5,10 @@
 //! believed, and what is not understood is an error, never a panic.
 
 mod frame;
+mod report;
 
 pub use frame::{Frame, FrameError, FrameReader, HEADER, frame, header};
+pub use report::{ReportError, ReportReader};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Credentials};
@@ -19,6 +21,9 @@ pub const PROTOCOL: u32 = 1;
 pub const MOST_DOWN: usize = 1 << 30;
 /// Bytes of a frame's body from the server.
 pub const MOST_UP: usize = 4 << 20;
+
+/// Bytes of a line for the log; a message is never worth more.
+pub const LONGEST_LINE: usize = 4096;
 
 /// A frame's first byte: what its body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
