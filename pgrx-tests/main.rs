@@ -10,6 +10,7 @@ mod bounds;
 mod changes;
 mod channels;
 mod clients;
+mod crash_page;
 mod enums;
 mod firewall;
 mod first_minute;

@@ -87,6 +87,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("function schema_overview(text,boolean)", "public"),
     ("function send(text,text,jsonb,boolean)", "backend"),
     ("function set_mutation_id(text)", "public"),
+    ("function skip_to(pg_lsn)", ""),
     ("function status()", "monitor"),
     ("function token(text,jsonb,interval)", "backend"),
     ("function topic()", "public"),

@@ -9,6 +9,7 @@ use pgrx::prelude::*;
 
 use crate::compat;
 use crate::process::helpers;
+use crate::source::crash_page;
 
 /// What a worker's loop waits for: its latch, its server's link, and the end of the postmaster.
 /// Made once for each server; making one costs several system calls.
@@ -116,6 +117,7 @@ impl LatchKeeper {
         if socket.is_some() {
             events |= pg_sys::WL_SOCKET_WRITEABLE | pg_sys::WL_SOCKET_READABLE;
         }
+        let was_decoding = crash_page::pause();
         // SAFETY: this process's own latch, and a descriptor that is open.
         let event = unsafe {
             pg_sys::WaitLatchOrSocket(
@@ -134,6 +136,7 @@ impl LatchKeeper {
         check_for_interrupts!();
         // The server that is waited for may itself be waiting for a helper that has ended.
         helpers::tend();
+        crash_page::resume(was_decoding);
     }
 }
 

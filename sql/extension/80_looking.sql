@@ -209,3 +209,10 @@ as 'MODULE_PATHNAME', 'tide_restart_worker_wrapper';
 comment on function tide.restart_worker() is
 'Has the worker of this database stop and start with the settings as they are now. Clients reconnect by themselves and resume. False: there is none. Superuser only';
 revoke execute on function tide.restart_worker() from public;
+
+create function tide.skip_to(lsn pg_lsn) returns void
+language c volatile strict parallel unsafe
+as 'MODULE_PATHNAME', 'tide_skip_to_wrapper';
+comment on function tide.skip_to(pg_lsn) is
+'The way on where decoding a record crashes the server, as tide.status() says: gives up everything that has not been decoded, this record at least, which must end at or before this address. A new slot begins after what is in the WAL now: clients that resume are told to start over (tide.resync, "skipped"), and rows that wait in outboxes are published by it. Superuser only';
+revoke execute on function tide.skip_to(pg_lsn) from public;

@@ -9,6 +9,7 @@ pub(crate) mod records;
 pub(crate) mod report;
 pub(crate) mod schema_change;
 pub(crate) mod send;
+pub(crate) mod skip;
 pub(crate) mod status;
 pub(crate) mod xact_callback;
 pub(crate) mod xact_notes;

@@ -13,6 +13,9 @@ const MAX_KB: i32 = i32::MAX / 1024;
 const MAX_EVENT_KB: i32 = 256 << 10;
 /// `SET name = a, b` without quotes; pgrx has no name for it.
 const LIST: GucFlags = GucFlags::from_bits_retain(pg_sys::GUC_LIST_INPUT as i32);
+/// In no list and no sample file.
+const HIDDEN: GucFlags =
+    GucFlags::from_bits_retain((pg_sys::GUC_NO_SHOW_ALL | pg_sys::GUC_NOT_IN_SAMPLE) as i32);
 const DAY_MS: i32 = 24 * 60 * 60 * 1000;
 
 /// Defines every setting and reserves the prefix; called once, from `_PG_init`.
@@ -106,6 +109,17 @@ fn define_source() {
         -1,
         i32::MAX,
         GucFlags::UNIT_MB,
+    );
+}
+
+/// For tests only: shown in no list.
+fn define_debugging() {
+    text(
+        c"tide.debug_hang_on",
+        c"Names a table at whose changes decoding stands still.",
+        c"So that the worker can be ended right there. Empty: none.",
+        &DEBUG_HANG_ON,
+        HIDDEN,
     );
 }
 

@@ -64,6 +64,7 @@ static HISTORY_SIZE: Int = Int::new(32 << 10);
 static HISTORY_RETENTION: Int = Int::new(120_000);
 static OUTBOX_RETENTION: Int = Int::new(0);
 static MAX_EVENT_SIZE: Int = Int::new(16 << 10);
+static DEBUG_HANG_ON: Text = Text::new(Some(c""));
 static MAX_SLOT_WAL_KEEP_SIZE: Int = Int::new(1 << 10);
 static POLICY_TIMEOUT: Int = Int::new(1_000);
 static SERVER_TIMEOUT: Int = Int::new(30_000);
@@ -150,6 +151,11 @@ fn read(path: PathBuf) -> File {
 /// Where the worker of this database listens for its helpers and for SQL functions.
 pub(crate) fn control_socket(oid: pg_sys::Oid) -> PathBuf {
     PathBuf::from(format!("pg_tide.{}.sock", oid.to_u32()))
+}
+
+/// A table at whose changes decoding stands still, if there is to be one.
+pub(crate) fn debug_hang_on() -> Option<CString> {
+    DEBUG_HANG_ON.get().filter(|table| !table.is_empty())
 }
 
 /// How long the server may take to answer before it counts as dead.

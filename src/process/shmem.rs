@@ -232,6 +232,13 @@ pub(crate) fn newest_commit(database: pg_sys::Oid) -> pg_sys::XLogRecPtr {
     shared().and_then(|shared| shared.entry(database)).map_or(0, Entry::newest_commit)
 }
 
+/// The worker of a database, if there is one, is to look what there is to do.
+pub(crate) fn wake_worker(database: pg_sys::Oid) {
+    if let Some(shared) = shared() {
+        shared.with(database, |entry| entry.worker.set_latch());
+    }
+}
+
 /// Replaces the worker of a database: it reads its settings again. False: there is none to be.
 pub(crate) fn request_restart(database: pg_sys::Oid) -> bool {
     let Some(shared) = shared() else { return false };

@@ -5,6 +5,7 @@ use std::ffi::c_int;
 use pgrx::pg_sys;
 
 use crate::compat::on_signal;
+use crate::source::crash_page;
 
 mod raw {
     use std::ffi::c_int;
@@ -13,6 +14,7 @@ mod raw {
     unsafe extern "C-unwind" {
         pub(crate) fn die(signal: c_int);
         pub(crate) fn SignalHandlerForConfigReload(signal: c_int);
+        pub(crate) fn SignalHandlerForCrashExit(signal: c_int);
     }
 }
 
@@ -31,6 +33,19 @@ pub(crate) fn install() {
 pub(crate) fn ignore_cancel() {
     // SAFETY: the handler does nothing.
     unsafe { on_signal(libc::SIGINT, ignore) };
+}
+
+/// For a process that decodes: when another one has crashed, the postmaster ends all by SIGQUIT,
+/// which is not to count as a crash of this one.
+pub(crate) fn survive_blame() {
+    // SAFETY: the handler does no more than what one may.
+    unsafe { on_signal(libc::SIGQUIT, quit) };
+}
+
+unsafe extern "C-unwind" fn quit(signal: c_int) {
+    crash_page::idle();
+    // SAFETY: Postgres's own handler of this signal, which ends the process at once.
+    unsafe { raw::SignalHandlerForCrashExit(signal) };
 }
 
 unsafe extern "C-unwind" fn ignore(_signal: c_int) {}

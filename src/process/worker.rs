@@ -16,6 +16,7 @@ use crate::process::background::{Background, Full, Handle};
 use crate::process::server::Condition;
 use crate::process::shmem::{Entry, Wanted, WorkerState};
 use crate::process::{helpers, probe, server, shmem, signals};
+use crate::source::crash_page;
 use crate::source::stream::{self, Stream};
 use crate::wait::WaitSet;
 
@@ -57,6 +58,7 @@ pub extern "C-unwind" fn tide_worker_main(database: pg_sys::Datum) {
     unsafe { pg_sys::on_shmem_exit(Some(leave), pg_sys::Datum::from(database)) };
     signals::install();
     signals::ignore_cancel();
+    signals::survive_blame();
     if !entry.should_run() {
         return;
     }
@@ -68,6 +70,7 @@ pub extern "C-unwind" fn tide_worker_main(database: pg_sys::Datum) {
     let config = guc::config(&name, database);
     let fingerprint = probe::fingerprint(&config, extension);
     stream::pin_output_settings();
+    crash_page::open(database);
     let mut worker = Worker::new(entry, config);
     if probe::is_made_anew(entry.config(), fingerprint) {
         // What the slot holds was written with tables and keys that are gone.
@@ -87,6 +90,8 @@ unsafe extern "C-unwind" fn leave(_code: i32, database: pg_sys::Datum) {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn stop_server(_code: i32, _arg: pg_sys::Datum) {
+    // It may have been in the middle of a record.
+    crash_page::idle();
     server::stop();
 }
 

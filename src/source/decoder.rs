@@ -10,6 +10,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use tide_feed::event::Lsn;
 
+use crate::source::crash_page;
 use crate::{compat, sys, wait};
 
 /// While a slot is created the WAL that is waited for comes with the next commit, or when the WAL
@@ -72,7 +73,10 @@ impl Decoder {
             if record.is_null() {
                 return false;
             }
+            let place = Lsn((*reader).ReadRecPtr);
+            crash_page::enter(place, Lsn((*reader).EndRecPtr));
             decode(self.context, reader, record);
+            crash_page::leave(place);
             pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
         }
         true

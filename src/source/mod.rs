@@ -1,5 +1,6 @@
 //! From the WAL to the feed: the slot, decoding, rows and values, messages.
 
+pub(crate) mod crash_page;
 pub(crate) mod decoder;
 pub(crate) mod feed_writer;
 pub(crate) mod in_flight;

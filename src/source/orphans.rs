@@ -1,14 +1,15 @@
-//! Replication slots that no worker is there to drop any more.
+//! What no worker is there to remove any more: replication slots, and the page about crashes.
 
 use std::ffi::{CStr, CString};
 
 use pgrx::pg_sys;
 
 use crate::compat;
+use crate::source::crash_page;
 use crate::source::slot::PLUGIN;
 
 /// Drops pg_tide's slots of a database that nobody uses. A slot left behind would hold back WAL
-/// for ever.
+/// for ever. What is known of crashes over what they hold goes with them.
 pub(crate) fn drop_slots(database: pg_sys::Oid) {
     for name in unused(database) {
         pgrx::log!("pg_tide: dropping replication slot \"{}\"", name.to_string_lossy());
@@ -16,6 +17,7 @@ pub(crate) fn drop_slots(database: pg_sys::Oid) {
         // or drop since is an error, after which the launcher is started again.
         unsafe { pg_sys::ReplicationSlotDrop(name.as_ptr(), true) };
     }
+    crash_page::remove(database);
 }
 
 fn unused(database: pg_sys::Oid) -> Vec<CString> {

@@ -19,12 +19,12 @@ use tide_feed::wal::{self, WalMessage};
 
 use crate::process::server;
 use crate::source::feed_writer::Outlet;
-use crate::source::invalidation;
 use crate::source::log_limit::Complaint;
 use crate::source::logical_message::Inbox;
 use crate::source::relation::Relations;
+use crate::source::{crash_page, invalidation};
 use crate::tuple::{Image, Tuple};
-use crate::{compat, tuple, wait};
+use crate::{compat, guc, tuple, wait};
 
 /// Microseconds between the epochs of Unix and Postgres.
 const EPOCH_MICROS: i64 = 946_684_800_000_000;
@@ -60,6 +60,8 @@ pub(crate) struct Replay {
     column: Option<usize>,
     /// Bytes that an event may have.
     limit: usize,
+    /// A table at whose changes decoding stands still, for tests that end the process there.
+    hang_on: Option<CString>,
     complaint: Complaint,
     /// The hub was told that the stream is held up.
     was_held: bool,
@@ -115,6 +117,7 @@ impl Replay {
             reading: None,
             column: None,
             limit,
+            hang_on: guc::debug_hang_on(),
             complaint: Complaint::default(),
             was_held: false,
             old: Tuple::default(),
@@ -224,6 +227,13 @@ impl Replay {
             Action::REORDER_BUFFER_CHANGE_DELETE => Operation::Delete,
             _ => return,
         };
+        if let Some(table) = &self.hang_on {
+            // SAFETY: as above; a name ends with a zero byte.
+            let name = unsafe { CStr::from_ptr((*(*relation).rd_rel).relname.data.as_ptr()) };
+            if name == table.as_c_str() {
+                hang(table);
+            }
+        }
         let row = RowChange { relation, operation, old, new };
         // SAFETY: as above.
         self.guarded(Some(relation), position, |replay| unsafe { replay.row(position, row) });
@@ -298,6 +308,7 @@ impl Replay {
         let position =
             Position { commit: self.transaction.commit, ordinal: self.transaction.changes };
         self.transaction.changes = self.transaction.changes.saturating_add(1);
+        crash_page::at_change(self.transaction.changes);
         position
     }
 
@@ -506,5 +517,16 @@ impl Replay {
         let last_in_tx = false;
         let event = Event { position, end, xid, commit_time, last_in_tx, mutation_id, kind };
         self.outlet.add(event);
+    }
+}
+
+/// Until the process is ended.
+#[cold]
+fn hang(table: &CStr) -> ! {
+    log!("pg_tide: hangs at a change of \"{}\"", table.to_string_lossy());
+    loop {
+        // SAFETY: sleeps. Not on the latch: then nothing would count as being decoded.
+        unsafe { pg_sys::pg_usleep(10_000) };
+        pgrx::check_for_interrupts!();
     }
 }

@@ -20,7 +20,7 @@ use crate::source::replay::Replay;
 use crate::source::running_xacts::Starting;
 use crate::source::slot::{Prefix, Slot};
 use crate::source::stall::Obstacle;
-use crate::source::{decoder, invalidation, plugin, slot, stall};
+use crate::source::{crash_page, decoder, invalidation, plugin, slot, stall};
 
 /// A round gives the worker a chance to do its other work after this long.
 const ROUND: Duration = Duration::from_millis(50);
@@ -109,6 +109,10 @@ impl Stream {
     /// need be, and moves the slot to [`server::confirmed`]. Outside a transaction only. Errors
     /// are handled inside; only what ends the process (SIGTERM's FATAL) does not return.
     pub(crate) fn round(&mut self) -> Next {
+        if crash_page::is_skip_wanted() {
+            self.close();
+            self.obstacle.retry_now();
+        }
         if let Some(wait) = self.obstacle.remaining() {
             return Next { wait: Some(wait) };
         }
@@ -227,7 +231,11 @@ impl Stream {
         }
         let prefix = Prefix::new(&self.slot_prefix).map_err(|error| error.to_string())?;
         if std::mem::take(&mut self.trust.is_given_up) {
-            self.give_up(&prefix);
+            self.give_up(&prefix, "server_failed", "the server failed twice over what it holds");
+        }
+        if crash_page::is_skip_wanted() {
+            self.give_up(&prefix, "skipped", "tide.skip_to() was called");
+            crash_page::skipped();
         }
         let slot = match self.usable_slot(&prefix) {
             Some(slot) => slot,
@@ -249,6 +257,7 @@ impl Stream {
             return Ok(false);
         }
         self.before_slot = None;
+        crash_page::admit(slot.generation)?;
         self.starting = Starting::default();
         let decoder = Decoder::open(&slot.name);
         // SAFETY: reads shared memory, set before any worker runs.
@@ -261,17 +270,14 @@ impl Stream {
         Ok(true)
     }
 
-    /// The server fails over what the slot holds: a new one begins after it. Rows of outboxes that
-    /// were not published are taken over by it.
-    fn give_up(&mut self, prefix: &Prefix) {
+    /// Gives up what the slot holds: a new one begins after it. Rows of outboxes that were not
+    /// published are taken over by it. Clients that would resume are told the cause.
+    fn give_up(&mut self, prefix: &Prefix, cause: &'static str, why: &str) {
         for slot in slot::find(prefix) {
             slot::drop(&slot.name);
-            log!(
-                "pg_tide: dropped replication slot \"{}\": the server failed twice over what it holds",
-                slot.name.to_string_lossy()
-            );
+            log!("pg_tide: dropped replication slot \"{}\": {why}", slot.name.to_string_lossy());
         }
-        self.trust.cause = Some("server_failed");
+        self.trust.cause = Some(cause);
     }
 
     /// The slot there is; those that are lost, or superfluous, are dropped.
@@ -386,8 +392,9 @@ impl Stream {
         self.announced = None;
         if self.obstacle.met(&reason) {
             log!("pg_tide: the stream cannot go on: {reason}");
-            server::offer(&link::json(&Word::Stalled { reason }));
         }
+        // It may be another server than the one that was told before.
+        server::offer(&link::json(&Word::Stalled { reason }));
         Next { wait: self.obstacle.remaining() }
     }
 
@@ -425,6 +432,7 @@ impl Stream {
     }
 
     fn clean_up(&mut self, error: &CaughtError) -> Failure {
+        crash_page::idle();
         let failure = Failure::from(error);
         decoder::clean_up_after_error();
         if let Some(decoder) = self.decoder.take() {

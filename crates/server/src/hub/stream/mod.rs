@@ -52,6 +52,8 @@ const CONFIRM_DELAY: Duration = Duration::from_millis(200);
 const EPOCH: &str = "epoch";
 /// The history before was given up, since the server failed over it.
 const SERVER_FAILED: &str = "server_failed";
+/// The history before was given up by an administrator, since decoding it crashed Postgres.
+const SKIPPED: &str = "skipped";
 
 /// What the hub is made of.
 #[derive(Debug)]
@@ -278,8 +280,11 @@ impl Stream {
             Feed::Forged(count) => self.stats.forged_messages_total.add(count),
             Feed::Ping(number) => self.uplink.alive(number),
             Feed::Live { epoch, from, cause } => {
-                let has_failed = cause.as_deref() == Some(SERVER_FAILED);
-                self.cause = if has_failed { SERVER_FAILED } else { EPOCH };
+                let known = [SERVER_FAILED, SKIPPED].into_iter();
+                self.cause = known
+                    .into_iter()
+                    .find(|known| cause.as_deref() == Some(known))
+                    .unwrap_or(EPOCH);
                 self.go_live(Live { epoch, from });
             }
             Feed::Stalled { reason } => {
