@@ -86,7 +86,10 @@ fn a_place_that_crashes_the_server_is_tried_twice_and_can_be_skipped() {
     let position = next(&mut client, 0);
     assert!(refusal(&database, "pg_current_wal_lsn()").contains("nothing to skip"));
 
-    database.sql().batch_execute("begin; insert into t values (1); insert into bad values (1); commit").unwrap();
+    database
+        .sql()
+        .batch_execute("begin; insert into t values (1); insert into bad values (1); commit")
+        .unwrap();
     signal("ABRT", hanging(&cluster, 1));
     signal("SEGV", hanging(&cluster, 2));
 

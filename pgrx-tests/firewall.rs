@@ -133,7 +133,9 @@ fn a_worker_that_ends_leaves_no_server_and_no_taken_port() {
     for how in ["TERM", "KILL"] {
         let (worker, before) = (database.worker(), server(&database).unwrap());
         signal(how, worker);
-        wait_until(&format!("the server is gone after {how}"), || (!is_alive(before)).then_some(()));
+        wait_until(&format!("the server is gone after {how}"), || {
+            (!is_alive(before)).then_some(())
+        });
         if how == "TERM" {
             database.wait_for_another_worker(worker);
         }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::{
-    TOPIC, another_server, failures, follow, followed_with, is_alive, keep_from_starting, last_failure,
-    next, postmaster_start_time, server,
+    TOPIC, another_server, failures, follow, followed_with, is_alive, keep_from_starting,
+    last_failure, next, postmaster_start_time, server,
 };
 use crate::support::client::Client;
 use crate::support::cluster::{by_owner, signal, succeed};

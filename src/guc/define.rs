@@ -112,17 +112,6 @@ fn define_source() {
     );
 }
 
-/// For tests only: shown in no list.
-fn define_debugging() {
-    text(
-        c"tide.debug_hang_on",
-        c"Names a table at whose changes decoding stands still.",
-        c"So that the worker can be ended right there. Empty: none.",
-        &DEBUG_HANG_ON,
-        HIDDEN,
-    );
-}
-
 /// Who may come.
 fn define_identity() {
     text(
@@ -455,7 +444,14 @@ fn define_debugging() {
         c"For pg_tide's own tests.",
         &DEBUG_FAULTS,
         GucContext::Suset,
-        GucFlags::NO_SHOW_ALL,
+        HIDDEN,
+    );
+    text(
+        c"tide.debug_hang_on",
+        c"Names a table at whose changes decoding stands still.",
+        c"So that the worker can be ended right there. Empty: none.",
+        &DEBUG_HANG_ON,
+        HIDDEN,
     );
 }
 

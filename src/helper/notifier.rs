@@ -158,7 +158,8 @@ impl Notifier {
 
     /// Until there is a notification, or the server says or takes something.
     fn wait(&self) {
-        let mut events = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH | pg_sys::WL_SOCKET_READABLE;
+        let mut events =
+            pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH | pg_sys::WL_SOCKET_READABLE;
         if !self.outbox.is_empty() {
             events |= pg_sys::WL_SOCKET_WRITEABLE;
         }

@@ -13,12 +13,11 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::{pg_guard, pg_sys};
 use tide_feed::catalog::{Hello, Reply, Request};
 
-use crate::guc;
 use crate::helper::transaction::Refusal;
 use crate::helper::{catalog, channel, executor, notifier, outbox, policy, session};
 use crate::process::{helpers, signals};
 use crate::socket::{FrameSocket, SocketError};
-use crate::wait;
+use crate::{guc, wait};
 
 /// Pause before a server that is not there is looked for again.
 const RETRY: Duration = Duration::from_millis(50);

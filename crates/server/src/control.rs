@@ -69,13 +69,11 @@ impl Control {
     async fn converse(self: Arc<Self>, mut stream: UnixStream) {
         let ended = match frame::read(&mut stream).await {
             Ok(Hello::Control) => self.answer(&mut stream).await,
-            Ok(helper) => {
-                match helper {
-                    Hello::Steward => self.catalog.serve_steward(stream).await,
-                    Hello::Notifier => self.notifier.clone().serve(stream).await,
-                    _ => self.catalog.serve_executor(stream).await,
-                }
-            }
+            Ok(helper) => match helper {
+                Hello::Steward => self.catalog.serve_steward(stream).await,
+                Hello::Notifier => self.notifier.clone().serve(stream).await,
+                _ => self.catalog.serve_executor(stream).await,
+            },
             Err(error) => Err(error),
         };
         match ended {

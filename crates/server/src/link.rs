@@ -15,7 +15,6 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc, watch};
 
-
 /// Lines for the log that may wait for the worker; those on top are counted and dropped.
 const LINES: usize = 1024;
 

@@ -62,7 +62,9 @@ impl Notifier {
                 }
                 Notified::Dropped(count) => {
                     self.stats.dropped_casts_total.add(count);
-                    log::warn!("{count} notifications were lost: clients did not read them in time");
+                    log::warn!(
+                        "{count} notifications were lost: clients did not read them in time"
+                    );
                 }
             }
         }

@@ -47,7 +47,8 @@ impl FrameReader {
     /// of them is.
     pub fn buffer(&mut self) -> &mut BytesMut {
         let announced = self.announced().filter(|length| *length <= self.most);
-        let missing = announced.map_or(0, |length| (HEADER + length).saturating_sub(self.arrived.len()));
+        let missing =
+            announced.map_or(0, |length| (HEADER + length).saturating_sub(self.arrived.len()));
         let room = self.arrived.capacity() - self.arrived.len();
         if missing > room {
             self.arrived.reserve(missing.min(READ.max(self.arrived.len())));

@@ -4,9 +4,7 @@
 
 use std::collections::VecDeque;
 
-use super::{
-    FrameError, FrameReader, Kind, LONGEST_LINE, MOST_UP, Report, read_address,
-};
+use super::{FrameError, FrameReader, Kind, LONGEST_LINE, MOST_UP, Report, read_address};
 use crate::event::Lsn;
 
 /// What a server in its right mind does not say.
