@@ -1,5 +1,5 @@
-//! What the steward answers: pg_tide's own questions to the catalogue, asked as the extension's
-//! owner. Nothing here runs a user's code.
+//! What the catalog worker answers: pg_tide's own questions to the catalogue, asked as the
+//! extension's owner. Nothing here runs a user's code.
 
 use std::time::Duration;
 

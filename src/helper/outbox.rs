@@ -1,5 +1,5 @@
-//! What the steward does to outboxes: puts rows that wait in line, deletes those that have been
-//! published.
+//! What the catalog worker does to outboxes: puts rows that wait in line, deletes those that have
+//! been published.
 //!
 //! A table that was adopted is its owner's, who may have given it triggers, rules, checks and
 //! indexes with functions in them. So each chore runs as that owner, security-restricted, and with
@@ -18,9 +18,9 @@ use crate::source::outbox::mark;
 
 /// A page of rows takes milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Whoever locks rows of an outbox, or the outbox, is not waited for any longer: the steward has
-/// other work to do, and the keeper tries again. While this waits for a lock on the table, writers
-/// wait behind it.
+/// Whoever locks rows of an outbox, or the outbox, is not waited for any longer: the catalog worker
+/// has other work to do, and the keeper tries again. While this waits for a lock on the table,
+/// writers wait behind it.
 const LOCK_TIMEOUT: &std::ffi::CStr = c"250ms";
 
 const LIST: &str = include_str!("../../sql/catalog/outbox/list.sql");
@@ -164,8 +164,8 @@ pub(crate) fn retire(table: u32, ids: Vec<i64>, keep: bool) -> Result<String, Re
     encode(&Retired { kept })
 }
 
-/// These rows could not be published, each for an SQLSTATE: has them say so. This is on disk when it
-/// is done, since the slot passes them then.
+/// These rows could not be published, each for an SQLSTATE: has them say so. This is on disk when
+/// it is done, since the slot passes them then.
 pub(crate) fn set_aside(table: u32, rows: Vec<(i64, Box<str>)>) -> Result<String, Refusal> {
     let (ids, states): (Vec<i64>, Vec<String>) =
         rows.into_iter().map(|(id, sqlstate)| (id, sqlstate.into())).unzip();

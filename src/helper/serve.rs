@@ -1,5 +1,5 @@
-//! The processes beside each worker that ask the database what the worker must not: the steward
-//! in the session of the extension's owner, the executors in that of `tide_authenticator`.
+//! The processes beside each worker that ask the database what the worker must not: the catalog
+//! worker in the session of the extension's owner, the executors in that of `tide_authenticator`.
 //!
 //! Each connects to its worker's unix socket, says which it is, and answers requests one at a
 //! time until the worker closes the connection. If it ends, for whatever reason, the worker
@@ -24,7 +24,7 @@ use crate::socket::{FrameSocket, SocketError};
 pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
     let database = pg_sys::Oid::from(arg.value() as u32);
     let hello = match BackgroundWorker::get_extra() {
-        "steward" => Hello::Steward,
+        "catalog worker" => Hello::CatalogWorker,
         _ => Hello::Executor,
     };
     signals::install();
@@ -33,7 +33,7 @@ pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
         return;
     }
     match hello {
-        Hello::Steward => session::connect_as_owner(database),
+        Hello::CatalogWorker => session::connect_as_owner(database),
         _ => session::connect_as_authenticator(database),
     }
     match serve(hello, &guc::control_socket(database)) {
@@ -62,26 +62,28 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
     };
     let request: Request = serde_json::from_slice(frame).map_err(|_| unknown())?;
     match (hello, request) {
-        (Hello::Steward, Request::Secrets) => catalog::secrets(),
-        (Hello::Steward, Request::Role { role }) => catalog::role(&role),
-        (Hello::Steward, Request::Tables { role, publication, which }) => {
+        (Hello::CatalogWorker, Request::Secrets) => catalog::secrets(),
+        (Hello::CatalogWorker, Request::Role { role }) => catalog::role(&role),
+        (Hello::CatalogWorker, Request::Tables { role, publication, which }) => {
             catalog::tables(&role, &publication, &which)
         }
-        (Hello::Steward, Request::Visibility { role, object }) => {
+        (Hello::CatalogWorker, Request::Visibility { role, object }) => {
             catalog::visibility(&role, object)
         }
-        (Hello::Steward, Request::Check) => catalog::check(),
-        (Hello::Steward, Request::Outboxes) => outbox::list(),
-        (Hello::Steward, Request::TakeOver { table, generation, after, limit }) => {
+        (Hello::CatalogWorker, Request::Check) => catalog::check(),
+        (Hello::CatalogWorker, Request::Outboxes) => outbox::list(),
+        (Hello::CatalogWorker, Request::TakeOver { table, generation, after, limit }) => {
             outbox::take_over(table, generation, after, limit)
         }
-        (Hello::Steward, Request::Retire { table, ids, keep }) => outbox::retire(table, ids, keep),
-        (Hello::Steward, Request::SetAside { table, rows }) => outbox::set_aside(table, rows),
-        (Hello::Steward, Request::CountFailed { table }) => outbox::count_failed(table),
-        (Hello::Steward, Request::Unpublished { table, after, limit }) => {
+        (Hello::CatalogWorker, Request::Retire { table, ids, keep }) => {
+            outbox::retire(table, ids, keep)
+        }
+        (Hello::CatalogWorker, Request::SetAside { table, rows }) => outbox::set_aside(table, rows),
+        (Hello::CatalogWorker, Request::CountFailed { table }) => outbox::count_failed(table),
+        (Hello::CatalogWorker, Request::Unpublished { table, after, limit }) => {
             outbox::unpublished(table, after, limit)
         }
-        (Hello::Steward, Request::Expire { table, age, limit }) => {
+        (Hello::CatalogWorker, Request::Expire { table, age, limit }) => {
             outbox::expire(table, age, limit)
         }
         (Hello::Executor, Request::Cast { role, type_sql, values }) => {

@@ -10,7 +10,7 @@ use pgrx::prelude::*;
 use crate::process::latch::Owner;
 use crate::process::shmem;
 
-/// Helper processes per database: the steward, the executors, and room for ones that overlap
+/// Helper processes per database: the catalog worker, the executors, and room for ones that overlap
 /// while they are replaced.
 const HELPERS: usize = 66;
 const TEXT: usize = 480;

@@ -1,5 +1,5 @@
-//! The worker's helpers: one steward and some executors, each a process of its own. They connect
-//! to the worker's socket by themselves, and end when it closes.
+//! The worker's helpers: one catalog worker and some executors, each a process of its own. They
+//! connect to the worker's socket by themselves, and end when it closes.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -14,14 +14,14 @@ use crate::process::shmem;
 /// What a helper is for; `bgw_extra`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HelperKind {
-    Steward,
+    CatalogWorker,
     Executor,
 }
 
 impl HelperKind {
     fn name(self) -> &'static str {
         match self {
-            HelperKind::Steward => "steward",
+            HelperKind::CatalogWorker => "catalog worker",
             HelperKind::Executor => "executor",
         }
     }
@@ -29,11 +29,11 @@ impl HelperKind {
 
 thread_local! {
     /// The worker's, on its main thread. Not in its loop, since the decoder has to tend them as
-    /// well: it may be waiting for the hub, and the hub for a steward that has ended.
+    /// well: it may be waiting for the hub, and the hub for a catalog worker that has ended.
     static HELPERS: RefCell<Option<Helpers>> = const { RefCell::new(None) };
 }
 
-/// From now on [`tend`] keeps a steward and so many executors running.
+/// From now on [`tend`] keeps a catalog worker and so many executors running.
 pub(crate) fn employ(database: pg_sys::Oid, executors: usize) {
     HELPERS.set(Some(Helpers::new(database, executors)));
 }
@@ -68,7 +68,7 @@ impl Place {
 
 impl Helpers {
     fn new(database: pg_sys::Oid, executors: usize) -> Helpers {
-        let mut places = vec![Place::new(HelperKind::Steward)];
+        let mut places = vec![Place::new(HelperKind::CatalogWorker)];
         places.extend((0..executors).map(|_| Place::new(HelperKind::Executor)));
         Helpers { database, places, complained: false }
     }

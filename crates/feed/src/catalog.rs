@@ -19,7 +19,7 @@ pub const MAX_FRAME: usize = 64 << 20;
 #[serde(rename_all = "snake_case")]
 pub enum Hello {
     /// Session of the extension's owner; never runs a user's code.
-    Steward,
+    CatalogWorker,
     /// Session of `tide_authenticator`; switches to the client's role for each request.
     Executor,
     /// A backend that runs one of pg_tide's SQL functions.
@@ -32,15 +32,16 @@ pub const RENAMED: &str = "TD002";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {
-    /// (steward) What identity checks need.
+    /// (catalog worker) What identity checks need.
     Secrets,
-    /// (steward) May this role be used by clients at all?
+    /// (catalog worker) May this role be used by clients at all?
     Role { role: String },
-    /// (steward) Tables as `role` may see them. A table that is missing, not published, or that
-    /// the role has no SELECT on any column of, is left out of the answer: there is no telling
+    /// (catalog worker) Tables as `role` may see them. A table that is missing, not published, or
+    /// that the role has no SELECT on any column of, is left out of the answer: there is no telling
     /// which of the three it was.
     Tables { role: String, publication: String, which: Which },
-    /// (steward) What `role` may know of a table or schema, published or not; answers [`Visibility`].
+    /// (catalog worker) What `role` may know of a table or schema, published or not; answers
+    /// [`Visibility`].
     Visibility { role: String, object: Object },
     /// (executor) Casts each text to the type, as the role; answers `to_jsonb` of the results.
     Cast { role: String, type_sql: String, values: Vec<String> },
@@ -58,28 +59,28 @@ pub enum Request {
     },
     /// (executor) What the expressions are worth to each of the clients. Answers [`Evaluations`].
     Evaluate { role: String, expressions: Vec<String>, claims: Vec<String> },
-    /// (executor) What the role, with these claims, may do on a channel; answers a list of [`Grant`]s,
-    /// one for each extension. A policy that fails or takes too long grants nothing.
+    /// (executor) What the role, with these claims, may do on a channel; answers a list of
+    /// [`Grant`]s, one for each extension. A policy that fails or takes too long grants nothing.
     Channel { role: String, claims: String, topic: String, extensions: Vec<String> },
-    /// (steward) The rows of `tide.check()`, for the page; answers a list of [`Finding`]s.
+    /// (catalog worker) The rows of `tide.check()`, for the page; answers a list of [`Finding`]s.
     Check,
-    /// (steward) The tables that are outboxes; answers a list of [`Outbox`]es.
+    /// (catalog worker) The tables that are outboxes; answers a list of [`Outbox`]es.
     Outboxes,
-    /// (steward) Puts rows of an outbox that wait in line for a new slot, a page at a time; answers
-    /// [`TakenOver`].
+    /// (catalog worker) Puts rows of an outbox that wait in line for a new slot, a page at a time;
+    /// answers [`TakenOver`].
     TakeOver { table: u32, generation: u32, after: i64, limit: u32 },
-    /// (steward) These rows of an outbox have been published: deletes them, but for the newest of
-    /// the table, which is flagged; all are if they are to be kept. Answers [`Retired`].
+    /// (catalog worker) These rows of an outbox have been published: deletes them, but for the
+    /// newest of the table, which is flagged; all are if they are to be kept. Answers [`Retired`].
     Retire { table: u32, ids: Vec<i64>, keep: bool },
-    /// (steward) These rows of an outbox could not be published, each for an SQLSTATE: has them say
-    /// so. Answered by `null`.
+    /// (catalog worker) These rows of an outbox could not be published, each for an SQLSTATE: has
+    /// them say so. Answered by `null`.
     SetAside { table: u32, rows: Vec<(i64, Box<str>)> },
-    /// (steward) How many rows of an outbox say that they could not be published.
+    /// (catalog worker) How many rows of an outbox say that they could not be published.
     CountFailed { table: u32 },
-    /// (steward) Rows of an outbox that are not flagged; answers [`Unpublished`].
+    /// (catalog worker) Rows of an outbox that are not flagged; answers [`Unpublished`].
     Unpublished { table: u32, after: i64, limit: u32 },
-    /// (steward) Deletes, of the oldest rows of an outbox, those flagged so long ago; answers how
-    /// many.
+    /// (catalog worker) Deletes, of the oldest rows of an outbox, those flagged so long ago;
+    /// answers how many.
     Expire { table: u32, age: Duration, limit: u32 },
 }
 
@@ -197,8 +198,9 @@ pub struct ColumnAccess {
     pub name: String,
     /// `pg_type.typname`.
     pub type_name: String,
-    /// The type as SQL writes it, for casts: `format_type(atttypid, atttypmod)`. A cast reads values
-    /// without the modifier: `varchar(3)` would cut a filter's value down to one that matches.
+    /// The type as SQL writes it, for casts: `format_type(atttypid, atttypmod)`. A cast reads
+    /// values without the modifier: `varchar(3)` would cut a filter's value down to one that
+    /// matches.
     pub type_sql: String,
     pub kind: Kind,
     /// The role has SELECT on it.
@@ -396,8 +398,8 @@ pub struct Status {
     /// have open files for.
     #[serde(default)]
     pub connection_limit: u64,
-    /// The steward is connected.
-    pub steward: bool,
+    /// The catalog worker is connected.
+    pub catalog_worker: bool,
     /// How many executors are.
     pub executors: u32,
 }
@@ -495,9 +497,9 @@ pub struct Disconnected {
     pub found: bool,
 }
 
-/// Whether an error says nothing about what was asked: a lock that was not free, a deadlock, no room,
-/// a shutdown, a catalogue that changed while it was read (that is an internal error). Not that time
-/// ran out: that is what policies are said to have done that are too slow.
+/// Whether an error says nothing about what was asked: a lock that was not free, a deadlock, no
+/// room, a shutdown, a catalogue that changed while it was read (that is an internal error). Not
+/// that time ran out: that is what policies are said to have done that are too slow.
 pub fn is_transient(sqlstate: &str) -> bool {
     match sqlstate {
         "57014" => false,

@@ -65,8 +65,8 @@ impl Control {
         let ended = match frame::read(&mut stream).await {
             Ok(Hello::Control) => self.answer(&mut stream).await,
             Ok(helper) => {
-                if helper == Hello::Steward {
-                    self.catalog.serve_steward(stream).await
+                if helper == Hello::CatalogWorker {
+                    self.catalog.serve_catalog_worker(stream).await
                 } else {
                     self.catalog.serve_executor(stream).await
                 }
@@ -147,7 +147,7 @@ impl Control {
     fn status(&self) -> Status {
         let live = self.hub.live();
         let reason = self.hub.stalled();
-        let (stewards, executors) = self.catalog.helpers();
+        let (catalog_workers, executors) = self.catalog.helpers();
         Status {
             server_pid: std::process::id(),
             state: match (&reason, live) {
@@ -170,7 +170,7 @@ impl Control {
             url: self.listener.url(),
             listener_error: self.listener.error(),
             connection_limit: self.connection_limit,
-            steward: stewards > 0,
+            catalog_worker: catalog_workers > 0,
             executors: u32::try_from(executors).unwrap_or(u32::MAX),
         }
     }

@@ -1,6 +1,6 @@
-//! The keeper of the outboxes: has the steward put rows in line for a new slot, delete rows that
-//! have been published, and find those whose receipts got lost. Off the events' way: the hub only
-//! drops receipts into a bounded channel.
+//! The keeper of the outboxes: has the catalog worker put rows in line for a new slot, delete rows
+//! that have been published, and find those whose receipts got lost. Off the events' way: the hub
+//! only drops receipts into a bounded channel.
 //!
 //! A row whose message could not be published says so in `locked_by`, and stays. Until it does the
 //! slot does not pass it, so that it is never taken for one that was published.
@@ -30,7 +30,7 @@ const GATHER: Duration = Duration::from_millis(100);
 /// Receipts of an outbox that may wait here while nothing can be deleted. One more makes all be
 /// dropped: they are found again in the outbox, page by page.
 const MOST_PENDING: usize = 256 << 10;
-/// Before a steward that is not there is asked again.
+/// Before a catalog worker that is not there is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Before what the database refuses is tried again, at the longest.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -194,7 +194,7 @@ impl Keeper {
             self.sweep = Instant::now() + SWEEP;
         }
         if self.tend_all(generation, sweeps).await.is_err() {
-            // There is no steward at the moment, or the slot has changed.
+            // There is no catalog worker at the moment, or the slot has changed.
             self.due = Some(Instant::now() + RETRY);
             return;
         }

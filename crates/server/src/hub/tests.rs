@@ -1,8 +1,8 @@
-//! The hub with a steward made up for the test and queues instead of sockets.
+//! The hub with a catalog worker made up for the test and queues instead of sockets.
 
 mod beginning;
+mod catalog_worker;
 mod lookups;
-mod steward;
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -12,9 +12,9 @@ use std::time::{Duration, SystemTime};
 
 use beginning::{cursor, joined, now};
 use bytes::Bytes;
+use catalog_worker::CatalogWorker;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
-use steward::Steward;
 use tide_feed::catalog::{ColumnAccess, Policy, Request, RowSecurity, TableAccess};
 use tide_feed::config::Config;
 use tide_feed::event::{
@@ -50,7 +50,7 @@ struct World {
     feed: mpsc::Sender<Feed>,
     stats: Arc<Stats>,
     relation: Arc<Relation>,
-    steward: Arc<Steward>,
+    catalog_worker: Arc<CatalogWorker>,
     catalog: Catalog,
 }
 
@@ -93,8 +93,8 @@ impl World {
     fn new(config: &Config) -> World {
         let runtime = Runtime::new().expect("a runtime");
         let catalog = Catalog::new("tide".into());
-        let steward = Steward::new(vec![access()]);
-        runtime.spawn(Arc::clone(&steward).serve(catalog.clone()));
+        let catalog_worker = CatalogWorker::new(vec![access()]);
+        runtime.spawn(Arc::clone(&catalog_worker).serve(catalog.clone()));
         let (feed, fed) = mpsc::channel(64);
         let stats = Arc::<Stats>::default();
         let parts = Parts {
@@ -107,7 +107,7 @@ impl World {
         };
         let hub = start(config.clone(), parts);
         let relation = relation();
-        let world = World { runtime, hub, feed, stats, relation, steward, catalog };
+        let world = World { runtime, hub, feed, stats, relation, catalog_worker, catalog };
         world.feed(Feed::Live { epoch: EPOCH, from: Lsn(100), cause: None });
         world
     }
@@ -265,7 +265,7 @@ impl World {
             columns: Some(vec![1]),
         };
         let security = RowSecurity { policies: vec![policy], ..RowSecurity::default() };
-        let mut tables = self.steward.granted.lock().expect("not poisoned");
+        let mut tables = self.catalog_worker.granted.lock().expect("not poisoned");
         for table in &mut *tables {
             table.row_security = Some(security.clone());
         }
@@ -373,12 +373,12 @@ fn a_revoke_holds_from_the_next_event_on() {
     world.insert(200, 1);
     assert_eq!(world.ids(&client, 1), [1]);
 
-    let granted = std::mem::take(&mut *world.steward.granted.lock().expect("not poisoned"));
+    let granted = std::mem::take(&mut *world.catalog_worker.granted.lock().expect("not poisoned"));
     world.feed(Feed::Catalog(CatalogChange::Relation(TABLE)));
     world.insert(300, 2);
     // Granted again once the hub has asked about the revoke.
     world.wait_for(300);
-    *world.steward.granted.lock().expect("not poisoned") = granted;
+    *world.catalog_worker.granted.lock().expect("not poisoned") = granted;
     world.feed(Feed::Catalog(CatalogChange::All));
     world.insert(400, 3);
 

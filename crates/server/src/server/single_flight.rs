@@ -1,5 +1,5 @@
 //! Questions to the catalogue, shared by those who ask the same at the same time: a thousand
-//! clients that come back at once ask the steward a few times, not a thousand.
+//! clients that come back at once ask the catalog worker a few times, not a thousand.
 
 use std::collections::HashMap;
 use std::hash::Hash;

@@ -29,7 +29,8 @@ impl Stream {
     pub(super) fn join(&mut self, session: SessionId, subscription: Subscription) {
         let Some(entry) = self.roster.sessions.get(&session) else { return };
         let queue = Arc::clone(&entry.queue);
-        // May have to ask the steward: before the client hears that it has joined, and goes on.
+        // May have to ask the catalog worker: before the client hears that it has joined, and goes
+        // on.
         let Beginning { mut seats, position, gap } = self.beginning(&subscription);
         let epoch = self.live.map(|live| live.epoch).unwrap_or_default();
         // Notifications have none.

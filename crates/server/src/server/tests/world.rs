@@ -39,10 +39,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) struct World {
     pub(super) address: SocketAddr,
     pub(super) context: Arc<ServerContext>,
-    /// What the steward says that the role `web` may see.
+    /// What the catalog worker says that the role `web` may see.
     pub(super) granted: Arc<Mutex<Vec<TableAccess>>>,
     feed: mpsc::Sender<Feed>,
-    /// Of the WAL, as the steward says.
+    /// Of the WAL, as the catalog worker says.
     end: Arc<AtomicU64>,
     relation: Arc<Relation>,
     stop: watch::Sender<bool>,
@@ -289,18 +289,18 @@ fn relation() -> Arc<Relation> {
     })
 }
 
-/// A steward and an executor that know one role and a few tables.
+/// A catalog worker and an executor that know one role and a few tables.
 fn helpers(catalog: &Catalog, granted: &Arc<Mutex<Vec<TableAccess>>>, end: &Arc<AtomicU64>) {
-    let (steward, mut at_steward) = UnixStream::pair().unwrap();
+    let (catalog_worker, mut at_catalog_worker) = UnixStream::pair().unwrap();
     let (executor, mut at_executor) = UnixStream::pair().unwrap();
     let (one, other) = (catalog.clone(), catalog.clone());
-    tokio::spawn(async move { one.serve_steward(steward).await });
+    tokio::spawn(async move { one.serve_catalog_worker(catalog_worker).await });
     tokio::spawn(async move { other.serve_executor(executor).await });
     let (granted, end) = (Arc::clone(granted), Arc::clone(end));
     tokio::spawn(async move {
-        while let Ok(request) = frame::read::<Request>(&mut at_steward).await {
+        while let Ok(request) = frame::read::<Request>(&mut at_catalog_worker).await {
             let answer = answer(&request, &granted, end.load(Ordering::Relaxed));
-            if frame::write(&mut at_steward, &answer).await.is_err() {
+            if frame::write(&mut at_catalog_worker, &answer).await.is_err() {
                 return;
             }
         }
