@@ -1,4 +1,5 @@
-//! Questions to the database that leave nothing behind, and chores that do: one transaction each.
+//! Questions to the database that leave nothing behind, and maintenance of outboxes, which does:
+//! one transaction each.
 
 use std::ffi::CString;
 use std::panic::AssertUnwindSafe;

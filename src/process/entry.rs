@@ -61,7 +61,7 @@ pub(crate) enum WorkerState {
     Absent = 0,
     Starting = 1,
     Running = 2,
-    /// It is there, but waits out an obstacle; the reason says which.
+    /// It is there, but stalled; the reason says why.
     Stalled = 3,
     Stopping = 4,
     /// It ended, or could not be started; the launcher tries again soon.

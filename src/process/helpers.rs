@@ -48,53 +48,53 @@ pub(crate) fn tend() -> Option<Duration> {
 #[derive(Debug)]
 struct Helpers {
     database: pg_sys::Oid,
-    places: Vec<Place>,
+    slots: Vec<HelperSlot>,
     /// Said once that there is no room for one.
     complained: bool,
 }
 
 #[derive(Debug)]
-struct Place {
+struct HelperSlot {
     kind: HelperKind,
     process: Option<(Handle, Instant)>,
     backoff: Backoff,
 }
 
-impl Place {
-    fn new(kind: HelperKind) -> Place {
-        Place { kind, process: None, backoff: Backoff::usual() }
+impl HelperSlot {
+    fn new(kind: HelperKind) -> HelperSlot {
+        HelperSlot { kind, process: None, backoff: Backoff::usual() }
     }
 }
 
 impl Helpers {
     fn new(database: pg_sys::Oid, executors: usize) -> Helpers {
-        let mut places = vec![Place::new(HelperKind::CatalogWorker)];
-        places.extend((0..executors).map(|_| Place::new(HelperKind::Executor)));
-        Helpers { database, places, complained: false }
+        let mut slots = vec![HelperSlot::new(HelperKind::CatalogWorker)];
+        slots.extend((0..executors).map(|_| HelperSlot::new(HelperKind::Executor)));
+        Helpers { database, slots, complained: false }
     }
 
     fn tend(&mut self) -> Option<Duration> {
         let mut next: Option<Duration> = None;
-        for place in &mut self.places {
-            if let Some((_, since)) = place.process.take_if(|(handle, _)| handle.has_ended()) {
-                place.backoff.failed_after(since.elapsed());
+        for slot in &mut self.slots {
+            if let Some((_, since)) = slot.process.take_if(|(handle, _)| handle.has_ended()) {
+                slot.backoff.failed_after(since.elapsed());
             }
-            if place.process.is_none() && place.backoff.is_due() {
-                match start(self.database, place.kind) {
+            if slot.process.is_none() && slot.backoff.is_due() {
+                match start(self.database, slot.kind) {
                     Ok(handle) => {
-                        place.process = Some((handle, Instant::now()));
+                        slot.process = Some((handle, Instant::now()));
                         self.complained = false;
                     }
                     Err(Full) => {
-                        place.backoff.failed_after(Duration::ZERO);
+                        slot.backoff.failed_after(Duration::ZERO);
                         if !std::mem::replace(&mut self.complained, true) {
-                            Full.complain(&format!("the {}", place.kind.name()));
+                            Full.complain(&format!("the {}", slot.kind.name()));
                         }
                     }
                 }
             }
-            if place.process.is_none() {
-                let wait = place.backoff.wait();
+            if slot.process.is_none() {
+                let wait = slot.backoff.wait();
                 next = Some(next.map_or(wait, |next| next.min(wait)));
             }
         }

@@ -7,13 +7,13 @@ use pgrx::pg_sys;
 use tide_feed::backoff::Backoff;
 
 use crate::process::background::{Full, Handle};
-use crate::process::shmem::{Answer, Shared, WorkerState};
+use crate::process::shmem::{ProbeAnswer, Shared, WorkerState};
 use crate::process::{databases, probe};
 
 /// A probe that takes longer waits for a lock. It is ended, and tried again after the others.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-pub(crate) struct Scout {
+pub(crate) struct ProbeQueue {
     shared: &'static Shared,
     waiting: VecDeque<pg_sys::Oid>,
     running: Option<(pg_sys::Oid, Handle, Instant)>,
@@ -22,9 +22,9 @@ pub(crate) struct Scout {
     complained: bool,
 }
 
-impl Scout {
-    pub(crate) fn new(shared: &'static Shared) -> Scout {
-        Scout {
+impl ProbeQueue {
+    pub(crate) fn new(shared: &'static Shared) -> ProbeQueue {
+        ProbeQueue {
             shared,
             waiting: VecDeque::new(),
             running: None,
@@ -46,7 +46,7 @@ impl Scout {
     }
 
     /// The next answer, if there is one by now; keeps a probe running while there are questions.
-    pub(crate) fn tend(&mut self) -> Option<(pg_sys::Oid, Answer, u64)> {
+    pub(crate) fn tend(&mut self) -> Option<(pg_sys::Oid, ProbeAnswer, u64)> {
         if let Some((database, handle, since)) = &self.running {
             let database = *database;
             if !handle.has_ended() {
@@ -64,7 +64,7 @@ impl Scout {
             // It could not connect.
             self.backoff.failed_after(Duration::ZERO);
             if !databases::find(database).is_some_and(|found| found.is_open()) {
-                return Some((database, Answer::Absent, 0));
+                return Some((database, ProbeAnswer::Absent, 0));
             }
             self.ask(database);
         }

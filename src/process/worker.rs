@@ -16,12 +16,12 @@ use crate::process::background::{Background, Full, Handle};
 use crate::process::server::Condition;
 use crate::process::shmem::{Entry, Wanted, WorkerState};
 use crate::process::{helpers, probe, server, shmem, signals};
-use crate::source::notify::Ear;
+use crate::source::notify::NotifyListener;
 use crate::source::stream::{self, Stream};
 use crate::wait::WaitSet;
 
 /// The longest it sleeps: the slot has to move over what other databases write.
-const NAP: Duration = Duration::from_secs(5);
+const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 /// How often the server is looked at that says nothing, and files that could not be read.
 const LOOK: Duration = Duration::from_secs(1);
 /// Between two flushes on behalf of asynchronous commits, which did not want to wait for one.
@@ -99,7 +99,7 @@ struct Worker {
     read: Instant,
     waits: WaitSet,
     stream: Stream,
-    ear: Ear,
+    listener: NotifyListener,
     flushed: Option<Instant>,
 }
 
@@ -116,7 +116,7 @@ impl Worker {
             read: Instant::now(),
             waits: WaitSet::new(None),
             stream,
-            ear: Ear::default(),
+            listener: NotifyListener::default(),
             flushed: None,
         }
     }
@@ -132,10 +132,10 @@ impl Worker {
             self.refresh_credentials(reloaded);
             self.listen();
             if server::fd().is_some() {
-                next = next.min(helpers::tend().unwrap_or(NAP));
-                next = next.min(self.flush().unwrap_or(NAP));
-                self.ear.tend();
-                next = next.min(self.stream.round().wait.unwrap_or(NAP));
+                next = next.min(helpers::tend().unwrap_or(LONGEST_SLEEP));
+                next = next.min(self.flush().unwrap_or(LONGEST_SLEEP));
+                self.listener.tend();
+                next = next.min(self.stream.round().wait.unwrap_or(LONGEST_SLEEP));
             }
             self.rest(next);
             check_for_interrupts!();
@@ -178,7 +178,7 @@ impl Worker {
             Condition::Running => LOOK,
             Condition::Started => {
                 self.stream.begin_again();
-                self.ear.begin_again();
+                self.listener.begin_again();
                 LOOK
             }
             Condition::Failed(how) => {
@@ -201,7 +201,7 @@ impl Worker {
             match report {
                 Report::Ready => self.entry.set_state(WorkerState::Running, ""),
                 Report::Alive(number) => self.stream.proven(number),
-                Report::Wanted(channels) => self.ear.want(channels),
+                Report::Wanted(channels) => self.listener.want(channels),
                 Report::Log { warning: true, text } => pgrx::warning!("pg_tide: {text}"),
                 Report::Log { warning: false, text } => pgrx::log!("pg_tide: {text}"),
             }

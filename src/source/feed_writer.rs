@@ -16,7 +16,7 @@ const USUAL_BYTES: usize = 2 * FULL_BYTES;
 const DECODED_BYTES: u64 = 256 << 10;
 
 #[derive(Debug, Default)]
-pub(crate) struct Outlet {
+pub(crate) struct FeedWriter {
     batch: BatchBuilder,
     writer: BatchWriter,
     /// Of the newest event that the hub has; it will not get any up to here again.
@@ -25,7 +25,7 @@ pub(crate) struct Outlet {
     decoded: Lsn,
 }
 
-impl Outlet {
+impl FeedWriter {
     /// Whether the hub has this one already, from before an error.
     pub(crate) fn has_sent(&self, position: Position) -> bool {
         position <= self.sent

@@ -29,28 +29,28 @@ const FULL_COUNT: usize = 512;
 
 thread_local! {
     /// What [`METHODS`] write to; there is one while the queue is read.
-    static BASKET: RefCell<Option<Basket>> = const { RefCell::new(None) };
+    static BATCH: RefCell<Option<NotifyBatch>> = const { RefCell::new(None) };
 }
 
 /// Notifications that were read and not sent yet.
-struct Basket {
+struct NotifyBatch {
     encoding: Encoding,
     /// A conversion was looked up in the catalogue.
     has_converted: bool,
-    batch: Vec<Notification>,
+    notifications: Vec<Notification>,
     bytes: usize,
 }
 
-/// Listens.
+/// LISTENs to the channels that clients have joined.
 #[derive(Debug, Default)]
-pub(crate) struct Ear {
+pub(crate) struct NotifyListener {
     /// Channels to listen to, if they are others than before.
     wanted: Option<Vec<String>>,
     /// Channels listened to.
     heard: HashSet<String>,
 }
 
-impl Ear {
+impl NotifyListener {
     /// The channels that clients want to hear.
     pub(crate) fn want(&mut self, channels: Vec<String>) {
         self.wanted = Some(channels);
@@ -114,15 +114,16 @@ impl Ear {
         self.catching(|| unsafe { sys::process_notify_interrupt() });
     }
 
-    /// Runs `work` with the basket under it. `None`: an error, which has been cleaned up.
+    /// Runs `work` with what Postgres sends going to a batch. `None`: an error, which has been
+    /// cleaned up.
     fn catching<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
-        let basket = Basket {
+        let batch = NotifyBatch {
             encoding: Encoding::of_database(),
             has_converted: false,
-            batch: Vec::new(),
+            notifications: Vec::new(),
             bytes: 0,
         };
-        BASKET.set(Some(basket));
+        BATCH.set(Some(batch));
         let result = attempt(AssertUnwindSafe(|| {
             let _diverted = Diverted::new();
             work()
@@ -136,13 +137,13 @@ impl Ear {
                 failure.sqlstate
             );
         });
-        if let Some(mut basket) = BASKET.take() {
-            if basket.has_converted {
+        if let Some(mut batch) = BATCH.take() {
+            if batch.has_converted {
                 // The decoder must find nothing of today's catalogue in the caches.
                 // SAFETY: outside a transaction.
                 unsafe { pg_sys::InvalidateSystemCaches() };
             }
-            basket.send();
+            batch.send();
         }
         // SAFETY: main thread. Transactions leave their own memory behind.
         unsafe { pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext) };
@@ -150,7 +151,7 @@ impl Ear {
     }
 }
 
-/// While this lives, what Postgres sends to its client comes to the basket.
+/// While this lives, what Postgres sends to its client comes to the batch.
 struct Diverted {
     methods: *const PqCommMethods,
     destination: pg_sys::CommandDest::Type,
@@ -210,9 +211,9 @@ unsafe extern "C-unwind" fn putmessage(
     if kind as u8 == b'A' {
         // SAFETY: Postgres passes a message of that length.
         let content = unsafe { std::slice::from_raw_parts(content.cast::<u8>(), length) };
-        BASKET.with_borrow_mut(|basket| {
-            if let Some(basket) = basket {
-                basket.add(content);
+        BATCH.with_borrow_mut(|batch| {
+            if let Some(batch) = batch {
+                batch.add(content);
             }
         });
     }
@@ -230,14 +231,14 @@ unsafe extern "C-unwind" fn putmessage_noblock(
 }
 
 fn mark_converted(is_converted: bool) {
-    BASKET.with_borrow_mut(|basket| {
-        if let Some(basket) = basket {
-            basket.has_converted |= is_converted;
+    BATCH.with_borrow_mut(|batch| {
+        if let Some(batch) = batch {
+            batch.has_converted |= is_converted;
         }
     });
 }
 
-impl Basket {
+impl NotifyBatch {
     /// The sender's pid, the channel and the payload; both end with a zero byte.
     fn add(&mut self, content: &[u8]) {
         let Some((pid, texts)) = content.split_first_chunk::<4>() else { return };
@@ -249,8 +250,8 @@ impl Basket {
             payload: self.text(payload),
             pid: i32::from_be_bytes(*pid),
         };
-        self.batch.push(notification);
-        if self.bytes >= FULL_BYTES || self.batch.len() >= FULL_COUNT {
+        self.notifications.push(notification);
+        if self.bytes >= FULL_BYTES || self.notifications.len() >= FULL_COUNT {
             self.send();
         }
     }
@@ -265,10 +266,10 @@ impl Basket {
 
     /// Hands over what there is; waits for room, interruptibly. Postgres keeps the rest meanwhile.
     fn send(&mut self) {
-        if self.batch.is_empty() {
+        if self.notifications.is_empty() {
             return;
         }
         self.bytes = 0;
-        server::tell(&Word::Notified(std::mem::take(&mut self.batch)));
+        server::tell(&Word::Notified(std::mem::take(&mut self.notifications)));
     }
 }

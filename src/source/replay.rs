@@ -18,10 +18,10 @@ use tide_feed::payload::write_payload;
 use tide_feed::wal::{self, WalMessage};
 
 use crate::process::server;
-use crate::source::feed_writer::Outlet;
+use crate::source::feed_writer::FeedWriter;
 use crate::source::invalidation;
-use crate::source::log_limit::Complaint;
-use crate::source::logical_message::Inbox;
+use crate::source::log_limit::RateLimitedLog;
+use crate::source::logical_message::LogicalMessages;
 use crate::source::relation::Relations;
 use crate::tuple::{Image, Tuple};
 use crate::{compat, tuple, wait};
@@ -41,10 +41,10 @@ const SCRATCH_BYTES: usize = 64 << 10;
 /// All that the callbacks work with. Lives as long as the worker; main thread only.
 #[derive(Debug)]
 pub(crate) struct Replay {
-    pub(crate) outlet: Outlet,
+    pub(crate) feed: FeedWriter,
     relations: Relations,
     publication: CString,
-    inbox: Inbox,
+    messages: LogicalMessages,
     /// Of the slot that is read.
     generation: u32,
     transaction: Transaction,
@@ -60,7 +60,7 @@ pub(crate) struct Replay {
     column: Option<usize>,
     /// Bytes that an event may have.
     limit: usize,
-    complaint: Complaint,
+    log: RateLimitedLog,
     /// The hub was told that the stream is held up.
     was_held: bool,
     old: Tuple,
@@ -103,10 +103,10 @@ impl Replay {
             )
         };
         Replay {
-            outlet: Outlet::default(),
+            feed: FeedWriter::default(),
             relations: Relations::default(),
             publication,
-            inbox: Inbox::default(),
+            messages: LogicalMessages::default(),
             generation: 0,
             transaction: Transaction::default(),
             is_careful: false,
@@ -115,7 +115,7 @@ impl Replay {
             reading: None,
             column: None,
             limit,
-            complaint: Complaint::default(),
+            log: RateLimitedLog::default(),
             was_held: false,
             old: Tuple::default(),
             new: Tuple::default(),
@@ -134,9 +134,9 @@ impl Replay {
 
     /// Puts aside what an error has left, and says which change it arose in.
     pub(crate) fn recover(&mut self) -> Option<Position> {
-        self.outlet.discard();
+        self.feed.discard();
         self.relations.clear();
-        self.inbox.forget_keys();
+        self.messages.forget_keys();
         self.mark = None;
         self.reading = None;
         // SAFETY: nothing of the failed change is used any more.
@@ -161,15 +161,15 @@ impl Replay {
                 mutation_id: None,
             }
         };
-        self.inbox.begin();
+        self.messages.begin();
         let xid = pg_sys::TransactionId::from(self.transaction.xid);
         // The commit record is flushed before the transaction ends for others: mostly it has by
         // now; a missing synchronous standby makes it last.
         // SAFETY: reads shared memory.
         let is_visible = || unsafe { !pg_sys::TransactionIdIsInProgress(xid) };
         if !is_visible() {
-            self.outlet.flush();
-            self.outlet.decoded(self.transaction.commit, true);
+            self.feed.flush();
+            self.feed.decoded(self.transaction.commit, true);
             self.await_visible(is_visible);
         }
     }
@@ -199,7 +199,7 @@ impl Replay {
 
     /// The transaction is complete.
     pub(crate) fn commit(&mut self) {
-        self.outlet.end_transaction(self.transaction.commit);
+        self.feed.end_transaction(self.transaction.commit);
     }
 
     /// A row was inserted, updated or deleted.
@@ -213,7 +213,7 @@ impl Replay {
     ) {
         use pg_sys::ReorderBufferChangeType as Action;
         let position = self.next_position();
-        if self.outlet.has_sent(position) {
+        if self.feed.has_sent(position) {
             return;
         }
         // SAFETY: as above.
@@ -236,7 +236,7 @@ impl Replay {
     pub(crate) unsafe fn truncate(&mut self, relations: &[pg_sys::Relation]) {
         for relation in relations {
             let position = self.next_position();
-            if self.outlet.has_sent(position) {
+            if self.feed.has_sent(position) {
                 continue;
             }
             // SAFETY: as above.
@@ -258,7 +258,7 @@ impl Replay {
         let is_ours = prefix == wal::PREFIX;
         let Some(transaction) = transaction else {
             if is_ours {
-                self.inbox.refuse();
+                self.messages.refuse();
             }
             return;
         };
@@ -272,9 +272,9 @@ impl Replay {
 
     /// Tells the hub how many messages have turned out not to be ours.
     pub(crate) fn report_forged(&mut self) {
-        let forged = self.inbox.forged();
+        let forged = self.messages.forged();
         if forged > 0 && server::offer(&link::json(&Word::Forged(forged))) {
-            self.inbox.forget_forged();
+            self.messages.forget_forged();
         }
     }
 
@@ -282,14 +282,14 @@ impl Replay {
     pub(crate) fn pass_on_invalidations(&mut self) {
         let Some(stale) = invalidation::take() else { return };
         self.relations.forget(&stale);
-        self.inbox.forget(&stale);
+        self.messages.forget(&stale);
         if stale.all_relations || stale.entitlements {
-            return self.outlet.catalog(CatalogChange::All);
+            return self.feed.catalog(CatalogChange::All);
         }
         for table in stale.relations {
             // The others are asked about when their first event comes.
             if self.relations.has_seen(table) {
-                self.outlet.catalog(CatalogChange::Relation(table));
+                self.feed.catalog(CatalogChange::Relation(table));
             }
         }
     }
@@ -336,13 +336,13 @@ impl Replay {
         content: &[u8],
     ) {
         // SAFETY: as for `message`.
-        match unsafe { self.inbox.open(transaction, content) } {
+        match unsafe { self.messages.open(transaction, content) } {
             Some(WalMessage::MutationId(id)) => self.transaction.mutation_id = Some(id.into()),
             Some(WalMessage::Channel { channel, name, private, data })
-                if !self.outlet.has_sent(position) =>
+                if !self.feed.has_sent(position) =>
             {
-                self.outlet.make_room();
-                let batch = self.outlet.batch();
+                self.feed.make_room();
+                let batch = self.feed.batch();
                 batch.begin_event(self.limit);
                 let payload = batch.push_span(|out| -> Result<bool, Overflow> {
                     Ok(write_payload(out.room(data.len().saturating_add(9))?, data.as_bytes()))
@@ -358,25 +358,25 @@ impl Replay {
                     }
                 }
             }
-            Some(WalMessage::Schema(change)) if !self.outlet.has_sent(position) => {
+            Some(WalMessage::Schema(change)) if !self.feed.has_sent(position) => {
                 self.altered(position, change);
             }
             Some(WalMessage::Channel { .. } | WalMessage::Schema(_)) => {}
-            None => self.complaint.about(FORGED),
+            None => self.log.write(FORGED),
         }
     }
 
     /// A table or schema was made, altered or dropped.
     fn altered(&mut self, position: Position, change: &str) {
         let Ok(change) = serde_json::from_str::<SchemaChange>(change) else {
-            return self.complaint.about("ignored a schema change that could not be read");
+            return self.log.write("ignored a schema change that could not be read");
         };
         if change.table.is_some() {
             // What the hub knows of it is from before; from now on it hears of every change.
             self.relations.see(change.oid);
-            self.outlet.catalog(CatalogChange::Relation(change.oid));
+            self.feed.catalog(CatalogChange::Relation(change.oid));
         }
-        self.outlet.make_room();
+        self.feed.make_room();
         self.add(position, EventKind::Schema(change));
     }
 
@@ -412,7 +412,7 @@ impl Replay {
             }
             self.reading = Some(change);
             self.announce(index);
-            self.outlet.make_room();
+            self.feed.make_room();
             self.write(position, index, change);
         }
     }
@@ -423,10 +423,10 @@ impl Replay {
         if change.operation != Operation::Insert || change.new.is_null() {
             return;
         }
-        let Replay { relations, outlet, mark, new, generation, complaint, .. } = self;
+        let Replay { relations, feed, mark, new, generation, log, .. } = self;
         let Some(outbox) = relations.outbox(index) else { return };
         if !outbox.is_whole() {
-            return complaint.about("rows of an outbox are not published: it has lost columns");
+            return log.write("rows of an outbox are not published: it has lost columns");
         }
         // SAFETY: as for `change`.
         let message = unsafe {
@@ -435,8 +435,8 @@ impl Replay {
                 return;
             }
             self.reading = Some(change);
-            outlet.make_room();
-            let batch = outlet.batch();
+            feed.make_room();
+            let batch = feed.batch();
             batch.begin_event(self.limit);
             *mark = Some(batch.begin_row());
             outbox.message(new, batch, self.limit)
@@ -450,11 +450,11 @@ impl Replay {
 
     /// Writes the rows and adds the event.
     unsafe fn write(&mut self, position: Position, index: usize, change: RowChange) {
-        let Replay { relations, outlet, mark, column, old, new, .. } = self;
+        let Replay { relations, feed, mark, column, old, new, .. } = self;
         let Some(published) = relations.get(index) else { return };
         let relation = Arc::clone(&published.relation);
         let image = if relation.identity_full { Image::Full } else { Image::Key };
-        let batch = outlet.batch();
+        let batch = feed.batch();
         batch.begin_event(self.limit);
         *mark = Some(batch.begin_row());
         let operation = change.operation;
@@ -487,7 +487,7 @@ impl Replay {
         }
         let relation = Arc::clone(&published.relation);
         self.announce(index);
-        self.outlet.make_room();
+        self.feed.make_room();
         let operation = Operation::Truncate;
         self.add(position, EventKind::Change(Change { relation, operation, old: None, new: None }));
     }
@@ -496,7 +496,7 @@ impl Replay {
     /// to the catalogue only for tables that have had events.
     fn announce(&mut self, index: usize) {
         if let Some(table) = self.relations.first_event(index) {
-            self.outlet.catalog(CatalogChange::Relation(table));
+            self.feed.catalog(CatalogChange::Relation(table));
         }
     }
 
@@ -505,6 +505,6 @@ impl Replay {
         let mutation_id = self.transaction.mutation_id.clone();
         let last_in_tx = false;
         let event = Event { position, end, xid, commit_time, last_in_tx, mutation_id, kind };
-        self.outlet.add(event);
+        self.feed.add(event);
     }
 }
