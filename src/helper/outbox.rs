@@ -9,10 +9,11 @@
 use std::time::Duration;
 
 use pgrx::datum::DatumWithOid;
-use pgrx::{PgSqlErrorCode, Spi, pg_sys};
+use pgrx::{Spi, pg_sys};
 use serde::Deserialize;
 use tide_feed::catalog::{Outbox, Retired, TakenOver, Unpublished};
 
+use crate::helper::answer::{encode, parse};
 use crate::helper::transaction::{Refusal, committed, rolled_back};
 use crate::source::outbox::mark;
 
@@ -87,13 +88,14 @@ impl Description {
     fn run(&self, template: &str, arguments: &[DatumWithOid<'_>]) -> Result<String, Refusal> {
         let statement = self.statement(template);
         as_owner(self.owner, || text(&statement, arguments))?
-            .ok_or_else(|| internal("the statement gave no answer"))
+            .ok_or_else(|| Refusal::internal("the statement gave no answer"))
     }
 
     fn count(&self, template: &str, arguments: &[DatumWithOid<'_>]) -> Result<u64, Refusal> {
         let statement = self.statement(template);
         let count = as_owner(self.owner, || Spi::get_one_with_args::<i64>(&statement, arguments));
-        let count = count.ok().flatten().ok_or_else(|| internal("the statement gave no count"))?;
+        let count =
+            count.ok().flatten().ok_or_else(|| Refusal::internal("the statement gave no count"))?;
         Ok(count.unsigned_abs())
     }
 }
@@ -123,13 +125,14 @@ pub(crate) fn take_over(
     let mark = mark(generation);
     let taken = chore(|| {
         let Some(outbox) = Description::of(table, &mark)? else {
-            return Err(internal("it is no outbox any more, or has lost columns"));
+            return Err(Refusal::internal("it is no outbox any more, or has lost columns"));
         };
         if outbox.generation == Some(i64::from(generation)) {
             return Ok(TakenOver { after, done: true });
         }
         let lock = outbox.statement("lock table only {outbox} in share row exclusive mode");
-        as_owner(outbox.owner, || Spi::run(&lock)).map_err(|error| internal(&error.to_string()))?;
+        as_owner(outbox.owner, || Spi::run(&lock))
+            .map_err(|error| Refusal::internal(&error.to_string()))?;
         let line_up = |after: i64| -> Result<Moved, Refusal> {
             let arguments = [after.into(), i64::from(limit).into(), mark.as_str().into()];
             parse(&outbox.run(LINE_UP, &arguments)?)
@@ -213,7 +216,7 @@ fn belongs_to(table: u32, generation: Option<u32>) -> Result<(), Refusal> {
     let query = "update tide.outboxes set generation = $2
                  where relation = $1 and generation is distinct from $2";
     let arguments = [pg_sys::Oid::from(table).into(), generation.map(i64::from).into()];
-    Spi::run_with_args(query, &arguments).map_err(|error| internal(&error.to_string()))
+    Spi::run_with_args(query, &arguments).map_err(|error| Refusal::internal(&error.to_string()))
 }
 
 /// One transaction, which nobody waits for to be on disk: done again, it does no harm.
@@ -270,18 +273,6 @@ fn text(statement: &str, arguments: &[DatumWithOid<'_>]) -> Result<Option<String
         Ok(answer) => Ok(answer),
         // No row at all.
         Err(pgrx::spi::Error::InvalidPosition) => Ok(None),
-        Err(error) => Err(internal(&error.to_string())),
+        Err(error) => Err(Refusal::internal(&error.to_string())),
     }
-}
-
-fn parse<T: for<'a> Deserialize<'a>>(json: &str) -> Result<T, Refusal> {
-    serde_json::from_str(json).map_err(|_| internal("the statement gave an unexpected answer"))
-}
-
-fn encode(answer: &impl serde::Serialize) -> Result<String, Refusal> {
-    serde_json::to_string(answer).map_err(|_| internal("the answer cannot be written"))
-}
-
-fn internal(message: &str) -> Refusal {
-    Refusal::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message)
 }

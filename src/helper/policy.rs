@@ -10,6 +10,7 @@ use pgrx::{PgSqlErrorCode, Spi, pg_sys};
 use tide_feed::catalog::{Evaluation, Evaluations, Judgement, Judgements};
 
 use crate::guc;
+use crate::helper::answer::encode;
 use crate::helper::executor::as_role;
 use crate::helper::session::set;
 use crate::helper::transaction::{Refusal, allow};
@@ -62,7 +63,7 @@ pub(crate) fn evaluate(
         || Ok(()),
         |()| {
             let values = expression::value::<Vec<Option<String>>>(&query, &[])?;
-            values.map(Evaluation::Values).ok_or_else(|| internal("no values"))
+            values.map(Evaluation::Values).ok_or_else(|| Refusal::internal("no values"))
         },
         Evaluation::Failed,
     )?;
@@ -106,7 +107,8 @@ pub(crate) fn with_claims<R>(
     claims: &str,
     work: impl FnOnce() -> Result<R, Refusal>,
 ) -> Result<R, Refusal> {
-    let claims = CString::new(claims).map_err(|_| internal("claims with a null character"))?;
+    let claims =
+        CString::new(claims).map_err(|_| Refusal::internal("claims with a null character"))?;
     allow(guc::policy_timeout());
     // SAFETY: in a transaction, whose end takes all of it back if the work fails.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
@@ -138,8 +140,8 @@ impl Shipment {
         let query = format!(
             "select array(select r from pg_catalog.jsonb_populate_recordset(null::{qualified}, $1::jsonb) as r)"
         );
-        let (rows, rows_type) =
-            value(&query, &[rows.into()]).ok_or_else(|| internal("the rows cannot be read"))?;
+        let (rows, rows_type) = value(&query, &[rows.into()])
+            .ok_or_else(|| Refusal::internal("the rows cannot be read"))?;
         Ok(Shipment { name, rows, rows_type })
     }
 
@@ -152,7 +154,7 @@ impl Shipment {
         // SAFETY: the value and its type come from the same query.
         let rows = unsafe { DatumWithOid::new(self.rows, self.rows_type) };
         let admitted = expression::value::<Vec<bool>>(&query, &[rows])?;
-        admitted.ok_or_else(|| internal("the policy gave no answer"))
+        admitted.ok_or_else(|| Refusal::internal("the policy gave no answer"))
     }
 }
 
@@ -166,12 +168,4 @@ fn value(query: &str, arguments: &[DatumWithOid]) -> Option<(pg_sys::Datum, pg_s
         let value = unsafe { pg_sys::SPI_datumTransfer(value, false, -1) };
         Some((value, value_type))
     })
-}
-
-fn encode(answer: &impl serde::Serialize) -> Result<String, Refusal> {
-    serde_json::to_string(answer).map_err(|_| internal("the answer cannot be written"))
-}
-
-fn internal(message: &str) -> Refusal {
-    Refusal::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message)
 }

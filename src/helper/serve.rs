@@ -106,7 +106,7 @@ fn reply(answer: Result<String, Refusal>) -> Reply {
     let refused = match answer {
         Ok(json) => match serde_json::value::RawValue::from_string(json) {
             Ok(json) => return Reply::Ok(json),
-            Err(_) => Refusal::new(pgrx::PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, "not JSON"),
+            Err(_) => Refusal::internal("not JSON"),
         },
         Err(refusal) => refusal,
     };

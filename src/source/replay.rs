@@ -13,6 +13,7 @@ use tide_feed::event::{
     CatalogChange, Change, Event, EventKind, Lsn, Message, Operation, Position, RowStart,
     SchemaChange, Unsaid,
 };
+use tide_feed::json::MICROS_1970_TO_2000;
 use tide_feed::link::{self, Word};
 use tide_feed::payload::write_payload;
 use tide_feed::wal::{self, WalMessage};
@@ -26,8 +27,6 @@ use crate::source::relation::Relations;
 use crate::tuple::{Image, Tuple};
 use crate::{compat, tuple, wait};
 
-/// Microseconds between the epochs of Unix and Postgres.
-const EPOCH_MICROS: i64 = 946_684_800_000_000;
 /// Looking whether a transaction has become visible: soon at first.
 const VISIBLE_FIRST_MS: i64 = 1;
 const VISIBLE_LONGEST_MS: i64 = 100;
@@ -156,7 +155,7 @@ impl Replay {
                 commit: Lsn(transaction.final_lsn),
                 end: Lsn(transaction.end_lsn),
                 xid: transaction.xid.into_inner(),
-                commit_time: transaction.xact_time.commit_time.saturating_add(EPOCH_MICROS),
+                commit_time: transaction.xact_time.commit_time.saturating_add(MICROS_1970_TO_2000),
                 changes: 0,
                 mutation_id: None,
             }
