@@ -456,12 +456,12 @@ pub struct Connection {
     pub lagging: bool,
     /// How many events of the history it has still to be served.
     pub lag: u64,
-    pub channels: Vec<Channel>,
+    pub channels: Vec<ConnectedChannel>,
 }
 
 /// What a client has joined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Channel {
+pub struct ConnectedChannel {
     pub topic: String,
     pub role: String,
     /// The claim `sub` of its token.

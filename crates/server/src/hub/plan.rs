@@ -37,7 +37,7 @@ pub(super) struct Scene<'a> {
 /// What is missing to say what an event is to a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Missing {
-    /// Its members see different rows: they have to be told apart.
+    /// Its members see different rows: it has to be split by identity.
     Identity,
     /// An answer about this: what the role may see of it, or what its policies say.
     Answer { about: Subject },

@@ -10,11 +10,11 @@ use tide_feed::catalog::{Evaluation, Judgement, RENAMED, is_transient};
 use tide_feed::event::CatalogChange;
 use tokio::sync::mpsc;
 
-use super::catch_up::Laggards;
+use super::catch_up::LaggingSessions;
 use super::entitlement::{Entitlement, Entitlements, Subject};
 use super::group::GroupId;
 use super::history::{History, Seq};
-use super::registry::Roster;
+use super::registry::Registry;
 use super::shipment::{Asked, ROWS, Shipment};
 use crate::catalog::{Catalog, CatalogError};
 use crate::policy::{Rule, Seen, Sight, Value, Way};
@@ -211,8 +211,8 @@ impl Inquiries {
     }
 
     /// The group cannot go on without a verdict on the event.
-    pub(super) fn raise(&mut self, id: GroupId, seq: Seq, about: Subject, roster: &mut Roster) {
-        let Some(group) = roster.group_mut(id) else { return };
+    pub(super) fn raise(&mut self, id: GroupId, seq: Seq, about: Subject, registry: &mut Registry) {
+        let Some(group) = registry.group_mut(id) else { return };
         let Some(role) = &group.key.role else { return };
         let hearing = &mut group.plans.hearing;
         if let Some(awaited) = &mut hearing.awaited {
@@ -227,10 +227,10 @@ impl Inquiries {
     /// Asks whatever can be asked now.
     pub(super) fn ask(
         &mut self,
-        roster: &mut Roster,
+        registry: &mut Registry,
         history: &History,
         entitlements: &mut Entitlements,
-        laggards: &mut Laggards,
+        lagging: &mut LaggingSessions,
         stats: &Stats,
     ) {
         let now = Instant::now();
@@ -240,18 +240,18 @@ impl Inquiries {
                 continue;
             }
             docket.not_before = None;
-            let Some(seq) = docket.awaited(roster) else { continue };
+            let Some(seq) = docket.awaited(registry) else { continue };
             let table = match matter.about {
                 Subject::Rows(table) => table,
                 Subject::Object(object) => {
                     if entitlements.visibility(&matter.role, object, seq).is_some() {
-                        docket.release(roster, laggards);
+                        docket.release(registry, lagging);
                     }
                     continue;
                 }
             };
             let Some(entitlement) = entitlements.of(&matter.role, table, seq) else { continue };
-            let question = docket.question(table, roster, history, &entitlement, laggards);
+            let question = docket.question(table, registry, history, &entitlement, lagging);
             let Some(question) = question else { continue };
             stats.policy_questions_total.inc();
             docket.is_asking = true;
@@ -278,9 +278,9 @@ impl Inquiries {
     pub(super) fn settle(
         &mut self,
         answer: Answer,
-        roster: &mut Roster,
+        registry: &mut Registry,
         entitlements: &mut Entitlements,
-        laggards: &mut Laggards,
+        lagging: &mut LaggingSessions,
         stats: &Stats,
     ) {
         let Answer { role, table, rule, groups, asked, count, outcome } = answer;
@@ -318,25 +318,25 @@ impl Inquiries {
         // Those that it was too late for are the first to be asked about next, in their order.
         let mut again = Vec::new();
         for id in groups {
-            let Some(group) = roster.group_mut(id) else { continue };
+            let Some(group) = registry.group_mut(id) else { continue };
             let hearing = &mut group.plans.hearing;
             match said.next() {
                 None => again.push(id),
                 Some(Said::Visible(visible)) if visible.len() == count => {
                     hearing.heed(&visible, &rule, &asked);
-                    wake(id, roster, laggards);
+                    wake(id, registry, lagging);
                 }
                 Some(Said::Values(values)) => {
                     match rule.read(&values) {
                         Some(values) => {
                             hearing.learn(table, &rule, values);
                             if is_current {
-                                roster.anchor(id, table, &rule);
+                                registry.anchor(id, table, &rule);
                             }
                         }
                         None => hearing.failed(&rule, "XX000", (&role, table), stats),
                     }
-                    wake(id, roster, laggards);
+                    wake(id, registry, lagging);
                 }
                 Some(Said::Failed(sqlstate)) if hearing.is_to_wait(&sqlstate, asked.len()) => {
                     docket.not_before = Some(Instant::now() + RETRY);
@@ -348,11 +348,11 @@ impl Inquiries {
                 }
                 Some(Said::Visible(_)) => {
                     hearing.failed(&rule, "XX000", (&role, table), stats);
-                    wake(id, roster, laggards);
+                    wake(id, registry, lagging);
                 }
                 Some(Said::Failed(sqlstate)) => {
                     hearing.failed(&rule, &sqlstate, (&role, table), stats);
-                    wake(id, roster, laggards);
+                    wake(id, registry, lagging);
                 }
             }
         }
@@ -412,20 +412,20 @@ fn is_renaming(error: &CatalogError) -> bool {
 }
 
 /// Lets the members of a group go on.
-fn wake(id: GroupId, roster: &mut Roster, laggards: &mut Laggards) {
-    let Some(group) = roster.group_mut(id) else { return };
+fn wake(id: GroupId, registry: &mut Registry, lagging: &mut LaggingSessions) {
+    let Some(group) = registry.group_mut(id) else { return };
     group.plans.hearing.awaited = None;
     group.plans.hearing.tries = 0;
     for member in group.members.iter().filter(|member| member.lag.is_some()) {
-        laggards.wake(member.session);
+        lagging.wake(member.session);
     }
 }
 
 impl Docket {
     /// The event that the first of those who wait is at.
-    fn awaited(&mut self, roster: &Roster) -> Option<Seq> {
+    fn awaited(&mut self, registry: &Registry) -> Option<Seq> {
         while let Some(id) = self.waiting.front() {
-            let awaited = roster.group(*id).and_then(|group| group.plans.hearing.awaited);
+            let awaited = registry.group(*id).and_then(|group| group.plans.hearing.awaited);
             if awaited.is_some() {
                 return awaited;
             }
@@ -435,9 +435,9 @@ impl Docket {
     }
 
     /// Lets all of them go on.
-    fn release(&mut self, roster: &mut Roster, laggards: &mut Laggards) {
+    fn release(&mut self, registry: &mut Registry, lagging: &mut LaggingSessions) {
         for id in self.waiting.drain(..) {
-            wake(id, roster, laggards);
+            wake(id, registry, lagging);
         }
     }
 
@@ -445,10 +445,10 @@ impl Docket {
     fn question(
         &mut self,
         table: u32,
-        roster: &mut Roster,
+        registry: &mut Registry,
         history: &History,
         entitlement: &Entitlement,
-        laggards: &mut Laggards,
+        lagging: &mut LaggingSessions,
     ) -> Option<Question> {
         let rule = entitlement.rule();
         let (mut groups, mut claims) = (Vec::new(), Vec::new());
@@ -456,13 +456,13 @@ impl Docket {
         let most = if rule.way == Way::Formula { CLAIMANTS } else { CLIENTS };
         while groups.len() < most {
             let Some(id) = self.waiting.pop_front() else { break };
-            let Some(group) = roster.group(id) else { continue };
+            let Some(group) = registry.group(id) else { continue };
             let hearing = &group.plans.hearing;
             let (Some(identity), Some(awaited), true) =
                 (&group.key.identity, hearing.awaited, rule.is_personal())
             else {
                 // It can be decided otherwise by now.
-                wake(id, roster, laggards);
+                wake(id, registry, lagging);
                 continue;
             };
             let rows = hearing.rows.unwrap_or(ROWS);
@@ -489,7 +489,7 @@ impl Docket {
         shipment.load(table, from, limit, history, entitlement);
         if shipment.asked.is_empty() {
             for id in groups {
-                wake(id, roster, laggards);
+                wake(id, registry, lagging);
             }
             return None;
         }

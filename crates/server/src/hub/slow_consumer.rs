@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::handle::SessionId;
-use super::registry::Roster;
+use super::registry::Registry;
 
 /// Who may be waited for.
 #[derive(Clone, Copy)]
@@ -43,10 +43,11 @@ impl Judge {
     pub(super) fn slow(
         &mut self,
         needing: &[SessionId],
-        roster: &Roster,
+        registry: &Registry,
         now: Instant,
     ) -> Option<Vec<SessionId>> {
-        let sent = |session: SessionId| roster.sessions.get(&session).map(|s| s.queue.sent_bytes());
+        let sent =
+            |session: SessionId| registry.sessions.get(&session).map(|s| s.queue.sent_bytes());
         let Some(watch) = self.watch.as_ref().filter(|w| now - w.since < 2 * self.pace.watch)
         else {
             let sent = needing.iter().filter_map(|s| Some((*s, sent(*s)?))).collect();

@@ -14,7 +14,7 @@ use tide_feed::notification::Notification;
 use tokio::sync::{mpsc, watch};
 
 use super::bodies::Bodies;
-use super::catch_up::Laggards;
+use super::catch_up::LaggingSessions;
 use super::entitlement::{Entitlements, Subject};
 use super::failure::{self, refusal, wire_topic};
 use super::group::{GroupId, GroupKey};
@@ -26,7 +26,7 @@ use super::policy_check::Inquiries;
 use super::queue::{Budget, Goodbye, Push};
 use super::receipts::Receipts;
 use super::recent;
-use super::registry::{Roster, Session};
+use super::registry::{Registry, Session};
 use super::subscription::{Facet, Style, Subscription};
 use crate::catalog::Catalog;
 use crate::link::{Feed, Uplink};
@@ -82,8 +82,8 @@ pub fn new(config: &Config, parts: Parts) -> (Hub, Stream) {
 /// The hub's own half. Whatever it does not know yet waits beside the stream: nothing in it blocks.
 pub struct Stream {
     history: History,
-    roster: Roster,
-    laggards: Laggards,
+    registry: Registry,
+    lagging: LaggingSessions,
     notices: Notices,
     entitlements: Entitlements,
     inquiries: Inquiries,
@@ -113,8 +113,8 @@ impl Stream {
         let Parts { feed, uplink, catalog, stats, receipts, .. } = parts;
         Stream {
             history,
-            roster: Roster::default(),
-            laggards: Laggards::default(),
+            registry: Registry::default(),
+            lagging: LaggingSessions::default(),
             notices,
             inquiries: Inquiries::new(catalog.clone()),
             entitlements: Entitlements::new(catalog),
@@ -140,18 +140,18 @@ impl Stream {
     /// Runs until it is told to stop, or the feed ends.
     pub async fn run(mut self) {
         while self.turn().await {
-            self.roster.routes.remake(self.entitlements.answered());
+            self.registry.routes.remake(self.entitlements.answered());
             if self.entitlements.gives_up_waiting() {
-                self.laggards.wake_all();
+                self.lagging.wake_all();
             }
-            self.serve_laggards();
-            let (laggards, stats) = (&mut self.laggards, &self.stats);
-            let (roster, entitlements) = (&mut self.roster, &mut self.entitlements);
-            self.inquiries.ask(roster, &self.history, entitlements, laggards, stats);
+            self.serve_lagging();
+            let (lagging, stats) = (&mut self.lagging, &self.stats);
+            let (registry, entitlements) = (&mut self.registry, &mut self.entitlements);
+            self.inquiries.ask(registry, &self.history, entitlements, lagging, stats);
             // The sessions on this thread write what they were given.
             tokio::task::yield_now().await;
         }
-        for session in self.roster.sessions.values() {
+        for session in self.registry.sessions.values() {
             session.queue.close(Goodbye::Shutdown);
         }
     }
@@ -159,15 +159,15 @@ impl Stream {
     /// Waits for something to do, and does it; false: there is to be no more.
     async fn turn(&mut self) -> bool {
         let has_room = self.make_room();
-        let hears = self.notices.has_room(&self.roster, &self.stats, Instant::now());
+        let hears = self.notices.has_room(&self.registry, &self.stats, Instant::now());
         while hears && let Some(said) = self.notified.pop_front() {
             for said in &said {
-                self.notices.deliver(said, &self.roster, &self.stats);
+                self.notices.deliver(said, &self.registry, &self.stats);
             }
         }
         // Without room in the history the feed waits, and the worker with it.
         let takes = has_room && self.notified.len() < NOTICES;
-        let has_work = self.laggards.has_work() || self.notices.has_work();
+        let has_work = self.lagging.has_work() || self.notices.has_work();
         let wait = match takes && hears && !self.inquiries.is_resting() {
             true => TICK,
             false => SHORT_TICK,
@@ -180,9 +180,9 @@ impl Stream {
                 None => return false,
             },
             answer = self.inquiries.answer() => {
-                let (laggards, stats) = (&mut self.laggards, &self.stats);
-                let (roster, entitlements) = (&mut self.roster, &mut self.entitlements);
-                self.inquiries.settle(answer, roster, entitlements, laggards, stats);
+                let (lagging, stats) = (&mut self.lagging, &self.stats);
+                let (registry, entitlements) = (&mut self.registry, &mut self.entitlements);
+                self.inquiries.settle(answer, registry, entitlements, lagging, stats);
             }
             outcome = self.entitlements.outcome() => self.entitlements.learn(outcome),
             () = std::future::ready(()), if has_work => {}
@@ -215,17 +215,17 @@ impl Stream {
 
     /// Gives those who lag, in events or notifications, some more. Who lags in both has one queue:
     /// while it has room, each makes sure of the other's turn.
-    fn serve_laggards(&mut self) {
-        if let (true, Some(live)) = (self.laggards.has_work(), self.live) {
+    fn serve_lagging(&mut self) {
+        if let (true, Some(live)) = (self.lagging.has_work(), self.live) {
             let (history, entitlements) = (&self.history, &mut self.entitlements);
-            let (roster, inquiries) = (&mut self.roster, &mut self.inquiries);
-            let served = self.laggards.turn(roster, history, entitlements, inquiries, live);
+            let (registry, inquiries) = (&mut self.registry, &mut self.inquiries);
+            let served = self.lagging.turn(registry, history, entitlements, inquiries, live);
             if let Some(session) = served {
-                self.notices.wake(session, &self.roster);
+                self.notices.wake(session, &self.registry);
             }
         }
-        if let Some(session) = self.notices.turn(&self.roster) {
-            self.laggards.wake(session);
+        if let Some(session) = self.notices.turn(&self.registry) {
+            self.lagging.wake(session);
         }
     }
 
@@ -235,7 +235,7 @@ impl Stream {
         let mut evicted = false;
         while let Some(end) = self.history.due(now) {
             let full = self.history.is_full();
-            if !self.laggards.may_evict(end, full, &mut self.roster, &self.stats, now) {
+            if !self.lagging.may_evict(end, full, &mut self.registry, &self.stats, now) {
                 return false;
             }
             self.history.evict();
@@ -278,7 +278,7 @@ impl Stream {
             }
             Feed::Catalog(change) => {
                 self.entitlements.forget(&change, self.history.head());
-                self.roster.routes.forget(&change);
+                self.registry.routes.forget(&change);
             }
             Feed::Forged(count) => self.stats.forged_messages_total.add(count),
             Feed::Notified(notifications) => self.notified.push_back(notifications),
@@ -313,7 +313,7 @@ impl Stream {
     }
 
     fn announce_gap(&mut self) {
-        for group in self.roster.groups_mut() {
+        for group in self.registry.groups_mut() {
             let gap = Resync { reason: self.cause, oldest: None, newest: None };
             let frame = resync(group.key.vsn, None, &group.key.topic, gap);
             for member in &mut group.members {
@@ -344,7 +344,7 @@ impl Stream {
         match &scene.event.kind {
             EventKind::Change(change) => {
                 let (batch, entitlements) = (scene.batch, &mut self.entitlements);
-                self.roster.candidates(batch, change, scene.seq, entitlements, &mut candidates);
+                self.registry.candidates(batch, change, scene.seq, entitlements, &mut candidates);
             }
             EventKind::Message(message) => {
                 if let Some(why) = refusal(&message.channel) {
@@ -352,14 +352,14 @@ impl Stream {
                     failure::refuse(message, why, at, &self.stats, &self.receipts);
                 } else {
                     message.row.iter().for_each(|row| self.receipts.note(row));
-                    candidates.extend(self.roster.of_topic(&wire_topic(&message.channel)));
+                    candidates.extend(self.registry.of_topic(&wire_topic(&message.channel)));
                 }
             }
             EventKind::Schema(change) => {
-                candidates.extend(self.roster.of_topic("realtime:tide:schema"));
+                candidates.extend(self.registry.of_topic("realtime:tide:schema"));
                 for kind in ["schema", "records"] {
                     let topic = format!("realtime:tide:{kind}:{}", change.schema);
-                    candidates.extend(self.roster.of_topic(&topic));
+                    candidates.extend(self.registry.of_topic(&topic));
                 }
             }
             EventKind::Failed(failed) => {
@@ -369,9 +369,9 @@ impl Stream {
                         let at = scene.event.position.commit;
                         let (failures, sqlstate) = (self.receipts.failures(), &failed.sqlstate);
                         unsaid.row.iter().for_each(|row| failures.add(row, sqlstate, at));
-                        candidates.extend(self.roster.of_topic(&wire_topic(&unsaid.channel)));
+                        candidates.extend(self.registry.of_topic(&wire_topic(&unsaid.channel)));
                     }
-                    None => candidates.extend(self.roster.row_groups()),
+                    None => candidates.extend(self.registry.row_groups()),
                 }
             }
         }
@@ -383,7 +383,7 @@ impl Stream {
     }
 
     fn deliver_to_group(&mut self, id: GroupId, scene: Scene<'_>) {
-        let Some(group) = self.roster.group_mut(id) else { return };
+        let Some(group) = self.registry.group_mut(id) else { return };
         self.frames.clear();
         let mut press = Press {
             entitlements: &mut self.entitlements,
@@ -394,41 +394,41 @@ impl Stream {
         match group.plans.frames(&group.key, scene, group.previous, &mut press) {
             Ok(()) => {}
             Err(Missing::Identity) => {
-                for id in self.roster.tell_apart(id) {
+                for id in self.registry.split_by_identity(id) {
                     self.deliver_to_group(id, scene);
                     // Who waited for an answer as a member of the former group goes on by itself.
-                    for member in self.roster.group(id).iter().flat_map(|group| &group.members) {
-                        self.laggards.wake(member.session);
+                    for member in self.registry.group(id).iter().flat_map(|group| &group.members) {
+                        self.lagging.wake(member.session);
                     }
                 }
                 return;
             }
-            Err(Missing::Effort) => return self.roster.give_up(id),
+            Err(Missing::Effort) => return self.registry.give_up(id),
             Err(Missing::Answer { about }) => return self.hold(id, scene, about),
         }
         if self.frames.is_empty() {
             return;
         }
-        let laggards = &mut self.laggards;
-        group.give(&mut self.frames, scene.event, scene.seq, |session| laggards.add(session));
+        let lagging = &mut self.lagging;
+        group.give(&mut self.frames, scene.event, scene.seq, |session| lagging.add(session));
     }
 
     /// Has a group wait for what decides about the event; it reads on from the history.
     fn hold(&mut self, id: GroupId, scene: Scene<'_>, about: Subject) {
-        let Some(group) = self.roster.group_mut(id) else { return };
+        let Some(group) = self.registry.group_mut(id) else { return };
         let role = group.key.role.clone();
         let mut held = Vec::new();
         for member in &mut group.members {
             if member.lag.is_none() && member.floor.admits(scene.event) {
                 member.lag = Some(scene.seq);
-                self.laggards.add(member.session);
+                self.lagging.add(member.session);
                 held.push(member.session);
             }
         }
         if held.is_empty() {
             return;
         }
-        self.inquiries.raise(id, scene.seq, about, &mut self.roster);
+        self.inquiries.raise(id, scene.seq, about, &mut self.registry);
         if role.is_some_and(|role| self.entitlements.is_about_to_know(&role, about)) {
             held.iter().for_each(|session| self.hold_all(*session, scene));
         }
@@ -436,10 +436,10 @@ impl Stream {
 
     /// Has all channels of a connection read on from the history, each from where it is.
     fn hold_all(&mut self, session: SessionId, scene: Scene<'_>) {
-        let Some(entry) = self.roster.sessions.get(&session) else { return };
+        let Some(entry) = self.registry.sessions.get(&session) else { return };
         let groups: Vec<GroupId> = entry.groups().collect();
         for id in groups {
-            let Some(group) = self.roster.group_mut(id) else { continue };
+            let Some(group) = self.registry.group_mut(id) else { continue };
             let has_had_it = group.previous == Some(scene.event.position);
             let next = scene.seq + Seq::from(has_had_it);
             let members = group.members.iter_mut();
@@ -453,43 +453,43 @@ impl Stream {
         match command {
             Command::Connect { session, queue, peer } => {
                 let channels = std::collections::HashMap::new();
-                self.roster.sessions.insert(session, Session { queue, peer, channels });
+                self.registry.sessions.insert(session, Session { queue, peer, channels });
             }
             Command::Join { session, subscription, joined } => {
                 self.join(session, subscription);
                 let _ = joined.send(());
             }
             Command::SetIdentity { session, topic, identity } => {
-                self.roster.set_identity(session, &topic, identity);
+                self.registry.set_identity(session, &topic, identity);
                 self.foresee(session, &topic);
                 // It may have waited for an answer that would have been for its former self.
-                self.laggards.wake(session);
+                self.lagging.wake(session);
             }
             Command::Leave { session, topic } => {
-                self.roster.leave(session, &topic);
+                self.registry.leave(session, &topic);
             }
             Command::Receive { session, topic, vsn, facet, receive } => {
-                self.roster.receive(session, &topic, vsn, &facet, receive);
+                self.registry.receive(session, &topic, vsn, &facet, receive);
             }
             Command::Cast { cast } => {
                 self.casts.remove(&cast);
                 self.cast(&cast);
             }
             Command::Tell { session, frame } => {
-                if let Some(entry) = self.roster.sessions.get(&session) {
+                if let Some(entry) = self.registry.sessions.get(&session) {
                     entry.queue.reply(frame);
                 }
             }
             Command::Drained { session } => {
-                self.laggards.wake(session);
-                self.notices.wake(session, &self.roster);
+                self.lagging.wake(session);
+                self.notices.wake(session, &self.registry);
                 // Before whatever is said next, which it has room for now.
-                self.serve_laggards();
+                self.serve_lagging();
             }
             Command::Disconnect { session } => {
                 self.notices.remove(session);
-                self.laggards.remove(session);
-                self.roster.disconnect(session);
+                self.lagging.remove(session);
+                self.registry.disconnect(session);
             }
             Command::Recent { limit, tables, answer } => {
                 let epoch = self.live.map(|live| live.epoch).unwrap_or_default();
@@ -497,10 +497,10 @@ impl Stream {
             }
             Command::Connections { answer } => {
                 let head = self.history.head();
-                let _ = answer.send(recent::connections(&self.roster, &self.laggards, head));
+                let _ = answer.send(recent::connections(&self.registry, &self.lagging, head));
             }
             Command::Expel { session, answer } => {
-                let found = self.roster.sessions.get(&session);
+                let found = self.registry.sessions.get(&session);
                 let _ = answer.send(found.is_some());
                 if let Some(found) = found {
                     found.queue.close(Goodbye::Disconnected);
@@ -520,24 +520,26 @@ impl Stream {
 
     /// Has it found out what the channel's claims are worth, so that its first event need not wait.
     fn foresee(&mut self, session: SessionId, topic: &str) {
-        let Some(entry) = self.roster.sessions.get(&session) else { return };
+        let Some(entry) = self.registry.sessions.get(&session) else { return };
         let groups = entry.channels.get(topic).map(|channel| channel.groups.clone());
         for id in groups.unwrap_or_default() {
-            let Some(key) = self.roster.group(id).map(|group| group.key.clone()) else { continue };
+            let Some(key) = self.registry.group(id).map(|group| group.key.clone()) else {
+                continue;
+            };
             for (table, rule) in self.entitlements.rules(&key, self.history.head()) {
-                let Some(group) = self.roster.group(id) else { continue };
+                let Some(group) = self.registry.group(id) else { continue };
                 let is_known = group.plans.hearing.values(&rule).is_some();
                 if rule.way == Way::Formula && key.identity.is_some() && !is_known {
                     let about = Subject::Rows(table);
-                    self.inquiries.raise(id, self.history.head(), about, &mut self.roster);
+                    self.inquiries.raise(id, self.history.head(), about, &mut self.registry);
                 }
             }
         }
     }
 
     fn cast(&mut self, cast: &Cast) {
-        for id in self.roster.of_topic(&cast.topic) {
-            let Some(group) = self.roster.group(*id) else { continue };
+        for id in self.registry.of_topic(&cast.topic) {
+            let Some(group) = self.registry.group(*id) else { continue };
             if group.key.style != cast.to || group.key.private != cast.private {
                 continue;
             }
