@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pgrx::datum::DatumWithOid;
 use pgrx::{PgSqlErrorCode, Spi, pg_sys};
-use tide_feed::catalog::{Evaluation, Evaluations, Judgement, Judgements};
+use tide_feed::catalog::{ClaimsOutcome, ClaimsOutcomes, PolicyOutcome, PolicyOutcomes};
 
 use crate::guc;
 use crate::helper::answer::encode;
@@ -20,7 +20,7 @@ use crate::helper::{expression, labels};
 const BUDGET: Duration = Duration::from_millis(50);
 
 /// Which of the rows the condition admits, for each client.
-pub(crate) fn judge(
+pub(crate) fn evaluate_policy(
     role: &str,
     table: u32,
     condition: &str,
@@ -28,7 +28,7 @@ pub(crate) fn judge(
     labels: &[(u32, String)],
     claims: &[String],
 ) -> Result<String, Refusal> {
-    let judgements = for_each(
+    let outcomes = for_each(
         role,
         claims,
         || {
@@ -39,15 +39,15 @@ pub(crate) fn judge(
             let visible = shipment.admitted(condition)?;
             // What was renamed meanwhile may have been read as another label.
             labels::check(labels)?;
-            Ok(Judgement::Visible(visible))
+            Ok(PolicyOutcome::Visible(visible))
         },
-        Judgement::Failed,
+        PolicyOutcome::Failed,
     )?;
-    encode(&Judgements { judgements })
+    encode(&PolicyOutcomes { outcomes })
 }
 
 /// What the expressions are worth, for each client.
-pub(crate) fn evaluate(
+pub(crate) fn evaluate_claims(
     role: &str,
     expressions: &[String],
     claims: &[String],
@@ -57,17 +57,17 @@ pub(crate) fn evaluate(
         .map(|expression| format!("pg_catalog.to_jsonb(({expression}))::pg_catalog.text"))
         .collect();
     let query = format!("select array[{}]::pg_catalog.text[]", list.join(", "));
-    let evaluations = for_each(
+    let outcomes = for_each(
         role,
         claims,
         || Ok(()),
         |()| {
             let values = expression::value::<Vec<Option<String>>>(&query, &[])?;
-            values.map(Evaluation::Values).ok_or_else(|| Refusal::internal("no values"))
+            values.map(ClaimsOutcome::Values).ok_or_else(|| Refusal::internal("no values"))
         },
-        Evaluation::Failed,
+        ClaimsOutcome::Failed,
     )?;
-    encode(&Evaluations { evaluations })
+    encode(&ClaimsOutcomes { outcomes })
 }
 
 /// Prepares once, then does the work for one client after the other. The first failure ends the

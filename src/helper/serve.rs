@@ -89,11 +89,12 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
         (Hello::Executor, Request::Cast { role, type_sql, values }) => {
             executor::cast(&role, &type_sql, &values)
         }
-        (Hello::Executor, Request::Judge { role, table, condition, rows, labels, claims }) => {
-            policy::judge(&role, table, &condition, &rows, &labels, &claims)
-        }
-        (Hello::Executor, Request::Evaluate { role, expressions, claims }) => {
-            policy::evaluate(&role, &expressions, &claims)
+        (
+            Hello::Executor,
+            Request::EvaluatePolicy { role, table, condition, rows, labels, claims },
+        ) => policy::evaluate_policy(&role, table, &condition, &rows, &labels, &claims),
+        (Hello::Executor, Request::EvaluateClaims { role, expressions, claims }) => {
+            policy::evaluate_claims(&role, &expressions, &claims)
         }
         (Hello::Executor, Request::Channel { role, claims, topic, extensions }) => {
             channel::grants(&role, &claims, &topic, &extensions)

@@ -406,7 +406,7 @@ impl Replay {
             if let Some(filter) = &mut published.filter {
                 let old = (!change.old.is_null()).then_some(&*old);
                 let new = (!change.new.is_null()).then_some(&*new);
-                let Some(operation) = filter.judge(change.operation, old, new) else { return };
+                let Some(operation) = filter.apply(change.operation, old, new) else { return };
                 change.operation = operation;
             }
             self.reading = Some(change);

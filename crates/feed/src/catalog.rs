@@ -48,8 +48,8 @@ pub enum Request {
     /// (executor) Which of the rows the condition admits, for each of the clients, whose claims
     /// these are. `rows` is a JSON array of objects, one for each row. `labels` are those of enums
     /// that are in condition and rows, with their oids: if one has another name by now, the
-    /// answer is SQLSTATE [`RENAMED`]. Answers [`Judgements`].
-    Judge {
+    /// answer is SQLSTATE [`RENAMED`]. Answers [`PolicyOutcomes`].
+    EvaluatePolicy {
         role: String,
         table: u32,
         condition: String,
@@ -57,8 +57,9 @@ pub enum Request {
         labels: Vec<(u32, String)>,
         claims: Vec<String>,
     },
-    /// (executor) What the expressions are worth to each of the clients. Answers [`Evaluations`].
-    Evaluate { role: String, expressions: Vec<String>, claims: Vec<String> },
+    /// (executor) What the expressions are worth to each of the clients. Answers
+    /// [`ClaimsOutcomes`].
+    EvaluateClaims { role: String, expressions: Vec<String>, claims: Vec<String> },
     /// (executor) What the role, with these claims, may do on a channel; answers a list of
     /// [`Grant`]s, one for each extension. A policy that fails or takes too long grants nothing.
     Channel { role: String, claims: String, topic: String, extensions: Vec<String> },
@@ -286,32 +287,32 @@ pub struct Cast {
     pub values: Vec<String>,
 }
 
-/// Answer to [`Request::Judge`]: one for each of the clients, in their order; fewer if that takes
-/// longer than a question may.
+/// Answer to [`Request::EvaluatePolicy`]: one for each of the clients, in their order; fewer if
+/// that takes longer than a question may.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Judgements {
-    pub judgements: Vec<Judgement>,
+pub struct PolicyOutcomes {
+    pub outcomes: Vec<PolicyOutcome>,
 }
 
 /// What a policy says to one client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Judgement {
+pub enum PolicyOutcome {
     /// For each row whether it is visible.
     Visible(Vec<bool>),
     /// The policy failed; with this SQLSTATE.
     Failed(String),
 }
 
-/// Answer to [`Request::Evaluate`]: one for each of the clients, as in [`Judgements`].
+/// Answer to [`Request::EvaluateClaims`]: one for each of the clients, as in [`PolicyOutcomes`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Evaluations {
-    pub evaluations: Vec<Evaluation>,
+pub struct ClaimsOutcomes {
+    pub outcomes: Vec<ClaimsOutcome>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Evaluation {
+pub enum ClaimsOutcome {
     /// `to_jsonb` of each expression; `None` is NULL.
     Values(Vec<Option<String>>),
     Failed(String),

@@ -12,9 +12,9 @@ use pool::Pool;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tide_feed::catalog::{
-    Cast, Evaluation, Evaluations, Grant, Judgement, Judgements, Object, Outbox, Request, Retired,
-    RoleStatus, Secrets, TableAccess, Tables, TakenOver, Unpublished, Visibility, Which,
-    is_transient,
+    Cast, ClaimsOutcome, ClaimsOutcomes, Grant, Object, Outbox, PolicyOutcome, PolicyOutcomes,
+    Request, Retired, RoleStatus, Secrets, TableAccess, Tables, TakenOver, Unpublished, Visibility,
+    Which, is_transient,
 };
 use tide_feed::event::Lsn;
 use tokio::net::UnixStream;
@@ -115,7 +115,7 @@ impl Catalog {
     /// Which of the rows (a JSON array of objects) the condition admits for each client of the
     /// role, by its claims. `labels` are those of enums in them. An answer may be for the first of
     /// the clients only.
-    pub async fn judge(
+    pub async fn evaluate_policy(
         &self,
         role: &str,
         table: u32,
@@ -123,24 +123,24 @@ impl Catalog {
         rows: String,
         labels: Vec<(u32, String)>,
         claims: Vec<String>,
-    ) -> Result<Vec<Judgement>, CatalogError> {
+    ) -> Result<Vec<PolicyOutcome>, CatalogError> {
         let (role, condition) = (role.into(), condition.into());
-        let request = Request::Judge { role, table, condition, rows, labels, claims };
-        let answer: Judgements = ask(&self.executors, request).await?;
-        Ok(answer.judgements)
+        let request = Request::EvaluatePolicy { role, table, condition, rows, labels, claims };
+        let answer: PolicyOutcomes = ask(&self.executors, request).await?;
+        Ok(answer.outcomes)
     }
 
     /// What the expressions are worth to each client of the role, by its claims. An answer may be
     /// for the first of them only.
-    pub async fn evaluate(
+    pub async fn evaluate_claims(
         &self,
         role: &str,
         expressions: Vec<String>,
         claims: Vec<String>,
-    ) -> Result<Vec<Evaluation>, CatalogError> {
-        let request = Request::Evaluate { role: role.into(), expressions, claims };
-        let answer: Evaluations = ask(&self.executors, request).await?;
-        Ok(answer.evaluations)
+    ) -> Result<Vec<ClaimsOutcome>, CatalogError> {
+        let request = Request::EvaluateClaims { role: role.into(), expressions, claims };
+        let answer: ClaimsOutcomes = ask(&self.executors, request).await?;
+        Ok(answer.outcomes)
     }
 
     /// What the policies of `tide.channel` grant the role with these claims (a JSON object), for

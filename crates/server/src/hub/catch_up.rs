@@ -11,7 +11,7 @@ use super::group::Member;
 use super::handle::{Live, SessionId};
 use super::history::{History, Seq};
 use super::plan::{Missing, Press, Scene};
-use super::policy_check::Inquiries;
+use super::policy_check::PolicyChecks;
 use super::queue::{Goodbye, Push};
 use super::registry::Registry;
 use super::slow_consumer::{Judge, Pace};
@@ -76,11 +76,11 @@ impl LaggingSessions {
         registry: &mut Registry,
         history: &History,
         entitlements: &mut Entitlements,
-        inquiries: &mut Inquiries,
+        policy_checks: &mut PolicyChecks,
         live: Live,
     ) -> Option<SessionId> {
         let session = self.ready.pop()?;
-        match advance(session, registry, history, entitlements, inquiries, live) {
+        match advance(session, registry, history, entitlements, policy_checks, live) {
             Progress::CaughtUp => self.remove(session),
             Progress::More => self.ready.insert(0, session),
             Progress::Waiting => {}
@@ -98,7 +98,7 @@ impl LaggingSessions {
             let ids: Vec<_> = entry.groups().collect();
             for id in ids {
                 let Some(group) = registry.group_mut(id) else { continue };
-                if !group.plans.hearing.is_waiting() {
+                if !group.plans.policy.is_waiting() {
                     continue;
                 }
                 let gap = Resync { reason: "policy", oldest: None, newest: None };
@@ -109,7 +109,7 @@ impl LaggingSessions {
                     member.queue.reply(frame());
                     stats.policy_skips_total.inc();
                 }
-                group.plans.hearing.skip_to(end);
+                group.plans.policy.skip_to(end);
             }
         }
     }
@@ -172,7 +172,7 @@ fn lag(session: SessionId, registry: &Registry) -> Option<Seq> {
 fn next(session: SessionId, registry: &Registry) -> Option<Seq> {
     let entry = registry.sessions.get(&session)?;
     let groups = entry.groups().filter_map(|id| registry.group(id));
-    let ready = groups.filter(|group| !group.plans.hearing.is_waiting());
+    let ready = groups.filter(|group| !group.plans.policy.is_waiting());
     let members = ready.filter_map(|g| g.members.iter().find(|m| m.session == session));
     members.filter_map(|member| member.lag).min()
 }
@@ -181,7 +181,7 @@ fn next(session: SessionId, registry: &Registry) -> Option<Seq> {
 fn waits_as_a_whole(session: SessionId, registry: &Registry, entitlements: &Entitlements) -> bool {
     let Some(entry) = registry.sessions.get(&session) else { return false };
     entry.groups().filter_map(|id| registry.group(id)).any(|group| {
-        let awaited = group.plans.hearing.awaits().zip(group.key.role.as_ref());
+        let awaited = group.plans.policy.awaits().zip(group.key.role.as_ref());
         awaited.is_some_and(|(about, role)| entitlements.is_about_to_know(role, about))
     })
 }
@@ -199,7 +199,7 @@ fn advance(
     registry: &mut Registry,
     history: &History,
     entitlements: &mut Entitlements,
-    inquiries: &mut Inquiries,
+    policy_checks: &mut PolicyChecks,
     live: Live,
 ) -> Progress {
     let Some(entry) = registry.sessions.get(&session) else { return Progress::CaughtUp };
@@ -226,7 +226,7 @@ fn advance(
         bodies.clear();
         for id in &groups {
             let Some(group) = registry.group_mut(*id) else { continue };
-            if group.plans.hearing.is_waiting() {
+            if group.plans.policy.is_waiting() {
                 continue;
             }
             let Some(member) = group.members.iter_mut().find(|m| m.session == session) else {
@@ -254,7 +254,7 @@ fn advance(
                         return Progress::More;
                     }
                     Err(Missing::Answer { about }) => {
-                        inquiries.raise(*id, seq, about, registry);
+                        policy_checks.raise(*id, seq, about, registry);
                         if waits_as_a_whole(session, registry, entitlements) {
                             return Progress::Waiting;
                         }
@@ -287,7 +287,7 @@ fn advance(
     let mut waits = false;
     for id in groups {
         let Some(group) = registry.group_mut(id) else { continue };
-        if group.plans.hearing.is_waiting() {
+        if group.plans.policy.is_waiting() {
             waits = true;
             continue;
         }
@@ -295,7 +295,7 @@ fn advance(
             member.lag = None;
         }
         let lag = group.lag();
-        group.plans.hearing.forget(lag);
+        group.plans.policy.forget(lag);
     }
     if is_done {
         tell_caught_up(session, registry, history, live);

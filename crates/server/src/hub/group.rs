@@ -140,7 +140,7 @@ pub(super) struct Group {
 impl Group {
     /// What rows must have for the group to see them by the rule.
     pub(super) fn anchors(&self, rule: &Arc<Rule>) -> Anchors {
-        rule.anchors(self.plans.hearing.values(rule)?)
+        rule.anchors(self.plans.policy.values(rule)?)
     }
 
     /// Gives an event's frames to all who are to have it now. Those whose queue is full lag from

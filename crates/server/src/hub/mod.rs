@@ -12,17 +12,19 @@ mod history;
 mod notices;
 mod plan;
 mod policy_check;
+mod policy_question;
 pub mod queue;
 pub mod receipts;
 mod recent;
 mod registry;
 mod route;
-mod shipment;
+mod row_batch;
 mod slow_consumer;
 mod stream;
 pub mod subscription;
 #[cfg(test)]
 mod tests;
+mod verdict;
 
 pub use handle::Hub;
 pub use stream::{Parts, Stream, new};

@@ -16,8 +16,8 @@ use super::failure;
 use super::group::{GroupKey, effort_left, is_about};
 use super::handle::Live;
 use super::history::Seq;
-use super::policy_check::{Hearing, Verdict};
 use super::subscription::{Binding, Style};
+use super::verdict::{PolicyState, Verdict};
 use crate::filter::Effort;
 use crate::policy::{Images, Seen, Sight, Way};
 use crate::wire::change::{self, ColumnSet};
@@ -55,7 +55,7 @@ impl Scene<'_> {
 #[derive(Default)]
 pub(super) struct Plans {
     newest: Option<Box<Plan>>,
-    pub(super) hearing: Hearing,
+    pub(super) policy: PolicyState,
     effort: Rc<Effort>,
 }
 
@@ -116,19 +116,19 @@ impl Plans {
                 if group.has_filters() {
                     self.effort.earn(images.bytes());
                 }
-                let (plan, hearing) =
+                let (plan, policy) =
                     self.plan(group, &change.relation, scene.seq, press.entitlements)?;
                 if !plan.concerns(group, change, &images) {
                     return effort_left(&plan.effort);
                 }
-                match plan.sight(group, scene.seq, change, &images, hearing)? {
+                match plan.sight(group, scene.seq, change, &images, policy)? {
                     Verdict::Sight(sight) => {
-                        hearing.told = false;
+                        policy.told = false;
                         plan.frames(group, scene, change, sight, previous, press);
                         return effort_left(&plan.effort);
                     }
                     Verdict::Failed(sqlstate) => {
-                        if !std::mem::replace(&mut hearing.told, true) {
+                        if !std::mem::replace(&mut policy.told, true) {
                             let Relation { schema, name, .. } = &*change.relation;
                             let (vsn, topic) = (group.vsn, &group.topic);
                             let table = (&**schema, &**name);
@@ -150,7 +150,7 @@ impl Plans {
         relation: &Arc<Relation>,
         seq: Seq,
         entitlements: &mut Entitlements,
-    ) -> Result<(&mut Plan, &mut Hearing), Missing> {
+    ) -> Result<(&mut Plan, &mut PolicyState), Missing> {
         let generation = entitlements.generation();
         let current = self.newest.take().filter(|plan| {
             plan.generation == generation
@@ -161,7 +161,7 @@ impl Plans {
             Some(plan) => plan,
             None => Box::new(Plan::new(group, relation, seq, entitlements, &self.effort)?),
         };
-        Ok((self.newest.insert(plan), &mut self.hearing))
+        Ok((self.newest.insert(plan), &mut self.policy))
     }
 }
 
@@ -261,7 +261,7 @@ impl Plan {
         seq: Seq,
         change: &Change,
         images: &Images<'_>,
-        hearing: &Hearing,
+        policy: &PolicyState,
     ) -> Result<Verdict, Missing> {
         let Some(entitlement) = &self.entitlement else { return Ok(Verdict::Sight(Sight::CLEAR)) };
         let rule = entitlement.rule();
@@ -272,7 +272,7 @@ impl Plan {
                 Sight { before: Seen::from(visible), after: Seen::from(visible) }
             }
             _ if rule.is_personal() && group.identity.is_none() => return Err(Missing::Identity),
-            Way::Formula => match (hearing.values(rule), hearing.verdict(seq, rule)) {
+            Way::Formula => match (policy.values(rule), policy.verdict(seq, rule)) {
                 (Some(values), _) => rule.sight(values, images),
                 // What the claims are worth could not be found out.
                 (None, Some(verdict)) => return Ok(verdict),
@@ -281,7 +281,7 @@ impl Plan {
             Way::Ask => match rule.decidable(images, &entitlement.attnums()) {
                 (false, false) => Sight::unknown(images),
                 _ => {
-                    let heard = hearing.verdict(seq, rule);
+                    let heard = policy.verdict(seq, rule);
                     return heard.ok_or(self.answer());
                 }
             },

@@ -292,23 +292,23 @@ impl World {
 
 fn executed(request: &Request) -> Value {
     match request {
-        Request::Judge { condition, rows, claims, .. } => {
+        Request::EvaluatePolicy { condition, rows, claims, .. } => {
             assert!(condition.contains(POLICY));
             let rows: Vec<Value> = serde_json::from_str(rows).expect("an array");
             let even = |row: &Value| row["id"].as_i64().expect("an id") % 2 == 0;
             let visible: Vec<bool> = rows.iter().map(even).collect();
-            let judgements: Vec<Value> =
+            let outcomes: Vec<Value> =
                 claims.iter().map(|_| json!({ "visible": visible })).collect();
-            json!({ "judgements": judgements })
+            json!({ "outcomes": outcomes })
         }
-        Request::Evaluate { claims, expressions, .. } => {
-            let evaluations = claims.iter().map(|claims| {
+        Request::EvaluateClaims { claims, expressions, .. } => {
+            let outcomes = claims.iter().map(|claims| {
                 let claims: Value = serde_json::from_str(claims).expect("claims");
                 let values: Vec<String> =
                     expressions.iter().map(|_| claims["n"].to_string()).collect();
                 json!({ "values": values })
             });
-            json!({ "evaluations": evaluations.collect::<Vec<_>>() })
+            json!({ "outcomes": outcomes.collect::<Vec<_>>() })
         }
         other => panic!("not for an executor: {other:?}"),
     }

@@ -22,7 +22,7 @@ use super::handle::{Cast, Casts, Command, Ends, Hub, Live, SessionId};
 use super::history::{History, Seq};
 use super::notices::Notices;
 use super::plan::{Missing, Press, Scene};
-use super::policy_check::Inquiries;
+use super::policy_check::PolicyChecks;
 use super::queue::{Budget, Goodbye, Push};
 use super::receipts::Receipts;
 use super::recent;
@@ -86,7 +86,7 @@ pub struct Stream {
     lagging: LaggingSessions,
     notices: Notices,
     entitlements: Entitlements,
-    inquiries: Inquiries,
+    policy_checks: PolicyChecks,
     live: Option<Live>,
     announce: watch::Sender<Option<Live>>,
     stalled: Arc<Mutex<Option<String>>>,
@@ -116,7 +116,7 @@ impl Stream {
             registry: Registry::default(),
             lagging: LaggingSessions::default(),
             notices,
-            inquiries: Inquiries::new(catalog.clone()),
+            policy_checks: PolicyChecks::new(catalog.clone()),
             entitlements: Entitlements::new(catalog),
             live: None,
             announce: ends.live,
@@ -147,7 +147,7 @@ impl Stream {
             self.serve_lagging();
             let (lagging, stats) = (&mut self.lagging, &self.stats);
             let (registry, entitlements) = (&mut self.registry, &mut self.entitlements);
-            self.inquiries.ask(registry, &self.history, entitlements, lagging, stats);
+            self.policy_checks.ask(registry, &self.history, entitlements, lagging, stats);
             // The sessions on this thread write what they were given.
             tokio::task::yield_now().await;
         }
@@ -168,7 +168,7 @@ impl Stream {
         // Without room in the history the feed waits, and the worker with it.
         let takes = has_room && self.notified.len() < NOTICES;
         let has_work = self.lagging.has_work() || self.notices.has_work();
-        let wait = match takes && hears && !self.inquiries.is_resting() {
+        let wait = match takes && hears && !self.policy_checks.is_resting() {
             true => TICK,
             false => SHORT_TICK,
         };
@@ -179,10 +179,10 @@ impl Stream {
                 Some(next) => self.take(next),
                 None => return false,
             },
-            answer = self.inquiries.answer() => {
+            answer = self.policy_checks.answer() => {
                 let (lagging, stats) = (&mut self.lagging, &self.stats);
                 let (registry, entitlements) = (&mut self.registry, &mut self.entitlements);
-                self.inquiries.settle(answer, registry, entitlements, lagging, stats);
+                self.policy_checks.settle(answer, registry, entitlements, lagging, stats);
             }
             outcome = self.entitlements.outcome() => self.entitlements.learn(outcome),
             () = std::future::ready(()), if has_work => {}
@@ -218,8 +218,8 @@ impl Stream {
     fn serve_lagging(&mut self) {
         if let (true, Some(live)) = (self.lagging.has_work(), self.live) {
             let (history, entitlements) = (&self.history, &mut self.entitlements);
-            let (registry, inquiries) = (&mut self.registry, &mut self.inquiries);
-            let served = self.lagging.turn(registry, history, entitlements, inquiries, live);
+            let (registry, policy_checks) = (&mut self.registry, &mut self.policy_checks);
+            let served = self.lagging.turn(registry, history, entitlements, policy_checks, live);
             if let Some(session) = served {
                 self.notices.wake(session, &self.registry);
             }
@@ -428,7 +428,7 @@ impl Stream {
         if held.is_empty() {
             return;
         }
-        self.inquiries.raise(id, scene.seq, about, &mut self.registry);
+        self.policy_checks.raise(id, scene.seq, about, &mut self.registry);
         if role.is_some_and(|role| self.entitlements.is_about_to_know(&role, about)) {
             held.iter().for_each(|session| self.hold_all(*session, scene));
         }
@@ -528,10 +528,10 @@ impl Stream {
             };
             for (table, rule) in self.entitlements.rules(&key, self.history.head()) {
                 let Some(group) = self.registry.group(id) else { continue };
-                let is_known = group.plans.hearing.values(&rule).is_some();
+                let is_known = group.plans.policy.values(&rule).is_some();
                 if rule.way == Way::Formula && key.identity.is_some() && !is_known {
                     let about = Subject::Rows(table);
-                    self.inquiries.raise(id, self.history.head(), about, &mut self.registry);
+                    self.policy_checks.raise(id, self.history.head(), about, &mut self.registry);
                 }
             }
         }
