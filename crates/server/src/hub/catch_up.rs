@@ -5,19 +5,19 @@ use std::time::{Duration, Instant};
 
 use tide_feed::event::Cursor;
 
-use super::bodies::Bodies;
+use super::body_cache::BodyCache;
 use super::entitlement::Entitlements;
 use super::group::Member;
 use super::handle::{Live, SessionId};
 use super::history::{History, Seq};
-use super::plan::{Missing, Press, Scene};
+use super::plan::{EncodeContext, EventRef, Missing};
 use super::policy_check::PolicyChecks;
 use super::queue::{Goodbye, Push};
 use super::registry::Registry;
-use super::slow_consumer::{Judge, Pace};
+use super::slow_consumer::{Pace, SlowConsumers};
 use crate::stats::Stats;
 use crate::wire::encode::{Resync, caught_up, resync};
-use crate::wire::frame_buf::Sheet;
+use crate::wire::frame_buf::FrameBuf;
 
 /// Events looked at per turn, so that a long replay does not hold up the stream.
 const TURN: Seq = 2048;
@@ -31,12 +31,16 @@ pub(super) struct LaggingSessions {
     sessions: HashSet<SessionId>,
     /// Those whose queue has room, so that a turn will get them further.
     ready: Vec<SessionId>,
-    judge: Judge,
+    slow: SlowConsumers,
 }
 
 impl Default for LaggingSessions {
     fn default() -> Self {
-        LaggingSessions { sessions: HashSet::new(), ready: Vec::new(), judge: Judge::new(PACE) }
+        LaggingSessions {
+            sessions: HashSet::new(),
+            ready: Vec::new(),
+            slow: SlowConsumers::new(PACE),
+        }
     }
 }
 
@@ -129,12 +133,12 @@ impl LaggingSessions {
             self.sessions.iter().copied().filter(|session| needs(*session, end, registry));
         let needing: Vec<SessionId> = needing.collect();
         let slow = if full && !needing.is_empty() {
-            match self.judge.slow(&needing, registry, now) {
+            match self.slow.among(&needing, registry, now) {
                 Some(slow) => slow,
                 None => return false,
             }
         } else {
-            self.judge.dismiss();
+            self.slow.reset();
             needing.clone()
         };
         let all_are_slow = slow.len() == needing.len();
@@ -217,12 +221,12 @@ fn advance(
         };
     };
     let end = history.head().min(from + TURN);
-    let (mut bodies, mut sheet) = (Bodies::default(), Sheet::default());
+    let (mut bodies, mut frame_buf) = (BodyCache::default(), FrameBuf::default());
     let mut frames = Vec::new();
     for seq in from..end {
         let Some((batch, index)) = history.at(seq) else { continue };
         let Some(event) = batch.events.get(index) else { continue };
-        let scene = Scene { batch, event, seq, live };
+        let event_ref = EventRef { batch, event, seq, live };
         bodies.clear();
         for id in &groups {
             let Some(group) = registry.group_mut(*id) else { continue };
@@ -237,13 +241,13 @@ fn advance(
             }
             if member.floor.admits(event) {
                 frames.clear();
-                let mut press = Press {
+                let mut context = EncodeContext {
                     entitlements: &mut *entitlements,
                     bodies: &mut bodies,
-                    sheet: &mut sheet,
+                    frame_buf: &mut frame_buf,
                     out: &mut frames,
                 };
-                match group.plans.frames(&group.key, scene, None, &mut press) {
+                match group.plans.frames(&group.key, event_ref, None, &mut context) {
                     Ok(()) => {}
                     Err(Missing::Identity) => {
                         registry.split_by_identity(*id);

@@ -2,7 +2,7 @@
 //! see what; it knows neither sockets nor Postgres.
 
 mod alteration;
-mod bodies;
+mod body_cache;
 mod catch_up;
 mod entitlement;
 mod failure;

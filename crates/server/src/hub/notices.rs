@@ -17,13 +17,13 @@ use super::handle::SessionId;
 use super::history::Seq;
 use super::queue::Push;
 use super::registry::{Registry, Session};
-use super::slow_consumer::{Judge, Pace};
+use super::slow_consumer::{Pace, SlowConsumers};
 use super::subscription::Style;
 use crate::stats::Stats;
 use crate::topic;
 use crate::wire::Vsn;
 use crate::wire::envelope::Envelope;
-use crate::wire::frame_buf::Sheet;
+use crate::wire::frame_buf::FrameBuf;
 
 /// A client that is slow, but not stalled, is waited for: what it loses it cannot get back.
 const PACE: Pace = Pace { watch: Duration::from_secs(1), least: 512 << 10 };
@@ -42,8 +42,8 @@ pub(super) struct Notices {
     positions: HashMap<SessionId, ReadPosition>,
     /// Those whose queue has room, so that a turn will get them further.
     ready: Vec<SessionId>,
-    judge: Judge,
-    sheet: Sheet,
+    slow: SlowConsumers,
+    frame_buf: FrameBuf,
 }
 
 /// Where a connection is that does not keep up.
@@ -88,8 +88,8 @@ impl Notices {
             capacity,
             positions: HashMap::new(),
             ready: Vec::new(),
-            judge: Judge::new(PACE),
-            sheet: Sheet::default(),
+            slow: SlowConsumers::new(PACE),
+            frame_buf: FrameBuf::default(),
         }
     }
 
@@ -112,7 +112,7 @@ impl Notices {
             };
             let frame = frame.get_or_insert_with(|| {
                 let envelope = Envelope::broadcast(group.key.vsn, &name, "notify");
-                envelope.wrap(&mut self.sheet, &payload)
+                envelope.wrap(&mut self.frame_buf, &payload)
             });
             let frames = std::slice::from_ref(frame);
             for member in &group.members {
@@ -136,7 +136,7 @@ impl Notices {
     /// Whether more may come. If not, ask again soon: a fast reader needs the oldest of them.
     pub(super) fn has_room(&mut self, registry: &Registry, stats: &Stats, now: Instant) -> bool {
         while self.bytes > self.capacity {
-            // A good piece at a time: those who stand in it are judged together.
+            // A good piece at a time: those who stand in it are watched together.
             let end = self.first + (self.ring.len() as Seq / 8).max(1);
             let needs = |(session, position): (&SessionId, &ReadPosition)| match position {
                 ReadPosition::Next(next) if *next < end => Some(*session),
@@ -144,7 +144,7 @@ impl Notices {
             };
             let needing: Vec<SessionId> = self.positions.iter().filter_map(needs).collect();
             if !needing.is_empty() {
-                let Some(slow) = self.judge.slow(&needing, registry, now) else { return false };
+                let Some(slow) = self.slow.among(&needing, registry, now) else { return false };
                 for session in &slow {
                     self.stall(*session, registry, stats);
                 }
@@ -152,7 +152,7 @@ impl Notices {
                     return false;
                 }
             }
-            self.judge.dismiss();
+            self.slow.reset();
             self.trim();
         }
         true

@@ -10,7 +10,7 @@ use tide_feed::event::{
 };
 
 use super::alteration::altered;
-use super::bodies::{Bodies, Form};
+use super::body_cache::{BodyCache, Form};
 use super::entitlement::{Entitlement, Entitlements, Subject};
 use super::failure;
 use super::group::{GroupKey, effort_left, is_about};
@@ -22,12 +22,12 @@ use crate::filter::Effort;
 use crate::policy::{Images, Seen, Sight, Way};
 use crate::wire::change::{self, ColumnSet};
 use crate::wire::envelope::{Envelope, MessageMeta, Meta, RowMeta};
-use crate::wire::frame_buf::Sheet;
+use crate::wire::frame_buf::FrameBuf;
 use crate::wire::{encode, record};
 
-/// An event with what it is read by.
+/// An event, with the batch that has its rows, its place in the history and the stream it is of.
 #[derive(Clone, Copy)]
-pub(super) struct Scene<'a> {
+pub(super) struct EventRef<'a> {
     pub(super) batch: &'a Batch,
     pub(super) event: &'a Event,
     pub(super) seq: Seq,
@@ -45,7 +45,7 @@ pub(super) enum Missing {
     Effort,
 }
 
-impl Scene<'_> {
+impl EventRef<'_> {
     pub(super) fn cursor(&self, position: Position) -> Cursor {
         Cursor { epoch: self.live.epoch, position }
     }
@@ -59,7 +59,8 @@ pub(super) struct Plans {
     effort: Rc<Effort>,
 }
 
-/// A group's dealings with one shape of one table, for as long as the catalogue stays as it is.
+/// How a group encodes changes of one shape of one table, for as long as the catalogue stays as it
+/// is.
 struct Plan {
     relation: Arc<Relation>,
     generation: u64,
@@ -87,11 +88,11 @@ struct Part {
     envelope: Option<Envelope>,
 }
 
-/// What a group's frames are made with.
-pub(super) struct Press<'a> {
+/// What encoding an event for a group needs, and where the frames go: the same for all groups.
+pub(super) struct EncodeContext<'a> {
     pub(super) entitlements: &'a mut Entitlements,
-    pub(super) bodies: &'a mut Bodies,
-    pub(super) sheet: &'a mut Sheet,
+    pub(super) bodies: &'a mut BodyCache,
+    pub(super) frame_buf: &'a mut FrameBuf,
     pub(super) out: &'a mut Vec<Bytes>,
 }
 
@@ -106,25 +107,25 @@ impl Plans {
     pub(super) fn frames(
         &mut self,
         group: &GroupKey,
-        scene: Scene<'_>,
+        event_ref: EventRef<'_>,
         previous: Option<Position>,
-        press: &mut Press<'_>,
+        context: &mut EncodeContext<'_>,
     ) -> Result<(), Missing> {
-        match &scene.event.kind {
+        match &event_ref.event.kind {
             EventKind::Change(change) => {
-                let images = Images::of(scene.batch, change);
+                let images = Images::of(event_ref.batch, change);
                 if group.has_filters() {
                     self.effort.earn(images.bytes());
                 }
                 let (plan, policy) =
-                    self.plan(group, &change.relation, scene.seq, press.entitlements)?;
+                    self.plan(group, &change.relation, event_ref.seq, context.entitlements)?;
                 if !plan.concerns(group, change, &images) {
                     return effort_left(&plan.effort);
                 }
-                match plan.sight(group, scene.seq, change, &images, policy)? {
+                match plan.sight(group, event_ref.seq, change, &images, policy)? {
                     Verdict::Sight(sight) => {
                         policy.told = false;
-                        plan.frames(group, scene, change, sight, previous, press);
+                        plan.frames(group, event_ref, change, sight, previous, context);
                         return effort_left(&plan.effort);
                     }
                     Verdict::Failed(sqlstate) => {
@@ -132,14 +133,14 @@ impl Plans {
                             let Relation { schema, name, .. } = &*change.relation;
                             let (vsn, topic) = (group.vsn, &group.topic);
                             let table = (&**schema, &**name);
-                            press.out.push(encode::policy_failed(vsn, topic, table, &sqlstate));
+                            context.out.push(encode::policy_failed(vsn, topic, table, &sqlstate));
                         }
                     }
                 }
             }
-            EventKind::Message(message) => said(group, scene, message, previous, press),
-            EventKind::Schema(change) => altered(group, scene, change, previous, press)?,
-            EventKind::Failed(failed) => failure::tell(group, scene, failed, press)?,
+            EventKind::Message(message) => said(group, event_ref, message, previous, context),
+            EventKind::Schema(change) => altered(group, event_ref, change, previous, context)?,
+            EventKind::Failed(failed) => failure::tell(group, event_ref, failed, context)?,
         }
         Ok(())
     }
@@ -292,13 +293,13 @@ impl Plan {
     fn frames(
         &mut self,
         group: &GroupKey,
-        scene: Scene<'_>,
+        event_ref: EventRef<'_>,
         change: &Change,
         sight: Sight,
         previous: Option<Position>,
-        press: &mut Press<'_>,
+        context: &mut EncodeContext<'_>,
     ) {
-        let images = Images::of(scene.batch, change);
+        let images = Images::of(event_ref.batch, change);
         let Some(operation) = sight.presented(change.operation) else { return };
         // As it is told: a row that comes into sight is a new one, one that leaves it a deleted one.
         // Of an UPDATE whose old row may not have been in sight, not even its key is told.
@@ -313,7 +314,7 @@ impl Plan {
         };
         if operation == Operation::Truncate && !self.names_truncate {
             let Relation { schema, name, .. } = &*change.relation;
-            press.out.push(encode::truncated(group.vsn, &group.topic, schema, name));
+            context.out.push(encode::truncated(group.vsn, &group.topic, schema, name));
             return;
         }
         let mut parts = std::mem::take(&mut self.parts);
@@ -334,8 +335,8 @@ impl Plan {
             part.wanted.extend(wanted.map(|binding| binding.id));
             if !part.wanted.is_empty() {
                 part.address(group, operation);
-                let frame = part.frame(group, scene, change, previous, press);
-                press.out.push(frame);
+                let frame = part.frame(group, event_ref, change, previous, context);
+                context.out.push(frame);
             }
         }
         self.parts = parts;
@@ -363,19 +364,19 @@ impl Part {
     fn frame(
         &self,
         group: &GroupKey,
-        scene: Scene<'_>,
+        event_ref: EventRef<'_>,
         change: &Change,
         previous: Option<Position>,
-        press: &mut Press<'_>,
+        context: &mut EncodeContext<'_>,
     ) -> Bytes {
-        let Press { bodies, sheet, .. } = press;
-        let Scene { batch, event, .. } = scene;
+        let EncodeContext { bodies, frame_buf, .. } = context;
+        let EventRef { batch, event, .. } = event_ref;
         let Some(envelope) = &self.envelope else { return Bytes::new() };
         if matches!(group.style, Style::Changes | Style::Legacy) {
             let body = bodies.get(&self.columns, Form::Supabase, change, |out| {
                 change::change_data(out, batch, event, change, &self.columns);
             });
-            return envelope.wrap(sheet, body);
+            return envelope.wrap(frame_buf, body);
         }
         let form = if group.style == Style::Records { Form::Record } else { Form::Table };
         let body = bodies.get(&self.columns, form, change, |out| match form {
@@ -387,24 +388,24 @@ impl Part {
             change::unchanged_list(&mut unchanged, batch, change, &self.columns);
         }
         let meta = Meta {
-            id: scene.cursor(event.position),
-            prev: previous.map(|position| scene.cursor(position)),
+            id: event_ref.cursor(event.position),
+            prev: previous.map(|position| event_ref.cursor(position)),
             unchanged: &unchanged,
             message: None,
             mutation_id: event.mutation_id.as_deref(),
             last_in_tx: event.last_in_tx,
         };
-        envelope.wrap_with(sheet, body, &meta)
+        envelope.wrap_with(frame_buf, body, &meta)
     }
 }
 
 /// A message, for those who have joined its channel in the same way, private or not.
 fn said(
     group: &GroupKey,
-    scene: Scene<'_>,
+    event_ref: EventRef<'_>,
     message: &Message,
     previous: Option<Position>,
-    press: &mut Press<'_>,
+    context: &mut EncodeContext<'_>,
 ) {
     let is_for = group.style == Style::Channel
         && group.private == message.private
@@ -412,7 +413,7 @@ fn said(
     if !is_for {
         return;
     }
-    let Scene { batch, event, .. } = scene;
+    let EventRef { batch, event, .. } = event_ref;
     let row = message.row.as_ref().map(|row| RowMeta {
         sequence_id: row.sequence_id,
         rejected: row.rejected,
@@ -420,11 +421,11 @@ fn said(
     });
     let own_id = message.row.as_ref().map(|row| &*row.mutation_id);
     let meta = Meta {
-        prev: previous.map(|position| scene.cursor(position)),
+        prev: previous.map(|position| event_ref.cursor(position)),
         message: Some(MessageMeta { row, wrapped: message.wrapped }),
         mutation_id: own_id.or(event.mutation_id.as_deref()),
-        ..Meta::of(scene.cursor(event.position))
+        ..Meta::of(event_ref.cursor(event.position))
     };
     let envelope = Envelope::broadcast(group.vsn, &group.topic, &message.name);
-    press.out.push(envelope.wrap_with(press.sheet, batch.bytes(message.payload), &meta));
+    context.out.push(envelope.wrap_with(context.frame_buf, batch.bytes(message.payload), &meta));
 }

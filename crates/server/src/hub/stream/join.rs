@@ -11,7 +11,7 @@ use crate::catalog::Moment;
 use crate::hub::group::{Floor, GroupKey, Latest};
 use crate::hub::handle::SessionId;
 use crate::hub::history::Seq;
-use crate::hub::plan::{Missing, Plans, Press, Scene};
+use crate::hub::plan::{EncodeContext, EventRef, Missing, Plans};
 use crate::hub::registry::Membership;
 use crate::hub::subscription::{Identity, Since, Style, Subscription};
 use crate::wire::encode::{self, Resync, resync};
@@ -135,14 +135,14 @@ impl Stream {
             }
             self.bodies.clear();
             self.frames.clear();
-            let scene = Scene { batch, event, seq, live };
-            let mut press = Press {
+            let event_ref = EventRef { batch, event, seq, live };
+            let mut context = EncodeContext {
                 entitlements: &mut self.entitlements,
                 bodies: &mut self.bodies,
-                sheet: &mut self.sheet,
+                frame_buf: &mut self.frame_buf,
                 out: &mut self.frames,
             };
-            match plans.frames(&key, scene, None, &mut press) {
+            match plans.frames(&key, event_ref, None, &mut context) {
                 Ok(()) => {}
                 // How many of the events are for it is only known once the policies were asked.
                 Err(missing) => {

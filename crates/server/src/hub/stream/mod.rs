@@ -13,7 +13,7 @@ use tide_feed::event::{Batch, EventKind, Lsn};
 use tide_feed::notification::Notification;
 use tokio::sync::{mpsc, watch};
 
-use super::bodies::Bodies;
+use super::body_cache::BodyCache;
 use super::catch_up::LaggingSessions;
 use super::entitlement::{Entitlements, Subject};
 use super::failure::{self, refusal, wire_topic};
@@ -21,7 +21,7 @@ use super::group::{GroupId, GroupKey};
 use super::handle::{Cast, Casts, Command, Ends, Hub, Live, SessionId};
 use super::history::{History, Seq};
 use super::notices::Notices;
-use super::plan::{Missing, Press, Scene};
+use super::plan::{EncodeContext, EventRef, Missing};
 use super::policy_check::PolicyChecks;
 use super::queue::{Budget, Goodbye, Push};
 use super::receipts::Receipts;
@@ -35,7 +35,7 @@ use crate::policy::Way;
 use crate::stats::Stats;
 use crate::wire::Vsn;
 use crate::wire::encode::{Resync, resync};
-use crate::wire::frame_buf::Sheet;
+use crate::wire::frame_buf::FrameBuf;
 
 /// How often the history's age is looked at.
 const TICK: Duration = Duration::from_millis(500);
@@ -102,8 +102,8 @@ pub struct Stream {
     stats: Arc<Stats>,
     receipts: Receipts,
     casts: Arc<Casts>,
-    bodies: Bodies,
-    sheet: Sheet,
+    bodies: BodyCache,
+    frame_buf: FrameBuf,
     frames: Vec<Bytes>,
     candidates: Vec<GroupId>,
 }
@@ -130,8 +130,8 @@ impl Stream {
             stats,
             receipts,
             casts: ends.casts,
-            bodies: Bodies::default(),
-            sheet: Sheet::default(),
+            bodies: BodyCache::default(),
+            frame_buf: FrameBuf::default(),
             frames: Vec::new(),
             candidates: Vec::new(),
         }
@@ -331,24 +331,30 @@ impl Stream {
         self.stats.events_total.add(batch.events.len() as u64);
         self.measure();
         for (index, event) in batch.events.iter().enumerate() {
-            self.deliver_event(Scene { batch: &batch, event, seq: first + index as Seq, live });
+            self.deliver_event(EventRef { batch: &batch, event, seq: first + index as Seq, live });
         }
         if let Some(event) = batch.events.last() {
             self.stats.position.set(event.position.commit.0);
         }
     }
 
-    fn deliver_event(&mut self, scene: Scene<'_>) {
+    fn deliver_event(&mut self, event_ref: EventRef<'_>) {
         let mut candidates = std::mem::take(&mut self.candidates);
         candidates.clear();
-        match &scene.event.kind {
+        match &event_ref.event.kind {
             EventKind::Change(change) => {
-                let (batch, entitlements) = (scene.batch, &mut self.entitlements);
-                self.registry.candidates(batch, change, scene.seq, entitlements, &mut candidates);
+                let (batch, entitlements) = (event_ref.batch, &mut self.entitlements);
+                self.registry.candidates(
+                    batch,
+                    change,
+                    event_ref.seq,
+                    entitlements,
+                    &mut candidates,
+                );
             }
             EventKind::Message(message) => {
                 if let Some(why) = refusal(&message.channel) {
-                    let at = scene.event.position.commit;
+                    let at = event_ref.event.position.commit;
                     failure::refuse(message, why, at, &self.stats, &self.receipts);
                 } else {
                     message.row.iter().for_each(|row| self.receipts.note(row));
@@ -366,7 +372,7 @@ impl Stream {
                 self.stats.failed_events_total.inc();
                 match &failed.unsaid {
                     Some(unsaid) => {
-                        let at = scene.event.position.commit;
+                        let at = event_ref.event.position.commit;
                         let (failures, sqlstate) = (self.receipts.failures(), &failed.sqlstate);
                         unsaid.row.iter().for_each(|row| failures.add(row, sqlstate, at));
                         candidates.extend(self.registry.of_topic(&wire_topic(&unsaid.channel)));
@@ -377,25 +383,25 @@ impl Stream {
         }
         self.bodies.clear();
         for id in &candidates {
-            self.deliver_to_group(*id, scene);
+            self.deliver_to_group(*id, event_ref);
         }
         self.candidates = candidates;
     }
 
-    fn deliver_to_group(&mut self, id: GroupId, scene: Scene<'_>) {
+    fn deliver_to_group(&mut self, id: GroupId, event_ref: EventRef<'_>) {
         let Some(group) = self.registry.group_mut(id) else { return };
         self.frames.clear();
-        let mut press = Press {
+        let mut context = EncodeContext {
             entitlements: &mut self.entitlements,
             bodies: &mut self.bodies,
-            sheet: &mut self.sheet,
+            frame_buf: &mut self.frame_buf,
             out: &mut self.frames,
         };
-        match group.plans.frames(&group.key, scene, group.previous, &mut press) {
+        match group.plans.frames(&group.key, event_ref, group.previous, &mut context) {
             Ok(()) => {}
             Err(Missing::Identity) => {
                 for id in self.registry.split_by_identity(id) {
-                    self.deliver_to_group(id, scene);
+                    self.deliver_to_group(id, event_ref);
                     // Who waited for an answer as a member of the former group goes on by itself.
                     for member in self.registry.group(id).iter().flat_map(|group| &group.members) {
                         self.lagging.wake(member.session);
@@ -404,23 +410,24 @@ impl Stream {
                 return;
             }
             Err(Missing::Effort) => return self.registry.give_up(id),
-            Err(Missing::Answer { about }) => return self.hold(id, scene, about),
+            Err(Missing::Answer { about }) => return self.hold(id, event_ref, about),
         }
         if self.frames.is_empty() {
             return;
         }
         let lagging = &mut self.lagging;
-        group.give(&mut self.frames, scene.event, scene.seq, |session| lagging.add(session));
+        group
+            .give(&mut self.frames, event_ref.event, event_ref.seq, |session| lagging.add(session));
     }
 
     /// Has a group wait for what decides about the event; it reads on from the history.
-    fn hold(&mut self, id: GroupId, scene: Scene<'_>, about: Subject) {
+    fn hold(&mut self, id: GroupId, event_ref: EventRef<'_>, about: Subject) {
         let Some(group) = self.registry.group_mut(id) else { return };
         let role = group.key.role.clone();
         let mut held = Vec::new();
         for member in &mut group.members {
-            if member.lag.is_none() && member.floor.admits(scene.event) {
-                member.lag = Some(scene.seq);
+            if member.lag.is_none() && member.floor.admits(event_ref.event) {
+                member.lag = Some(event_ref.seq);
                 self.lagging.add(member.session);
                 held.push(member.session);
             }
@@ -428,20 +435,20 @@ impl Stream {
         if held.is_empty() {
             return;
         }
-        self.policy_checks.raise(id, scene.seq, about, &mut self.registry);
+        self.policy_checks.raise(id, event_ref.seq, about, &mut self.registry);
         if role.is_some_and(|role| self.entitlements.is_about_to_know(&role, about)) {
-            held.iter().for_each(|session| self.hold_all(*session, scene));
+            held.iter().for_each(|session| self.hold_all(*session, event_ref));
         }
     }
 
     /// Has all channels of a connection read on from the history, each from where it is.
-    fn hold_all(&mut self, session: SessionId, scene: Scene<'_>) {
+    fn hold_all(&mut self, session: SessionId, event_ref: EventRef<'_>) {
         let Some(entry) = self.registry.sessions.get(&session) else { return };
         let groups: Vec<GroupId> = entry.groups().collect();
         for id in groups {
             let Some(group) = self.registry.group_mut(id) else { continue };
-            let has_had_it = group.previous == Some(scene.event.position);
-            let next = scene.seq + Seq::from(has_had_it);
+            let has_had_it = group.previous == Some(event_ref.event.position);
+            let next = event_ref.seq + Seq::from(has_had_it);
             let members = group.members.iter_mut();
             for member in members.filter(|m| m.session == session && m.lag.is_none()) {
                 member.lag = Some(next);
