@@ -103,7 +103,7 @@ impl Control {
                 raw(&Connections { connections: self.hub.connections().await })
             }
             ControlRequest::Disconnect { id } => {
-                raw(&Disconnected { found: self.hub.expel(id).await })
+                raw(&Disconnected { found: self.hub.disconnect(id).await })
             }
             ControlRequest::Explain { role, table } => raw(&self.explain(&role, table).await),
             ControlRequest::Reload => {

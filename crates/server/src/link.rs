@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc, watch};
 
-use crate::notify::Listening;
+use crate::notify::NotifyRegistry;
 
 /// Lines for the log that may wait for the worker; those on top are counted and dropped.
 const LINES: usize = 1024;
@@ -94,11 +94,11 @@ impl Downlink {
     pub async fn run(
         mut self,
         feed: mpsc::Sender<Feed>,
-        listening: Listening,
+        notify_registry: NotifyRegistry,
         credentials: watch::Sender<Credentials>,
     ) -> LinkEnd {
         loop {
-            let next = match self.next(&listening, &credentials).await {
+            let next = match self.next(&notify_registry, &credentials).await {
                 Ok(Some(next)) => next,
                 Ok(None) => continue,
                 Err(end) => return end,
@@ -111,7 +111,7 @@ impl Downlink {
 
     async fn next(
         &mut self,
-        listening: &Listening,
+        notify_registry: &NotifyRegistry,
         credentials: &watch::Sender<Credentials>,
     ) -> Result<Option<Feed>, LinkEnd> {
         let Frame { kind, body } = self.frame().await?;
@@ -136,7 +136,7 @@ impl Downlink {
             Word::Notified(notifications) => Feed::Notified(notifications),
             Word::Ping(number) => Feed::Ping(number),
             Word::Heard { channel, heard } => {
-                listening.settle(&channel, heard);
+                notify_registry.settle(&channel, heard);
                 return Ok(None);
             }
             Word::Credentials(new) => {
@@ -207,13 +207,17 @@ impl Uplink {
     }
 
     /// Writes what there is to say, for as long as the link is open.
-    pub async fn run(self, mut stream: OwnedWriteHalf, listening: Listening) -> io::Result<()> {
+    pub async fn run(
+        self,
+        mut stream: OwnedWriteHalf,
+        notify_registry: NotifyRegistry,
+    ) -> io::Result<()> {
         loop {
-            let frames = self.take(&listening);
+            let frames = self.take(&notify_registry);
             if frames.is_empty() {
                 tokio::select! {
                     () = self.0.wake.notified() => {}
-                    () = listening.changed() => {}
+                    () = notify_registry.changed() => {}
                 }
             }
             stream.write_all(&frames).await?;
@@ -221,14 +225,14 @@ impl Uplink {
     }
 
     /// What there is to say, as frames.
-    fn take(&self, listening: &Listening) -> Vec<u8> {
+    fn take(&self, notify_registry: &NotifyRegistry) -> Vec<u8> {
         let Waiting { confirm, alive, is_ready, lines, dropped_lines } =
             std::mem::take(&mut *self.waiting());
         let mut reports = Vec::new();
         if is_ready {
             reports.push(Report::Ready);
         }
-        if let Some(channels) = listening.take_wanted() {
+        if let Some(channels) = notify_registry.take_wanted() {
             reports.push(Report::Wanted(channels.iter().map(|name| name.to_string()).collect()));
         }
         reports.extend(lines.into_iter().map(|(warning, text)| Report::Log { warning, text }));

@@ -16,7 +16,7 @@ const MOST: usize = 10_000;
 
 /// What is wanted. A cheap clone.
 #[derive(Clone, Default)]
-pub struct Listening(Arc<Shared>);
+pub struct NotifyRegistry(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -35,12 +35,12 @@ struct Wish {
 /// Somebody's wish to hear of a channel, for as long as it lives.
 #[derive(Debug)]
 pub struct Lease {
-    listening: Listening,
+    registry: NotifyRegistry,
     channel: Arc<str>,
     outcome: watch::Receiver<Option<bool>>,
 }
 
-impl Listening {
+impl NotifyRegistry {
     /// `None`: too many channels are listened to already.
     pub fn lease(&self, channel: &str) -> Option<Lease> {
         let channel: Arc<str> = channel.into();
@@ -56,7 +56,7 @@ impl Listening {
         if is_first {
             self.change();
         }
-        Some(Lease { listening: self.clone(), channel, outcome })
+        Some(Lease { registry: self.clone(), channel, outcome })
     }
 
     /// For the worker: all channels to listen to, if they are others than at the last call.
@@ -79,7 +79,7 @@ impl Listening {
         self.0.changed.notify_one();
     }
 
-    /// Waits until [`Listening::take_wanted`] has something; for one task only.
+    /// Waits until [`NotifyRegistry::take_wanted`] has something; for one task only.
     pub async fn changed(&self) {
         self.0.changed.notified().await;
     }
@@ -89,9 +89,9 @@ impl Listening {
     }
 }
 
-impl fmt::Debug for Listening {
+impl fmt::Debug for NotifyRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Listening").field("channels", &self.wishes().len()).finish()
+        f.debug_struct("NotifyRegistry").field("channels", &self.wishes().len()).finish()
     }
 }
 
@@ -107,13 +107,13 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut wishes = self.listening.wishes();
+        let mut wishes = self.registry.wishes();
         let Some(wish) = wishes.get_mut(&self.channel) else { return };
         wish.leases -= 1;
         if wish.leases == 0 {
             wishes.remove(&self.channel);
             drop(wishes);
-            self.listening.change();
+            self.registry.change();
         }
     }
 }
@@ -124,64 +124,64 @@ mod tests {
 
     use super::*;
 
-    fn wanted(listening: &Listening) -> Option<Vec<String>> {
+    fn wanted(registry: &NotifyRegistry) -> Option<Vec<String>> {
         let mut wanted: Vec<String> =
-            listening.take_wanted()?.iter().map(ToString::to_string).collect();
+            registry.take_wanted()?.iter().map(ToString::to_string).collect();
         wanted.sort();
         Some(wanted)
     }
 
     #[test]
     fn a_channel_is_wanted_from_the_first_lease_to_the_last() {
-        let listening = Listening::default();
-        assert_eq!(wanted(&listening), None);
+        let registry = NotifyRegistry::default();
+        assert_eq!(wanted(&registry), None);
 
-        let first = listening.lease("jobs");
-        assert_eq!(wanted(&listening), Some(vec!["jobs".into()]));
-        let second = listening.lease("jobs");
-        assert_eq!(wanted(&listening), None);
+        let first = registry.lease("jobs");
+        assert_eq!(wanted(&registry), Some(vec!["jobs".into()]));
+        let second = registry.lease("jobs");
+        assert_eq!(wanted(&registry), None);
         drop(first);
-        assert_eq!(wanted(&listening), None);
+        assert_eq!(wanted(&registry), None);
         drop(second);
 
-        assert_eq!(wanted(&listening), Some(vec![]));
+        assert_eq!(wanted(&registry), Some(vec![]));
     }
 
     #[test]
     fn a_lease_is_heard_when_the_worker_has_said_so() {
-        let listening = Listening::default();
-        let mut first = listening.lease("jobs").unwrap();
+        let registry = NotifyRegistry::default();
+        let mut first = registry.lease("jobs").unwrap();
         assert_eq!(first.is_heard().now_or_never(), None);
 
-        listening.settle("jobs", true);
+        registry.settle("jobs", true);
 
         assert_eq!(first.is_heard().now_or_never(), Some(true));
         // Who comes later need not wait.
-        let second = listening.lease("jobs").unwrap().is_heard().now_or_never();
+        let second = registry.lease("jobs").unwrap().is_heard().now_or_never();
         assert_eq!(second, Some(true));
         // All have gone: who comes now starts afresh.
         drop(first);
-        assert_eq!(listening.lease("jobs").unwrap().is_heard().now_or_never(), None);
+        assert_eq!(registry.lease("jobs").unwrap().is_heard().now_or_never(), None);
     }
 
     #[test]
     fn a_refused_channel_is_told_to_those_who_wait() {
-        let listening = Listening::default();
-        let mut lease = listening.lease("jobs").unwrap();
+        let registry = NotifyRegistry::default();
+        let mut lease = registry.lease("jobs").unwrap();
 
-        listening.settle("jobs", false);
+        registry.settle("jobs", false);
 
         assert_eq!(lease.is_heard().now_or_never(), Some(false));
     }
 
     #[test]
     fn the_number_of_channels_is_bounded() {
-        let listening = Listening::default();
-        let leases: Vec<_> = (0..MOST).map(|n| listening.lease(&n.to_string()).unwrap()).collect();
+        let registry = NotifyRegistry::default();
+        let leases: Vec<_> = (0..MOST).map(|n| registry.lease(&n.to_string()).unwrap()).collect();
 
-        assert!(listening.lease("one more").is_none());
-        assert!(listening.lease("0").is_some());
+        assert!(registry.lease("one more").is_none());
+        assert!(registry.lease("0").is_some());
         drop(leases);
-        assert!(listening.lease("one more").is_some());
+        assert!(registry.lease("one more").is_some());
     }
 }

@@ -21,8 +21,8 @@ use crate::control::{self, Control};
 use crate::descriptors::{self, Places};
 use crate::hub::{self, Hub};
 use crate::link::{self, LinkEnd, Uplink};
-use crate::notify::Listening;
-use crate::outbox_cleaner::{self, Keeper};
+use crate::notify::NotifyRegistry;
+use crate::outbox_cleaner::{self, OutboxCleaner};
 use crate::server::bind::Listener;
 use crate::server::{self, ServerContext};
 use crate::stats::Stats;
@@ -69,17 +69,18 @@ async fn serve(link: UnixStream, postmaster: OwnedFd, uplink: Uplink) -> io::Res
     confinement::limit_memory(config.memory_limit);
     let threads = Threads::new(config.network_threads)?;
     let (feed, fed) = mpsc::channel(FEED);
-    let listening = Listening::default();
+    let notify_registry = NotifyRegistry::default();
     let (credentials, given) = watch::channel(credentials);
     let (stop, stopped) = watch::channel(false);
-    let mut parts = Parts::start(&config, fed, &uplink, &listening, given, stopped, &threads)?;
+    let mut parts =
+        Parts::start(&config, fed, &uplink, &notify_registry, given, stopped, &threads)?;
     uplink.ready();
 
     let mut hub = pin!(parts.routing.run());
     let end = tokio::select! {
-        end = downlink.run(feed, listening.clone(), credentials) => end,
+        end = downlink.run(feed, notify_registry.clone(), credentials) => end,
         () = &mut hub => return Err(io::Error::other("the hub ended")),
-        ended = uplink.clone().run(up, listening) => return ended.map(|()| LinkEnd::Closed),
+        ended = uplink.clone().run(up, notify_registry) => return ended.map(|()| LinkEnd::Closed),
         () = ended(postmaster) => LinkEnd::Closed,
         _ = parts.tasks.join_next() => {
             return Err(io::Error::other("a part of the server ended unexpectedly"));
@@ -137,7 +138,7 @@ impl Parts {
         config: &Arc<Config>,
         feed: mpsc::Receiver<link::Feed>,
         uplink: &Uplink,
-        listening: &Listening,
+        notify_registry: &NotifyRegistry,
         credentials: watch::Receiver<Credentials>,
         stopped: watch::Receiver<bool>,
         threads: &Threads,
@@ -150,7 +151,7 @@ impl Parts {
             hub::Parts {
                 feed,
                 uplink: uplink.clone(),
-                listening: listening.clone(),
+                notify_registry: notify_registry.clone(),
                 catalog: catalog.clone(),
                 stats: Arc::clone(&stats),
                 receipts,
@@ -168,7 +169,7 @@ impl Parts {
             connection_limit: places.websockets as u64,
         });
         let socket = control::bind(&config.control_socket)?;
-        let keeper = Keeper::new(outbox_cleaner::Parts {
+        let cleaner = OutboxCleaner::new(outbox_cleaner::Parts {
             catalog: catalog.clone(),
             stats: Arc::clone(&stats),
             live: hub.watch_live(),
@@ -188,7 +189,7 @@ impl Parts {
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(control.run(socket));
-        tasks.spawn(keeper.run());
+        tasks.spawn(cleaner.run());
         let clients = threads.handle.spawn(clients.serve(stopped));
         Ok(Parts { hub, routing, tasks, clients })
     }
@@ -243,7 +244,7 @@ impl Clients {
             Arc::clone(&self.stats),
             self.places,
         ));
-        log::info!("listening on {}", self.listener.url().unwrap_or_default());
+        log::info!("notify_registry on {}", self.listener.url().unwrap_or_default());
         let (tls, acceptors) = watch::channel(tls);
         tokio::select! {
             () = server::run(listeners, acceptors, Arc::clone(&context), stopped) => {}

@@ -12,7 +12,7 @@ use super::handle::{Live, SessionId};
 use super::history::{History, Seq};
 use super::plan::{EncodeContext, EventRef, Missing};
 use super::policy_check::PolicyChecks;
-use super::queue::{Goodbye, Push};
+use super::queue::{CloseReason, Push};
 use super::registry::Registry;
 use super::slow_consumer::{Pace, SlowConsumers};
 use crate::stats::Stats;
@@ -153,9 +153,9 @@ impl LaggingSessions {
         if let Some(entry) = registry.sessions.get(&session) {
             stats.slow_clients_total.inc();
             log::info!("connection {session} is cut off: it reads too slowly");
-            entry.queue.close(Goodbye::Slow);
+            entry.queue.close(CloseReason::Slow);
         }
-        registry.disconnect(session);
+        registry.forget(session);
     }
 }
 

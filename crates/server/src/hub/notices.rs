@@ -422,7 +422,7 @@ mod tests {
         assert!(!world.notices.ring.is_empty());
 
         world.notices.remove(1);
-        world.registry.disconnect(1);
+        world.registry.forget(1);
 
         assert!(world.notices.ring.is_empty() && world.notices.bytes == 0);
     }

@@ -312,7 +312,7 @@ impl Registry {
     }
 
     /// Forgets the connection.
-    pub(super) fn disconnect(&mut self, session: SessionId) {
+    pub(super) fn forget(&mut self, session: SessionId) {
         let Some(entry) = self.sessions.get(&session) else { return };
         let topics: Vec<Arc<str>> = entry.channels.keys().cloned().collect();
         for topic in topics {

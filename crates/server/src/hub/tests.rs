@@ -25,8 +25,8 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::handle::{Cast, Command, Hub, Peer, SessionId};
-use super::queue::{Budget, Goodbye, Push, Queue, Taken};
+use super::handle::{Command, Ephemeral, Hub, Peer, SessionId};
+use super::queue::{Budget, CloseReason, Push, Queue, Taken};
 use super::subscription::{
     Binding, Facet, Identity, Operations, Since, Style, Subscription, Target,
 };
@@ -34,7 +34,7 @@ use super::{Parts, start};
 use crate::catalog::{Catalog, frame};
 use crate::filter::{compile, parse};
 use crate::link::{Feed, Uplink};
-use crate::notify::Listening;
+use crate::notify::NotifyRegistry;
 use crate::stats::Stats;
 use crate::wire::Vsn;
 
@@ -100,7 +100,7 @@ impl World {
         let parts = Parts {
             feed: fed,
             uplink: Uplink::default(),
-            listening: Listening::default(),
+            notify_registry: NotifyRegistry::default(),
             catalog: catalog.clone(),
             stats: Arc::clone(&stats),
             receipts: super::receipts::channel().0,
@@ -418,12 +418,12 @@ fn a_client_that_falls_off_the_history_is_cut_off_alone() {
     let last = world.runtime.block_on(async {
         loop {
             match stalled.queue.take(&mut Vec::new(), 1 << 20).await {
-                Taken::Goodbye(goodbye) => return goodbye,
+                Taken::Closed(reason) => return reason,
                 Taken::Frames { .. } => {}
             }
         }
     });
-    assert_eq!(last, Goodbye::Slow);
+    assert_eq!(last, CloseReason::Slow);
 }
 
 #[test]
@@ -522,7 +522,7 @@ fn a_cast_is_for_everybody_in_the_topic_but_its_sender() {
     let (sender, other) = (world.connect(), world.connect());
     world.join_room(&sender, false, now(0));
     world.join_room(&other, false, now(0));
-    let cast = |name: &str, private, except| Cast {
+    let message = |name: &str, private, except| Ephemeral {
         topic: ROOM.into(),
         to: Style::Channel,
         private,
@@ -531,9 +531,9 @@ fn a_cast_is_for_everybody_in_the_topic_but_its_sender() {
         except,
     };
 
-    world.hub.cast(cast("private", true, None));
-    world.hub.cast(cast("to others", false, Some(sender.session)));
-    world.hub.cast(cast("to all", false, None));
+    world.hub.send_ephemeral(message("private", true, None));
+    world.hub.send_ephemeral(message("to others", false, Some(sender.session)));
+    world.hub.send_ephemeral(message("to all", false, None));
 
     assert_eq!(world.heard(&sender, "to all"), ["to all"]);
     assert_eq!(world.heard(&other, "to all"), ["to others", "to all"]);
@@ -544,45 +544,62 @@ fn a_channel_may_begin_and_cease_to_receive_presence() {
     let world = World::new(&Config::default());
     let client = world.connect();
     world.join_room(&client, false, now(0));
-    let cast = |to, name: &str| {
+    let send = |to, name: &str| {
         let frame = format!(r#"[null,null,"r","broadcast",{{"event":"{name}"}}]"#);
         let (v1, v2) = (Bytes::new(), frame.into());
-        world.hub.cast(Cast { topic: ROOM.into(), to, private: false, v1, v2, except: None });
+        world.hub.send_ephemeral(Ephemeral {
+            topic: ROOM.into(),
+            to,
+            private: false,
+            v1,
+            v2,
+            except: None,
+        });
     };
     let receive = |receive| {
         let facet = Facet::of_topic(Style::Presence, false);
         world.hub.receive(client.session, &ROOM.into(), Vsn::V2, facet, receive);
     };
 
-    cast(Style::Presence, "before");
+    send(Style::Presence, "before");
     receive(true);
     receive(true);
-    cast(Style::Presence, "once");
-    cast(Style::Channel, "message");
+    send(Style::Presence, "once");
+    send(Style::Channel, "message");
     receive(false);
     receive(false);
-    cast(Style::Presence, "after");
-    cast(Style::Channel, "end");
+    send(Style::Presence, "after");
+    send(Style::Channel, "end");
 
     assert_eq!(world.heard(&client, "end"), ["once", "message", "end"]);
 }
 
 #[test]
 fn those_who_cast_faster_than_the_hub_wait_for_it() {
-    let (hub, mut ends) = Hub::new(1 << 20, Arc::new(Budget::new(1 << 20)), Listening::default());
+    let (hub, mut ends) =
+        Hub::new(1 << 20, Arc::new(Budget::new(1 << 20)), NotifyRegistry::default());
     let frame = Bytes::from(vec![b'x'; 3 << 20]);
-    let cast = || {
+    let send = || {
         let (to, v1, v2) = (Style::Channel, Bytes::new(), frame.clone());
-        hub.cast(Cast { topic: ROOM.into(), to, private: false, v1, v2, except: None });
+        hub.send_ephemeral(Ephemeral {
+            topic: ROOM.into(),
+            to,
+            private: false,
+            v1,
+            v2,
+            except: None,
+        });
     };
-    cast();
+    send();
     assert!(hub.ready().now_or_never().is_some());
-    cast();
+    send();
     let mut ready = pin!(hub.ready());
     assert!(ready.as_mut().now_or_never().is_none());
 
-    let Ok(Command::Cast { cast }) = ends.commands.try_recv() else { panic!("a cast") };
-    ends.casts.remove(&cast);
+    let Ok(Command::Ephemeral { message }) = ends.commands.try_recv() else {
+        panic!("an ephemeral message")
+    };
+    ends.ephemerals.remove(&message);
 
     assert!(ready.now_or_never().is_some());
 }

@@ -33,7 +33,7 @@ const MALFORMED_LIMIT: u32 = 10;
 
 /// The client does not keep to the protocol, and is to be sent away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Breach {
+pub(super) enum ProtocolViolation {
     /// Too many messages that are not frames.
     Text,
     Binary,
@@ -113,21 +113,21 @@ impl Conversation {
         }
     }
 
-    pub(super) fn text(&mut self, text: &str) -> Result<(), Breach> {
+    pub(super) fn text(&mut self, text: &str) -> Result<(), ProtocolViolation> {
         match decode::decode_text(self.vsn, text) {
             Ok(frame) => self.frame(frame),
-            Err(error) => self.malformed(&error, Breach::Text),
+            Err(error) => self.malformed(&error, ProtocolViolation::Text),
         }
     }
 
-    pub(super) fn binary(&mut self, bytes: &[u8]) -> Result<(), Breach> {
+    pub(super) fn binary(&mut self, bytes: &[u8]) -> Result<(), ProtocolViolation> {
         let decoded = match self.vsn {
             Vsn::V1 => Err(DecodeError::NotAFrame("vsn 1.0.0 has no binary frames")),
             Vsn::V2 => decode::decode_binary(bytes),
         };
         match decoded {
             Ok(frame) => self.frame(frame),
-            Err(error) => self.malformed(&error, Breach::Binary),
+            Err(error) => self.malformed(&error, ProtocolViolation::Binary),
         }
     }
 
@@ -152,7 +152,7 @@ impl Conversation {
             }
             // It could not be looked at: the old one goes on for as long as it lasts.
             Outcome::Renewed(Err(Refusal::Unavailable)) => {}
-            Outcome::Renewed(Err(refusal)) => self.expel(&topic, &refusal.message()),
+            Outcome::Renewed(Err(refusal)) => self.close_channel(&topic, &refusal.message()),
         }
     }
 
@@ -171,11 +171,11 @@ impl Conversation {
         for topic in self.channels.expired(now) {
             let Some(channel) = self.channels.get(&topic) else { continue };
             let text = channel.credentials.expiry_text(now);
-            self.expel(&topic, &text);
+            self.close_channel(&topic, &text);
         }
     }
 
-    fn frame(&mut self, frame: ClientFrame) -> Result<(), Breach> {
+    fn frame(&mut self, frame: ClientFrame) -> Result<(), ProtocolViolation> {
         self.malformed = 0;
         let ClientFrame { join_ref, ref_, topic, event } = frame;
         let to = Address { join_ref: join_ref.as_deref(), ref_: ref_.as_deref(), topic: &topic };
@@ -208,13 +208,13 @@ impl Conversation {
         let Some(channel) = self.channels.get(to.topic) else { return };
         if !self.broadcasts.take(self.context.config.broadcast_rate, Instant::now()) {
             self.context.stats.refused_broadcast(RefusedPush::Rate).inc();
-            return self.expel(to.topic, "Too many messages per second");
+            return self.close_channel(to.topic, "Too many messages per second");
         }
         match broadcast::of_client(&self.context.config, channel, to.topic, broadcast) {
-            Ok(spoken) => {
+            Ok(broadcast) => {
                 let ack = channel.ack;
                 let except = (!channel.echo).then_some(self.session);
-                spoken.cast(&self.context, except);
+                broadcast.send(&self.context, except);
                 // Without `ack` the client counts it as sent and waits for nothing.
                 if ack {
                     self.reply(encode::ok(self.vsn, to));
@@ -231,7 +231,7 @@ impl Conversation {
         let config = Arc::clone(&self.context.config);
         if !self.presence.take(config.presence_rate, Instant::now()) {
             self.context.stats.refused_presence(RefusedPush::Rate).inc();
-            return self.expel(to.topic, "Client presence rate limit exceeded");
+            return self.close_channel(to.topic, "Client presence rate limit exceeded");
         }
         let Some(channel) = self.channels.get_mut(to.topic) else { return };
         match attend(channel, to.topic, presence, config.max_presence_size) {
@@ -242,7 +242,7 @@ impl Conversation {
             }
             Err(Unattended::TooLarge) => {
                 self.context.stats.refused_presence(RefusedPush::Size).inc();
-                self.expel(to.topic, "Track message size exceeded");
+                self.close_channel(to.topic, "Track message size exceeded");
             }
         }
     }
@@ -260,11 +260,15 @@ impl Conversation {
         }
     }
 
-    fn join(&mut self, to: Address<'_>, payload: Box<JoinPayload>) -> Result<(), Breach> {
+    fn join(
+        &mut self,
+        to: Address<'_>,
+        payload: Box<JoinPayload>,
+    ) -> Result<(), ProtocolViolation> {
         if !self.joins.take(self.context.config.join_rate, Instant::now()) {
             let reason = "ClientJoinRateLimitReached: Too many joins per second";
             self.refuse_join(to, RefusedJoin::Rate, reason);
-            return Err(Breach::JoinRate);
+            return Err(ProtocolViolation::JoinRate);
         }
         // The newest join of a topic is the one that counts. The old channel is told so, but for
         // a join that has had no answer yet: there the client has stopped waiting for it.
@@ -363,7 +367,7 @@ impl Conversation {
     }
 
     /// Ends a channel for a reason that the application is told.
-    fn expel(&mut self, topic: &str, text: &str) {
+    fn close_channel(&mut self, topic: &str, text: &str) {
         let Some(channel) = self.channels.remove(topic) else { return };
         self.pending.cancel(topic);
         self.context.hub.leave(self.session, topic);
@@ -379,14 +383,18 @@ impl Conversation {
         }
     }
 
-    fn malformed(&mut self, error: &DecodeError, breach: Breach) -> Result<(), Breach> {
+    fn malformed(
+        &mut self,
+        error: &DecodeError,
+        violation: ProtocolViolation,
+    ) -> Result<(), ProtocolViolation> {
         self.context.stats.malformed_frames_total.inc();
         if let DecodeError::Payload { join_ref, ref_, topic, reason, .. } = error {
             let to = Address { join_ref: join_ref.as_deref(), ref_: ref_.as_deref(), topic };
             self.reply(encode::error(self.vsn, to, reason));
         }
         self.malformed += 1;
-        if self.malformed >= MALFORMED_LIMIT { Err(breach) } else { Ok(()) }
+        if self.malformed >= MALFORMED_LIMIT { Err(violation) } else { Ok(()) }
     }
 
     fn refuse_join(&self, to: Address<'_>, count: RefusedJoin, reason: &str) {

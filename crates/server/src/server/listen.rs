@@ -33,20 +33,20 @@ pub async fn run(
 ) {
     let mut tasks = JoinSet::new();
     for listener in listeners {
-        let place = Listening { listener, tls: tls.clone(), context: Arc::clone(&context) };
-        tasks.spawn(place.run(stop.clone()));
+        let acceptor = Acceptor { listener, tls: tls.clone(), context: Arc::clone(&context) };
+        tasks.spawn(acceptor.run(stop.clone()));
     }
     while tasks.join_next().await.is_some() {}
 }
 
-struct Listening {
+struct Acceptor {
     listener: TcpListener,
     /// May become another; connections keep the one that they began with.
     tls: watch::Receiver<Option<TlsAcceptor>>,
     context: Arc<ServerContext>,
 }
 
-impl Listening {
+impl Acceptor {
     async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut connections = JoinSet::new();
         let stopping = stop.clone();

@@ -8,7 +8,7 @@ use tide_feed::config::Config;
 use tide_feed::json;
 
 use crate::hub::Hub;
-use crate::hub::handle::{Cast, SessionId};
+use crate::hub::handle::{Ephemeral, SessionId};
 use crate::hub::subscription::Style;
 use crate::presence::{Details, Diff, Room, Seat, Tracked};
 use crate::wire::{Vsn, encode};
@@ -86,7 +86,7 @@ impl Rooms {
 
     /// To be called with the lock held: members hear of changes in the order of the changes.
     fn announce(&self, place: &Place, diff: &Diff) {
-        self.hub.cast(Cast {
+        self.hub.send_ephemeral(Ephemeral {
             topic: Arc::clone(&place.topic),
             to: Style::Presence,
             private: place.private,

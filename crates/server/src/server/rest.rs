@@ -12,7 +12,7 @@ use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::http::request::Parts;
 
 use super::access::{self, BROADCAST};
-use super::broadcast::{self, Refused, Spoken};
+use super::broadcast::{self, CheckedBroadcast, Refused};
 use super::context::ServerContext;
 use super::identity::{self, Credentials};
 use super::limit::TokenBucket;
@@ -214,7 +214,7 @@ impl Request<'_> {
 
     fn send(&self, message: &Addressed) {
         let topic = topic(&message.name);
-        Spoken::new(&topic, message.private, &message.broadcast).cast(self.context, None);
+        CheckedBroadcast::new(&topic, message.private, &message.broadcast).send(self.context, None);
     }
 
     fn refuse(&self, refused: Refused) -> Denied {

@@ -50,7 +50,7 @@ impl Stream {
         }
         memberships.iter_mut().for_each(|membership| membership.replays = replays && lags);
         self.registry.join(session, &subscription.topic, subscription.identity, memberships);
-        self.foresee(session, &subscription.topic);
+        self.prefetch(session, &subscription.topic);
         if lags {
             self.lagging.add(session);
             self.lagging.wake(session);

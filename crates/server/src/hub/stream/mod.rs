@@ -18,19 +18,19 @@ use super::catch_up::LaggingSessions;
 use super::entitlement::{Entitlements, Subject};
 use super::failure::{self, refusal, wire_topic};
 use super::group::{GroupId, GroupKey};
-use super::handle::{Cast, Casts, Command, Ends, Hub, Live, SessionId};
+use super::handle::{Command, Ends, Ephemeral, Hub, Live, PendingEphemerals, SessionId};
 use super::history::{History, Seq};
 use super::notices::Notices;
 use super::plan::{EncodeContext, EventRef, Missing};
 use super::policy_check::PolicyChecks;
-use super::queue::{Budget, Goodbye, Push};
+use super::queue::{Budget, CloseReason, Push};
 use super::receipts::Receipts;
 use super::recent;
 use super::registry::{Registry, Session};
 use super::subscription::{Facet, Style, Subscription};
 use crate::catalog::Catalog;
 use crate::link::{Feed, Uplink};
-use crate::notify::Listening;
+use crate::notify::NotifyRegistry;
 use crate::policy::Way;
 use crate::stats::Stats;
 use crate::wire::Vsn;
@@ -61,7 +61,7 @@ const SERVER_FAILED: &str = "server_failed";
 pub struct Parts {
     pub feed: mpsc::Receiver<Feed>,
     pub uplink: Uplink,
-    pub listening: Listening,
+    pub notify_registry: NotifyRegistry,
     pub catalog: Catalog,
     pub stats: Arc<Stats>,
     pub receipts: Receipts,
@@ -73,7 +73,7 @@ pub fn new(config: &Config, parts: Parts) -> (Hub, Stream) {
     let eighth = config.memory_limit / 8;
     let budget = Arc::new(Budget::new(3 * eighth - eighth / 2));
     let history = config.history_size.min(config.memory_limit / 2);
-    let (hub, ends) = Hub::new(config.send_queue_size, budget, parts.listening.clone());
+    let (hub, ends) = Hub::new(config.send_queue_size, budget, parts.notify_registry.clone());
     let (retention, reach) = (config.history_retention, config.max_slot_wal_keep_size);
     let history = History::new(history, retention, reach);
     (hub, Stream::new(parts, ends, history, Notices::new(eighth)))
@@ -101,7 +101,7 @@ pub struct Stream {
     notified: VecDeque<Vec<Notification>>,
     stats: Arc<Stats>,
     receipts: Receipts,
-    casts: Arc<Casts>,
+    ephemerals: Arc<PendingEphemerals>,
     bodies: BodyCache,
     frame_buf: FrameBuf,
     frames: Vec<Bytes>,
@@ -129,7 +129,7 @@ impl Stream {
             notified: VecDeque::new(),
             stats,
             receipts,
-            casts: ends.casts,
+            ephemerals: ends.ephemerals,
             bodies: BodyCache::default(),
             frame_buf: FrameBuf::default(),
             frames: Vec::new(),
@@ -152,7 +152,7 @@ impl Stream {
             tokio::task::yield_now().await;
         }
         for session in self.registry.sessions.values() {
-            session.queue.close(Goodbye::Shutdown);
+            session.queue.close(CloseReason::Shutdown);
         }
     }
 
@@ -174,7 +174,7 @@ impl Stream {
         };
         tokio::select! {
             biased;
-            command = self.commands.recv() => return self.obey_all(command),
+            command = self.commands.recv() => return self.handle_all(command),
             next = self.feed.recv(), if takes => match next {
                 Some(next) => self.take(next),
                 None => return false,
@@ -192,12 +192,12 @@ impl Stream {
     }
 
     /// Takes up what sessions ask for; false: to stop.
-    fn obey_all(&mut self, first: Option<Command>) -> bool {
+    fn handle_all(&mut self, first: Option<Command>) -> bool {
         let mut next = first;
         for _ in 0..COMMANDS {
             match next {
                 None | Some(Command::Stop) => return false,
-                Some(command) => self.obey(command),
+                Some(command) => self.handle(command),
             }
             next = match self.commands.try_recv() {
                 Ok(command) => Some(command),
@@ -207,7 +207,7 @@ impl Stream {
         match next {
             None | Some(Command::Stop) => false,
             Some(command) => {
-                self.obey(command);
+                self.handle(command);
                 true
             }
         }
@@ -456,7 +456,7 @@ impl Stream {
         }
     }
 
-    fn obey(&mut self, command: Command) {
+    fn handle(&mut self, command: Command) {
         match command {
             Command::Connect { session, queue, peer } => {
                 let channels = std::collections::HashMap::new();
@@ -468,7 +468,7 @@ impl Stream {
             }
             Command::SetIdentity { session, topic, identity } => {
                 self.registry.set_identity(session, &topic, identity);
-                self.foresee(session, &topic);
+                self.prefetch(session, &topic);
                 // It may have waited for an answer that would have been for its former self.
                 self.lagging.wake(session);
             }
@@ -478,9 +478,9 @@ impl Stream {
             Command::Receive { session, topic, vsn, facet, receive } => {
                 self.registry.receive(session, &topic, vsn, &facet, receive);
             }
-            Command::Cast { cast } => {
-                self.casts.remove(&cast);
-                self.cast(&cast);
+            Command::Ephemeral { message } => {
+                self.ephemerals.remove(&message);
+                self.deliver_ephemeral(&message);
             }
             Command::Tell { session, frame } => {
                 if let Some(entry) = self.registry.sessions.get(&session) {
@@ -493,10 +493,10 @@ impl Stream {
                 // Before whatever is said next, which it has room for now.
                 self.serve_lagging();
             }
-            Command::Disconnect { session } => {
+            Command::Forget { session } => {
                 self.notices.remove(session);
                 self.lagging.remove(session);
-                self.registry.disconnect(session);
+                self.registry.forget(session);
             }
             Command::Recent { limit, tables, answer } => {
                 let epoch = self.live.map(|live| live.epoch).unwrap_or_default();
@@ -506,11 +506,11 @@ impl Stream {
                 let head = self.history.head();
                 let _ = answer.send(recent::connections(&self.registry, &self.lagging, head));
             }
-            Command::Expel { session, answer } => {
+            Command::Disconnect { session, answer } => {
                 let found = self.registry.sessions.get(&session);
                 let _ = answer.send(found.is_some());
                 if let Some(found) = found {
-                    found.queue.close(Goodbye::Disconnected);
+                    found.queue.close(CloseReason::Disconnected);
                 }
             }
             Command::Stop => {}
@@ -526,7 +526,7 @@ impl Stream {
     }
 
     /// Has it found out what the channel's claims are worth, so that its first event need not wait.
-    fn foresee(&mut self, session: SessionId, topic: &str) {
+    fn prefetch(&mut self, session: SessionId, topic: &str) {
         let Some(entry) = self.registry.sessions.get(&session) else { return };
         let groups = entry.channels.get(topic).map(|channel| channel.groups.clone());
         for id in groups.unwrap_or_default() {
@@ -544,23 +544,23 @@ impl Stream {
         }
     }
 
-    fn cast(&mut self, cast: &Cast) {
-        for id in self.registry.of_topic(&cast.topic) {
+    fn deliver_ephemeral(&mut self, message: &Ephemeral) {
+        for id in self.registry.of_topic(&message.topic) {
             let Some(group) = self.registry.group(*id) else { continue };
-            if group.key.style != cast.to || group.key.private != cast.private {
+            if group.key.style != message.to || group.key.private != message.private {
                 continue;
             }
             let frame = match group.key.vsn {
-                Vsn::V1 => &cast.v1,
-                Vsn::V2 => &cast.v2,
+                Vsn::V1 => &message.v1,
+                Vsn::V2 => &message.v2,
             };
             for member in &group.members {
-                if cast.except == Some(member.session) || frame.is_empty() {
+                if message.except == Some(member.session) || frame.is_empty() {
                     continue;
                 }
                 if member.queue.offer(frame) == Push::Full {
                     self.stats.dropped_casts_total.inc();
-                    if cast.to == Style::Presence {
+                    if message.to == Style::Presence {
                         member.queue.miss_presence();
                     }
                 }

@@ -27,7 +27,7 @@ use crate::catalog::{Catalog, frame};
 use crate::descriptors::Places;
 use crate::hub;
 use crate::link::{Feed, Uplink};
-use crate::notify::Listening;
+use crate::notify::NotifyRegistry;
 use crate::server::{self, ServerContext};
 
 pub(super) const TABLE: u32 = 16_400;
@@ -79,7 +79,7 @@ impl World {
         let parts = hub::Parts {
             feed: fed,
             uplink: Uplink::default(),
-            listening: Listening::default(),
+            notify_registry: NotifyRegistry::default(),
             catalog: catalog.clone(),
             stats: Arc::clone(&stats),
             receipts: hub::receipts::channel().0,
