@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::auth::Verifier;
 use crate::catalog::Catalog;
 use crate::control::{self, Control};
-use crate::descriptors::{self, Places};
+use crate::descriptors::{self, ConnectionLimits};
 use crate::hub::{self, Hub};
 use crate::link::{self, LinkEnd, Uplink};
 use crate::notify::NotifyRegistry;
@@ -143,7 +143,7 @@ impl Parts {
         stopped: watch::Receiver<bool>,
         threads: &Threads,
     ) -> io::Result<Parts> {
-        let places = places(config);
+        let limits = limits(config);
         let (stats, catalog) = (Arc::<Stats>::default(), Catalog::new(config.publication.clone()));
         let (receipts, received) = hub::receipts::channel();
         let (hub, routing) = hub::new(
@@ -166,7 +166,7 @@ impl Parts {
             listener: Arc::clone(&listener),
             reload: Arc::clone(&reload),
             outboxes: Arc::clone(&outboxes),
-            connection_limit: places.websockets as u64,
+            connection_limit: limits.websockets as u64,
         });
         let socket = control::bind(&config.control_socket)?;
         let cleaner = OutboxCleaner::new(outbox_cleaner::Parts {
@@ -185,7 +185,7 @@ impl Parts {
             listener,
             reload,
             credentials,
-            places,
+            limits,
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(control.run(socket));
@@ -195,17 +195,17 @@ impl Parts {
     }
 }
 
-fn places(config: &Config) -> Places {
+fn limits(config: &Config) -> ConnectionLimits {
     let descriptors = descriptors::raise();
-    let places = Places::within(descriptors, config.max_connections);
-    if places.websockets < config.max_connections {
+    let limits = ConnectionLimits::within(descriptors, config.max_connections);
+    if limits.websockets < config.max_connections {
         log::warn!(
             "the limit of {descriptors} open files leaves room for {} clients, not for tide.max_connections = {}",
-            places.websockets,
+            limits.websockets,
             config.max_connections
         );
     }
-    places
+    limits
 }
 
 /// What clients are served with.
@@ -217,7 +217,7 @@ struct Clients {
     listener: Arc<Listener>,
     reload: Arc<Notify>,
     credentials: watch::Receiver<Credentials>,
-    places: Places,
+    limits: ConnectionLimits,
 }
 
 impl Clients {
@@ -242,7 +242,7 @@ impl Clients {
             self.catalog.clone(),
             verifier,
             Arc::clone(&self.stats),
-            self.places,
+            self.limits,
         ));
         log::info!("notify_registry on {}", self.listener.url().unwrap_or_default());
         let (tls, acceptors) = watch::channel(tls);

@@ -24,8 +24,8 @@ pub(super) const SCHEMA: Extensions = &["schema"];
 pub(super) const BROADCAST: Extensions = &["broadcast"];
 
 /// A question to the policies.
-pub(super) type Question = (Arc<str>, Arc<str>, Arc<str>, Extensions);
-pub(super) type Answer = Result<Access, CatalogError>;
+pub(super) type AccessQuestion = (Arc<str>, Arc<str>, Arc<str>, Extensions);
+pub(super) type AccessAnswer = Result<Access, CatalogError>;
 
 /// What a client has been granted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

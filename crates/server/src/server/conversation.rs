@@ -234,13 +234,13 @@ impl Conversation {
             return self.close_channel(to.topic, "Client presence rate limit exceeded");
         }
         let Some(channel) = self.channels.get_mut(to.topic) else { return };
-        match attend(channel, to.topic, presence, config.max_presence_size) {
+        match handle_presence(channel, to.topic, presence, config.max_presence_size) {
             Ok(()) => self.reply(encode::ok(self.vsn, to)),
-            Err(Unattended::Refused { count, reason }) => {
+            Err(PresenceError::Refused { count, reason }) => {
                 self.context.stats.refused_presence(count).inc();
                 self.reply(encode::error(self.vsn, to, &reason));
             }
-            Err(Unattended::TooLarge) => {
+            Err(PresenceError::TooLarge) => {
                 self.context.stats.refused_presence(RefusedPush::Size).inc();
                 self.close_channel(to.topic, "Track message size exceeded");
             }
@@ -251,11 +251,11 @@ impl Conversation {
     /// that it watches.
     pub(super) fn refresh_presence(&self) {
         for channel in self.channels.iter() {
-            if let Some(attendance) = &channel.attendance
+            if let Some(presence) = &channel.presence
                 && channel.watches_presence
                 && channel.access.presence().read
             {
-                attendance.tell(self.session, self.vsn, channel.join_ref.as_deref());
+                presence.tell(self.session, self.vsn, channel.join_ref.as_deref());
             }
         }
     }
@@ -347,7 +347,7 @@ impl Conversation {
     fn regrant(&mut self, topic: &Arc<str>, access: Access) {
         let Some(channel) = self.channels.get_mut(topic) else { return };
         let before = std::mem::replace(&mut channel.access, access);
-        let Some(attendance) = &mut channel.attendance else { return };
+        let Some(presence) = &mut channel.presence else { return };
         let receive = |style, before: Grant, now: Grant| {
             if before.read != now.read {
                 let facet = Facet::of_topic(style, channel.private);
@@ -358,11 +358,11 @@ impl Conversation {
         if channel.watches_presence {
             receive(Style::Presence, before.presence(), access.presence());
             if access.presence().read && !before.presence().read {
-                attendance.tell(self.session, self.vsn, channel.join_ref.as_deref());
+                presence.tell(self.session, self.vsn, channel.join_ref.as_deref());
             }
         }
         if !access.presence().write {
-            attendance.untrack();
+            presence.untrack();
         }
     }
 
@@ -425,7 +425,7 @@ async fn renewal(
 }
 
 /// Why somebody is not present as it wants to be.
-enum Unattended {
+enum PresenceError {
     Refused {
         count: RefusedPush,
         reason: Cow<'static, str>,
@@ -434,48 +434,48 @@ enum Unattended {
     TooLarge,
 }
 
-impl Unattended {
-    fn refused(count: RefusedPush, reason: impl Into<Cow<'static, str>>) -> Unattended {
-        Unattended::Refused { count, reason: reason.into() }
+impl PresenceError {
+    fn refused(count: RefusedPush, reason: impl Into<Cow<'static, str>>) -> PresenceError {
+        PresenceError::Refused { count, reason: reason.into() }
     }
 }
 
-fn attend(
+fn handle_presence(
     channel: &mut Channel,
     topic: &str,
-    presence: &Presence,
+    request: &Presence,
     max_size: usize,
-) -> Result<(), Unattended> {
-    let request = |reason: &'static str| Unattended::refused(RefusedPush::Request, reason);
-    let Some(attendance) = &mut channel.attendance else {
-        return Err(request("this topic has no presence"));
+) -> Result<(), PresenceError> {
+    let bad_request = |reason: &'static str| PresenceError::refused(RefusedPush::Request, reason);
+    let Some(presence) = &mut channel.presence else {
+        return Err(bad_request("this topic has no presence"));
     };
-    let payload = match presence {
+    let payload = match request {
         Presence::Untrack => {
-            attendance.untrack();
+            presence.untrack();
             return Ok(());
         }
         Presence::Track(payload) => payload,
-        Presence::Other(_) => return Err(request("presence can be tracked and untracked")),
+        Presence::Other(_) => return Err(bad_request("presence can be tracked and untracked")),
     };
     if !channel.access.presence().write {
         let name = topic.strip_prefix(PREFIX).unwrap_or(topic);
         let reason = format!(
             "Unauthorized: You do not have permissions to track presence on this Channel topic: {name}"
         );
-        return Err(Unattended::refused(RefusedPush::Policy, reason));
+        return Err(PresenceError::refused(RefusedPush::Policy, reason));
     }
     let details = payload.as_deref().and_then(|payload| Details::of(payload.get()));
-    let details = details.ok_or_else(|| request("Presence track payload must be a map"))?;
-    if attendance.key().len() + details.bytes() > max_size {
-        return Err(Unattended::TooLarge);
+    let details = details.ok_or_else(|| bad_request("Presence track payload must be a map"))?;
+    if presence.key().len() + details.bytes() > max_size {
+        return Err(PresenceError::TooLarge);
     }
-    attendance.track(details).map_err(|no_room| match no_room {
-        NoRoom::Channel => Unattended::refused(
+    presence.track(details).map_err(|no_room| match no_room {
+        NoRoom::Channel => PresenceError::refused(
             RefusedPush::Full,
             "PresenceLimitReached: Too many are present on this channel",
         ),
-        NoRoom::Server => Unattended::refused(
+        NoRoom::Server => PresenceError::refused(
             RefusedPush::Size,
             "PresenceLimitReached: There is no memory for more presence",
         ),

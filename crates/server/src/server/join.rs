@@ -13,7 +13,7 @@ use super::channel::Channel;
 use super::context::ServerContext;
 use super::conversation::{Outcome, OwnedAddress};
 use super::identity::{self, Credentials, Refusal};
-use super::presence::{Attendance, Place};
+use super::presence::{ChannelPresence, RoomKey};
 use super::since::since;
 use crate::allowance::{Allowance, Share};
 use crate::catalog::Moment;
@@ -122,16 +122,16 @@ impl Joiner {
     ) -> Channel {
         let OwnedAddress { join_ref, topic, .. } = self.address;
         let is_ours = topic.strip_prefix(PREFIX).is_some_and(|name| name.starts_with("tide:"));
-        let attendance = (!is_ours && !payload.legacy).then(|| {
-            let place = Place { topic, private: payload.private };
+        let presence = (!is_ours && !payload.legacy).then(|| {
+            let room_key = RoomKey { topic, private: payload.private };
             let key = payload.presence.key.as_deref();
-            Box::new(Attendance::new(&self.context.rooms, place, key))
+            Box::new(ChannelPresence::new(&self.context.rooms, room_key, key))
         });
-        if let Some(attendance) = &attendance
+        if let Some(presence) = &presence
             && payload.presence.enabled
             && access.presence().read
         {
-            attendance.tell(self.session, self.vsn, join_ref.as_deref());
+            presence.tell(self.session, self.vsn, join_ref.as_deref());
         }
         Channel {
             join_ref,
@@ -141,7 +141,7 @@ impl Joiner {
             ack: payload.broadcast.ack,
             echo: payload.broadcast.echo,
             watches_presence: payload.presence.enabled,
-            attendance,
+            presence,
             _lease: lease,
             _filters: filters,
         }

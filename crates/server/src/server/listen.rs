@@ -57,7 +57,7 @@ impl Acceptor {
                 accepted = self.listener.accept() => match accepted {
                     Ok((socket, peer)) => {
                         let tls = self.tls.borrow().clone();
-                        let Some(seat) = self.context.seats.take().await else {
+                        let Some(slot) = self.context.slots.take().await else {
                             self.context.stats.refused_connection(RefusedConnection::Limit).inc();
                             // What is not encrypted would mean nothing to a client of TLS.
                             if tls.is_none() {
@@ -68,7 +68,7 @@ impl Acceptor {
                         let context = Arc::clone(&self.context);
                         let stop = stopping.clone();
                         connections
-                            .spawn(connection::serve(socket, peer, tls, context, stop, seat));
+                            .spawn(connection::serve(socket, peer, tls, context, stop, slot));
                     }
                     Err(error) => pause_after(&error, &mut complained).await,
                 },

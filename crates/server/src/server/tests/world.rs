@@ -24,7 +24,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::auth::Verifier;
 use crate::catalog::{Catalog, frame};
-use crate::descriptors::Places;
+use crate::descriptors::ConnectionLimits;
 use crate::hub;
 use crate::link::{Feed, Uplink};
 use crate::notify::NotifyRegistry;
@@ -63,12 +63,16 @@ impl World {
 
     /// A server that has no stream yet.
     pub(super) async fn stalled(config: Config, tls: Option<TlsAcceptor>) -> World {
-        let places = Places::within(usize::MAX, config.max_connections);
-        World::seated(config, tls, places).await
+        let limits = ConnectionLimits::within(usize::MAX, config.max_connections);
+        World::with_limits(config, tls, limits).await
     }
 
     /// The same, with room for so many sockets.
-    pub(super) async fn seated(config: Config, tls: Option<TlsAcceptor>, places: Places) -> World {
+    pub(super) async fn with_limits(
+        config: Config,
+        tls: Option<TlsAcceptor>,
+        limits: ConnectionLimits,
+    ) -> World {
         let config = Arc::new(config);
         let catalog = Catalog::new("tide".into());
         let granted = Arc::new(Mutex::new(vec![table(TABLE, "t")]));
@@ -86,7 +90,7 @@ impl World {
         };
         let hub = hub::start((*config).clone(), parts);
         let verifier = Verifier::new(vec![SECRET.into()], None, None).unwrap();
-        let context = Arc::new(ServerContext::new(config, hub, catalog, verifier, stats, places));
+        let context = Arc::new(ServerContext::new(config, hub, catalog, verifier, stats, limits));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
@@ -141,25 +145,25 @@ impl World {
     }
 
     /// Sends a request as it is written, and reads until the server closes.
-    pub(super) async fn http(&self, request: &str) -> Answer {
+    pub(super) async fn http(&self, request: &str) -> HttpAnswer {
         self.http_bytes(request.as_bytes()).await
     }
 
-    pub(super) async fn http_bytes(&self, request: &[u8]) -> Answer {
+    pub(super) async fn http_bytes(&self, request: &[u8]) -> HttpAnswer {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         // The server may refuse it before it has read all.
         let _ = stream.write_all(request).await;
         let mut answer = Vec::new();
         let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
-        Answer(String::from_utf8(answer).unwrap())
+        HttpAnswer(String::from_utf8(answer).unwrap())
     }
 }
 
 /// An HTTP answer as text.
 #[derive(Debug)]
-pub(super) struct Answer(pub(super) String);
+pub(super) struct HttpAnswer(pub(super) String);
 
-impl Answer {
+impl HttpAnswer {
     pub(super) fn status(&self) -> u16 {
         self.0.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default()
     }
