@@ -8,7 +8,7 @@ use pgrx::prelude::*;
 use pgrx::{JsonB, PgXactCallbackEvent, pg_sys, register_xact_callback};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tide_feed::catalog::{ControlRequest, Recent, Status};
+use tide_feed::control::{ControlRequest, Recent, Status};
 use tide_feed::event::{Lsn, Position};
 use tide_feed::json::MICROS_1970_TO_2000;
 use tide_feed::token;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use tide_feed::catalog::{
-    Connections, ControlRequest, Disconnected, Explanation, FailedMessages, Hello, Recent, Reply,
-    State, Status, Which,
+use tide_feed::catalog::{Hello, Reply, Which};
+use tide_feed::control::{
+    Connections, ControlRequest, Disconnected, Explanation, FailedMessages, Recent, State, Status,
 };
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;

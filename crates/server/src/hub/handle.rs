@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use tide_feed::catalog::{Connection, RecentEvent};
+use tide_feed::control::{Connection, RecentEvent};
 use tide_feed::event::{Epoch, Lsn};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 

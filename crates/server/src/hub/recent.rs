@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tide_feed::catalog::{ConnectedChannel, Connection, RecentEvent};
+use tide_feed::control::{ConnectedChannel, Connection, RecentEvent};
 use tide_feed::event::{Batch, Cursor, Datum, Epoch, Event, EventKind, Relation, Row};
 use tide_feed::json;
 

@@ -8,12 +8,14 @@ use tide_feed::event::{Cursor, Position};
 
 use super::Stream;
 use crate::catalog::Moment;
+use crate::hub::entitlement::Subject;
 use crate::hub::group::{Floor, GroupKey, Latest};
 use crate::hub::handle::SessionId;
 use crate::hub::history::Seq;
 use crate::hub::plan::{EncodeContext, EventRef, Missing, Plans};
 use crate::hub::registry::Membership;
-use crate::hub::subscription::{Identity, Since, Style, Subscription};
+use crate::hub::subscription::{Facet, Identity, Since, Style, Subscription};
+use crate::policy::Way;
 use crate::wire::encode::{self, Resync, resync};
 
 /// Where a channel begins.
@@ -164,6 +166,33 @@ impl Stream {
         }
         let floor = if start.is_some() { Position::default() } else { now };
         Membership::new(key, Floor::at(floor), start)
+    }
+
+    /// Where the policies of the tables it names tell clients apart, a group is one identity's.
+    pub(super) fn key(&mut self, subscription: &Subscription, facet: &Facet) -> GroupKey {
+        let key = GroupKey::of(subscription, facet);
+        let rules = self.entitlements.rules(&key, self.history.head());
+        let is_personal = rules.iter().any(|(_, rule)| rule.is_personal());
+        GroupKey { identity: is_personal.then(|| Arc::clone(&subscription.identity)), ..key }
+    }
+
+    /// Has it found out what the channel's claims are worth, so that its first event need not wait.
+    pub(super) fn prefetch(&mut self, session: SessionId, topic: &str) {
+        let Some(entry) = self.registry.sessions.get(&session) else { return };
+        let groups = entry.channels.get(topic).map(|channel| channel.groups.clone());
+        for id in groups.unwrap_or_default() {
+            let Some(key) = self.registry.group(id).map(|group| group.key.clone()) else {
+                continue;
+            };
+            for (table, rule) in self.entitlements.rules(&key, self.history.head()) {
+                let Some(group) = self.registry.group(id) else { continue };
+                let is_known = group.plans.policy.values(&rule).is_some();
+                if rule.way == Way::Formula && key.identity.is_some() && !is_known {
+                    let about = Subject::Rows(table);
+                    self.policy_checks.raise(id, self.history.head(), about, &mut self.registry);
+                }
+            }
+        }
     }
 }
 
