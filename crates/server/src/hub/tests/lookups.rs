@@ -33,7 +33,7 @@ impl World {
             let mut failures = sqlstates.into_iter();
             while let Ok(request) = frame::read::<Request>(&mut theirs).await {
                 let answer = match failures.next() {
-                    Some(sqlstate) => json!({ "judgements": [{ "failed": sqlstate }] }),
+                    Some(sqlstate) => json!({ "outcomes": [{ "failed": sqlstate }] }),
                     None => executed(&request),
                 };
                 let answer = json!({ "ok": answer });
