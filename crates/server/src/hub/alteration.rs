@@ -5,10 +5,10 @@ use std::rc::Rc;
 use tide_feed::catalog::{Object, Visibility};
 use tide_feed::event::{Position, SchemaChange, SchemaOperation};
 
+use super::encoder::{EncodeContext, EventRef, Missing};
 use super::entitlement::{Entitlements, Subject};
 use super::group::GroupKey;
 use super::history::Seq;
-use super::plan::{EncodeContext, EventRef, Missing};
 use super::subscription::Style;
 use crate::wire::envelope::{Envelope, Meta};
 use crate::wire::{record, schema};

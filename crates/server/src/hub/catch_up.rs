@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use tide_feed::event::Cursor;
 
 use super::body_cache::BodyCache;
+use super::encoder::{EncodeContext, EventRef, Missing};
 use super::entitlement::Entitlements;
 use super::group::Member;
 use super::handle::{Live, SessionId};
 use super::history::{History, Seq};
-use super::plan::{EncodeContext, EventRef, Missing};
 use super::policy_check::PolicyChecks;
 use super::queue::{CloseReason, Push};
 use super::registry::Registry;

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tide_feed::event::{Failed, Lsn, Message, Relation, Unsaid};
 
+use super::encoder::{EncodeContext, EventRef, Missing};
 use super::entitlement::Subject;
 use super::group::{GroupKey, is_about};
-use super::plan::{EncodeContext, EventRef, Missing};
 use super::receipts::Receipts;
 use super::subscription::Style;
 use crate::policy::Way;

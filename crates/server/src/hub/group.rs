@@ -6,9 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tide_feed::event::{Event, Position, Relation};
 
+use super::encoder::Missing;
 use super::handle::SessionId;
 use super::history::Seq;
-use super::plan::{Missing, Plans};
+use super::plan::Plans;
 use super::queue::{Push, Queue};
 use super::route::Anchors;
 use super::subscription::{Binding, Facet, Identity, Style, Subscription, Target};

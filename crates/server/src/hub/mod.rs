@@ -4,11 +4,13 @@
 mod alteration;
 mod body_cache;
 mod catch_up;
+mod encoder;
 mod entitlement;
 mod failure;
 mod group;
 pub mod handle;
 mod history;
+mod messages;
 mod notices;
 mod plan;
 mod policy_check;

@@ -6,50 +6,23 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tide_feed::event::{
-    Batch, Change, Cursor, Datum, Event, EventKind, Message, Operation, Position, Relation,
+    Change, Datum, EventKind, Operation, Position, Relation,
 };
 
 use super::alteration::altered;
-use super::body_cache::{BodyCache, Form};
+use super::body_cache::Form;
+use super::encoder::{EncodeContext, EventRef, Missing};
 use super::entitlement::{Entitlement, Entitlements, Subject};
-use super::failure;
 use super::group::{GroupKey, effort_left, is_about};
-use super::handle::Live;
 use super::history::Seq;
 use super::subscription::{Binding, Style};
 use super::verdict::{PolicyState, Verdict};
+use super::{failure, messages};
 use crate::filter::Effort;
 use crate::policy::{Images, Seen, Sight, Way};
 use crate::wire::change::{self, ColumnSet};
-use crate::wire::envelope::{Envelope, MessageMeta, Meta, RowMeta};
-use crate::wire::frame_buf::FrameBuf;
+use crate::wire::envelope::{Envelope, Meta};
 use crate::wire::{encode, record};
-
-/// An event, with the batch that has its rows, its place in the history and the stream it is of.
-#[derive(Clone, Copy)]
-pub(super) struct EventRef<'a> {
-    pub(super) batch: &'a Batch,
-    pub(super) event: &'a Event,
-    pub(super) seq: Seq,
-    pub(super) live: Live,
-}
-
-/// What is missing to say what an event is to a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Missing {
-    /// Its members see different rows: it has to be split by identity.
-    Identity,
-    /// An answer about this: what the role may see of it, or what its policies say.
-    Answer { about: Subject },
-    /// Nothing more is to be said: its filters make too much work.
-    Effort,
-}
-
-impl EventRef<'_> {
-    pub(super) fn cursor(&self, position: Position) -> Cursor {
-        Cursor { epoch: self.live.epoch, position }
-    }
-}
 
 /// What a group knows of the table it last had an event of.
 #[derive(Default)]
@@ -86,14 +59,6 @@ struct Part {
     ids: Vec<u32>,
     operation: Operation,
     envelope: Option<Envelope>,
-}
-
-/// What encoding an event for a group needs, and where the frames go: the same for all groups.
-pub(super) struct EncodeContext<'a> {
-    pub(super) entitlements: &'a mut Entitlements,
-    pub(super) bodies: &'a mut BodyCache,
-    pub(super) frame_buf: &'a mut FrameBuf,
-    pub(super) out: &'a mut Vec<Bytes>,
 }
 
 impl Plans {
@@ -138,7 +103,9 @@ impl Plans {
                     }
                 }
             }
-            EventKind::Message(message) => said(group, event_ref, message, previous, context),
+            EventKind::Message(message) => {
+                messages::message(group, event_ref, message, previous, context)
+            }
             EventKind::Schema(change) => altered(group, event_ref, change, previous, context)?,
             EventKind::Failed(failed) => failure::tell(group, event_ref, failed, context)?,
         }
@@ -397,35 +364,4 @@ impl Part {
         };
         envelope.wrap_with(frame_buf, body, &meta)
     }
-}
-
-/// A message, for those who have joined its channel in the same way, private or not.
-fn said(
-    group: &GroupKey,
-    event_ref: EventRef<'_>,
-    message: &Message,
-    previous: Option<Position>,
-    context: &mut EncodeContext<'_>,
-) {
-    let is_for = group.style == Style::Channel
-        && group.private == message.private
-        && group.topic.strip_prefix(crate::topic::PREFIX) == Some(&message.channel);
-    if !is_for {
-        return;
-    }
-    let EventRef { batch, event, .. } = event_ref;
-    let row = message.row.as_ref().map(|row| RowMeta {
-        sequence_id: row.sequence_id,
-        rejected: row.rejected,
-        headers: row.headers.map_or(&[], |headers| batch.bytes(headers)),
-    });
-    let own_id = message.row.as_ref().map(|row| &*row.mutation_id);
-    let meta = Meta {
-        prev: previous.map(|position| event_ref.cursor(position)),
-        message: Some(MessageMeta { row, wrapped: message.wrapped }),
-        mutation_id: own_id.or(event.mutation_id.as_deref()),
-        ..Meta::of(event_ref.cursor(event.position))
-    };
-    let envelope = Envelope::broadcast(group.vsn, &group.topic, &message.name);
-    context.out.push(envelope.wrap_with(context.frame_buf, batch.bytes(message.payload), &meta));
 }

@@ -6,12 +6,12 @@ use std::time::Instant;
 use tide_feed::event::{Batch, EventKind};
 
 use super::Stream;
+use crate::hub::encoder::{EncodeContext, EventRef, Missing};
 use crate::hub::entitlement::Subject;
 use crate::hub::failure::{self, refusal, wire_topic};
 use crate::hub::group::GroupId;
 use crate::hub::handle::{Ephemeral, SessionId};
 use crate::hub::history::Seq;
-use crate::hub::plan::{EncodeContext, EventRef, Missing};
 use crate::hub::queue::Push;
 use crate::hub::subscription::Style;
 use crate::wire::Vsn;

@@ -8,11 +8,12 @@ use tide_feed::event::{Cursor, Position};
 
 use super::Stream;
 use crate::catalog::Moment;
+use crate::hub::encoder::{EncodeContext, EventRef, Missing};
 use crate::hub::entitlement::Subject;
 use crate::hub::group::{Floor, GroupKey, Latest};
 use crate::hub::handle::SessionId;
 use crate::hub::history::Seq;
-use crate::hub::plan::{EncodeContext, EventRef, Missing, Plans};
+use crate::hub::plan::Plans;
 use crate::hub::registry::Membership;
 use crate::hub::subscription::{Facet, Identity, Since, Style, Subscription};
 use crate::policy::Way;
