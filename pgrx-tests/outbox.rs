@@ -432,7 +432,7 @@ fn an_outbox_that_lost_a_column_keeps_its_rows_until_it_has_it_again() {
     let query = "select problem from tide.check() where item = 'outbox public.o'";
     let problem: String = sql.query_one(query, &[]).unwrap().get(0);
     assert!(problem.contains("column \"channel\" is missing"), "{problem}");
-    // The restart is for the keeper to look soon.
+    // The restart is for the outbox cleaner to look soon.
     mended.restart_worker();
     wait_until("the outbox is nobody's", || {
         let query = "tide.outboxes where relation = 'o'::regclass and generation is null";

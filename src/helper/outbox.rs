@@ -2,9 +2,9 @@
 //! been published.
 //!
 //! A table that was adopted is its owner's, who may have given it triggers, rules, checks and
-//! indexes with functions in them. So each chore runs as that owner, security-restricted, and with
-//! triggers and rules off: nothing of the owner's should run at all, and if it does, it has no more
-//! power than its owner has.
+//! indexes with functions in them. So each piece of maintenance runs as that owner,
+//! security-restricted, and with triggers and rules off: nothing of the owner's should run at all,
+//! and if it does, it has no more power than its owner has.
 
 use std::time::Duration;
 
@@ -20,8 +20,8 @@ use crate::source::outbox::mark;
 /// A page of rows takes milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Whoever locks rows of an outbox, or the outbox, is not waited for any longer: the catalog worker
-/// has other work to do, and the keeper tries again. While this waits for a lock on the table,
-/// writers wait behind it.
+/// has other work to do, and the outbox cleaner tries again. While this waits for a lock on the
+/// table, writers wait behind it.
 const LOCK_TIMEOUT: &std::ffi::CStr = c"250ms";
 
 const LIST: &str = include_str!("../../sql/catalog/outbox/list.sql");
@@ -123,7 +123,7 @@ pub(crate) fn take_over(
         last: Option<i64>,
     }
     let mark = mark(generation);
-    let taken = chore(|| {
+    let taken = maintain(|| {
         let Some(outbox) = Description::of(table, &mark)? else {
             return Err(Refusal::internal("it is no outbox any more, or has lost columns"));
         };
@@ -153,7 +153,7 @@ pub(crate) fn take_over(
 
 /// These rows have been published: deletes them, or flags those that stay.
 pub(crate) fn retire(table: u32, ids: Vec<i64>, keep: bool) -> Result<String, Refusal> {
-    let kept = chore(|| {
+    let kept = maintain(|| {
         let Some(outbox) = Description::of(table, "")? else { return Ok(Vec::new()) };
         if !keep {
             outbox.count(RETIRE, &[ids.clone().into()])?;
@@ -172,7 +172,7 @@ pub(crate) fn retire(table: u32, ids: Vec<i64>, keep: bool) -> Result<String, Re
 pub(crate) fn set_aside(table: u32, rows: Vec<(i64, Box<str>)>) -> Result<String, Refusal> {
     let (ids, states): (Vec<i64>, Vec<String>) =
         rows.into_iter().map(|(id, sqlstate)| (id, sqlstate.into())).unzip();
-    chore(|| {
+    maintain(|| {
         let Some(outbox) = Description::of(table, "")? else { return Ok(()) };
         set_local(c"synchronous_commit", c"local");
         outbox.count(SET_ASIDE, &[ids.into(), states.into()])?;
@@ -183,7 +183,7 @@ pub(crate) fn set_aside(table: u32, rows: Vec<(i64, Box<str>)>) -> Result<String
 
 /// How many rows could not be published.
 pub(crate) fn count_failed(table: u32) -> Result<String, Refusal> {
-    let count = chore(|| {
+    let count = maintain(|| {
         let Some(outbox) = Description::of(table, "")? else { return Ok(0) };
         outbox.count(FAILED, &[])
     })?;
@@ -192,7 +192,7 @@ pub(crate) fn count_failed(table: u32) -> Result<String, Refusal> {
 
 /// Rows that are not flagged, and an address of the WAL before which they have committed.
 pub(crate) fn unpublished(table: u32, after: i64, limit: u32) -> Result<String, Refusal> {
-    let ids = chore(|| {
+    let ids = maintain(|| {
         let Some(outbox) = Description::of(table, "")? else { return Ok(Vec::new()) };
         parse(&outbox.run(UNFLAGGED, &[after.into(), i64::from(limit).into()])?)
     })?;
@@ -204,7 +204,7 @@ pub(crate) fn unpublished(table: u32, after: i64, limit: u32) -> Result<String, 
 /// Deletes rows that were flagged so long ago; looks at the `limit` oldest.
 pub(crate) fn expire(table: u32, age: Duration, limit: u32) -> Result<String, Refusal> {
     let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
-    let deleted = chore(|| {
+    let deleted = maintain(|| {
         let Some(outbox) = Description::of(table, "")? else { return Ok(0) };
         outbox.count(EXPIRE, &[age.into(), i64::from(limit).into()])
     })?;
@@ -220,7 +220,7 @@ fn belongs_to(table: u32, generation: Option<u32>) -> Result<(), Refusal> {
 }
 
 /// One transaction, which nobody waits for to be on disk: done again, it does no harm.
-fn chore<R>(work: impl FnOnce() -> Result<R, Refusal>) -> Result<R, Refusal> {
+fn maintain<R>(work: impl FnOnce() -> Result<R, Refusal>) -> Result<R, Refusal> {
     committed(TIMEOUT, || {
         set_local(c"synchronous_commit", c"off");
         set_local(c"lock_timeout", LOCK_TIMEOUT);

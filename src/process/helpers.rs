@@ -44,13 +44,13 @@ pub(crate) fn tend() -> Option<Duration> {
     HELPERS.with_borrow_mut(|helpers| helpers.as_mut()?.tend())
 }
 
-/// Keeps them running.
+/// The helpers of one worker, which are started again when they end.
 #[derive(Debug)]
 struct Helpers {
     database: pg_sys::Oid,
     slots: Vec<HelperSlot>,
-    /// Said once that there is no room for one.
-    complained: bool,
+    /// The log says that there is no room for one of them.
+    is_logged: bool,
 }
 
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl Helpers {
     fn new(database: pg_sys::Oid, executors: usize) -> Helpers {
         let mut slots = vec![HelperSlot::new(HelperKind::CatalogWorker)];
         slots.extend((0..executors).map(|_| HelperSlot::new(HelperKind::Executor)));
-        Helpers { database, slots, complained: false }
+        Helpers { database, slots, is_logged: false }
     }
 
     fn tend(&mut self) -> Option<Duration> {
@@ -83,12 +83,12 @@ impl Helpers {
                 match start(self.database, slot.kind) {
                     Ok(handle) => {
                         slot.process = Some((handle, Instant::now()));
-                        self.complained = false;
+                        self.is_logged = false;
                     }
                     Err(Full) => {
                         slot.backoff.failed_after(Duration::ZERO);
-                        if !std::mem::replace(&mut self.complained, true) {
-                            Full.complain(&format!("the {}", slot.kind.name()));
+                        if !std::mem::replace(&mut self.is_logged, true) {
+                            Full.log(&format!("the {}", slot.kind.name()));
                         }
                     }
                 }

@@ -61,8 +61,8 @@ struct Launcher {
     shared: &'static Shared,
     probes: ProbeQueue,
     watches: Vec<Watch>,
-    /// Said once that there is no room for a worker.
-    complained: bool,
+    /// The log says that there is no room for a worker.
+    is_logged: bool,
 }
 
 /// A worker as the launcher sees it.
@@ -84,7 +84,7 @@ impl Watch {
 
 impl Launcher {
     fn new(shared: &'static Shared) -> Launcher {
-        Launcher { shared, probes: ProbeQueue::new(shared), watches: Vec::new(), complained: false }
+        Launcher { shared, probes: ProbeQueue::new(shared), watches: Vec::new(), is_logged: false }
     }
 
     fn run(&mut self) -> ! {
@@ -216,15 +216,15 @@ impl Launcher {
         match worker::start(database, &found.name) {
             Ok(handle) => {
                 watch.started = Some((handle, Instant::now()));
-                self.complained = false;
+                self.is_logged = false;
                 LONGEST_SLEEP
             }
             Err(Full) => {
                 watch.backoff.failed_after(Duration::ZERO);
                 let wait = watch.backoff.wait();
                 entry.set_state(WorkerState::Waiting, &Full.reason());
-                if !std::mem::replace(&mut self.complained, true) {
-                    Full.complain(&format!("the worker of database \"{}\"", found.name));
+                if !std::mem::replace(&mut self.is_logged, true) {
+                    Full.log(&format!("the worker of database \"{}\"", found.name));
                 }
                 wait
             }

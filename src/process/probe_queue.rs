@@ -18,8 +18,8 @@ pub(crate) struct ProbeQueue {
     waiting: VecDeque<pg_sys::Oid>,
     running: Option<(pg_sys::Oid, Handle, Instant)>,
     backoff: Backoff,
-    /// Said once that there is no room for a probe.
-    complained: bool,
+    /// The log says that there is no room for a probe.
+    is_logged: bool,
 }
 
 impl ProbeQueue {
@@ -30,7 +30,7 @@ impl ProbeQueue {
             running: None,
             // Each failure is a line in the log that nobody can do anything about at once.
             backoff: Backoff::up_to(Duration::from_secs(60)),
-            complained: false,
+            is_logged: false,
         }
     }
 
@@ -80,7 +80,7 @@ impl ProbeQueue {
         match probe::start(database) {
             Ok(handle) => {
                 self.running = Some((database, handle, Instant::now()));
-                self.complained = false;
+                self.is_logged = false;
             }
             Err(Full) => {
                 self.waiting.push_front(database);
@@ -88,8 +88,8 @@ impl ProbeQueue {
                     entry.set_state(WorkerState::Waiting, &Full.reason());
                 }
                 self.backoff.failed_after(Duration::ZERO);
-                if !std::mem::replace(&mut self.complained, true) {
-                    Full.complain("a probe");
+                if !std::mem::replace(&mut self.is_logged, true) {
+                    Full.log("a probe");
                 }
             }
         }

@@ -50,13 +50,13 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 impl Control {
     /// Serves the socket for as long as the worker runs.
     pub async fn run(self: Arc<Self>, listener: UnixListener) {
-        let mut complained = None;
+        let mut logged_at = None;
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     tokio::spawn(Arc::clone(&self).converse(stream));
                 }
-                Err(error) => server::pause_after(&error, &mut complained).await,
+                Err(error) => server::pause_after(&error, &mut logged_at).await,
             }
         }
     }

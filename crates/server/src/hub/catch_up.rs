@@ -172,7 +172,8 @@ fn lag(session: SessionId, registry: &Registry) -> Option<Seq> {
     members.filter_map(|member| member.lag).min()
 }
 
-/// The same of those channels that do not wait for a verdict.
+/// The first event that has not been given to one of those channels of the connection that do not
+/// wait for a verdict.
 fn next(session: SessionId, registry: &Registry) -> Option<Seq> {
     let entry = registry.sessions.get(&session)?;
     let groups = entry.groups().filter_map(|id| registry.group(id));

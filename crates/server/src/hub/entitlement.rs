@@ -253,7 +253,7 @@ impl Entitlements {
         self.known.get(&key).filter(|known| known.holds_for(seq)).cloned()
     }
 
-    /// The same for what is to come, if it is known.
+    /// What the role may see of the table's rows from now on, if that is known.
     pub(super) fn current(&self, role: &Arc<str>, table: u32) -> Option<&Rc<Entitlement>> {
         let known = self.known.get(&(Arc::clone(role), table))?;
         (known.until == Seq::MAX).then_some(known)

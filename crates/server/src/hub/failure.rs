@@ -1,4 +1,4 @@
-//! Telling clients, and the keeper of the outboxes, what could not be made an event or is for nobody.
+//! Telling clients, and the outbox cleaner, what could not be made an event or is for nobody.
 
 use std::sync::Arc;
 

@@ -5,9 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tide_feed::event::{
-    Change, Datum, EventKind, Operation, Position, Relation,
-};
+use tide_feed::event::{Change, Datum, EventKind, Operation, Position, Relation};
 
 use super::alteration::altered;
 use super::body_cache::Form;

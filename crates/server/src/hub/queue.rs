@@ -159,7 +159,8 @@ impl Queue {
         self.push_all(frames, true)
     }
 
-    /// The same with frames that [`Queue::share`] or [`Budget::count`] has counted.
+    /// Offers an event's frames, all or none, that [`Queue::share`] or [`Budget::count`] has
+    /// counted.
     pub fn push_shared(&self, frames: &[Bytes]) -> Push {
         self.push_all(frames, false)
     }

@@ -82,7 +82,7 @@ pub(super) async fn to_read(
     }
 }
 
-/// The same, whatever the answer.
+/// What the policies grant on the topic of this name (without `realtime:`), be it nothing.
 pub(super) async fn granted(
     context: &ServerContext,
     credentials: &Credentials,

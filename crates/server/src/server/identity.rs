@@ -45,7 +45,7 @@ impl Credentials {
         &self.identity.role
     }
 
-    /// The same for the same client: of its token, or of its role.
+    /// A digest that is the same for all connections of one client: of its token, or of its role.
     pub(super) fn id(&self) -> [u8; 32] {
         self.digest.unwrap_or_else(|| digest(self.role()))
     }

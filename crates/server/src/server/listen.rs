@@ -21,7 +21,7 @@ const FAREWELL: Duration = Duration::from_millis(300);
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
 
 /// It may go on for hours, and the log is for others too.
-const BETWEEN_COMPLAINTS: Duration = Duration::from_secs(60);
+const BETWEEN_LOGS: Duration = Duration::from_secs(60);
 
 /// Serves the listeners until `stop` turns true (or its sender is gone); then every connection is
 /// told, and none of the tasks outlives this call.
@@ -50,7 +50,7 @@ impl Acceptor {
     async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut connections = JoinSet::new();
         let stopping = stop.clone();
-        let mut complained = None;
+        let mut logged_at = None;
         loop {
             tokio::select! {
                 () = stopped(&mut stop) => break,
@@ -70,7 +70,7 @@ impl Acceptor {
                         connections
                             .spawn(connection::serve(socket, peer, tls, context, stop, slot));
                     }
-                    Err(error) => pause_after(&error, &mut complained).await,
+                    Err(error) => pause_after(&error, &mut logged_at).await,
                 },
                 // A panic ends the connection it happened in, nothing else.
                 Some(ended) = connections.join_next() => {
@@ -94,15 +94,15 @@ pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// A listener that could not accept: says so now and then, and waits a little, lest it spin.
-pub(crate) async fn pause_after(error: &io::Error, complained: &mut Option<Instant>) {
+pub(crate) async fn pause_after(error: &io::Error, logged_at: &mut Option<Instant>) {
     // These are the peer's doing; the next accept is as good as ever.
     let of_peer = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset];
     if of_peer.contains(&error.kind()) {
         return;
     }
-    if complained.is_none_or(|last| last.elapsed() > BETWEEN_COMPLAINTS) {
+    if logged_at.is_none_or(|last| last.elapsed() > BETWEEN_LOGS) {
         log::warn!("could not accept a connection: {error}");
-        *complained = Some(Instant::now());
+        *logged_at = Some(Instant::now());
     }
     sleep(AFTER_FAILURE).await;
 }

@@ -333,7 +333,7 @@ impl Stream {
             Command::SetIdentity { session, topic, identity } => {
                 self.registry.set_identity(session, &topic, identity);
                 self.prefetch(session, &topic);
-                // It may have waited for an answer that would have been for its former self.
+                // It may have waited for an answer about its identity from before.
                 self.lagging.wake(session);
             }
             Command::Leave { session, topic } => {
