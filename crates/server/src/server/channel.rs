@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::access::Access;
-use super::identity::Credentials;
+use super::credentials::Credentials;
+use super::grant::Access;
 use super::presence::ChannelPresence;
 use crate::allowance::Share;
 use crate::notify::Lease;

@@ -20,9 +20,9 @@ use tokio_rustls::TlsAcceptor;
 use super::connection_slots::ConnectionSlot;
 use super::context::ServerContext;
 use super::http::{self, Front};
-use super::listen::stopped;
 use super::read_budget::Metered;
 use super::session;
+use super::shutdown::stopped;
 use crate::stats::RefusedConnection;
 
 /// Largest head of a request: room for a token of many claims in the query.

@@ -6,8 +6,8 @@ use tide_feed::catalog::{TableAccess, TableName};
 use tide_feed::config::Config;
 use tokio::sync::Semaphore;
 
-use super::access;
 use super::connection_slots::ConnectionSlots;
+use super::grant;
 use super::presence::Rooms;
 use super::rest::HttpBroadcasts;
 use super::role::RoleCache;
@@ -31,7 +31,7 @@ pub struct ServerContext {
     verifier: RwLock<Arc<Verifier>>,
     pub(super) roles: RoleCache,
     pub(super) tables: SingleFlight<(Arc<str>, Vec<TableName>), TablesAnswer>,
-    pub(super) access: SingleFlight<access::AccessQuestion, access::AccessAnswer>,
+    pub(super) access: SingleFlight<grant::AccessQuestion, grant::AccessAnswer>,
     pub(super) rooms: Arc<Rooms>,
     pub(super) http_broadcasts: HttpBroadcasts,
     /// Parts of `tide.memory_limit`.

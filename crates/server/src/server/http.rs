@@ -14,10 +14,10 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection_slots::{ConnectionSlot, Work};
 use super::context::ServerContext;
+use super::credentials::Credentials;
 use super::handshake::{Handshake, HandshakeError};
-use super::identity::{self, Credentials};
 use super::route::Route;
-use super::{page, rest};
+use super::{identity, page, rest};
 use crate::stats::RefusedConnection;
 use crate::wire::Vsn;
 

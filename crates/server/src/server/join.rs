@@ -7,12 +7,14 @@ use bytes::Bytes;
 use tide_feed::catalog::{TableAccess, TableName, Which};
 use tokio::time::timeout;
 
-use super::access::{self, Access, Extensions};
+use super::access;
 use super::binding::{BindingError, Bindings, named_tables};
 use super::channel::Channel;
 use super::context::ServerContext;
 use super::conversation::{Outcome, OwnedAddress};
-use super::identity::{self, Credentials, Refusal};
+use super::credentials::{self, Credentials};
+use super::grant::{self, Access, Extensions};
+use super::identity::{self, Refusal};
 use super::presence::{ChannelPresence, RoomKey};
 use super::since::since;
 use crate::allowance::{Allowance, Share};
@@ -179,7 +181,7 @@ impl Joiner {
             }
             _ => {}
         }
-        let now = identity::now();
+        let now = credentials::now();
         if self.credentials.has_expired(now) {
             return Err(Refusal::Expired(self.credentials.expiry_text(now)));
         }
@@ -189,7 +191,7 @@ impl Joiner {
     /// A channel of `postgres_changes`.
     async fn plan_changes(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
         let access = if payload.private || self.context.config.public_channels {
-            self.authorize(payload, access::CHANNEL).await?
+            self.authorize(payload, grant::CHANNEL).await?
         } else {
             Access::default()
         };
@@ -221,7 +223,7 @@ impl Joiner {
 
     /// A channel for messages, broadcasts and presence alone.
     async fn plan_quiet(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
-        let access = self.authorize(payload, access::CHANNEL).await?;
+        let access = self.authorize(payload, grant::CHANNEL).await?;
         let (_, asked) = self.tables(Vec::new()).await?;
         let facets = channel_facets(payload, access);
         Ok(Plan { access, ..Plan::new(facets, since(&payload.broadcast, asked)?, Vec::new()) })
@@ -262,7 +264,7 @@ impl Joiner {
         if !patterns.iter().any(|pattern| topic::fits(pattern, channel)) {
             return Err(Refusal::Channel(self.name().into()).into());
         }
-        let access = self.authorize(payload, access::NOTIFY).await?;
+        let access = self.authorize(payload, grant::NOTIFY).await?;
         let limit = self.context.config.handshake_timeout;
         let mut lease = self.context.hub.listen(channel).ok_or_else(|| {
             Refused::request("TooManyChannels: The server listens to as many channels as it can")
@@ -284,7 +286,7 @@ impl Joiner {
     async fn plan_schema(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
         let options = Self::own_options(payload)?;
         let access = if payload.private {
-            self.authorize(payload, access::SCHEMA).await?
+            self.authorize(payload, grant::SCHEMA).await?
         } else {
             Access::default()
         };

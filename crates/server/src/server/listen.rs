@@ -12,6 +12,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::connection;
 use super::context::ServerContext;
+use super::shutdown::stopped;
 use crate::stats::RefusedConnection;
 
 /// Time for clients to be told that the server stops.
@@ -86,11 +87,6 @@ impl Acceptor {
         let _ = timeout(FAREWELL, all).await;
         connections.shutdown().await;
     }
-}
-
-/// Waits for the stop, or for its sender's end.
-pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// A listener that could not accept: says so now and then, and waits a little, lest it spin.

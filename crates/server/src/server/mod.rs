@@ -10,6 +10,8 @@ mod connection;
 mod connection_slots;
 mod context;
 mod conversation;
+mod credentials;
+mod grant;
 mod greeting;
 mod handshake;
 mod http;
@@ -26,6 +28,7 @@ mod rest;
 mod role;
 mod route;
 mod session;
+mod shutdown;
 mod since;
 mod single_flight;
 #[cfg(test)]

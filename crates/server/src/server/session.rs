@@ -20,9 +20,9 @@ use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 use super::context::ServerContext;
 use super::conversation::{Conversation, ProtocolViolation};
 use super::http::Admission;
-use super::listen::stopped;
 use super::read_budget::Metered;
-use super::{identity, writer};
+use super::shutdown::stopped;
+use super::{credentials, writer};
 use crate::hub::Hub;
 use crate::hub::handle::{Peer, SessionId};
 use crate::hub::queue::{CloseReason, Queue, Taken};
@@ -264,7 +264,7 @@ where
     }
 
     fn check_clock(&mut self) -> Result<(), End> {
-        self.conversation.expire(identity::now());
+        self.conversation.expire(credentials::now());
         if self.heard.elapsed() >= self.idle { Err(End::Idle) } else { Ok(()) }
     }
 
@@ -272,8 +272,9 @@ where
     fn deadline(&self) -> Instant {
         let idle = self.heard + self.idle;
         let Some(expiry) = self.conversation.next_expiry() else { return idle };
-        let left =
-            Duration::from_secs(u64::try_from(expiry.saturating_sub(identity::now())).unwrap_or(0));
+        let left = Duration::from_secs(
+            u64::try_from(expiry.saturating_sub(credentials::now())).unwrap_or(0),
+        );
         idle.min(Instant::now() + left.min(LONGEST_SLEEP))
     }
 }

@@ -12,8 +12,8 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::world::{World, config, until};
 use crate::descriptors::ConnectionLimits;
+use crate::server::credentials::Credentials;
 use crate::server::http::Admission;
-use crate::server::identity::Credentials;
 use crate::server::read_budget::Metered;
 use crate::server::session;
 use crate::stats::RefusedConnection;
