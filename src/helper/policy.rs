@@ -33,10 +33,10 @@ pub(crate) fn evaluate_policy(
         claims,
         || {
             labels::check(labels)?;
-            RowBatch::of(table, rows)
+            AskedRows::of(table, rows)
         },
-        |row_batch| {
-            let visible = row_batch.admitted(condition)?;
+        |rows| {
+            let visible = rows.admitted(condition)?;
             // What was renamed meanwhile may have been read as another label.
             labels::check(labels)?;
             Ok(PolicyOutcome::Visible(visible))
@@ -120,15 +120,15 @@ pub(crate) fn with_claims<R>(
 }
 
 /// Rows of a table as Postgres's own values.
-struct RowBatch {
+struct AskedRows {
     /// The table's name, as the condition knows it.
     name: String,
     rows: pg_sys::Datum,
     rows_type: pg_sys::Oid,
 }
 
-impl RowBatch {
-    fn of(table: u32, rows: &str) -> Result<RowBatch, Refusal> {
+impl AskedRows {
+    fn of(table: u32, rows: &str) -> Result<AskedRows, Refusal> {
         let query = "select pg_catalog.quote_ident(relname), oid::pg_catalog.regclass::text \
                      from pg_catalog.pg_class where oid = $1";
         let table = pg_sys::Oid::from(table);
@@ -142,7 +142,7 @@ impl RowBatch {
         );
         let (rows, rows_type) = value(&query, &[rows.into()])
             .ok_or_else(|| Refusal::internal("the rows cannot be read"))?;
-        Ok(RowBatch { name, rows, rows_type })
+        Ok(AskedRows { name, rows, rows_type })
     }
 
     fn admitted(&self, condition: &str) -> Result<Vec<bool>, Refusal> {
