@@ -97,6 +97,8 @@ fn a_table_that_is_gone_is_an_answer() {
         world.insert(commit, 2);
     }
     world.wait_for(309);
+    // The hub does not wait for its question to arrive.
+    world.wait_for_question(asked + 1);
     assert_eq!(world.catalog_worker.asked(), asked + 1);
     *world.catalog_worker.granted.lock().expect("not poisoned") = granted;
     world.altered();
