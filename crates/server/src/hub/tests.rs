@@ -374,10 +374,11 @@ fn a_revoke_holds_from_the_next_event_on() {
     assert_eq!(world.ids(&client, 1), [1]);
 
     let granted = std::mem::take(&mut *world.catalog_worker.granted.lock().expect("not poisoned"));
+    let asked = world.catalog_worker.asked();
     world.feed(Feed::Catalog(CatalogChange::Relation(TABLE)));
     world.insert(300, 2);
     // Granted again once the hub has asked about the revoke.
-    world.wait_for(300);
+    world.wait_for_question(asked + 1);
     *world.catalog_worker.granted.lock().expect("not poisoned") = granted;
     world.feed(Feed::Catalog(CatalogChange::All));
     world.insert(400, 3);

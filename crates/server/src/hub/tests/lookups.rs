@@ -59,7 +59,7 @@ impl World {
         self.feed(Feed::Catalog(CatalogChange::Relation(TABLE)));
     }
 
-    fn wait_for_question(&self, count: usize) {
+    pub(super) fn wait_for_question(&self, count: usize) {
         let deadline = SystemTime::now() + Duration::from_secs(20);
         while self.catalog_worker.asked() < count {
             assert!(SystemTime::now() < deadline, "question {count}");
