@@ -166,7 +166,8 @@ fn terminated_processes_come_back() {
     let database = cluster.database("terminated");
     database.delivers();
 
-    for kind in ["pg_tide worker", "pg_tide steward", "pg_tide executor", "pg_tide launcher"] {
+    for kind in ["pg_tide worker", "pg_tide catalog worker", "pg_tide executor", "pg_tide launcher"]
+    {
         let mut sql = cluster.connect("postgres");
         let pids = |sql: &mut postgres::Client| -> Vec<i32> {
             sql.query(

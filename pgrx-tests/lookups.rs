@@ -1,4 +1,5 @@
-//! A look-up of the catalogue that fails is not taken for an answer: rows wait, or a resync is told.
+//! A look-up of the catalogue that fails is not taken for an answer: rows wait, or a resync is
+//! told.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::client::Client;
 use crate::support::{Cluster, Database, wait_until};
 
-/// Two joins that are refused take longer than the steward gives a look-up.
+/// Two joins that are refused take longer than the catalog worker gives a look-up.
 const HANDSHAKE: (&str, &str) = ("tide.handshake_timeout", "6s");
 
 fn run(database: &Database<'_>, statements: &str) {
@@ -71,7 +72,7 @@ fn rows_that_come_while_pg_policy_is_locked_arrive_and_joins_are_told_to_try_aga
 
     holder.batch_execute("begin; lock table pg_policy in access exclusive mode").unwrap();
     sql.batch_execute(&format!("analyze {t}; insert into {t} values (2)")).unwrap();
-    wait_for_lock(&database, "pg_tide steward", |_, _| true);
+    wait_for_lock(&database, "pg_tide catalog worker", |_, _| true);
     sql.batch_execute(&format!("insert into {other} values (2)")).unwrap();
     assert_eq!(id(&bystander.change()), 2);
     is_told_to_try_again(&database, &t);
@@ -151,7 +152,7 @@ fn a_policy_that_waits_for_a_lock_is_asked_again() {
 }
 
 #[test]
-fn rows_arrive_though_the_steward_is_ended_in_the_midst_of_a_look_up() {
+fn rows_arrive_though_the_catalog_worker_is_ended_in_the_midst_of_a_look_up() {
     let database = Cluster::shared().database("lookups_ended");
     let t = database.table("t", "id int primary key");
     let mut client = subscribed(&database, &t);
@@ -161,7 +162,8 @@ fn rows_arrive_though_the_steward_is_ended_in_the_midst_of_a_look_up() {
     sql.batch_execute(&format!("analyze {t}; insert into {t} values (2)")).unwrap();
     let mut ended = BTreeSet::new();
     for _ in 0..3 {
-        let (pid, _) = wait_for_lock(&database, "pg_tide steward", |pid, _| !ended.contains(&pid));
+        let (pid, _) =
+            wait_for_lock(&database, "pg_tide catalog worker", |pid, _| !ended.contains(&pid));
         sql.execute("select pg_terminate_backend($1)", &[&pid]).unwrap();
         ended.insert(pid);
     }

@@ -14,7 +14,7 @@ use crate::support::{Cluster, DEADLINE, Database, firehose, wait_until};
 /// What the worker may take beyond its configured queues and history.
 const ALLOWED_KIB: u64 = 64 << 10;
 
-const STEWARD: &str = "pg_tide steward";
+const CATALOG_WORKER: &str = "pg_tide catalog worker";
 
 fn rows() -> u64 {
     std::env::var("TIDE_MEMORY_ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(200_000)
@@ -115,7 +115,7 @@ fn messages_that_wait_for_another_slot_take_no_more_memory() {
     let settings = [("tide.history_size", "16MB")];
     let database = cluster.database_with("waiting", &settings);
     let mut sql = database.sql();
-    let before = [WORKER, STEWARD].map(|kind| peak_kib(database.processes(kind)[0]));
+    let before = [WORKER, CATALOG_WORKER].map(|kind| peak_kib(database.processes(kind)[0]));
 
     database.lose_slot(&format!(
         "insert into tide.outbox (channel, name, data)
@@ -138,7 +138,7 @@ fn messages_that_wait_for_another_slot_take_no_more_memory() {
         wait_until(&format!("{most} are left"), || (left("true") <= most).then_some(()));
     }
 
-    for (kind, before) in [WORKER, STEWARD].into_iter().zip(before) {
+    for (kind, before) in [WORKER, CATALOG_WORKER].into_iter().zip(before) {
         let grown = peak_kib(database.processes(kind)[0]).saturating_sub(before);
         eprintln!("{kind}: {} messages, peak grew by {grown} KiB", rows());
         assert!(grown <= ALLOWED_KIB + (16 << 10), "{kind} grew by {grown} KiB");

@@ -432,7 +432,7 @@ fn an_outbox_that_lost_a_column_keeps_its_rows_until_it_has_it_again() {
     let query = "select problem from tide.check() where item = 'outbox public.o'";
     let problem: String = sql.query_one(query, &[]).unwrap().get(0);
     assert!(problem.contains("column \"channel\" is missing"), "{problem}");
-    // The restart is for the keeper to look soon.
+    // The restart is for the outbox cleaner to look soon.
     mended.restart_worker();
     wait_until("the outbox is nobody's", || {
         let query = "tide.outboxes where relation = 'o'::regclass and generation is null";
@@ -503,7 +503,7 @@ fn a_row_whose_receipt_died_with_the_worker_is_deleted_all_the_same() {
     )
     .unwrap();
     locker.batch_execute("set statement_timeout = 0").unwrap();
-    // The steward cannot look, so cannot delete.
+    // The catalog worker cannot look, so cannot delete.
     let locking = std::thread::spawn(move || {
         locker.batch_execute("begin; lock table tide.outboxes in access exclusive mode").unwrap();
         locker
@@ -548,7 +548,7 @@ fn every_message_arrives_once_whoever_is_killed() {
             while seen.messages.len() < 100 * (round + 1) {
                 seen.read();
             }
-            let victim = ["pg_tide steward", "pg_tide worker"][round % 2];
+            let victim = ["pg_tide catalog worker", "pg_tide worker"][round % 2];
             let victim = wait_until("there is one to kill", || {
                 let mut sql = cluster.try_connect("postgres", "postgres").ok()?;
                 let query = "select pid from pg_stat_activity where backend_type = $1 and datname = 'outbox_killed'";

@@ -118,7 +118,7 @@ fn a_failed_message_that_could_not_be_marked_is_not_taken_for_a_published_one() 
         "begin; select tide.enqueue('room', 'huge', {HUGE}, 'm-1', private => false)"
     ))
     .unwrap();
-    // Whoever waits for the lock longer comes first: the keeper cannot mark the row.
+    // Whoever waits for the lock longer comes first: the outbox cleaner cannot mark the row.
     let locking = std::thread::spawn(move || {
         locker.batch_execute("begin; lock table tide.outbox in share mode").unwrap();
         locker

@@ -6,21 +6,23 @@ use crate::support::database::WORKER;
 use crate::support::{Cluster, Database, wait_until};
 
 #[test]
-fn a_steward_that_ends_while_everybody_waits_for_it_is_replaced() {
+fn a_catalog_worker_that_ends_while_everybody_waits_for_it_is_replaced() {
     const ROWS: i64 = 50_000;
     let cluster = Cluster::start();
     let database = cluster.database("waiting");
     let t = database.table("t", "id int primary key, pad text default repeat('x', 100)");
     let mut client = database.client();
     client.subscribe("room", &t);
-    let [steward] = database.processes("pg_tide steward")[..] else { panic!("one steward") };
+    let [catalog_worker] = database.processes("pg_tide catalog worker")[..] else {
+        panic!("one catalog worker")
+    };
 
     // The hub asks it about the first event, and the decoder waits for the hub.
-    signal("STOP", steward);
+    signal("STOP", catalog_worker);
     let insert = format!("insert into {t} select generate_series(1, {ROWS})");
     database.sql().batch_execute(&insert).unwrap();
-    signal("TERM", steward);
-    signal("CONT", steward);
+    signal("TERM", catalog_worker);
+    signal("CONT", catalog_worker);
 
     for id in 1..=ROWS {
         assert_eq!(client.change()["record"]["id"], id);

@@ -9,8 +9,8 @@ use crate::support::database::WORKER;
 use crate::support::{Cluster, Database, http, wait_until};
 
 /// A copy of every operator and function of Postgres's, under each of its signatures, of its types
-/// and of its relations: in a schema of the owner's, and each of them gets the owner what it wants if it
-/// is used by anybody who may give it. `$owner` stands for the owner's name.
+/// and of its relations: in a schema of the owner's, and each of them gets the owner what it wants
+/// if it is used by anybody who may give it. `$owner` stands for the owner's name.
 const TRAP: &str = r#"
     create schema trap;
     grant usage on schema trap to public;
@@ -88,8 +88,8 @@ const TRAP: &str = r#"
     end
     $do$;"#;
 
-/// Everything that is done in a session of somebody with rights, with names as pg_tide's own code has
-/// to write them.
+/// Everything that is done in a session of somebody with rights, with names as pg_tide's own code
+/// has to write them.
 const USE: &str = "
     create schema apart;
     create table apart.orders (id int primary key, note text);
@@ -175,7 +175,7 @@ fn what_a_databases_owner_puts_on_its_search_path_is_run_as_nobody_else() {
     owners.batch_execute("alter database trapped set role = 'pg_monitor'").unwrap();
     database.restart_worker();
     signal("HUP", cluster.postmaster());
-    for kind in ["pg_tide steward", "pg_tide executor"] {
+    for kind in ["pg_tide catalog worker", "pg_tide executor"] {
         let before = wait_until(kind, || database.processes(kind).pop());
         signal("TERM", before);
         wait_until(kind, || database.processes(kind).into_iter().find(|pid| *pid != before));
@@ -233,8 +233,8 @@ fn secured(database: &Database<'_>, stem: &str, columns: &str, condition: &str) 
     t
 }
 
-/// Whoever may create something in a schema that is on the path of sessions, or a schema of a client
-/// role's name, where it is.
+/// Whoever may create something in a schema that is on the path of sessions, or a schema of a
+/// client role's name, where it is.
 #[test]
 fn an_operator_of_somebodys_does_not_stand_in_for_postgres_in_a_policy() {
     let database = Cluster::shared().database("shadowed");

@@ -79,8 +79,8 @@ fn report(error: &CaughtError) -> &pg_sys::panic::ErrorReportWithLevel {
     }
 }
 
-/// Five characters of six bits each.
-fn sqlstate(code: PgSqlErrorCode) -> String {
+/// The five characters of an SQLSTATE, which Postgres packs into a number at six bits each.
+pub(crate) fn sqlstate(code: PgSqlErrorCode) -> String {
     let code = code as isize;
     let character = |position: u32| {
         let bits = u8::try_from((code >> (6 * position)) & 0x3F).unwrap_or(0);

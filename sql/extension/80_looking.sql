@@ -35,7 +35,7 @@ create function tide.status(
     out url text,
     out listener_error text,
     out connection_limit bigint,
-    out steward boolean,
+    out catalog_worker boolean,
     out executors integer
 )
 language sql volatile parallel unsafe
@@ -54,14 +54,14 @@ begin atomic
            coalesce((select sum((f.value ->> 'count')::bigint)::bigint
                      from jsonb_array_elements(w.failed_messages) as f), 0),
            w.url, w.listener_error, nullif(w.connection_limit, 0),
-           coalesce(w.steward, false), coalesce(w.executors, 0)
+           coalesce(w.catalog_worker, false), coalesce(w.executors, 0)
     from jsonb_to_record(tide._worker_status()) as w (
         pid integer, state text, reason text, started_at bigint, restarts integer,
         server_pid integer, server_failure text,
         epoch text, decoded_lsn numeric,
         history_events bigint, history_bytes bigint, connections bigint, channels bigint,
         forged_messages bigint, failed_messages jsonb, url text, listener_error text,
-        connection_limit bigint, steward boolean, executors integer
+        connection_limit bigint, catalog_worker boolean, executors integer
     )
     left join lateral (
         select r.slot_name, r.confirmed_flush_lsn, r.restart_lsn

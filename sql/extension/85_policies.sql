@@ -15,7 +15,7 @@ set search_path = pg_catalog, pg_temp
 begin atomic
     select w.way, w.reason, w.condition, w.claims, w.sees_old_rows
     from jsonb_to_record(
-             -- Null where the steward cannot be asked.
+             -- Null where the catalog worker cannot be asked.
              nullif(
                  tide._control(jsonb_build_object(
                      'op', 'explain', 'role', explain_policy.role,

@@ -71,7 +71,7 @@ begin
                                  'walreceiver', 'startup', 'archiver', 'logger', 'io worker',
                                  'slotsync worker', 'walsummarizer', 'standalone backend');
     missing := (status.pid is null)::integer
-               + (not status.steward)::integer
+               + (not status.catalog_worker)::integer
                + greatest(current_setting('tide.executors')::integer - status.executors, 0);
     return query select
         'max_worker_processes',
@@ -128,7 +128,7 @@ begin
                current_setting('tide.max_connections'), status.connection_limit),
         'Raise the hard limit of open files of the server (LimitNOFILE of its systemd unit, ulimit -Hn), then restart; or lower tide.max_connections.';
     return query select
-        'steward', status.steward,
+        'catalog_worker', status.catalog_worker,
         'the process that asks the catalogue is not there: joins wait for it',
         'It is started by itself; the server log says what keeps it.';
     return query select

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use pgrx::{PgSqlErrorCode, pg_sys};
 use serde::de::DeserializeOwned;
-use tide_feed::catalog::{ControlRequest, Hello, Reply};
+use tide_feed::catalog::{Hello, Reply};
+use tide_feed::control::ControlRequest;
 
 use crate::guc;
 use crate::socket::{FrameSocket, SocketError};

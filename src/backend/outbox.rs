@@ -1,5 +1,5 @@
-//! Outboxes: the SQL functions that make a table one; what the decoder and the steward do with
-//! them is in the modules below.
+//! Outboxes: the SQL functions that make a table one; what the decoder and the catalog worker do
+//! with them is in the modules below.
 
 use std::panic::AssertUnwindSafe;
 

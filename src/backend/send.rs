@@ -6,7 +6,7 @@ use std::rc::Rc;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use tide_feed::channel;
-use tide_feed::wal::{Key, PREFIX, Place, WalMessage, seal};
+use tide_feed::wal::{Key, MessageOrigin, PREFIX, WalMessage, seal};
 
 use crate::backend::report;
 use crate::encoding::Encoding;
@@ -85,8 +85,8 @@ pub(crate) fn write(message: &WalMessage<'_>) {
         _ => 1,
     };
     WRITTEN.set((transaction, number));
-    let place = Place { transaction, subtransaction, number };
-    let content = seal(&key, place, |out| message.write(out));
+    let origin = MessageOrigin { transaction, subtransaction, number };
+    let content = seal(&key, origin, |out| message.write(out));
     // SAFETY: as above.
     unsafe { compat::log_message(PREFIX, &content) };
 }

@@ -8,8 +8,9 @@ use pgrx::prelude::*;
 use pgrx::{JsonB, PgXactCallbackEvent, pg_sys, register_xact_callback};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tide_feed::catalog::{ControlRequest, Recent, Status};
+use tide_feed::control::{ControlRequest, Recent, Status};
 use tide_feed::event::{Lsn, Position};
+use tide_feed::json::MICROS_1970_TO_2000;
 use tide_feed::token;
 
 use crate::backend::{control, report};
@@ -18,11 +19,9 @@ use crate::process::shmem;
 use crate::process::shmem::WorkerState;
 use crate::source::in_flight::InFlight;
 
-/// From 1970, where Unix begins to count, to 2000, where Postgres does, in microseconds.
-const EPOCHS: i64 = 946_684_800_000_000;
 /// How long commits under way may keep `tide.current_position` waiting, and between two looks.
 const PATIENCE: Duration = Duration::from_millis(500);
-const NAP_MICROS: i64 = 1000;
+const POLL_MICROS: i64 = 1000;
 /// Most events that one call of `tide.recent` gives.
 const MAX_RECENT: i32 = 10_000;
 
@@ -61,7 +60,8 @@ fn tide_worker_status() -> JsonB {
         fields.insert("pid".into(), json!(known.pid));
         fields.insert("server_failure".into(), json!(known.server_failure));
         fields.insert("restarts".into(), json!(known.restarts));
-        let started_at = known.started_at.map(|time| i64::from(time).saturating_add(EPOCHS));
+        let started_at =
+            known.started_at.map(|time| i64::from(time).saturating_add(MICROS_1970_TO_2000));
         fields.insert("started_at".into(), json!(started_at));
     }
     JsonB(status)
@@ -98,7 +98,7 @@ fn tide_current_position() -> Option<String> {
     let mut is_visible = in_flight.are_visible();
     while !is_visible && began.elapsed() < PATIENCE {
         // SAFETY: naps, in a backend that holds no lock of its own.
-        unsafe { pg_sys::pg_usleep(NAP_MICROS) };
+        unsafe { pg_sys::pg_usleep(POLL_MICROS) };
         pgrx::check_for_interrupts!();
         is_visible = in_flight.are_visible();
     }
@@ -156,7 +156,7 @@ fn own_tables() -> Vec<u32> {
 
 /// Microseconds since 1970 as Postgres's own since 2000.
 fn timestamp(unix_microseconds: i64) -> TimestampWithTimeZone {
-    TimestampWithTimeZone::try_from(unix_microseconds.saturating_sub(EPOCHS))
+    TimestampWithTimeZone::try_from(unix_microseconds.saturating_sub(MICROS_1970_TO_2000))
         .unwrap_or_else(|_| TimestampWithTimeZone::positive_infinity())
 }
 

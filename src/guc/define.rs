@@ -328,7 +328,7 @@ fn define_limits() {
     );
     int(
         c"tide.server_timeout",
-        c"Sets for how long tide-server may be deaf before it is ended and started again.",
+        c"Sets for how long tide-server may leave its worker unanswered before it is ended and started again.",
         c"It usually answers within milliseconds.",
         &SERVER_TIMEOUT,
         1_000,

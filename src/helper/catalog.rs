@@ -1,16 +1,17 @@
-//! What the steward answers: pg_tide's own questions to the catalogue, asked as the extension's
-//! owner. Nothing here runs a user's code.
+//! What the catalog worker answers: pg_tide's own questions to the catalogue, asked as the
+//! extension's owner. Nothing here runs a user's code.
 
 use std::time::Duration;
 
 use pgrx::datum::DatumWithOid;
-use pgrx::{PgSqlErrorCode, Spi, pg_sys};
+use pgrx::{Spi, pg_sys};
 use serde::Deserialize;
 use tide_feed::catalog::{
     ColumnAccess, Object, RoleStatus, RowSecurity, Secrets, TableAccess, Tables, Visibility, Which,
 };
 use tide_feed::event::Kind;
 
+use crate::helper::answer::{encode, parse};
 use crate::helper::role;
 use crate::helper::transaction::{Refusal, rolled_back};
 use crate::source::in_flight;
@@ -89,19 +90,7 @@ fn forget_catalogue() {
 /// The one text that a query answers with.
 fn text(query: &str, arguments: &[DatumWithOid]) -> Result<String, Refusal> {
     let answer = Spi::get_one_with_args::<String>(query, arguments);
-    answer.ok().flatten().ok_or_else(|| internal("the look-up gave no answer"))
-}
-
-fn parse<T: for<'a> Deserialize<'a>>(json: &str) -> Result<T, Refusal> {
-    serde_json::from_str(json).map_err(|_| internal("the look-up gave an unexpected answer"))
-}
-
-fn encode(answer: &impl serde::Serialize) -> Result<String, Refusal> {
-    serde_json::to_string(answer).map_err(|_| internal("the answer cannot be written"))
-}
-
-fn internal(message: &str) -> Refusal {
-    Refusal::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message)
+    answer.ok().flatten().ok_or_else(|| Refusal::internal("the look-up gave no answer"))
 }
 
 /// A table as `tables.sql` describes it.

@@ -3,9 +3,10 @@
 
 use std::ffi::CString;
 
-use pgrx::{PgSqlErrorCode, Spi};
+use pgrx::Spi;
 use tide_feed::catalog::{Grant, is_transient};
 
+use crate::helper::answer::encode;
 use crate::helper::executor::as_role;
 use crate::helper::expression;
 use crate::helper::policy::with_claims;
@@ -23,7 +24,8 @@ pub(crate) fn grants(
     topic: &str,
     extensions: &[String],
 ) -> Result<String, Refusal> {
-    let name = CString::new(topic).map_err(|_| internal("a topic with a null character"))?;
+    let name =
+        CString::new(topic).map_err(|_| Refusal::internal("a topic with a null character"))?;
     let mut grants = vec![Grant::default(); extensions.len()];
     let asked = as_role(role, || {
         let (read, write) = policies()?;
@@ -47,14 +49,14 @@ pub(crate) fn grants(
             refusal.for_log()
         );
     }
-    serde_json::to_string(&grants).map_err(|_| internal("the answer cannot be written"))
+    encode(&grants)
 }
 
 /// What has to be true of a row of `tide.channel` for the current role to receive, and to publish.
 fn policies() -> Result<(String, String), Refusal> {
     match Spi::get_two::<String, String>(POLICIES) {
         Ok((Some(read), Some(write))) => Ok((read, write)),
-        _ => Err(internal("the policies of tide.channel cannot be looked up")),
+        _ => Err(Refusal::internal("the policies of tide.channel cannot be looked up")),
     }
 }
 
@@ -69,9 +71,5 @@ fn admits(condition: &str, topic: &str, extensions: &[String]) -> Result<Vec<boo
     );
     let arguments = [topic.into(), extensions.to_vec().into()];
     let answer = expression::value::<Vec<bool>>(&query, &arguments)?;
-    answer.ok_or_else(|| internal("the policies gave no answer"))
-}
-
-fn internal(message: &str) -> Refusal {
-    Refusal::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message)
+    answer.ok_or_else(|| Refusal::internal("the policies gave no answer"))
 }

@@ -7,6 +7,7 @@ use pgrx::{PgSqlErrorCode, Spi, pg_sys};
 use tide_feed::catalog::Cast;
 
 use crate::guc;
+use crate::helper::answer::encode;
 use crate::helper::transaction::{Refusal, rolled_back};
 use crate::helper::{role, session};
 
@@ -36,9 +37,7 @@ pub(crate) fn cast(role: &str, type_sql: &str, values: &[String]) -> Result<Stri
         };
         values.iter().map(cast).collect()
     })?;
-    let code = PgSqlErrorCode::ERRCODE_INTERNAL_ERROR;
-    serde_json::to_string(&Cast { values })
-        .map_err(|_| Refusal::new(code, "the answer cannot be written"))
+    encode(&Cast { values })
 }
 
 /// Runs `work` as the role, for one transaction that leaves nothing behind: code that belongs to
@@ -54,7 +53,8 @@ pub(crate) fn as_role<R>(
 ) -> Result<R, Refusal> {
     rolled_back(guc::policy_timeout(), || {
         let oid = role::usable(role)?;
-        let name = CString::new(role).map_err(|_| internal("a role with a null character"))?;
+        let name =
+            CString::new(role).map_err(|_| Refusal::internal("a role with a null character"))?;
         let context = pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE;
         // SAFETY: in a transaction, whose end takes both back.
         unsafe {
@@ -79,7 +79,7 @@ impl Input {
     fn of(type_sql: &str) -> Result<Input, Refusal> {
         let query = "select $1::pg_catalog.regtype::pg_catalog.oid";
         let type_oid = Spi::get_one_with_args::<pg_sys::Oid>(query, &[type_sql.into()]);
-        let type_oid = type_oid.ok().flatten().ok_or_else(|| internal("no such type"))?;
+        let type_oid = type_oid.ok().flatten().ok_or_else(|| Refusal::internal("no such type"))?;
         let (mut function, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
         // SAFETY: a catalogue look-up in a transaction.
         unsafe { pg_sys::getTypeInputInfo(type_oid, &mut function, &mut parameter) };
@@ -101,7 +101,7 @@ impl Input {
             DatumWithOid::new(datum, self.type_oid)
         };
         let json = Spi::get_one_with_args::<String>(TO_JSONB, &[datum]);
-        json.ok().flatten().ok_or_else(|| internal("the value has no JSON form"))
+        json.ok().flatten().ok_or_else(|| Refusal::internal("the value has no JSON form"))
     }
 }
 
@@ -109,8 +109,4 @@ impl Input {
 fn length(type_sql: &str) -> Option<usize> {
     let (_, rest) = type_sql.split_once('(')?;
     rest.split(')').next()?.parse().ok()
-}
-
-fn internal(message: &str) -> Refusal {
-    Refusal::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message)
 }

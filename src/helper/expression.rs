@@ -14,7 +14,7 @@
 use std::ffi::{CStr, CString};
 
 use pgrx::datum::DatumWithOid;
-use pgrx::{FromDatum, IntoDatum, PgSqlErrorCode, Spi, pg_sys};
+use pgrx::{FromDatum, IntoDatum, Spi, pg_sys};
 
 use crate::helper::session;
 use crate::helper::transaction::Refusal;
@@ -26,7 +26,8 @@ pub(crate) fn value<T: FromDatum + IntoDatum>(
     query: &str,
     arguments: &[DatumWithOid<'_>],
 ) -> Result<Option<T>, Refusal> {
-    let text = CString::new(query).map_err(|_| internal("a query with a null character"))?;
+    let text =
+        CString::new(query).map_err(|_| Refusal::internal("a query with a null character"))?;
     // SAFETY: in a transaction. After an error its end takes back the portal and the settings.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
     // SAFETY: as above.
@@ -39,7 +40,7 @@ pub(crate) fn value<T: FromDatum + IntoDatum>(
     });
     // SAFETY: the level begun above.
     unsafe { pg_sys::AtEOXact_GUC(false, level) };
-    answer.map_err(|_: pgrx::spi::Error| internal("the query gave an unexpected answer"))
+    answer.map_err(|_: pgrx::spi::Error| Refusal::internal("the query gave an unexpected answer"))
 }
 
 /// Analyses the query under today's settings, then starts it under those of an ordinary session, which
@@ -58,7 +59,7 @@ unsafe fn open(query: &CStr, arguments: &[DatumWithOid<'_>]) -> Result<String, R
         let count = i32::try_from(types.len()).unwrap_or(0);
         let statements = pg_sys::pg_parse_query(query);
         if statements.is_null() || (*statements).length != 1 {
-            return Err(internal("an expression that is more than one"));
+            return Err(Refusal::internal("an expression that is more than one"));
         }
         let analysed = pg_sys::pg_analyze_and_rewrite_fixedparams(
             (*(*statements).elements).ptr_value.cast(),
@@ -96,8 +97,4 @@ unsafe fn parameters(arguments: &[DatumWithOid<'_>], count: i32) -> pg_sys::Para
         }
         list
     }
-}
-
-fn internal(message: &str) -> Refusal {
-    Refusal::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message)
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 
-use pgrx::{PgSqlErrorCode, pg_sys};
+use pgrx::pg_sys;
 use tide_feed::catalog::RENAMED;
 
 use crate::helper::transaction::Refusal;
@@ -20,9 +20,8 @@ pub(crate) fn check(labels: &[(u32, String)]) -> Result<(), Refusal> {
     if labels.iter().all(is_same) {
         return Ok(());
     }
-    let code = PgSqlErrorCode::ERRCODE_INTERNAL_ERROR;
-    let refusal = Refusal::new(code, "a label of an enum has been renamed");
-    Err(Refusal { sqlstate: RENAMED.into(), ..refusal })
+    let message = "a label of an enum has been renamed".into();
+    Err(Refusal { sqlstate: RENAMED.into(), message })
 }
 
 /// Whether `enum_in` takes the text for the label, by the same cache that it looks into.

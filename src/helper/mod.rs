@@ -1,6 +1,7 @@
 //! The background workers with sessions of their own, which answer what the server asks of the
 //! database: the catalog worker as the owner of the extension, executors as the clients' roles.
 
+pub(crate) mod answer;
 pub(crate) mod catalog;
 pub(crate) mod channel;
 pub(crate) mod executor;

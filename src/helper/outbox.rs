@@ -1,26 +1,27 @@
-//! What the steward does to outboxes: puts rows that wait in line, deletes those that have been
-//! published.
+//! What the catalog worker does to outboxes: puts rows that wait in line, deletes those that have
+//! been published.
 //!
 //! A table that was adopted is its owner's, who may have given it triggers, rules, checks and
-//! indexes with functions in them. So each chore runs as that owner, security-restricted, and with
-//! triggers and rules off: nothing of the owner's should run at all, and if it does, it has no more
-//! power than its owner has.
+//! indexes with functions in them. So each piece of maintenance runs as that owner,
+//! security-restricted, and with triggers and rules off: nothing of the owner's should run at all,
+//! and if it does, it has no more power than its owner has.
 
 use std::time::Duration;
 
 use pgrx::datum::DatumWithOid;
-use pgrx::{PgSqlErrorCode, Spi, pg_sys};
+use pgrx::{Spi, pg_sys};
 use serde::Deserialize;
 use tide_feed::catalog::{Outbox, Retired, TakenOver, Unpublished};
 
+use crate::helper::answer::{encode, parse};
 use crate::helper::transaction::{Refusal, committed, rolled_back};
 use crate::source::outbox::mark;
 
 /// A page of rows takes milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Whoever locks rows of an outbox, or the outbox, is not waited for any longer: the steward has
-/// other work to do, and the keeper tries again. While this waits for a lock on the table, writers
-/// wait behind it.
+/// Whoever locks rows of an outbox, or the outbox, is not waited for any longer: the catalog worker
+/// has other work to do, and the outbox cleaner tries again. While this waits for a lock on the
+/// table, writers wait behind it.
 const LOCK_TIMEOUT: &std::ffi::CStr = c"250ms";
 
 const LIST: &str = include_str!("../../sql/catalog/outbox/list.sql");
@@ -87,13 +88,14 @@ impl Description {
     fn run(&self, template: &str, arguments: &[DatumWithOid<'_>]) -> Result<String, Refusal> {
         let statement = self.statement(template);
         as_owner(self.owner, || text(&statement, arguments))?
-            .ok_or_else(|| internal("the statement gave no answer"))
+            .ok_or_else(|| Refusal::internal("the statement gave no answer"))
     }
 
     fn count(&self, template: &str, arguments: &[DatumWithOid<'_>]) -> Result<u64, Refusal> {
         let statement = self.statement(template);
         let count = as_owner(self.owner, || Spi::get_one_with_args::<i64>(&statement, arguments));
-        let count = count.ok().flatten().ok_or_else(|| internal("the statement gave no count"))?;
+        let count =
+            count.ok().flatten().ok_or_else(|| Refusal::internal("the statement gave no count"))?;
         Ok(count.unsigned_abs())
     }
 }
@@ -121,15 +123,16 @@ pub(crate) fn take_over(
         last: Option<i64>,
     }
     let mark = mark(generation);
-    let taken = chore(|| {
+    let taken = maintain(|| {
         let Some(outbox) = Description::of(table, &mark)? else {
-            return Err(internal("it is no outbox any more, or has lost columns"));
+            return Err(Refusal::internal("it is no outbox any more, or has lost columns"));
         };
         if outbox.generation == Some(i64::from(generation)) {
             return Ok(TakenOver { after, done: true });
         }
         let lock = outbox.statement("lock table only {outbox} in share row exclusive mode");
-        as_owner(outbox.owner, || Spi::run(&lock)).map_err(|error| internal(&error.to_string()))?;
+        as_owner(outbox.owner, || Spi::run(&lock))
+            .map_err(|error| Refusal::internal(&error.to_string()))?;
         let line_up = |after: i64| -> Result<Moved, Refusal> {
             let arguments = [after.into(), i64::from(limit).into(), mark.as_str().into()];
             parse(&outbox.run(LINE_UP, &arguments)?)
@@ -150,7 +153,7 @@ pub(crate) fn take_over(
 
 /// These rows have been published: deletes them, or flags those that stay.
 pub(crate) fn retire(table: u32, ids: Vec<i64>, keep: bool) -> Result<String, Refusal> {
-    let kept = chore(|| {
+    let kept = maintain(|| {
         let Some(outbox) = Description::of(table, "")? else { return Ok(Vec::new()) };
         if !keep {
             outbox.count(RETIRE, &[ids.clone().into()])?;
@@ -164,12 +167,12 @@ pub(crate) fn retire(table: u32, ids: Vec<i64>, keep: bool) -> Result<String, Re
     encode(&Retired { kept })
 }
 
-/// These rows could not be published, each for an SQLSTATE: has them say so. This is on disk when it
-/// is done, since the slot passes them then.
+/// These rows could not be published, each for an SQLSTATE: has them say so. This is on disk when
+/// it is done, since the slot passes them then.
 pub(crate) fn set_aside(table: u32, rows: Vec<(i64, Box<str>)>) -> Result<String, Refusal> {
     let (ids, states): (Vec<i64>, Vec<String>) =
         rows.into_iter().map(|(id, sqlstate)| (id, sqlstate.into())).unzip();
-    chore(|| {
+    maintain(|| {
         let Some(outbox) = Description::of(table, "")? else { return Ok(()) };
         set_local(c"synchronous_commit", c"local");
         outbox.count(SET_ASIDE, &[ids.into(), states.into()])?;
@@ -180,7 +183,7 @@ pub(crate) fn set_aside(table: u32, rows: Vec<(i64, Box<str>)>) -> Result<String
 
 /// How many rows could not be published.
 pub(crate) fn count_failed(table: u32) -> Result<String, Refusal> {
-    let count = chore(|| {
+    let count = maintain(|| {
         let Some(outbox) = Description::of(table, "")? else { return Ok(0) };
         outbox.count(FAILED, &[])
     })?;
@@ -189,7 +192,7 @@ pub(crate) fn count_failed(table: u32) -> Result<String, Refusal> {
 
 /// Rows that are not flagged, and an address of the WAL before which they have committed.
 pub(crate) fn unpublished(table: u32, after: i64, limit: u32) -> Result<String, Refusal> {
-    let ids = chore(|| {
+    let ids = maintain(|| {
         let Some(outbox) = Description::of(table, "")? else { return Ok(Vec::new()) };
         parse(&outbox.run(UNFLAGGED, &[after.into(), i64::from(limit).into()])?)
     })?;
@@ -201,7 +204,7 @@ pub(crate) fn unpublished(table: u32, after: i64, limit: u32) -> Result<String, 
 /// Deletes rows that were flagged so long ago; looks at the `limit` oldest.
 pub(crate) fn expire(table: u32, age: Duration, limit: u32) -> Result<String, Refusal> {
     let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
-    let deleted = chore(|| {
+    let deleted = maintain(|| {
         let Some(outbox) = Description::of(table, "")? else { return Ok(0) };
         outbox.count(EXPIRE, &[age.into(), i64::from(limit).into()])
     })?;
@@ -213,11 +216,11 @@ fn belongs_to(table: u32, generation: Option<u32>) -> Result<(), Refusal> {
     let query = "update tide.outboxes set generation = $2
                  where relation = $1 and generation is distinct from $2";
     let arguments = [pg_sys::Oid::from(table).into(), generation.map(i64::from).into()];
-    Spi::run_with_args(query, &arguments).map_err(|error| internal(&error.to_string()))
+    Spi::run_with_args(query, &arguments).map_err(|error| Refusal::internal(&error.to_string()))
 }
 
 /// One transaction, which nobody waits for to be on disk: done again, it does no harm.
-fn chore<R>(work: impl FnOnce() -> Result<R, Refusal>) -> Result<R, Refusal> {
+fn maintain<R>(work: impl FnOnce() -> Result<R, Refusal>) -> Result<R, Refusal> {
     committed(TIMEOUT, || {
         set_local(c"synchronous_commit", c"off");
         set_local(c"lock_timeout", LOCK_TIMEOUT);
@@ -270,18 +273,6 @@ fn text(statement: &str, arguments: &[DatumWithOid<'_>]) -> Result<Option<String
         Ok(answer) => Ok(answer),
         // No row at all.
         Err(pgrx::spi::Error::InvalidPosition) => Ok(None),
-        Err(error) => Err(internal(&error.to_string())),
+        Err(error) => Err(Refusal::internal(&error.to_string())),
     }
-}
-
-fn parse<T: for<'a> Deserialize<'a>>(json: &str) -> Result<T, Refusal> {
-    serde_json::from_str(json).map_err(|_| internal("the statement gave an unexpected answer"))
-}
-
-fn encode(answer: &impl serde::Serialize) -> Result<String, Refusal> {
-    serde_json::to_string(answer).map_err(|_| internal("the answer cannot be written"))
-}
-
-fn internal(message: &str) -> Refusal {
-    Refusal::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message)
 }

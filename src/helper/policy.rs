@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use pgrx::datum::DatumWithOid;
 use pgrx::{PgSqlErrorCode, Spi, pg_sys};
-use tide_feed::catalog::{Evaluation, Evaluations, Judgement, Judgements};
+use tide_feed::catalog::{ClaimsOutcome, ClaimsOutcomes, PolicyOutcome, PolicyOutcomes};
 
 use crate::guc;
+use crate::helper::answer::encode;
 use crate::helper::executor::as_role;
 use crate::helper::session::set;
 use crate::helper::transaction::{Refusal, allow};
@@ -19,7 +20,7 @@ use crate::helper::{expression, labels};
 const BUDGET: Duration = Duration::from_millis(50);
 
 /// Which of the rows the condition admits, for each client.
-pub(crate) fn judge(
+pub(crate) fn evaluate_policy(
     role: &str,
     table: u32,
     condition: &str,
@@ -27,26 +28,26 @@ pub(crate) fn judge(
     labels: &[(u32, String)],
     claims: &[String],
 ) -> Result<String, Refusal> {
-    let judgements = for_each(
+    let outcomes = for_each(
         role,
         claims,
         || {
             labels::check(labels)?;
-            Shipment::of(table, rows)
+            AskedRows::of(table, rows)
         },
-        |shipment| {
-            let visible = shipment.admitted(condition)?;
+        |rows| {
+            let visible = rows.admitted(condition)?;
             // What was renamed meanwhile may have been read as another label.
             labels::check(labels)?;
-            Ok(Judgement::Visible(visible))
+            Ok(PolicyOutcome::Visible(visible))
         },
-        Judgement::Failed,
+        PolicyOutcome::Failed,
     )?;
-    encode(&Judgements { judgements })
+    encode(&PolicyOutcomes { outcomes })
 }
 
 /// What the expressions are worth, for each client.
-pub(crate) fn evaluate(
+pub(crate) fn evaluate_claims(
     role: &str,
     expressions: &[String],
     claims: &[String],
@@ -56,17 +57,17 @@ pub(crate) fn evaluate(
         .map(|expression| format!("pg_catalog.to_jsonb(({expression}))::pg_catalog.text"))
         .collect();
     let query = format!("select array[{}]::pg_catalog.text[]", list.join(", "));
-    let evaluations = for_each(
+    let outcomes = for_each(
         role,
         claims,
         || Ok(()),
         |()| {
             let values = expression::value::<Vec<Option<String>>>(&query, &[])?;
-            values.map(Evaluation::Values).ok_or_else(|| internal("no values"))
+            values.map(ClaimsOutcome::Values).ok_or_else(|| Refusal::internal("no values"))
         },
-        Evaluation::Failed,
+        ClaimsOutcome::Failed,
     )?;
-    encode(&Evaluations { evaluations })
+    encode(&ClaimsOutcomes { outcomes })
 }
 
 /// Prepares once, then does the work for one client after the other. The first failure ends the
@@ -106,7 +107,8 @@ pub(crate) fn with_claims<R>(
     claims: &str,
     work: impl FnOnce() -> Result<R, Refusal>,
 ) -> Result<R, Refusal> {
-    let claims = CString::new(claims).map_err(|_| internal("claims with a null character"))?;
+    let claims =
+        CString::new(claims).map_err(|_| Refusal::internal("claims with a null character"))?;
     allow(guc::policy_timeout());
     // SAFETY: in a transaction, whose end takes all of it back if the work fails.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
@@ -118,15 +120,15 @@ pub(crate) fn with_claims<R>(
 }
 
 /// Rows of a table as Postgres's own values.
-struct Shipment {
+struct AskedRows {
     /// The table's name, as the condition knows it.
     name: String,
     rows: pg_sys::Datum,
     rows_type: pg_sys::Oid,
 }
 
-impl Shipment {
-    fn of(table: u32, rows: &str) -> Result<Shipment, Refusal> {
+impl AskedRows {
+    fn of(table: u32, rows: &str) -> Result<AskedRows, Refusal> {
         let query = "select pg_catalog.quote_ident(relname), oid::pg_catalog.regclass::text \
                      from pg_catalog.pg_class where oid = $1";
         let table = pg_sys::Oid::from(table);
@@ -138,9 +140,9 @@ impl Shipment {
         let query = format!(
             "select array(select r from pg_catalog.jsonb_populate_recordset(null::{qualified}, $1::jsonb) as r)"
         );
-        let (rows, rows_type) =
-            value(&query, &[rows.into()]).ok_or_else(|| internal("the rows cannot be read"))?;
-        Ok(Shipment { name, rows, rows_type })
+        let (rows, rows_type) = value(&query, &[rows.into()])
+            .ok_or_else(|| Refusal::internal("the rows cannot be read"))?;
+        Ok(AskedRows { name, rows, rows_type })
     }
 
     fn admitted(&self, condition: &str) -> Result<Vec<bool>, Refusal> {
@@ -152,7 +154,7 @@ impl Shipment {
         // SAFETY: the value and its type come from the same query.
         let rows = unsafe { DatumWithOid::new(self.rows, self.rows_type) };
         let admitted = expression::value::<Vec<bool>>(&query, &[rows])?;
-        admitted.ok_or_else(|| internal("the policy gave no answer"))
+        admitted.ok_or_else(|| Refusal::internal("the policy gave no answer"))
     }
 }
 
@@ -166,12 +168,4 @@ fn value(query: &str, arguments: &[DatumWithOid]) -> Option<(pg_sys::Datum, pg_s
         let value = unsafe { pg_sys::SPI_datumTransfer(value, false, -1) };
         Some((value, value_type))
     })
-}
-
-fn encode(answer: &impl serde::Serialize) -> Result<String, Refusal> {
-    serde_json::to_string(answer).map_err(|_| internal("the answer cannot be written"))
-}
-
-fn internal(message: &str) -> Refusal {
-    Refusal::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message)
 }

@@ -1,5 +1,5 @@
-//! The processes beside each worker that ask the database what the worker must not: the steward
-//! in the session of the extension's owner, the executors in that of `tide_authenticator`.
+//! The processes beside each worker that ask the database what the worker must not: the catalog
+//! worker in the session of the extension's owner, the executors in that of `tide_authenticator`.
 //!
 //! Each connects to the unix socket of its database's server, says which it is, and answers requests
 //! one at a time until that closes the connection; then it waits for the next server, for as long as
@@ -28,7 +28,7 @@ const RETRY: Duration = Duration::from_millis(50);
 pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
     let database = pg_sys::Oid::from(arg.value() as u32);
     let hello = match BackgroundWorker::get_extra() {
-        "steward" => Hello::Steward,
+        "catalog worker" => Hello::CatalogWorker,
         "notifier" => Hello::Notifier,
         _ => Hello::Executor,
     };
@@ -38,7 +38,7 @@ pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
         return;
     }
     match hello {
-        Hello::Steward => session::connect_as_owner(database),
+        Hello::CatalogWorker => session::connect_as_owner(database),
         _ => session::connect_as_authenticator(database),
     }
     let socket = guc::control_socket(database);
@@ -75,36 +75,39 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
     };
     let request: Request = serde_json::from_slice(frame).map_err(|_| unknown())?;
     match (hello, request) {
-        (Hello::Steward, Request::Secrets) => catalog::secrets(),
-        (Hello::Steward, Request::Role { role }) => catalog::role(&role),
-        (Hello::Steward, Request::Tables { role, publication, which }) => {
+        (Hello::CatalogWorker, Request::Secrets) => catalog::secrets(),
+        (Hello::CatalogWorker, Request::Role { role }) => catalog::role(&role),
+        (Hello::CatalogWorker, Request::Tables { role, publication, which }) => {
             catalog::tables(&role, &publication, &which)
         }
-        (Hello::Steward, Request::Visibility { role, object }) => {
+        (Hello::CatalogWorker, Request::Visibility { role, object }) => {
             catalog::visibility(&role, object)
         }
-        (Hello::Steward, Request::Check) => catalog::check(),
-        (Hello::Steward, Request::Outboxes) => outbox::list(),
-        (Hello::Steward, Request::TakeOver { table, generation, after, limit }) => {
+        (Hello::CatalogWorker, Request::Check) => catalog::check(),
+        (Hello::CatalogWorker, Request::Outboxes) => outbox::list(),
+        (Hello::CatalogWorker, Request::TakeOver { table, generation, after, limit }) => {
             outbox::take_over(table, generation, after, limit)
         }
-        (Hello::Steward, Request::Retire { table, ids, keep }) => outbox::retire(table, ids, keep),
-        (Hello::Steward, Request::SetAside { table, rows }) => outbox::set_aside(table, rows),
-        (Hello::Steward, Request::CountFailed { table }) => outbox::count_failed(table),
-        (Hello::Steward, Request::Unpublished { table, after, limit }) => {
+        (Hello::CatalogWorker, Request::Retire { table, ids, keep }) => {
+            outbox::retire(table, ids, keep)
+        }
+        (Hello::CatalogWorker, Request::SetAside { table, rows }) => outbox::set_aside(table, rows),
+        (Hello::CatalogWorker, Request::CountFailed { table }) => outbox::count_failed(table),
+        (Hello::CatalogWorker, Request::Unpublished { table, after, limit }) => {
             outbox::unpublished(table, after, limit)
         }
-        (Hello::Steward, Request::Expire { table, age, limit }) => {
+        (Hello::CatalogWorker, Request::Expire { table, age, limit }) => {
             outbox::expire(table, age, limit)
         }
         (Hello::Executor, Request::Cast { role, type_sql, values }) => {
             executor::cast(&role, &type_sql, &values)
         }
-        (Hello::Executor, Request::Judge { role, table, condition, rows, labels, claims }) => {
-            policy::judge(&role, table, &condition, &rows, &labels, &claims)
-        }
-        (Hello::Executor, Request::Evaluate { role, expressions, claims }) => {
-            policy::evaluate(&role, &expressions, &claims)
+        (
+            Hello::Executor,
+            Request::EvaluatePolicy { role, table, condition, rows, labels, claims },
+        ) => policy::evaluate_policy(&role, table, &condition, &rows, &labels, &claims),
+        (Hello::Executor, Request::EvaluateClaims { role, expressions, claims }) => {
+            policy::evaluate_claims(&role, &expressions, &claims)
         }
         (Hello::Executor, Request::Channel { role, claims, topic, extensions }) => {
             channel::grants(&role, &claims, &topic, &extensions)
@@ -117,7 +120,7 @@ fn reply(answer: Result<String, Refusal>) -> Reply {
     let refused = match answer {
         Ok(json) => match serde_json::value::RawValue::from_string(json) {
             Ok(json) => return Reply::Ok(json),
-            Err(_) => Refusal::new(pgrx::PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, "not JSON"),
+            Err(_) => Refusal::internal("not JSON"),
         },
         Err(refusal) => refusal,
     };

@@ -1,11 +1,11 @@
 //! How a background process of pg_tide gets its session.
 //!
-//! Whoever owns a database, or a role, says what sessions in it begin with (`ALTER DATABASE ... SET`),
-//! and most of these sessions have more rights than their owner. So what decides what SQL means, or how
-//! transactions behave, is set before the session is connected, and stays: settings of the database
-//! and of its roles then only say what an ordinary session would have. There is no moment in which a
-//! name could be resolved otherwise. (Libraries that users may have sessions load are not loaded:
-//! background workers have to ask for that.)
+//! Whoever owns a database, or a role, says what sessions in it begin with (`ALTER DATABASE ...
+//! SET`), and most of these sessions have more rights than their owner. So what decides what SQL
+//! means, or how transactions behave, is set before the session is connected, and stays: settings
+//! of the database and of its roles then only say what an ordinary session would have. There is no
+//! moment in which a name could be resolved otherwise. (Libraries that users may have sessions load
+//! are not loaded: background workers have to ask for that.)
 
 use std::ffi::{CStr, CString};
 use std::ptr::null;
@@ -14,8 +14,8 @@ use pgrx::pg_sys;
 
 use crate::helper::role::AUTHENTICATOR;
 
-/// What expressions mean, once they are printed and read again, depends on these. The steward
-/// prints, the executors read.
+/// What expressions mean, once they are printed and read again, depends on these. The catalog
+/// worker prints, the executors read.
 const MEANING: [(&CStr, &CStr); 8] = [
     // No objects but Postgres's own are found without their schema.
     (c"search_path", c"pg_catalog, pg_temp"),
@@ -63,7 +63,7 @@ pub(crate) fn connect_as_authenticator(database: pg_sys::Oid) {
 
 /// Connects and becomes the extension's owner, whoever that is now. The worker cannot say who it
 /// is (it never reads today's catalogue), so the session starts as the bootstrap superuser and
-/// steps down; the steward runs nobody's code but pg_tide's, so nobody can step up again.
+/// steps down; the catalog worker runs nobody's code but pg_tide's, so nobody can step up again.
 pub(crate) fn connect_as_owner(database: pg_sys::Oid) {
     connect_as_superuser(database);
     // SAFETY: connected; one short transaction.

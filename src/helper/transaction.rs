@@ -1,4 +1,5 @@
-//! Questions to the database that leave nothing behind, and chores that do: one transaction each.
+//! Questions to the database that leave nothing behind, and maintenance of outboxes, which does:
+//! one transaction each.
 
 use std::ffi::CString;
 use std::panic::AssertUnwindSafe;
@@ -11,6 +12,7 @@ use pgrx::pg_sys::panic::CaughtError;
 use pgrx::pg_sys::{self};
 
 use crate::compat::USER_TIMEOUT;
+use crate::failure::sqlstate;
 
 mod raw {
     use std::ffi::c_int;
@@ -42,6 +44,11 @@ pub(crate) struct Refusal {
 impl Refusal {
     pub(crate) fn new(code: PgSqlErrorCode, message: impl Into<String>) -> Refusal {
         Refusal { sqlstate: sqlstate(code), message: message.into() }
+    }
+
+    /// What only a bug of ours can bring about.
+    pub(crate) fn internal(message: &str) -> Refusal {
+        Refusal::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message)
     }
 
     /// What the log may know of code that belongs to others: names of objects, but no values, as
@@ -200,13 +207,7 @@ fn refusal(error: &CaughtError) -> Refusal {
         // A bug of ours; what it says is for the log.
         CaughtError::RustPanic { ereport, .. } => {
             pgrx::log!("pg_tide: {}", ereport.message());
-            Refusal::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, "internal error")
+            Refusal::internal("internal error")
         }
     }
-}
-
-/// The five characters that Postgres packs into a number.
-fn sqlstate(code: PgSqlErrorCode) -> String {
-    let packed = code as i32;
-    (0..5).map(|i| char::from((packed >> (6 * i) & 0x3F) as u8 + b'0')).collect()
 }

@@ -41,7 +41,7 @@ impl Full {
     }
 
     /// Says in the server's log that `what` cannot be started.
-    pub(crate) fn complain(self, what: &str) {
+    pub(crate) fn log(self, what: &str) {
         ErrorReport::new(
             PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
             format!("pg_tide: cannot start {what}: {self}"),

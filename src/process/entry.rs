@@ -10,7 +10,7 @@ use pgrx::prelude::*;
 use crate::process::latch::Owner;
 use crate::process::shmem;
 
-/// Helper processes per database: the steward, the executors, and room for ones that overlap
+/// Helper processes per database: the catalog worker, the executors, and room for ones that overlap
 /// while they are replaced.
 const HELPERS: usize = 66;
 const TEXT: usize = 480;
@@ -61,7 +61,7 @@ pub(crate) enum WorkerState {
     Absent = 0,
     Starting = 1,
     Running = 2,
-    /// It is there, but waits out an obstacle; the reason says which.
+    /// It is there, but stalled; the reason says why.
     Stalled = 3,
     Stopping = 4,
     /// It ended, or could not be started; the launcher tries again soon.

@@ -1,5 +1,5 @@
-//! The worker's helpers: one steward and some executors, each a process of its own. They connect
-//! to the worker's socket by themselves, and end when it closes.
+//! The worker's helpers: one catalog worker and some executors, each a process of its own. They
+//! connect to the worker's socket by themselves, and end when it closes.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::process::shmem;
 /// What a helper is for; `bgw_extra`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HelperKind {
-    Steward,
+    CatalogWorker,
     Executor,
     /// Only while clients want to hear notifications.
     Notifier,
@@ -23,7 +23,7 @@ pub(crate) enum HelperKind {
 impl HelperKind {
     fn name(self) -> &'static str {
         match self {
-            HelperKind::Steward => "steward",
+            HelperKind::CatalogWorker => "catalog worker",
             HelperKind::Executor => "executor",
             HelperKind::Notifier => "notifier",
         }
@@ -32,11 +32,11 @@ impl HelperKind {
 
 thread_local! {
     /// The worker's, on its main thread. Not in its loop, since the decoder has to tend them as
-    /// well: it may be waiting for the hub, and the hub for a steward that has ended.
+    /// well: it may be waiting for the hub, and the hub for a catalog worker that has ended.
     static HELPERS: RefCell<Option<Helpers>> = const { RefCell::new(None) };
 }
 
-/// From now on [`tend`] keeps a steward and so many executors running.
+/// From now on [`tend`] keeps a catalog worker and so many executors running.
 pub(crate) fn employ(database: pg_sys::Oid, executors: usize) {
     HELPERS.set(Some(Helpers::new(database, executors)));
 }
@@ -56,42 +56,42 @@ pub(crate) fn tend() -> Option<Duration> {
     HELPERS.with_borrow_mut(|helpers| helpers.as_mut()?.tend())
 }
 
-/// Keeps them running.
+/// The helpers of one worker, which are started again when they end.
 #[derive(Debug)]
 struct Helpers {
     database: pg_sys::Oid,
-    places: Vec<Place>,
-    /// Said once that there is no room for one.
-    complained: bool,
+    slots: Vec<HelperSlot>,
+    /// The log says that there is no room for one of them.
+    is_logged: bool,
 }
 
 #[derive(Debug)]
-struct Place {
+struct HelperSlot {
     kind: HelperKind,
     process: Option<(Handle, Instant)>,
     backoff: Backoff,
 }
 
-impl Place {
-    fn new(kind: HelperKind) -> Place {
-        Place { kind, process: None, backoff: Backoff::usual() }
+impl HelperSlot {
+    fn new(kind: HelperKind) -> HelperSlot {
+        HelperSlot { kind, process: None, backoff: Backoff::usual() }
     }
 }
 
 impl Helpers {
     fn new(database: pg_sys::Oid, executors: usize) -> Helpers {
-        let mut places = vec![Place::new(HelperKind::Steward)];
-        places.extend((0..executors).map(|_| Place::new(HelperKind::Executor)));
-        Helpers { database, places, complained: false }
+        let mut slots = vec![HelperSlot::new(HelperKind::CatalogWorker)];
+        slots.extend((0..executors).map(|_| HelperSlot::new(HelperKind::Executor)));
+        Helpers { database, slots, is_logged: false }
     }
 
     fn employ_notifier(&mut self, wanted: bool) {
-        let is_notifier = |place: &Place| place.kind == HelperKind::Notifier;
-        match (wanted, self.places.iter().any(is_notifier)) {
-            (true, false) => self.places.push(Place::new(HelperKind::Notifier)),
+        let is_notifier = |slot: &HelperSlot| slot.kind == HelperKind::Notifier;
+        match (wanted, self.slots.iter().any(is_notifier)) {
+            (true, false) => self.slots.push(HelperSlot::new(HelperKind::Notifier)),
             (false, true) => {
-                for place in self.places.extract_if(.., |place| is_notifier(place)) {
-                    if let Some((handle, _)) = place.process {
+                for slot in self.slots.extract_if(.., |slot| is_notifier(slot)) {
+                    if let Some((handle, _)) = slot.process {
                         handle.terminate();
                     }
                 }
@@ -102,26 +102,26 @@ impl Helpers {
 
     fn tend(&mut self) -> Option<Duration> {
         let mut next: Option<Duration> = None;
-        for place in &mut self.places {
-            if let Some((_, since)) = place.process.take_if(|(handle, _)| handle.has_ended()) {
-                place.backoff.failed_after(since.elapsed());
+        for slot in &mut self.slots {
+            if let Some((_, since)) = slot.process.take_if(|(handle, _)| handle.has_ended()) {
+                slot.backoff.failed_after(since.elapsed());
             }
-            if place.process.is_none() && place.backoff.is_due() {
-                match start(self.database, place.kind) {
+            if slot.process.is_none() && slot.backoff.is_due() {
+                match start(self.database, slot.kind) {
                     Ok(handle) => {
-                        place.process = Some((handle, Instant::now()));
-                        self.complained = false;
+                        slot.process = Some((handle, Instant::now()));
+                        self.is_logged = false;
                     }
                     Err(Full) => {
-                        place.backoff.failed_after(Duration::ZERO);
-                        if !std::mem::replace(&mut self.complained, true) {
-                            Full.complain(&format!("the {}", place.kind.name()));
+                        slot.backoff.failed_after(Duration::ZERO);
+                        if !std::mem::replace(&mut self.is_logged, true) {
+                            Full.log(&format!("the {}", slot.kind.name()));
                         }
                     }
                 }
             }
-            if place.process.is_none() {
-                let wait = place.backoff.wait();
+            if slot.process.is_none() {
+                let wait = slot.backoff.wait();
                 next = Some(next.map_or(wait, |next| next.min(wait)));
             }
         }

@@ -13,13 +13,13 @@ use tide_feed::backoff::Backoff;
 use crate::guc;
 use crate::helper::session;
 use crate::process::background::{Background, Full, Handle};
-use crate::process::probe_queue::Scout;
-use crate::process::shmem::{Answer, Entry, Shared, Wanted, WorkerState};
+use crate::process::probe_queue::ProbeQueue;
+use crate::process::shmem::{Entry, ProbeAnswer, Shared, Wanted, WorkerState};
 use crate::process::{databases, shmem, signals, worker};
-use crate::source::orphans;
+use crate::source::slot;
 
 /// The longest it sleeps; everything it waits for wakes it.
-const NAP: Duration = Duration::from_secs(60);
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// How long a worker may take to end by itself.
 const GRACE: Duration = Duration::from_secs(1);
 /// Seconds until the postmaster starts the launcher again.
@@ -59,10 +59,10 @@ unsafe extern "C-unwind" fn leave(_code: i32, _arg: pg_sys::Datum) {
 
 struct Launcher {
     shared: &'static Shared,
-    scout: Scout,
+    probes: ProbeQueue,
     watches: Vec<Watch>,
-    /// Said once that there is no room for a worker.
-    complained: bool,
+    /// The log says that there is no room for a worker.
+    is_logged: bool,
 }
 
 /// A worker as the launcher sees it.
@@ -84,7 +84,7 @@ impl Watch {
 
 impl Launcher {
     fn new(shared: &'static Shared) -> Launcher {
-        Launcher { shared, scout: Scout::new(shared), watches: Vec::new(), complained: false }
+        Launcher { shared, probes: ProbeQueue::new(shared), watches: Vec::new(), is_logged: false }
     }
 
     fn run(&mut self) -> ! {
@@ -97,7 +97,7 @@ impl Launcher {
             check_for_interrupts!();
             if signals::reload() {
                 // Settings of single databases are known to their own processes only.
-                self.shared.entries().for_each(|entry| self.scout.ask(entry.database()));
+                self.shared.entries().for_each(|entry| self.probes.ask(entry.database()));
             }
             for entry in self.shared.entries() {
                 if entry.take_recheck() {
@@ -106,10 +106,10 @@ impl Launcher {
                     self.look_at(database, open);
                 }
             }
-            while let Some((database, answer, config)) = self.scout.tend() {
+            while let Some((database, answer, config)) = self.probes.tend() {
                 self.learn(database, answer, config);
             }
-            let mut next = self.scout.wait().unwrap_or(NAP);
+            let mut next = self.probes.wait().unwrap_or(LONGEST_SLEEP);
             for entry in self.shared.entries() {
                 next = next.min(self.tend(entry));
             }
@@ -121,19 +121,19 @@ impl Launcher {
     /// Finds out whether the database is to be served.
     fn look_at(&mut self, database: pg_sys::Oid, open: bool) {
         if open {
-            self.scout.ask(database);
+            self.probes.ask(database);
         } else {
-            self.scout.forget(database);
-            self.learn(database, Answer::Absent, 0);
+            self.probes.forget(database);
+            self.learn(database, ProbeAnswer::Absent, 0);
         }
     }
 
-    fn learn(&mut self, database: pg_sys::Oid, answer: Answer, config: u64) {
-        let present = answer == Answer::Present;
+    fn learn(&mut self, database: pg_sys::Oid, answer: ProbeAnswer, config: u64) {
+        let present = answer == ProbeAnswer::Present;
         let wanted = if present { Wanted::Yes } else { Wanted::No };
         if !present && self.shared.entry(database).is_none() {
             // Nobody to serve it; what an earlier server left behind goes.
-            orphans::drop_slots(database);
+            slot::drop_orphaned(database);
             return;
         }
         let taken = self.shared.claim(database, |entry| {
@@ -167,7 +167,7 @@ impl Launcher {
             watch.deserted = None;
             return if entry.should_run() && !entry.restart_asked() {
                 watch.stopping = None;
-                NAP
+                LONGEST_SLEEP
             } else {
                 stop(entry, watch)
             };
@@ -181,7 +181,7 @@ impl Launcher {
         }
         if watch.started.is_some() {
             // On its way. It looks for itself whether it is still wanted.
-            return NAP;
+            return LONGEST_SLEEP;
         }
         watch.stopping = None;
         if entry.take_restart() {
@@ -196,7 +196,7 @@ impl Launcher {
         if entry.wanted() == Wanted::No {
             self.give_up(entry);
         }
-        NAP
+        LONGEST_SLEEP
     }
 
     /// Starts a worker if the time has come.
@@ -211,20 +211,20 @@ impl Launcher {
             return Duration::ZERO;
         };
         if entry.take_forget_history() {
-            orphans::drop_slots(database);
+            slot::drop_orphaned(database);
         }
         match worker::start(database, &found.name) {
             Ok(handle) => {
                 watch.started = Some((handle, Instant::now()));
-                self.complained = false;
-                NAP
+                self.is_logged = false;
+                LONGEST_SLEEP
             }
             Err(Full) => {
                 watch.backoff.failed_after(Duration::ZERO);
                 let wait = watch.backoff.wait();
                 entry.set_state(WorkerState::Waiting, &Full.reason());
-                if !std::mem::replace(&mut self.complained, true) {
-                    Full.complain(&format!("the worker of database \"{}\"", found.name));
+                if !std::mem::replace(&mut self.is_logged, true) {
+                    Full.log(&format!("the worker of database \"{}\"", found.name));
                 }
                 wait
             }
@@ -234,7 +234,7 @@ impl Launcher {
     /// The database is not served any more.
     fn give_up(&mut self, entry: &'static Entry) {
         let database = entry.database();
-        orphans::drop_slots(database);
+        slot::drop_orphaned(database);
         // A worker that was killed could not take its socket away.
         let _ = std::fs::remove_file(guc::control_socket(database));
         if self.shared.release(entry) {

@@ -9,7 +9,7 @@ use tide_feed::config::Config;
 use crate::guc;
 use crate::helper::session;
 use crate::process::background::{Background, Full, Handle};
-use crate::process::shmem::Answer;
+use crate::process::shmem::ProbeAnswer;
 use crate::process::{shmem, signals};
 
 /// Starts one for the database; it leaves its answer in shared memory.
@@ -33,7 +33,7 @@ pub extern "C-unwind" fn tide_probe_main(database: pg_sys::Datum) {
     let Some(shared) = shmem::shared() else { return };
     let (name, extension) = connect(database);
     let installed = extension != pg_sys::InvalidOid;
-    let answer = if installed { Answer::Present } else { Answer::Absent };
+    let answer = if installed { ProbeAnswer::Present } else { ProbeAnswer::Absent };
     shared.answer_probe(database, answer, fingerprint(&guc::config(&name, database), extension));
 }
 

@@ -7,30 +7,30 @@ use pgrx::pg_sys;
 use tide_feed::backoff::Backoff;
 
 use crate::process::background::{Full, Handle};
-use crate::process::shmem::{Answer, Shared, WorkerState};
+use crate::process::shmem::{ProbeAnswer, Shared, WorkerState};
 use crate::process::{databases, probe};
 
 /// A probe that takes longer waits for a lock. It is ended, and tried again after the others.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-pub(crate) struct Scout {
+pub(crate) struct ProbeQueue {
     shared: &'static Shared,
     waiting: VecDeque<pg_sys::Oid>,
     running: Option<(pg_sys::Oid, Handle, Instant)>,
     backoff: Backoff,
-    /// Said once that there is no room for a probe.
-    complained: bool,
+    /// The log says that there is no room for a probe.
+    is_logged: bool,
 }
 
-impl Scout {
-    pub(crate) fn new(shared: &'static Shared) -> Scout {
-        Scout {
+impl ProbeQueue {
+    pub(crate) fn new(shared: &'static Shared) -> ProbeQueue {
+        ProbeQueue {
             shared,
             waiting: VecDeque::new(),
             running: None,
             // Each failure is a line in the log that nobody can do anything about at once.
             backoff: Backoff::up_to(Duration::from_secs(60)),
-            complained: false,
+            is_logged: false,
         }
     }
 
@@ -46,7 +46,7 @@ impl Scout {
     }
 
     /// The next answer, if there is one by now; keeps a probe running while there are questions.
-    pub(crate) fn tend(&mut self) -> Option<(pg_sys::Oid, Answer, u64)> {
+    pub(crate) fn tend(&mut self) -> Option<(pg_sys::Oid, ProbeAnswer, u64)> {
         if let Some((database, handle, since)) = &self.running {
             let database = *database;
             if !handle.has_ended() {
@@ -64,7 +64,7 @@ impl Scout {
             // It could not connect.
             self.backoff.failed_after(Duration::ZERO);
             if !databases::find(database).is_some_and(|found| found.is_open()) {
-                return Some((database, Answer::Absent, 0));
+                return Some((database, ProbeAnswer::Absent, 0));
             }
             self.ask(database);
         }
@@ -80,7 +80,7 @@ impl Scout {
         match probe::start(database) {
             Ok(handle) => {
                 self.running = Some((database, handle, Instant::now()));
-                self.complained = false;
+                self.is_logged = false;
             }
             Err(Full) => {
                 self.waiting.push_front(database);
@@ -88,8 +88,8 @@ impl Scout {
                     entry.set_state(WorkerState::Waiting, &Full.reason());
                 }
                 self.backoff.failed_after(Duration::ZERO);
-                if !std::mem::replace(&mut self.complained, true) {
-                    Full.complain("a probe");
+                if !std::mem::replace(&mut self.is_logged, true) {
+                    Full.log("a probe");
                 }
             }
         }

@@ -27,7 +27,8 @@ pub(crate) struct Shared {
     generation: AtomicU32,
     /// Some prepared transaction created or dropped an extension, or did once.
     extensions_prepared: AtomicBool,
-    /// The probe's question and answer: the database in the upper half, [`Answer`] in the lower.
+    /// The probe's question and answer: the database in the upper half, [`ProbeAnswer`] in the
+    /// lower.
     probe: AtomicU64,
     /// The settings that the probe found, as [`Entry::config`].
     probe_config: AtomicU64,
@@ -36,7 +37,7 @@ pub(crate) struct Shared {
 
 /// What a probe found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum ProbeAnswer {
     Pending = 0,
     Present = 1,
     Absent = 2,
@@ -186,14 +187,14 @@ impl Shared {
     }
 
     pub(crate) fn ask_probe(&self, database: pg_sys::Oid) {
-        self.probe.store(question(database, Answer::Pending), Ordering::Release);
+        self.probe.store(question(database, ProbeAnswer::Pending), Ordering::Release);
     }
 
     /// The probe of an earlier launcher must not answer for another database.
-    pub(crate) fn answer_probe(&self, database: pg_sys::Oid, answer: Answer, config: u64) {
+    pub(crate) fn answer_probe(&self, database: pg_sys::Oid, answer: ProbeAnswer, config: u64) {
         self.probe_config.store(config, Ordering::Release);
         let _ = self.probe.compare_exchange(
-            question(database, Answer::Pending),
+            question(database, ProbeAnswer::Pending),
             question(database, answer),
             Ordering::AcqRel,
             Ordering::Acquire,
@@ -201,15 +202,18 @@ impl Shared {
         self.launcher.set_latch();
     }
 
-    pub(crate) fn probe_answer(&self, database: pg_sys::Oid) -> Option<(Answer, u64)> {
+    pub(crate) fn probe_answer(&self, database: pg_sys::Oid) -> Option<(ProbeAnswer, u64)> {
         let now = self.probe.load(Ordering::Acquire);
         let config = self.probe_config.load(Ordering::Acquire);
         let is = |answer| now == question(database, answer);
-        [Answer::Present, Answer::Absent].into_iter().find(|a| is(*a)).map(|a| (a, config))
+        [ProbeAnswer::Present, ProbeAnswer::Absent]
+            .into_iter()
+            .find(|a| is(*a))
+            .map(|a| (a, config))
     }
 }
 
-fn question(database: pg_sys::Oid, answer: Answer) -> u64 {
+fn question(database: pg_sys::Oid, answer: ProbeAnswer) -> u64 {
     u64::from(database.to_u32()) << 32 | answer as u64
 }
 

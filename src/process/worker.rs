@@ -21,7 +21,7 @@ use crate::source::stream::{self, Stream};
 use crate::wait::WaitSet;
 
 /// The longest it sleeps: the slot has to move over what other databases write.
-const NAP: Duration = Duration::from_secs(5);
+const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 /// How often the server is looked at that says nothing, and files that could not be read.
 const LOOK: Duration = Duration::from_secs(1);
 /// Between two flushes on behalf of asynchronous commits, which did not want to wait for one.
@@ -134,9 +134,9 @@ impl Worker {
             self.refresh_credentials(reloaded);
             self.listen();
             if server::fd().is_some() {
-                next = next.min(helpers::tend().unwrap_or(NAP));
-                next = next.min(self.flush().unwrap_or(NAP));
-                next = next.min(self.stream.round().wait.unwrap_or(NAP));
+                next = next.min(helpers::tend().unwrap_or(LONGEST_SLEEP));
+                next = next.min(self.flush().unwrap_or(LONGEST_SLEEP));
+                next = next.min(self.stream.round().wait.unwrap_or(LONGEST_SLEEP));
             }
             self.rest(next);
             check_for_interrupts!();

@@ -8,15 +8,16 @@ use crate::process::server;
 
 /// A batch of this many bytes is sent before the next event is added.
 const FULL_BYTES: usize = 64 << 10;
-/// So is one of this many events, whose rows may be tiny.
+/// A batch of this many events is sent, too: their rows may be tiny.
 const FULL_EVENTS: usize = 512;
 /// Memory of a batch up to this is kept for the next: one huge row must not make every batch huge.
 const USUAL_BYTES: usize = 2 * FULL_BYTES;
-/// Less of them than this is not worth a message of its own.
+/// The hub is told of decoded WAL without events when it is this many bytes: less is not worth a
+/// message of its own.
 const DECODED_BYTES: u64 = 256 << 10;
 
 #[derive(Debug, Default)]
-pub(crate) struct Outlet {
+pub(crate) struct FeedWriter {
     batch: BatchBuilder,
     writer: BatchWriter,
     /// Of the newest event that the hub has; it will not get any up to here again.
@@ -25,7 +26,7 @@ pub(crate) struct Outlet {
     decoded: Lsn,
 }
 
-impl Outlet {
+impl FeedWriter {
     /// Whether the hub has this one already, from before an error.
     pub(crate) fn has_sent(&self, position: Position) -> bool {
         position <= self.sent

@@ -8,14 +8,14 @@ use pgrx::prelude::*;
 const SILENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
-pub(crate) struct Complaint {
+pub(crate) struct RateLimitedLog {
     last: Option<(String, Instant)>,
     unsaid: u64,
 }
 
-impl Complaint {
+impl RateLimitedLog {
     /// Logs the text, unless it has just been logged.
-    pub(crate) fn about(&mut self, text: &str) {
+    pub(crate) fn write(&mut self, text: &str) {
         let is_fresh = |(last, when): &(String, Instant)| last == text && when.elapsed() < SILENCE;
         if self.last.as_ref().is_some_and(is_fresh) {
             self.unsaid = self.unsaid.saturating_add(1);

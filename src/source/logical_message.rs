@@ -11,7 +11,7 @@ use crate::source::message_key;
 
 /// What is known of the transaction that is being replayed, and of the keys.
 #[derive(Debug, Default)]
-pub(crate) struct Inbox {
+pub(crate) struct LogicalMessages {
     /// As of a historic snapshot; forgotten when they change.
     keys: Vec<Key>,
     /// Oid of their table, once it has been read.
@@ -23,7 +23,7 @@ pub(crate) struct Inbox {
     forged: u64,
 }
 
-impl Inbox {
+impl LogicalMessages {
     /// Another transaction is replayed from its beginning.
     pub(crate) fn begin(&mut self) {
         self.last = 0;
@@ -52,7 +52,8 @@ impl Inbox {
         self.forged = self.forged.saturating_add(1);
     }
 
-    /// How many messages were not ours, since they were last taken by [`Inbox::forget_forged`].
+    /// How many messages were not ours, since they were last taken by
+    /// [`LogicalMessages::forget_forged`].
     pub(crate) fn forged(&self) -> u64 {
         self.forged
     }
@@ -82,10 +83,10 @@ impl Inbox {
         // SAFETY: as for `open`.
         unsafe {
             let body = sealed.open(self.key(sealed.key)?)?;
-            let is_here = sealed.place.transaction == full_id((*transaction).xid.into_inner())
-                && self.has_committed(transaction, sealed.place.subtransaction)
-                && sealed.place.number > self.last;
-            self.last = self.last.max(if is_here { sealed.place.number } else { 0 });
+            let is_here = sealed.origin.transaction == full_id((*transaction).xid.into_inner())
+                && self.has_committed(transaction, sealed.origin.subtransaction)
+                && sealed.origin.number > self.last;
+            self.last = self.last.max(if is_here { sealed.origin.number } else { 0 });
             is_here.then_some(body)
         }
     }

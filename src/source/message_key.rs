@@ -3,8 +3,8 @@
 //! It is a *user catalogue table*, so that the decoder can read it as it was when the message was
 //! written. The same WAL, decoded again after any number of rotations, thereby gives the same
 //! messages: a key that has been deleted since is still there in the past that the slot keeps.
-//! (Keys given by the steward would be today's, and what was delivered once would be missing from
-//! the history that is built after a restart.)
+//! (Keys given by the catalog worker would be today's, and what was delivered once would be missing
+//! from the history that is built after a restart.)
 
 use std::ffi::CStr;
 

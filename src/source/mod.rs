@@ -8,7 +8,6 @@ pub(crate) mod invalidation;
 pub(crate) mod log_limit;
 pub(crate) mod logical_message;
 pub(crate) mod message_key;
-pub(crate) mod orphans;
 pub(crate) mod outbox;
 pub(crate) mod plugin;
 pub(crate) mod publication;

@@ -176,7 +176,7 @@ impl Outbox {
 
     /// Whether the row that was inserted is to be published: not if it came as one that has been,
     /// or cannot be; nor, until the outbox is taken over by the slot `generation`, if it is
-    /// another's than the steward's, who puts all rows that wait in line.
+    /// another's than the catalog worker's, who puts all rows that wait in line.
     ///
     /// # Safety
     /// A row of this table.
@@ -356,7 +356,7 @@ impl Column {
     }
 }
 
-/// `locked_by` of a row that the steward has put in line for the slot of this generation.
+/// `locked_by` of a row that the catalog worker has put in line for the slot of this generation.
 pub(crate) fn mark(generation: u32) -> String {
     format!("tide {generation}")
 }

@@ -2,49 +2,43 @@
 //! event, or none.
 
 mod failing;
+mod message;
 
 use std::ffi::{CStr, CString};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgrx::{log, pg_sys};
-use tide_feed::bounded::Overflow;
 use tide_feed::event::{
-    CatalogChange, Change, Event, EventKind, Lsn, Message, Operation, Position, RowStart,
-    SchemaChange, Unsaid,
+    CatalogChange, Change, Event, EventKind, Lsn, Operation, Position, RowStart,
 };
+use tide_feed::json::MICROS_1970_TO_2000;
 use tide_feed::link::{self, Word};
-use tide_feed::payload::write_payload;
-use tide_feed::wal::{self, WalMessage};
 
 use crate::process::server;
-use crate::source::feed_writer::Outlet;
-use crate::source::log_limit::Complaint;
-use crate::source::logical_message::Inbox;
+use crate::source::feed_writer::FeedWriter;
+use crate::source::log_limit::RateLimitedLog;
+use crate::source::logical_message::LogicalMessages;
 use crate::source::relation::Relations;
 use crate::source::{crash_page, invalidation};
 use crate::tuple::{Image, Tuple};
 use crate::{compat, guc, tuple, wait};
 
-/// Microseconds between the epochs of Unix and Postgres.
-const EPOCH_MICROS: i64 = 946_684_800_000_000;
 /// Looking whether a transaction has become visible: soon at first.
 const VISIBLE_FIRST_MS: i64 = 1;
 const VISIBLE_LONGEST_MS: i64 = 100;
 /// A transaction that stays invisible for this long is worth a word.
 const HELD: Duration = Duration::from_secs(5);
-/// Anybody may write to the WAL under any prefix.
-const FORGED: &str = "ignored a message in the WAL that is not pg_tide's, but has its prefix";
 /// Memory of a change up to this is kept for the next.
 const SCRATCH_BYTES: usize = 64 << 10;
 
 /// All that the callbacks work with. Lives as long as the worker; main thread only.
 #[derive(Debug)]
 pub(crate) struct Replay {
-    pub(crate) outlet: Outlet,
+    pub(crate) feed: FeedWriter,
     relations: Relations,
     publication: CString,
-    inbox: Inbox,
+    messages: LogicalMessages,
     /// Of the slot that is read.
     generation: u32,
     transaction: Transaction,
@@ -62,7 +56,7 @@ pub(crate) struct Replay {
     limit: usize,
     /// A table at whose changes decoding stands still, for tests that end the process there.
     hang_on: Option<CString>,
-    complaint: Complaint,
+    log: RateLimitedLog,
     /// The hub was told that the stream is held up.
     was_held: bool,
     old: Tuple,
@@ -105,10 +99,10 @@ impl Replay {
             )
         };
         Replay {
-            outlet: Outlet::default(),
+            feed: FeedWriter::default(),
             relations: Relations::default(),
             publication,
-            inbox: Inbox::default(),
+            messages: LogicalMessages::default(),
             generation: 0,
             transaction: Transaction::default(),
             is_careful: false,
@@ -118,7 +112,7 @@ impl Replay {
             column: None,
             limit,
             hang_on: guc::debug_hang_on(),
-            complaint: Complaint::default(),
+            log: RateLimitedLog::default(),
             was_held: false,
             old: Tuple::default(),
             new: Tuple::default(),
@@ -137,9 +131,9 @@ impl Replay {
 
     /// Puts aside what an error has left, and says which change it arose in.
     pub(crate) fn recover(&mut self) -> Option<Position> {
-        self.outlet.discard();
+        self.feed.discard();
         self.relations.clear();
-        self.inbox.forget_keys();
+        self.messages.forget_keys();
         self.mark = None;
         self.reading = None;
         // SAFETY: nothing of the failed change is used any more.
@@ -159,20 +153,20 @@ impl Replay {
                 commit: Lsn(transaction.final_lsn),
                 end: Lsn(transaction.end_lsn),
                 xid: transaction.xid.into_inner(),
-                commit_time: transaction.xact_time.commit_time.saturating_add(EPOCH_MICROS),
+                commit_time: transaction.xact_time.commit_time.saturating_add(MICROS_1970_TO_2000),
                 changes: 0,
                 mutation_id: None,
             }
         };
-        self.inbox.begin();
+        self.messages.begin();
         let xid = pg_sys::TransactionId::from(self.transaction.xid);
         // The commit record is flushed before the transaction ends for others: mostly it has by
         // now; a missing synchronous standby makes it last.
         // SAFETY: reads shared memory.
         let is_visible = || unsafe { !pg_sys::TransactionIdIsInProgress(xid) };
         if !is_visible() {
-            self.outlet.flush();
-            self.outlet.decoded(self.transaction.commit, true);
+            self.feed.flush();
+            self.feed.decoded(self.transaction.commit, true);
             self.await_visible(is_visible);
         }
     }
@@ -202,7 +196,7 @@ impl Replay {
 
     /// The transaction is complete.
     pub(crate) fn commit(&mut self) {
-        self.outlet.end_transaction(self.transaction.commit);
+        self.feed.end_transaction(self.transaction.commit);
     }
 
     /// A row was inserted, updated or deleted.
@@ -216,7 +210,7 @@ impl Replay {
     ) {
         use pg_sys::ReorderBufferChangeType as Action;
         let position = self.next_position();
-        if self.outlet.has_sent(position) {
+        if self.feed.has_sent(position) {
             return;
         }
         // SAFETY: as above.
@@ -246,7 +240,7 @@ impl Replay {
     pub(crate) unsafe fn truncate(&mut self, relations: &[pg_sys::Relation]) {
         for relation in relations {
             let position = self.next_position();
-            if self.outlet.has_sent(position) {
+            if self.feed.has_sent(position) {
                 continue;
             }
             // SAFETY: as above.
@@ -255,51 +249,18 @@ impl Replay {
         }
     }
 
-    /// A logical message was written; without a transaction if it did not wait for its commit.
-    ///
-    /// # Safety
-    /// As called by the decoder.
-    pub(crate) unsafe fn message(
-        &mut self,
-        transaction: Option<*const pg_sys::ReorderBufferTXN>,
-        prefix: &CStr,
-        content: &[u8],
-    ) {
-        let is_ours = prefix == wal::PREFIX;
-        let Some(transaction) = transaction else {
-            if is_ours {
-                self.inbox.refuse();
-            }
-            return;
-        };
-        let position = self.next_position();
-        if is_ours {
-            // SAFETY: as above.
-            let work = |replay: &mut Replay| unsafe { replay.open(position, transaction, content) };
-            self.guarded(None, position, work);
-        }
-    }
-
-    /// Tells the hub how many messages have turned out not to be ours.
-    pub(crate) fn report_forged(&mut self) {
-        let forged = self.inbox.forged();
-        if forged > 0 && server::offer(&link::json(&Word::Forged(forged))) {
-            self.inbox.forget_forged();
-        }
-    }
-
     /// Passes on what the catalogue's invalidations have made stale.
     pub(crate) fn pass_on_invalidations(&mut self) {
         let Some(stale) = invalidation::take() else { return };
         self.relations.forget(&stale);
-        self.inbox.forget(&stale);
+        self.messages.forget(&stale);
         if stale.all_relations || stale.entitlements {
-            return self.outlet.catalog(CatalogChange::All);
+            return self.feed.catalog(CatalogChange::All);
         }
         for table in stale.relations {
             // The others are asked about when their first event comes.
             if self.relations.has_seen(table) {
-                self.outlet.catalog(CatalogChange::Relation(table));
+                self.feed.catalog(CatalogChange::Relation(table));
             }
         }
     }
@@ -339,58 +300,6 @@ impl Replay {
         self.current = None;
     }
 
-    /// One of pg_tide's own messages, if it is genuine.
-    unsafe fn open(
-        &mut self,
-        position: Position,
-        transaction: *const pg_sys::ReorderBufferTXN,
-        content: &[u8],
-    ) {
-        // SAFETY: as for `message`.
-        match unsafe { self.inbox.open(transaction, content) } {
-            Some(WalMessage::MutationId(id)) => self.transaction.mutation_id = Some(id.into()),
-            Some(WalMessage::Channel { channel, name, private, data })
-                if !self.outlet.has_sent(position) =>
-            {
-                self.outlet.make_room();
-                let batch = self.outlet.batch();
-                batch.begin_event(self.limit);
-                let payload = batch.push_span(|out| -> Result<bool, Overflow> {
-                    Ok(write_payload(out.room(data.len().saturating_add(9))?, data.as_bytes()))
-                });
-                let (channel, name, row) = (channel.into(), name.into(), None);
-                match payload {
-                    Ok((payload, wrapped)) => {
-                        let message = Message { channel, name, private, payload, wrapped, row };
-                        self.add(position, EventKind::Message(message));
-                    }
-                    Err(why) => {
-                        self.unsaid(position, Unsaid { channel, private, row }, why.sqlstate());
-                    }
-                }
-            }
-            Some(WalMessage::Schema(change)) if !self.outlet.has_sent(position) => {
-                self.altered(position, change);
-            }
-            Some(WalMessage::Channel { .. } | WalMessage::Schema(_)) => {}
-            None => self.complaint.about(FORGED),
-        }
-    }
-
-    /// A table or schema was made, altered or dropped.
-    fn altered(&mut self, position: Position, change: &str) {
-        let Ok(change) = serde_json::from_str::<SchemaChange>(change) else {
-            return self.complaint.about("ignored a schema change that could not be read");
-        };
-        if change.table.is_some() {
-            // What the hub knows of it is from before; from now on it hears of every change.
-            self.relations.see(change.oid);
-            self.outlet.catalog(CatalogChange::Relation(change.oid));
-        }
-        self.outlet.make_room();
-        self.add(position, EventKind::Schema(change));
-    }
-
     unsafe fn row(&mut self, position: Position, mut change: RowChange) {
         // SAFETY: as for `change`, for all of this.
         unsafe {
@@ -418,12 +327,12 @@ impl Replay {
             if let Some(filter) = &mut published.filter {
                 let old = (!change.old.is_null()).then_some(&*old);
                 let new = (!change.new.is_null()).then_some(&*new);
-                let Some(operation) = filter.judge(change.operation, old, new) else { return };
+                let Some(operation) = filter.apply(change.operation, old, new) else { return };
                 change.operation = operation;
             }
             self.reading = Some(change);
             self.announce(index);
-            self.outlet.make_room();
+            self.feed.make_room();
             self.write(position, index, change);
         }
     }
@@ -434,10 +343,10 @@ impl Replay {
         if change.operation != Operation::Insert || change.new.is_null() {
             return;
         }
-        let Replay { relations, outlet, mark, new, generation, complaint, .. } = self;
+        let Replay { relations, feed, mark, new, generation, log, .. } = self;
         let Some(outbox) = relations.outbox(index) else { return };
         if !outbox.is_whole() {
-            return complaint.about("rows of an outbox are not published: it has lost columns");
+            return log.write("rows of an outbox are not published: it has lost columns");
         }
         // SAFETY: as for `change`.
         let message = unsafe {
@@ -446,8 +355,8 @@ impl Replay {
                 return;
             }
             self.reading = Some(change);
-            outlet.make_room();
-            let batch = outlet.batch();
+            feed.make_room();
+            let batch = feed.batch();
             batch.begin_event(self.limit);
             *mark = Some(batch.begin_row());
             outbox.message(new, batch, self.limit)
@@ -461,11 +370,11 @@ impl Replay {
 
     /// Writes the rows and adds the event.
     unsafe fn write(&mut self, position: Position, index: usize, change: RowChange) {
-        let Replay { relations, outlet, mark, column, old, new, .. } = self;
+        let Replay { relations, feed, mark, column, old, new, .. } = self;
         let Some(published) = relations.get(index) else { return };
         let relation = Arc::clone(&published.relation);
         let image = if relation.identity_full { Image::Full } else { Image::Key };
-        let batch = outlet.batch();
+        let batch = feed.batch();
         batch.begin_event(self.limit);
         *mark = Some(batch.begin_row());
         let operation = change.operation;
@@ -498,7 +407,7 @@ impl Replay {
         }
         let relation = Arc::clone(&published.relation);
         self.announce(index);
-        self.outlet.make_room();
+        self.feed.make_room();
         let operation = Operation::Truncate;
         self.add(position, EventKind::Change(Change { relation, operation, old: None, new: None }));
     }
@@ -507,7 +416,7 @@ impl Replay {
     /// to the catalogue only for tables that have had events.
     fn announce(&mut self, index: usize) {
         if let Some(table) = self.relations.first_event(index) {
-            self.outlet.catalog(CatalogChange::Relation(table));
+            self.feed.catalog(CatalogChange::Relation(table));
         }
     }
 
@@ -516,7 +425,7 @@ impl Replay {
         let mutation_id = self.transaction.mutation_id.clone();
         let last_in_tx = false;
         let event = Event { position, end, xid, commit_time, last_in_tx, mutation_id, kind };
-        self.outlet.add(event);
+        self.feed.add(event);
     }
 }
 

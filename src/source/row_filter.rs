@@ -50,7 +50,7 @@ impl RowFilter {
     /// # Safety
     /// Rows of the table that this was made for; unchanged values of the new row that the old one
     /// has are filled in.
-    pub(crate) unsafe fn judge(
+    pub(crate) unsafe fn apply(
         &mut self,
         operation: Operation,
         old: Option<&Tuple>,

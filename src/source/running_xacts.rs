@@ -9,16 +9,16 @@ use pgrx::pg_sys;
 const SHORT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
-pub(crate) struct Starting {
+pub(crate) struct RunningXacts {
     /// Those that were running at first: transaction and process. `None`: not looked yet.
     older: Option<Vec<(pg_sys::TransactionId, i32)>>,
     since: Option<Instant>,
     was_said: bool,
 }
 
-impl Starting {
+impl RunningXacts {
     /// How long to wait between two looks.
-    pub(crate) const NAP: Duration = Duration::from_millis(100);
+    pub(crate) const POLL: Duration = Duration::from_millis(100);
 
     /// Whether transactions still run that did so at the first call: `Some`, with a text the
     /// first time that it has taken a while.

@@ -16,13 +16,13 @@ const ALLOW_LIST: &CStr = c"output_plugin_libraries";
 
 /// When to try again, and what was said about it already.
 #[derive(Debug, Default)]
-pub(crate) struct Obstacle {
+pub(crate) struct Stall {
     reason: Option<String>,
     delay: Option<Duration>,
     due: Option<Instant>,
 }
 
-impl Obstacle {
+impl Stall {
     /// How long to wait yet before trying again.
     pub(crate) fn remaining(&self) -> Option<Duration> {
         let remaining = self.due?.saturating_duration_since(Instant::now());
@@ -50,7 +50,7 @@ impl Obstacle {
     /// It works again; says whether it did not.
     pub(crate) fn overcome(&mut self) -> bool {
         let was_met = self.reason.is_some();
-        *self = Obstacle::default();
+        *self = Stall::default();
         was_met
     }
 }

@@ -17,9 +17,9 @@ use crate::process::server;
 use crate::source::decoder::Decoder;
 use crate::source::in_flight::InFlight;
 use crate::source::replay::Replay;
-use crate::source::running_xacts::Starting;
+use crate::source::running_xacts::RunningXacts;
 use crate::source::slot::{Prefix, Slot};
-use crate::source::stall::Obstacle;
+use crate::source::stall::Stall;
 use crate::source::{crash_page, decoder, invalidation, plugin, slot, stall};
 
 /// A round gives the worker a chance to do its other work after this long.
@@ -50,10 +50,10 @@ pub(crate) struct Stream {
     epoch: Epoch,
     /// What [`Word::Live`] said last; `None`: has to be said (again).
     announced: Option<Epoch>,
-    starting: Starting,
+    running_xacts: RunningXacts,
     /// The slot is new: these it will not decode, and joins could not see them yet.
     before_slot: Option<InFlight>,
-    obstacle: Obstacle,
+    stall: Stall,
     /// Where decoding got to before the last error: getting past it means that it is overcome.
     failed_at: Option<Lsn>,
     careful_until: Option<Instant>,
@@ -94,9 +94,9 @@ impl Stream {
             decoder: None,
             epoch: Epoch::default(),
             announced: None,
-            starting: Starting::default(),
+            running_xacts: RunningXacts::default(),
             before_slot: None,
-            obstacle: Obstacle::default(),
+            stall: Stall::default(),
             failed_at: None,
             careful_until: None,
             confirmed_at: Instant::now(),
@@ -111,9 +111,9 @@ impl Stream {
     pub(crate) fn round(&mut self) -> Next {
         if crash_page::is_skip_wanted() {
             self.close();
-            self.obstacle.retry_now();
+            self.stall.retry_now();
         }
-        if let Some(wait) = self.obstacle.remaining() {
+        if let Some(wait) = self.stall.remaining() {
             return Next { wait: Some(wait) };
         }
         self.own_resources();
@@ -124,22 +124,22 @@ impl Stream {
         }
     }
 
-    /// The settings were reloaded: a stream that waits out an obstacle looks again at once.
+    /// The settings were reloaded: a stream that is stalled looks again at once.
     pub(crate) fn retry_now(&mut self) {
-        self.obstacle.retry_now();
+        self.stall.retry_now();
     }
 
     /// There is another server: it is told all that the slot holds.
     pub(crate) fn begin_again(&mut self) {
         self.close();
-        self.replay().outlet.restart();
-        self.obstacle.retry_now();
+        self.replay().feed.restart();
+        self.stall.retry_now();
     }
 
     /// The server has failed. If it does so again before it got over what was fed to it, the past
     /// is given up, so that nothing in it can be a loop.
     pub(crate) fn server_failed(&mut self) {
-        let fed = self.replay().outlet.told();
+        let fed = self.replay().feed.told();
         let fed = self.decoder.as_ref().map_or(fed, |decoder| decoder.position().max(fed));
         let trust = &mut self.trust;
         trust.is_asking = false;
@@ -214,7 +214,7 @@ impl Stream {
 
     fn run(&mut self) -> Result<Next, String> {
         if self.decoder.is_none() && !self.open()? {
-            return Ok(Next { wait: Some(Starting::NAP) });
+            return Ok(Next { wait: Some(RunningXacts::POLL) });
         }
         self.replay().pass_on_invalidations();
         let is_behind = self.decode();
@@ -240,7 +240,7 @@ impl Stream {
         let slot = match self.usable_slot(&prefix) {
             Some(slot) => slot,
             None => {
-                if let Some(news) = self.starting.waits_for() {
+                if let Some(news) = self.running_xacts.waits_for() {
                     if let Some(reason) = news {
                         self.say(reason);
                     }
@@ -248,7 +248,7 @@ impl Stream {
                 }
                 let slot = slot::create(&prefix).ok_or("no randomness for a slot's name")?;
                 log!("pg_tide: created replication slot \"{}\"", slot.name.to_string_lossy());
-                self.replay().outlet.restart();
+                self.replay().feed.restart();
                 self.before_slot = Some(InFlight::now());
                 slot
             }
@@ -258,7 +258,7 @@ impl Stream {
         }
         self.before_slot = None;
         crash_page::admit(slot.generation)?;
-        self.starting = Starting::default();
+        self.running_xacts = RunningXacts::default();
         let decoder = Decoder::open(&slot.name);
         // SAFETY: reads shared memory, set before any worker runs.
         let timeline = unsafe { pg_sys::GetWALInsertionTimeLine() };
@@ -300,7 +300,7 @@ impl Stream {
 
     fn announce(&mut self, from: Lsn) {
         if self.failed_at.is_none() {
-            self.obstacle.overcome();
+            self.stall.overcome();
         }
         if self.announced != Some(self.epoch) {
             let cause = self.trust.cause.map(str::to_owned);
@@ -336,9 +336,9 @@ impl Stream {
     /// Between two records of a long round.
     fn breathe(&mut self) {
         let Some(position) = self.decoder.as_ref().map(Decoder::position) else { return };
-        let outlet = &mut self.replay().outlet;
-        outlet.nudge();
-        outlet.decoded(position, false);
+        let feed = &mut self.replay().feed;
+        feed.nudge();
+        feed.decoded(position, false);
         self.confirm();
     }
 
@@ -347,7 +347,7 @@ impl Stream {
         let Some(position) = self.decoder.as_ref().map(Decoder::position) else { return };
         if self.failed_at.is_some_and(|failed| position >= failed) {
             self.failed_at = None;
-            if self.obstacle.overcome() {
+            if self.stall.overcome() {
                 self.announced = None;
                 self.announce(position);
             }
@@ -359,8 +359,8 @@ impl Stream {
         let replay = self.replay();
         replay.pass_on_invalidations();
         replay.report_forged();
-        replay.outlet.flush();
-        replay.outlet.decoded(position, true);
+        replay.feed.flush();
+        replay.feed.decoded(position, true);
         self.ask_for_proof(position);
     }
 
@@ -380,7 +380,7 @@ impl Stream {
     fn deadline(&mut self) -> Option<Duration> {
         let decoder = self.decoder.as_ref()?;
         let (position, confirmed) = (decoder.position(), decoder.confirmed());
-        if self.replay().outlet.told() < position {
+        if self.replay().feed.told() < position {
             return Some(SOON);
         }
         let is_pending = server::confirmed().min(position) > confirmed;
@@ -390,12 +390,12 @@ impl Stream {
     /// Something outside keeps the stream from going on.
     fn stall(&mut self, reason: String) -> Next {
         self.announced = None;
-        if self.obstacle.met(&reason) {
+        if self.stall.met(&reason) {
             log!("pg_tide: the stream cannot go on: {reason}");
         }
         // It may be another server than the one that was told before.
         server::offer(&link::json(&Word::Stalled { reason }));
-        Next { wait: self.obstacle.remaining() }
+        Next { wait: self.stall.remaining() }
     }
 
     /// Waiting, with nothing wrong: said once.

@@ -1,9 +1,9 @@
-//! Requests and answers between the worker's network half and its helper processes.
+//! Requests and answers between the server and the worker's helper processes.
 //!
 //! A frame is a big-endian u32 length and that many bytes of JSON. A helper connects, says
 //! [`Hello`], then answers one [`Request`] after the other with a [`Reply`]. A SQL function that
-//! wants something of the worker connects the same way, says [`Hello::Control`] and asks
-//! [`ControlRequest`]s.
+//! wants something of the server connects the same way, says [`Hello::Control`] and asks
+//! [`ControlRequest`](crate::control::ControlRequest)s.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub const MAX_FRAME: usize = 64 << 20;
 #[serde(rename_all = "snake_case")]
 pub enum Hello {
     /// Session of the extension's owner; never runs a user's code.
-    Steward,
+    CatalogWorker,
     /// Session of `tide_authenticator`; switches to the client's role for each request.
     Executor,
     /// Listens to NOTIFY; is told what to listen to, and speaks unasked.
@@ -34,23 +34,24 @@ pub const RENAMED: &str = "TD002";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {
-    /// (steward) What identity checks need.
+    /// (catalog worker) What identity checks need.
     Secrets,
-    /// (steward) May this role be used by clients at all?
+    /// (catalog worker) May this role be used by clients at all?
     Role { role: String },
-    /// (steward) Tables as `role` may see them. A table that is missing, not published, or that
-    /// the role has no SELECT on any column of, is left out of the answer: there is no telling
+    /// (catalog worker) Tables as `role` may see them. A table that is missing, not published, or
+    /// that the role has no SELECT on any column of, is left out of the answer: there is no telling
     /// which of the three it was.
     Tables { role: String, publication: String, which: Which },
-    /// (steward) What `role` may know of a table or schema, published or not; answers [`Visibility`].
+    /// (catalog worker) What `role` may know of a table or schema, published or not; answers
+    /// [`Visibility`].
     Visibility { role: String, object: Object },
     /// (executor) Casts each text to the type, as the role; answers `to_jsonb` of the results.
     Cast { role: String, type_sql: String, values: Vec<String> },
     /// (executor) Which of the rows the condition admits, for each of the clients, whose claims
     /// these are. `rows` is a JSON array of objects, one for each row. `labels` are those of enums
     /// that are in condition and rows, with their oids: if one has another name by now, the
-    /// answer is SQLSTATE [`RENAMED`]. Answers [`Judgements`].
-    Judge {
+    /// answer is SQLSTATE [`RENAMED`]. Answers [`PolicyOutcomes`].
+    EvaluatePolicy {
         role: String,
         table: u32,
         condition: String,
@@ -58,30 +59,31 @@ pub enum Request {
         labels: Vec<(u32, String)>,
         claims: Vec<String>,
     },
-    /// (executor) What the expressions are worth to each of the clients. Answers [`Evaluations`].
-    Evaluate { role: String, expressions: Vec<String>, claims: Vec<String> },
-    /// (executor) What the role, with these claims, may do on a channel; answers a list of [`Grant`]s,
-    /// one for each extension. A policy that fails or takes too long grants nothing.
+    /// (executor) What the expressions are worth to each of the clients. Answers
+    /// [`ClaimsOutcomes`].
+    EvaluateClaims { role: String, expressions: Vec<String>, claims: Vec<String> },
+    /// (executor) What the role, with these claims, may do on a channel; answers a list of
+    /// [`Grant`]s, one for each extension. A policy that fails or takes too long grants nothing.
     Channel { role: String, claims: String, topic: String, extensions: Vec<String> },
-    /// (steward) The rows of `tide.check()`, for the page; answers a list of [`Finding`]s.
+    /// (catalog worker) The rows of `tide.check()`, for the page; answers a list of [`Finding`]s.
     Check,
-    /// (steward) The tables that are outboxes; answers a list of [`Outbox`]es.
+    /// (catalog worker) The tables that are outboxes; answers a list of [`Outbox`]es.
     Outboxes,
-    /// (steward) Puts rows of an outbox that wait in line for a new slot, a page at a time; answers
-    /// [`TakenOver`].
+    /// (catalog worker) Puts rows of an outbox that wait in line for a new slot, a page at a time;
+    /// answers [`TakenOver`].
     TakeOver { table: u32, generation: u32, after: i64, limit: u32 },
-    /// (steward) These rows of an outbox have been published: deletes them, but for the newest of
-    /// the table, which is flagged; all are if they are to be kept. Answers [`Retired`].
+    /// (catalog worker) These rows of an outbox have been published: deletes them, but for the
+    /// newest of the table, which is flagged; all are if they are to be kept. Answers [`Retired`].
     Retire { table: u32, ids: Vec<i64>, keep: bool },
-    /// (steward) These rows of an outbox could not be published, each for an SQLSTATE: has them say
-    /// so. Answered by `null`.
+    /// (catalog worker) These rows of an outbox could not be published, each for an SQLSTATE: has
+    /// them say so. Answered by `null`.
     SetAside { table: u32, rows: Vec<(i64, Box<str>)> },
-    /// (steward) How many rows of an outbox say that they could not be published.
+    /// (catalog worker) How many rows of an outbox say that they could not be published.
     CountFailed { table: u32 },
-    /// (steward) Rows of an outbox that are not flagged; answers [`Unpublished`].
+    /// (catalog worker) Rows of an outbox that are not flagged; answers [`Unpublished`].
     Unpublished { table: u32, after: i64, limit: u32 },
-    /// (steward) Deletes, of the oldest rows of an outbox, those flagged so long ago; answers how
-    /// many.
+    /// (catalog worker) Deletes, of the oldest rows of an outbox, those flagged so long ago;
+    /// answers how many.
     Expire { table: u32, age: Duration, limit: u32 },
 }
 
@@ -199,8 +201,9 @@ pub struct ColumnAccess {
     pub name: String,
     /// `pg_type.typname`.
     pub type_name: String,
-    /// The type as SQL writes it, for casts: `format_type(atttypid, atttypmod)`. A cast reads values
-    /// without the modifier: `varchar(3)` would cut a filter's value down to one that matches.
+    /// The type as SQL writes it, for casts: `format_type(atttypid, atttypmod)`. A cast reads
+    /// values without the modifier: `varchar(3)` would cut a filter's value down to one that
+    /// matches.
     pub type_sql: String,
     pub kind: Kind,
     /// The role has SELECT on it.
@@ -209,44 +212,6 @@ pub struct ColumnAccess {
     /// For `Kind::Enum`: the labels with their oids, in the order of the type; else empty.
     #[serde(default)]
     pub labels: Vec<(u32, String)>,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case")]
-pub enum ControlRequest {
-    /// The newest `limit` events of the tables with these oids (`None`: of all), oldest first.
-    Recent {
-        limit: u32,
-        tables: Option<Vec<u32>>,
-    },
-    Status,
-    /// Who is connected and what they have joined.
-    Connections,
-    Disconnect {
-        id: u64,
-    },
-    /// How the policies of a table are evaluated for a role.
-    Explain {
-        role: String,
-        table: u32,
-    },
-    /// The secrets or keys changed: read them again. Answered by `null`.
-    Reload,
-    /// A table was made an outbox: take it over. Answered by `null`.
-    Outboxes,
-    /// Die in this way. Obeyed under the hidden setting `tide.debug_faults` only, for tests.
-    Fault {
-        fault: Fault,
-    },
-}
-
-/// A way to die that nothing can be done against from within.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fault {
-    Abort,
-    StackOverflow,
-    OutOfMemory,
 }
 
 /// Answer to [`Request::Tables`].
@@ -299,32 +264,32 @@ pub struct Cast {
     pub values: Vec<String>,
 }
 
-/// Answer to [`Request::Judge`]: one for each of the clients, in their order; fewer if that takes
-/// longer than a question may.
+/// Answer to [`Request::EvaluatePolicy`]: one for each of the clients, in their order; fewer if
+/// that takes longer than a question may.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Judgements {
-    pub judgements: Vec<Judgement>,
+pub struct PolicyOutcomes {
+    pub outcomes: Vec<PolicyOutcome>,
 }
 
 /// What a policy says to one client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Judgement {
+pub enum PolicyOutcome {
     /// For each row whether it is visible.
     Visible(Vec<bool>),
     /// The policy failed; with this SQLSTATE.
     Failed(String),
 }
 
-/// Answer to [`Request::Evaluate`]: one for each of the clients, as in [`Judgements`].
+/// Answer to [`Request::EvaluateClaims`]: one for each of the clients, as in [`PolicyOutcomes`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Evaluations {
-    pub evaluations: Vec<Evaluation>,
+pub struct ClaimsOutcomes {
+    pub outcomes: Vec<ClaimsOutcome>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Evaluation {
+pub enum ClaimsOutcome {
     /// `to_jsonb` of each expression; `None` is NULL.
     Values(Vec<Option<String>>),
     Failed(String),
@@ -351,168 +316,9 @@ pub struct Finding {
     pub fix: Option<String>,
 }
 
-/// Answer to [`ControlRequest::Recent`].
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Recent {
-    /// Oldest first.
-    pub events: Vec<RecentEvent>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub struct RecentEvent {
-    /// The [`crate::event::Cursor`], as clients see it in `meta.id`.
-    pub id: String,
-    /// Microseconds since the Unix epoch.
-    pub commit_time: i64,
-    pub schema: String,
-    pub table: String,
-    /// INSERT, UPDATE, DELETE, TRUNCATE; ERROR for a change that could not be decoded.
-    pub operation: String,
-    #[serde(default)]
-    pub record: Option<Box<RawValue>>,
-    #[serde(default)]
-    pub old_record: Option<Box<RawValue>>,
-}
-
-/// Answer to [`ControlRequest::Status`]. LSNs are numbers; 0 where there is none yet.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
-    /// Of the server.
-    pub server_pid: u32,
-    pub state: State,
-    /// Why it is not live.
-    #[serde(default)]
-    pub reason: Option<String>,
-    /// The stream's, while or since it was live.
-    #[serde(default)]
-    pub epoch: Option<String>,
-    /// Everything that committed before this address has been handed to subscribers.
-    pub decoded_lsn: u64,
-    /// The slot may move up to here: older events are out of the history.
-    pub confirmed_lsn: u64,
-    /// Events in the history, and their bytes.
-    pub history_events: u64,
-    pub history_bytes: u64,
-    pub connections: u64,
-    pub channels: u64,
-    /// Messages in the WAL that were not ours, since the worker started.
-    #[serde(default)]
-    pub forged_messages: u64,
-    /// Rows that outboxes keep because they could not be published.
-    #[serde(default)]
-    pub failed_messages: Vec<FailedMessages>,
-    /// Base URL of the listener, if there is one.
-    #[serde(default)]
-    pub url: Option<String>,
-    /// Why there is none, or not everywhere.
-    #[serde(default)]
-    pub listener_error: Option<String>,
-    /// How many clients can be connected: `tide.max_connections`, or as many as the process may
-    /// have open files for.
-    #[serde(default)]
-    pub connection_limit: u64,
-    /// The steward is connected.
-    pub steward: bool,
-    /// How many executors are.
-    pub executors: u32,
-}
-
-/// Of one outbox.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FailedMessages {
-    /// Its oid.
-    pub table: u32,
-    pub count: u64,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// The slot is being made or opened.
-    #[default]
-    Starting,
-    Live,
-    Stalled,
-}
-
-impl State {
-    pub fn name(self) -> &'static str {
-        match self {
-            State::Starting => "starting",
-            State::Live => "live",
-            State::Stalled => "stalled",
-        }
-    }
-}
-
-/// Answer to [`ControlRequest::Connections`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Connections {
-    pub connections: Vec<Connection>,
-}
-
-/// A client.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Connection {
-    pub id: u64,
-    /// Address and port.
-    pub address: String,
-    #[serde(default)]
-    pub user_agent: Option<String>,
-    /// Microseconds since the Unix epoch.
-    pub connected_at: i64,
-    pub sent_frames: u64,
-    pub sent_bytes: u64,
-    pub queued_frames: u64,
-    pub queued_bytes: u64,
-    /// Its queue was full; it is served from the history.
-    pub lagging: bool,
-    /// How many events of the history it has still to be served.
-    pub lag: u64,
-    pub channels: Vec<Channel>,
-}
-
-/// What a client has joined.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Channel {
-    pub topic: String,
-    pub role: String,
-    /// The claim `sub` of its token.
-    #[serde(default)]
-    pub subject: Option<String>,
-    pub private: bool,
-    /// Microseconds since the Unix epoch.
-    pub joined_at: i64,
-    /// How many things it is subscribed to.
-    pub bindings: u32,
-    /// How many events of the history it has still to be served.
-    pub lag: u64,
-}
-
-/// Answer to [`ControlRequest::Explain`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Explanation {
-    /// `constant`, `worker`, `postgres`
-    pub way: String,
-    pub reason: String,
-    /// All the policies in one.
-    pub condition: String,
-    /// The expressions over the claims that are asked for once for each client.
-    pub claims: Vec<String>,
-    /// Rows that leave a client's sight are told to it whatever the change.
-    pub sees_old_rows: bool,
-}
-
-/// Answer to [`ControlRequest::Disconnect`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Disconnected {
-    /// There was such a connection.
-    pub found: bool,
-}
-
-/// Whether an error says nothing about what was asked: a lock that was not free, a deadlock, no room,
-/// a shutdown, a catalogue that changed while it was read (that is an internal error). Not that time
-/// ran out: that is what policies are said to have done that are too slow.
+/// Whether an error says nothing about what was asked: a lock that was not free, a deadlock, no
+/// room, a shutdown, a catalogue that changed while it was read (that is an internal error). Not
+/// that time ran out: that is what policies are said to have done that are too slow.
 pub fn is_transient(sqlstate: &str) -> bool {
     match sqlstate {
         "57014" => false,

@@ -7,6 +7,7 @@ pub mod bounded;
 pub mod catalog;
 pub mod channel;
 pub mod config;
+pub mod control;
 pub mod event;
 pub mod json;
 pub mod labels;

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::ser::Error as _;
 use serde_json::value::RawValue;
-use tide_feed::catalog::{
-    Connections, ControlRequest, Disconnected, Explanation, FailedMessages, Hello, Recent, Reply,
-    State, Status, Which,
+use tide_feed::catalog::{Hello, Reply, Which};
+use tide_feed::control::{
+    Connections, ControlRequest, Disconnected, Explanation, FailedMessages, Recent, State, Status,
 };
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
@@ -55,13 +55,13 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 impl Control {
     /// Serves the socket for as long as the worker runs.
     pub async fn run(self: Arc<Self>, listener: UnixListener) {
-        let mut complained = None;
+        let mut logged_at = None;
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     tokio::spawn(Arc::clone(&self).converse(stream));
                 }
-                Err(error) => server::pause_after(&error, &mut complained).await,
+                Err(error) => server::pause_after(&error, &mut logged_at).await,
             }
         }
     }
@@ -70,7 +70,7 @@ impl Control {
         let ended = match frame::read(&mut stream).await {
             Ok(Hello::Control) => self.answer(&mut stream).await,
             Ok(helper) => match helper {
-                Hello::Steward => self.catalog.serve_steward(stream).await,
+                Hello::CatalogWorker => self.catalog.serve_catalog_worker(stream).await,
                 Hello::Notifier => self.notifier.clone().serve(stream).await,
                 _ => self.catalog.serve_executor(stream).await,
             },
@@ -106,7 +106,7 @@ impl Control {
                 raw(&Connections { connections: self.hub.connections().await })
             }
             ControlRequest::Disconnect { id } => {
-                raw(&Disconnected { found: self.hub.expel(id).await })
+                raw(&Disconnected { found: self.hub.disconnect(id).await })
             }
             ControlRequest::Explain { role, table } => raw(&self.explain(&role, table).await),
             ControlRequest::Reload => {
@@ -156,7 +156,7 @@ impl Control {
     fn status(&self) -> Status {
         let live = self.hub.live();
         let reason = self.hub.stalled();
-        let (stewards, executors) = self.catalog.helpers();
+        let (catalog_workers, executors) = self.catalog.helpers();
         Status {
             server_pid: std::process::id(),
             state: match (&reason, live) {
@@ -179,7 +179,7 @@ impl Control {
             url: self.listener.url(),
             listener_error: self.listener.error(),
             connection_limit: self.connection_limit,
-            steward: stewards > 0,
+            catalog_worker: catalog_workers > 0,
             executors: u32::try_from(executors).unwrap_or(u32::MAX),
         }
     }

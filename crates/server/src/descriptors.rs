@@ -14,7 +14,7 @@ const OPENING: std::ops::RangeInclusive<usize> = 256..=2048;
 
 /// How many sockets of each kind there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Places {
+pub struct ConnectionLimits {
     /// `tide.max_connections`, or as many as there are descriptors for.
     pub websockets: usize,
     /// Requests at work that may wait for the database, such as for a websocket.
@@ -23,14 +23,14 @@ pub struct Places {
     pub waiting: usize,
 }
 
-impl Places {
+impl ConnectionLimits {
     /// `limit`: of the process.
-    pub fn within(limit: usize, max_connections: usize) -> Places {
+    pub fn within(limit: usize, max_connections: usize) -> ConnectionLimits {
         let room = limit - OWN.min(limit / 2);
         let fitting = (room - room / 5).saturating_sub(SPARE).max(1);
         let websockets = max_connections.min(fitting);
         let opening = (websockets / 4).clamp(*OPENING.start(), *OPENING.end()).min(room / 5);
-        Places { websockets, opening, waiting: opening + SPARE }
+        ConnectionLimits { websockets, opening, waiting: opening + SPARE }
     }
 }
 
@@ -49,24 +49,24 @@ mod tests {
 
     #[test]
     fn where_descriptors_abound_the_setting_decides() {
-        let places = Places::within(524_288, 10_000);
+        let limits = ConnectionLimits::within(524_288, 10_000);
 
-        assert_eq!(places, Places { websockets: 10_000, opening: 2_048, waiting: 2_080 });
-        assert_eq!(Places::within(usize::MAX, 2).websockets, 2);
+        assert_eq!(limits, ConnectionLimits { websockets: 10_000, opening: 2_048, waiting: 2_080 });
+        assert_eq!(ConnectionLimits::within(usize::MAX, 2).websockets, 2);
     }
 
     #[test]
     fn clients_never_take_what_others_need() {
         for limit in [256, 1_024, 4_096, 20_000, 65_536] {
             for max_connections in [1, 100, 10_000, 1_000_000] {
-                let places = Places::within(limit, max_connections);
+                let limits = ConnectionLimits::within(limit, max_connections);
 
                 let reserve = OWN.min(limit / 2);
-                assert!(places.websockets + places.waiting + reserve <= limit, "{places:?}");
-                assert!(places.websockets >= 1 && places.opening >= 1);
+                assert!(limits.websockets + limits.waiting + reserve <= limit, "{limits:?}");
+                assert!(limits.websockets >= 1 && limits.opening >= 1);
             }
         }
-        assert_eq!(Places::within(1_024, 10_000).websockets, 628);
+        assert_eq!(ConnectionLimits::within(1_024, 10_000).websockets, 628);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::process::abort;
 use std::thread;
 
-use tide_feed::catalog::Fault;
+use tide_feed::control::Fault;
 
 /// Ends this process as the fault would.
 pub fn die(fault: Fault) -> ! {

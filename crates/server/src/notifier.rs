@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::catalog::frame;
 use crate::link::Uplink;
-use crate::notify::Listening;
+use crate::notify::NotifyRegistry;
 use crate::stats::Stats;
 
 /// Batches of notifications that may wait for the hub; the rest waits at the notifier, which drops
@@ -21,7 +21,7 @@ pub const WAITING: usize = 16;
 /// What a conversation with a notifier needs.
 #[derive(Clone, Debug)]
 pub struct Notifier {
-    pub listening: Listening,
+    pub registry: NotifyRegistry,
     pub notified: mpsc::Sender<Vec<Notification>>,
     pub stats: Arc<Stats>,
 }
@@ -41,10 +41,10 @@ impl Notifier {
 
     /// Tells it what is wanted, at first and whenever that changes.
     async fn tell(&self, mut stream: impl AsyncWrite + Unpin) -> io::Result<()> {
-        let mut changes = self.listening.changes();
+        let mut changes = self.registry.changes();
         loop {
             changes.borrow_and_update();
-            frame::write(&mut stream, &self.listening.wanted()).await?;
+            frame::write(&mut stream, &self.registry.wanted()).await?;
             if changes.changed().await.is_err() {
                 return Ok(());
             }
@@ -54,7 +54,7 @@ impl Notifier {
     async fn hear(&self, mut stream: impl AsyncRead + Unpin) -> io::Result<()> {
         loop {
             match frame::read(&mut stream).await? {
-                Notified::Listening { channel, heard } => self.listening.settle(&channel, heard),
+                Notified::Listening { channel, heard } => self.registry.settle(&channel, heard),
                 Notified::Notifications(batch) => {
                     if self.notified.send(batch).await.is_err() {
                         return Ok(());
@@ -72,12 +72,12 @@ impl Notifier {
 }
 
 /// Has the worker run a notifier for as long as some channel is wanted.
-pub async fn employ(listening: Listening, uplink: Uplink) {
-    let mut changes = listening.changes();
+pub async fn employ(registry: NotifyRegistry, uplink: Uplink) {
+    let mut changes = registry.changes();
     let mut is_wanted = false;
     loop {
         changes.borrow_and_update();
-        let wants = !listening.wanted().is_empty();
+        let wants = !registry.wanted().is_empty();
         if wants != is_wanted {
             is_wanted = wants;
             uplink.wants_notifier(wants);

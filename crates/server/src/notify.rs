@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 /// What is wanted. A cheap clone.
 #[derive(Clone, Default)]
-pub struct Listening(Arc<Shared>);
+pub struct NotifyRegistry(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
@@ -30,12 +30,12 @@ struct Wish {
 /// Somebody's wish to hear of a channel, for as long as it lives.
 #[derive(Debug)]
 pub struct Lease {
-    listening: Listening,
+    registry: NotifyRegistry,
     channel: Arc<str>,
     outcome: watch::Receiver<Option<bool>>,
 }
 
-impl Listening {
+impl NotifyRegistry {
     /// `None`: too many channels are listened to already.
     pub fn lease(&self, channel: &str) -> Option<Lease> {
         let channel: Arc<str> = channel.into();
@@ -51,7 +51,7 @@ impl Listening {
         if is_first {
             self.change();
         }
-        Some(Lease { listening: self.clone(), channel, outcome })
+        Some(Lease { registry: self.clone(), channel, outcome })
     }
 
     /// All channels to listen to.
@@ -59,7 +59,7 @@ impl Listening {
         self.wishes().keys().cloned().collect()
     }
 
-    /// Changes with what is [wanted](Listening::wanted).
+    /// Changes with what is [wanted](NotifyRegistry::wanted).
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.changes.subscribe()
     }
@@ -80,9 +80,9 @@ impl Listening {
     }
 }
 
-impl fmt::Debug for Listening {
+impl fmt::Debug for NotifyRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Listening").field("channels", &self.wishes().len()).finish()
+        f.debug_struct("NotifyRegistry").field("channels", &self.wishes().len()).finish()
     }
 }
 
@@ -98,13 +98,13 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut wishes = self.listening.wishes();
+        let mut wishes = self.registry.wishes();
         let Some(wish) = wishes.get_mut(&self.channel) else { return };
         wish.leases -= 1;
         if wish.leases == 0 {
             wishes.remove(&self.channel);
             drop(wishes);
-            self.listening.change();
+            self.registry.change();
         }
     }
 }
@@ -115,64 +115,64 @@ mod tests {
 
     use super::*;
 
-    fn wanted(listening: &Listening) -> (u64, Vec<String>) {
-        let mut wanted: Vec<String> = listening.wanted().iter().map(ToString::to_string).collect();
+    fn wanted(registry: &NotifyRegistry) -> (u64, Vec<String>) {
+        let mut wanted: Vec<String> = registry.wanted().iter().map(ToString::to_string).collect();
         wanted.sort();
-        (*listening.changes().borrow(), wanted)
+        (*registry.changes().borrow(), wanted)
     }
 
     #[test]
     fn a_channel_is_wanted_from_the_first_lease_to_the_last() {
-        let listening = Listening::default();
-        assert_eq!(wanted(&listening), (0, vec![]));
+        let registry = NotifyRegistry::default();
+        assert_eq!(wanted(&registry), (0, vec![]));
 
-        let first = listening.lease("jobs");
-        assert_eq!(wanted(&listening), (1, vec!["jobs".into()]));
-        let second = listening.lease("jobs");
-        assert_eq!(wanted(&listening), (1, vec!["jobs".into()]));
+        let first = registry.lease("jobs");
+        assert_eq!(wanted(&registry), (1, vec!["jobs".into()]));
+        let second = registry.lease("jobs");
+        assert_eq!(wanted(&registry), (1, vec!["jobs".into()]));
         drop(first);
-        assert_eq!(wanted(&listening), (1, vec!["jobs".into()]));
+        assert_eq!(wanted(&registry), (1, vec!["jobs".into()]));
         drop(second);
 
-        assert_eq!(wanted(&listening), (2, vec![]));
+        assert_eq!(wanted(&registry), (2, vec![]));
     }
 
     #[test]
     fn a_lease_is_heard_when_the_notifier_has_said_so() {
-        let listening = Listening::default();
-        let mut first = listening.lease("jobs").unwrap();
+        let registry = NotifyRegistry::default();
+        let mut first = registry.lease("jobs").unwrap();
         assert_eq!(first.is_heard().now_or_never(), None);
 
-        listening.settle("jobs", true);
+        registry.settle("jobs", true);
 
         assert_eq!(first.is_heard().now_or_never(), Some(true));
         // Who comes later need not wait.
-        let second = listening.lease("jobs").unwrap().is_heard().now_or_never();
+        let second = registry.lease("jobs").unwrap().is_heard().now_or_never();
         assert_eq!(second, Some(true));
         // All have gone: who comes now starts afresh.
         drop(first);
-        assert_eq!(listening.lease("jobs").unwrap().is_heard().now_or_never(), None);
+        assert_eq!(registry.lease("jobs").unwrap().is_heard().now_or_never(), None);
     }
 
     #[test]
     fn a_refused_channel_is_told_to_those_who_wait() {
-        let listening = Listening::default();
-        let mut lease = listening.lease("jobs").unwrap();
+        let registry = NotifyRegistry::default();
+        let mut lease = registry.lease("jobs").unwrap();
 
-        listening.settle("jobs", false);
+        registry.settle("jobs", false);
 
         assert_eq!(lease.is_heard().now_or_never(), Some(false));
     }
 
     #[test]
     fn the_number_of_channels_is_bounded() {
-        let listening = Listening::default();
+        let registry = NotifyRegistry::default();
         let leases: Vec<_> =
-            (0..MOST_CHANNELS).map(|n| listening.lease(&n.to_string()).unwrap()).collect();
+            (0..MOST_CHANNELS).map(|n| registry.lease(&n.to_string()).unwrap()).collect();
 
-        assert!(listening.lease("one more").is_none());
-        assert!(listening.lease("0").is_some());
+        assert!(registry.lease("one more").is_none());
+        assert!(registry.lease("0").is_some());
         drop(leases);
-        assert!(listening.lease("one more").is_some());
+        assert!(registry.lease("one more").is_some());
     }
 }

@@ -1,6 +1,6 @@
-//! The keeper of the outboxes: has the steward put rows in line for a new slot, delete rows that
-//! have been published, and find those whose receipts got lost. Off the events' way: the hub only
-//! drops receipts into a bounded channel.
+//! The outbox cleaner: has the catalog worker put rows in line for a new slot, delete rows
+//! that have been published, and find those whose receipts got lost. Off the events' way: the hub
+//! only drops receipts into a bounded channel.
 //!
 //! A row whose message could not be published says so in `locked_by`, and stays. Until it does the
 //! slot does not pass it, so that it is never taken for one that was published.
@@ -30,7 +30,7 @@ const GATHER: Duration = Duration::from_millis(100);
 /// Receipts of an outbox that may wait here while nothing can be deleted. One more makes all be
 /// dropped: they are found again in the outbox, page by page.
 const MOST_PENDING: usize = 256 << 10;
-/// Before a steward that is not there is asked again.
+/// Before a catalog worker that is not there is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 /// Before what the database refuses is tried again, at the longest.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -39,9 +39,9 @@ const SWEEP: Duration = Duration::from_secs(30);
 /// How long the decoder may take to get where a page of rows was looked at.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks whether it has.
-const NAP: Duration = Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(50);
 
-/// What the keeper works with.
+/// What the cleaner works with.
 #[derive(Debug)]
 pub struct Parts {
     pub catalog: Catalog,
@@ -56,7 +56,7 @@ pub struct Parts {
 
 /// What is known of one outbox, and what has to be done about it.
 #[derive(Debug)]
-struct Book {
+struct OutboxState {
     /// Published, and not deleted or flagged yet.
     pending: Vec<i64>,
     /// Flagged, and to go as soon as it is not the newest row any more.
@@ -68,20 +68,20 @@ struct Book {
     /// Rows that could not be published, once they have been counted.
     failed: Option<u64>,
     backoff: Backoff,
-    /// What was complained of last.
-    complaint: Option<String>,
+    /// The newest error that the log has.
+    last_error: Option<String>,
 }
 
-impl Book {
-    fn new() -> Book {
-        Book {
+impl OutboxState {
+    fn new() -> OutboxState {
+        OutboxState {
             pending: Vec::new(),
             kept: Vec::new(),
             generation: None,
             complete: false,
             failed: None,
             backoff: Backoff::up_to(LONGEST),
-            complaint: None,
+            last_error: None,
         }
     }
 
@@ -99,7 +99,7 @@ impl Book {
 
 /// One task of the network half.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct OutboxCleaner {
     catalog: Catalog,
     stats: Arc<Stats>,
     live: watch::Receiver<Option<Live>>,
@@ -107,7 +107,7 @@ pub struct Keeper {
     failures: Failures,
     changed: Arc<Notify>,
     retention: Duration,
-    books: HashMap<u32, Book>,
+    outboxes: HashMap<u32, OutboxState>,
     fresh: Vec<Receipt>,
     /// For which slot it was last asked which outboxes there are.
     listed: Option<u32>,
@@ -116,10 +116,10 @@ pub struct Keeper {
     sweep: Instant,
 }
 
-impl Keeper {
-    pub fn new(parts: Parts) -> Keeper {
+impl OutboxCleaner {
+    pub fn new(parts: Parts) -> OutboxCleaner {
         let Parts { catalog, stats, live, received, changed, retention } = parts;
-        Keeper {
+        OutboxCleaner {
             catalog,
             stats,
             live,
@@ -127,7 +127,7 @@ impl Keeper {
             received,
             changed,
             retention,
-            books: HashMap::new(),
+            outboxes: HashMap::new(),
             fresh: Vec::new(),
             listed: None,
             due: None,
@@ -146,7 +146,7 @@ impl Keeper {
                         // The hub has stopped, and so will this.
                         return std::future::pending().await;
                     }
-                    self.enter();
+                    self.note_received();
                 }
                 () = failures.news() => self.due = Some(Instant::now()),
                 _ = self.live.changed() => self.due = Some(Instant::now()),
@@ -167,16 +167,16 @@ impl Keeper {
     }
 
     /// Notes what was received.
-    fn enter(&mut self) {
+    fn note_received(&mut self) {
         for receipt in self.fresh.drain(..) {
-            let book = self.books.entry(receipt.table).or_insert_with(Book::new);
-            if book.pending.len() >= MOST_PENDING {
-                book.pending.clear();
-                book.complete = false;
+            let outbox = self.outboxes.entry(receipt.table).or_insert_with(OutboxState::new);
+            if outbox.pending.len() >= MOST_PENDING {
+                outbox.pending.clear();
+                outbox.complete = false;
             }
-            book.pending.push(receipt.sequence_id);
+            outbox.pending.push(receipt.sequence_id);
         }
-        let is_page = self.books.values().any(|book| book.pending.len() >= PAGE as usize);
+        let is_page = self.outboxes.values().any(|outbox| outbox.pending.len() >= PAGE as usize);
         let due = Instant::now() + if is_page { Duration::ZERO } else { GATHER };
         self.due = Some(self.due.map_or(due, |before| before.min(due)));
     }
@@ -194,16 +194,16 @@ impl Keeper {
             self.sweep = Instant::now() + SWEEP;
         }
         if self.tend_all(generation, sweeps).await.is_err() {
-            // There is no steward at the moment, or the slot has changed.
+            // There is no catalog worker at the moment, or the slot has changed.
             self.due = Some(Instant::now() + RETRY);
             return;
         }
-        let has_work = |(table, book): &(&u32, &Book)| {
-            book.has_work(generation) || !self.failures.of(**table, 1).is_empty()
+        let has_work = |(table, outbox): &(&u32, &OutboxState)| {
+            outbox.has_work(generation) || !self.failures.of(**table, 1).is_empty()
         };
-        let waits = self.books.iter().filter(has_work);
+        let waits = self.outboxes.iter().filter(has_work);
         self.due =
-            waits.map(|(_, book)| book.backoff.wait()).min().map(|wait| Instant::now() + wait);
+            waits.map(|(_, outbox)| outbox.backoff.wait()).min().map(|wait| Instant::now() + wait);
     }
 
     /// What the database refuses about one outbox is not to hold up the others.
@@ -214,16 +214,16 @@ impl Keeper {
             self.listed = Some(generation);
         }
         if self.received.take_missed() {
-            self.books.values_mut().for_each(|book| book.complete = false);
+            self.outboxes.values_mut().for_each(|outbox| outbox.complete = false);
         }
         let failed = self.failures.tables();
-        let tables: BTreeSet<u32> = self.books.keys().copied().chain(failed).collect();
+        let tables: BTreeSet<u32> = self.outboxes.keys().copied().chain(failed).collect();
         for table in tables {
-            if !self.book(table).backoff.is_due() {
+            if !self.outbox(table).backoff.is_due() {
                 continue;
             }
             match self.tend(table, generation, sweeps).await {
-                Ok(()) => self.book(table).backoff.reset(),
+                Ok(()) => self.outbox(table).backoff.reset(),
                 Err(CatalogError::Refused { message, .. }) => self.refused(table, message),
                 Err(error) => return Err(error),
             }
@@ -235,16 +235,16 @@ impl Keeper {
     async fn list(&mut self) -> Result<(), CatalogError> {
         let outboxes = self.catalog.outboxes().await?;
         let is_one = |table: &u32| outboxes.iter().any(|outbox| outbox.table == *table);
-        self.books.retain(|table, _| is_one(table));
+        self.outboxes.retain(|table, _| is_one(table));
         self.stats.failed_messages().retain(|table, _| is_one(table));
         for outbox in outboxes {
-            self.book(outbox.table).generation = outbox.generation;
+            self.outbox(outbox.table).generation = outbox.generation;
         }
         Ok(())
     }
 
-    fn book(&mut self, table: u32) -> &mut Book {
-        self.books.entry(table).or_insert_with(Book::new)
+    fn outbox(&mut self, table: u32) -> &mut OutboxState {
+        self.outboxes.entry(table).or_insert_with(OutboxState::new)
     }
 
     async fn tend(
@@ -257,16 +257,16 @@ impl Keeper {
         self.retire(table).await?;
         // What could not be published by this slot cannot be by the next.
         self.set_aside(table).await?;
-        if !self.book(table).belongs_to(generation) {
+        if !self.outbox(table).belongs_to(generation) {
             self.take_over(table, generation).await?;
         }
-        if !self.book(table).complete {
+        if !self.outbox(table).complete {
             self.search(table, generation).await?;
         }
-        let failed = self.book(table).failed;
+        let failed = self.outbox(table).failed;
         if failed.is_none() || (sweeps && failed != Some(0)) {
             let count = self.catalog.count_failed(table).await?;
-            self.book(table).failed = Some(count);
+            self.outbox(table).failed = Some(count);
             self.stats.failed_messages().insert(table, count);
         }
         if sweeps {
@@ -279,17 +279,17 @@ impl Keeper {
     async fn retire(&mut self, table: u32) -> Result<(), CatalogError> {
         let keep = !self.retention.is_zero();
         loop {
-            let book = self.book(table);
-            let page = book.pending.len().min(PAGE as usize);
+            let outbox = self.outbox(table);
+            let page = outbox.pending.len().min(PAGE as usize);
             if page == 0 {
                 return Ok(());
             }
-            let mut ids = book.pending.get(..page).unwrap_or_default().to_vec();
-            ids.extend_from_slice(&book.kept);
+            let mut ids = outbox.pending.get(..page).unwrap_or_default().to_vec();
+            ids.extend_from_slice(&outbox.kept);
             let kept = self.catalog.retire(table, ids, keep).await?;
-            let book = self.book(table);
-            book.pending.drain(..page);
-            book.kept = kept;
+            let outbox = self.outbox(table);
+            outbox.pending.drain(..page);
+            outbox.kept = kept;
         }
     }
 
@@ -303,7 +303,7 @@ impl Keeper {
             let ids: Vec<i64> = page.iter().map(|(id, _)| *id).collect();
             self.catalog.set_aside(table, page).await?;
             self.failures.forget(table, ids.into_iter());
-            self.book(table).failed = None;
+            self.outbox(table).failed = None;
         }
     }
 
@@ -317,10 +317,10 @@ impl Keeper {
             }
             after = taken.after;
         }
-        let book = self.book(table);
-        book.generation = Some(i64::from(generation));
+        let outbox = self.outbox(table);
+        outbox.generation = Some(i64::from(generation));
         // A worker before this one may have begun, and died with the receipts.
-        book.complete = false;
+        outbox.complete = false;
         Ok(())
     }
 
@@ -337,11 +337,11 @@ impl Keeper {
             }
             let is_published = |id: &i64| !self.failures.has(table, *id);
             let published: Vec<i64> = found.ids.into_iter().filter(is_published).collect();
-            self.book(table).pending.extend(published);
+            self.outbox(table).pending.extend(published);
             self.retire(table).await?;
             self.set_aside(table).await?;
         }
-        self.book(table).complete = true;
+        self.outbox(table).complete = true;
         Ok(())
     }
 
@@ -349,7 +349,7 @@ impl Keeper {
     async fn has_decoded(&self, lsn: u64, generation: u32) -> bool {
         let arrived = async {
             while self.stats.decoded.get() < lsn {
-                tokio::time::sleep(NAP).await;
+                tokio::time::sleep(POLL).await;
             }
         };
         timeout(PATIENCE, arrived).await.is_ok()
@@ -358,11 +358,11 @@ impl Keeper {
 
     /// Somebody holds a lock, or the table is not what it was.
     fn refused(&mut self, table: u32, message: String) {
-        let book = self.book(table);
-        book.backoff.failed_after(Duration::ZERO);
-        if book.complaint.as_ref() != Some(&message) {
+        let outbox = self.outbox(table);
+        outbox.backoff.failed_after(Duration::ZERO);
+        if outbox.last_error.as_ref() != Some(&message) {
             log::warn!("the outbox with oid {table} cannot be tended for now: {message}");
-            book.complaint = Some(message);
+            outbox.last_error = Some(message);
         }
     }
 }

@@ -6,12 +6,12 @@ use serde_json::value::RawValue;
 use tide_feed::json;
 
 /// One join of a channel by one connection. It tracks at most one meta at a time.
-pub type Seat = u64;
+pub type MemberId = u64;
 
-/// What one seat tracks, as all members see it.
+/// What one member tracks, as all members see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meta {
-    seat: Seat,
+    member: MemberId,
     /// Unique among all metas ever: clients tell them apart by it.
     reference: u64,
     /// The reference of the meta in whose place this one came.
@@ -93,7 +93,7 @@ impl Diff {
 /// What came of a `track`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tracked {
-    /// The seat tracks just this already.
+    /// The member tracks just this already.
     Unchanged,
     Changed(Diff),
     /// No more metas fit: refused.
@@ -109,35 +109,35 @@ pub struct Room {
 }
 
 impl Room {
-    /// Puts `details` in the place of what the seat tracked before. `reference`: never used before;
-    /// `limit`: metas that the room may hold.
+    /// Puts `details` in the place of what the member tracked before. `reference`: never used
+    /// before; `limit`: metas that the room may hold.
     pub fn track(
         &mut self,
-        seat: Seat,
+        member: MemberId,
         key: &str,
         details: Details,
         reference: u64,
         limit: usize,
     ) -> Tracked {
-        let before = self.find(seat, key);
+        let before = self.find(member, key);
         if before.is_some_and(|meta| meta.details == details) {
             return Tracked::Unchanged;
         }
         if before.is_none() && self.metas >= limit {
             return Tracked::Full;
         }
-        let left = self.remove(seat, key);
+        let left = self.remove(member, key);
         let previous = left.as_ref().map(|meta| meta.reference);
-        let meta = Meta { seat, reference, previous, details };
+        let meta = Meta { member, reference, previous, details };
         self.metas += 1;
         self.bytes += key.len() + meta.bytes();
         self.keys.entry(key.into()).or_default().push(meta.clone());
         Tracked::Changed(Diff { key: key.into(), joined: Some(meta), left })
     }
 
-    /// Takes away what the seat tracks; `None` if that is nothing.
-    pub fn untrack(&mut self, seat: Seat, key: &str) -> Option<Diff> {
-        let left = self.remove(seat, key)?;
+    /// Takes away what the member tracks; `None` if that is nothing.
+    pub fn untrack(&mut self, member: MemberId, key: &str) -> Option<Diff> {
+        let left = self.remove(member, key)?;
         Some(Diff { key: key.into(), joined: None, left: Some(left) })
     }
 
@@ -162,13 +162,13 @@ impl Room {
         out.push(b'}');
     }
 
-    fn find(&self, seat: Seat, key: &str) -> Option<&Meta> {
-        self.keys.get(key)?.iter().find(|meta| meta.seat == seat)
+    fn find(&self, member: MemberId, key: &str) -> Option<&Meta> {
+        self.keys.get(key)?.iter().find(|meta| meta.member == member)
     }
 
-    fn remove(&mut self, seat: Seat, key: &str) -> Option<Meta> {
+    fn remove(&mut self, member: MemberId, key: &str) -> Option<Meta> {
         let metas = self.keys.get_mut(key)?;
-        let index = metas.iter().position(|meta| meta.seat == seat)?;
+        let index = metas.iter().position(|meta| meta.member == member)?;
         let meta = metas.remove(index);
         if metas.is_empty() {
             self.keys.remove(key);
@@ -347,17 +347,17 @@ mod tests {
         ) {
             let mut room = Room::default();
             let mut view = json!({});
-            for (index, (seat, step, n)) in steps.into_iter().enumerate() {
+            for (index, (member, step, n)) in steps.into_iter().enumerate() {
                 if index == cut {
                     view = state(&room);
                 }
-                // A seat has one key; two seats may share it.
-                let key = ["a", "b", "a\"\n", "a"][seat as usize];
+                // A member has one key; two members may share it.
+                let key = ["a", "b", "a\"\n", "a"][member as usize];
                 let diff = if step == 0 {
-                    room.untrack(seat, key)
+                    room.untrack(member, key)
                 } else {
                     let reference = index as u64;
-                    match room.track(seat, key, details(&json!({"n": n})), reference, 3) {
+                    match room.track(member, key, details(&json!({"n": n})), reference, 3) {
                         Tracked::Changed(diff) => Some(diff),
                         Tracked::Unchanged | Tracked::Full => None,
                     }

@@ -18,12 +18,12 @@ use tokio_rustls::TlsAcceptor;
 use crate::auth::Verifier;
 use crate::catalog::Catalog;
 use crate::control::{self, Control};
-use crate::descriptors::{self, Places};
+use crate::descriptors::{self, ConnectionLimits};
 use crate::hub::{self, Hub};
 use crate::link::{self, LinkEnd, Uplink};
 use crate::notifier::{self, Notifier};
-use crate::notify::Listening;
-use crate::outbox_cleaner::{self, Keeper};
+use crate::notify::NotifyRegistry;
+use crate::outbox_cleaner::{self, OutboxCleaner};
 use crate::server::bind::Listener;
 use crate::server::{self, ServerContext};
 use crate::stats::Stats;
@@ -70,10 +70,11 @@ async fn serve(link: UnixStream, postmaster: OwnedFd, uplink: Uplink) -> io::Res
     confinement::limit_memory(config.memory_limit);
     let threads = Threads::new(config.network_threads)?;
     let (feed, fed) = mpsc::channel(FEED);
-    let listening = Listening::default();
+    let notify_registry = NotifyRegistry::default();
     let (credentials, given) = watch::channel(credentials);
     let (stop, stopped) = watch::channel(false);
-    let mut parts = Parts::start(&config, fed, &uplink, &listening, given, stopped, &threads)?;
+    let mut parts =
+        Parts::start(&config, fed, &uplink, &notify_registry, given, stopped, &threads)?;
     uplink.ready();
 
     let mut hub = pin!(parts.routing.run());
@@ -138,24 +139,27 @@ impl Parts {
         config: &Arc<Config>,
         feed: mpsc::Receiver<link::Feed>,
         uplink: &Uplink,
-        listening: &Listening,
+        notify_registry: &NotifyRegistry,
         credentials: watch::Receiver<Credentials>,
         stopped: watch::Receiver<bool>,
         threads: &Threads,
     ) -> io::Result<Parts> {
-        let places = places(config);
+        let limits = limits(config);
         let (stats, catalog) = (Arc::<Stats>::default(), Catalog::new(config.publication.clone()));
         let (receipts, received) = hub::receipts::channel();
         let (sender, notified) = mpsc::channel(notifier::WAITING);
-        let notifier =
-            Notifier { listening: listening.clone(), notified: sender, stats: Arc::clone(&stats) };
+        let notifier = Notifier {
+            registry: notify_registry.clone(),
+            notified: sender,
+            stats: Arc::clone(&stats),
+        };
         let (hub, routing) = hub::new(
             config,
             hub::Parts {
                 feed,
                 notified,
                 uplink: uplink.clone(),
-                listening: listening.clone(),
+                notify_registry: notify_registry.clone(),
                 catalog: catalog.clone(),
                 stats: Arc::clone(&stats),
                 receipts,
@@ -171,11 +175,11 @@ impl Parts {
             listener: Arc::clone(&listener),
             reload: Arc::clone(&reload),
             outboxes: Arc::clone(&outboxes),
-            connection_limit: places.websockets as u64,
+            connection_limit: limits.websockets as u64,
             obeys_faults: config.debug_faults,
         });
         let socket = control::bind(&config.control_socket)?;
-        let keeper = Keeper::new(outbox_cleaner::Parts {
+        let cleaner = OutboxCleaner::new(outbox_cleaner::Parts {
             catalog: catalog.clone(),
             stats: Arc::clone(&stats),
             live: hub.watch_live(),
@@ -191,28 +195,28 @@ impl Parts {
             listener,
             reload,
             credentials,
-            places,
+            limits,
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(control.run(socket));
-        tasks.spawn(keeper.run());
-        tasks.spawn(notifier::employ(listening.clone(), uplink.clone()));
+        tasks.spawn(cleaner.run());
+        tasks.spawn(notifier::employ(notify_registry.clone(), uplink.clone()));
         let clients = threads.handle.spawn(clients.serve(stopped));
         Ok(Parts { hub, routing, tasks, clients })
     }
 }
 
-fn places(config: &Config) -> Places {
+fn limits(config: &Config) -> ConnectionLimits {
     let descriptors = descriptors::raise();
-    let places = Places::within(descriptors, config.max_connections);
-    if places.websockets < config.max_connections {
+    let limits = ConnectionLimits::within(descriptors, config.max_connections);
+    if limits.websockets < config.max_connections {
         log::warn!(
             "the limit of {descriptors} open files leaves room for {} clients, not for tide.max_connections = {}",
-            places.websockets,
+            limits.websockets,
             config.max_connections
         );
     }
-    places
+    limits
 }
 
 /// What clients are served with.
@@ -224,7 +228,7 @@ struct Clients {
     listener: Arc<Listener>,
     reload: Arc<Notify>,
     credentials: watch::Receiver<Credentials>,
-    places: Places,
+    limits: ConnectionLimits,
 }
 
 impl Clients {
@@ -249,9 +253,9 @@ impl Clients {
             self.catalog.clone(),
             verifier,
             Arc::clone(&self.stats),
-            self.places,
+            self.limits,
         ));
-        log::info!("listening on {}", self.listener.url().unwrap_or_default());
+        log::info!("notify_registry on {}", self.listener.url().unwrap_or_default());
         let (tls, acceptors) = watch::channel(tls);
         tokio::select! {
             () = server::run(listeners, acceptors, Arc::clone(&context), stopped) => {}

@@ -168,7 +168,8 @@ pub struct Stats {
     pub forged_messages_total: Counter,
     /// Messages in outboxes for no channel, or for one that is pg_tide's own.
     pub refused_messages_total: Counter,
-    /// Rows that outboxes, by oid, keep because they could not be published. Kept by the keeper.
+    /// Rows that outboxes, by oid, keep because they could not be published. Counted by the outbox
+    /// cleaner.
     failed_messages: Mutex<BTreeMap<u32, u64>>,
     /// Clients cut off because they read too slowly.
     pub slow_clients_total: Counter,

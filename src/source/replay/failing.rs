@@ -68,8 +68,8 @@ impl Replay {
             Some(row) => format!("could not decode a row of the outbox with oid {}", row.table),
             None => "could not decode a message".to_owned(),
         };
-        self.complaint.about(&format!("{message} (SQLSTATE {sqlstate})"));
-        self.outlet.make_room();
+        self.log.write(&format!("{message} (SQLSTATE {sqlstate})"));
+        self.feed.make_room();
         let failed = Failed {
             unsaid: Some(Box::new(unsaid)),
             sqlstate: sqlstate.into(),
@@ -97,7 +97,7 @@ impl Replay {
             }
             // Whether it is to be published could not even be told.
             let text = format!("could not decode a change of an outbox: {condition}");
-            return self.complaint.about(&format!("{text} (SQLSTATE {sqlstate})"));
+            return self.log.write(&format!("{text} (SQLSTATE {sqlstate})"));
         }
         let published = index.and_then(|index| self.relations.get(index));
         let relation = published.map(|published| Arc::clone(&published.relation));
@@ -109,8 +109,8 @@ impl Replay {
         let name = relation.as_ref().zip(column).and_then(|(r, index)| r.columns.get(index));
         let place = name.map_or(String::new(), |column| format!(", column {}", column.name));
         let message = format!("could not decode a change of {table}{place}: {condition}");
-        self.complaint.about(&format!("{message} (SQLSTATE {sqlstate})"));
-        self.outlet.make_room();
+        self.log.write(&format!("{message} (SQLSTATE {sqlstate})"));
+        self.feed.make_room();
         // SAFETY: as above.
         let key = index.and_then(|index| unsafe { self.key(index) });
         let (sqlstate, message) = (sqlstate.into(), message.into());
@@ -121,10 +121,10 @@ impl Replay {
     /// The key of the row that is being read.
     unsafe fn key(&mut self, index: usize) -> Option<Row> {
         let change = self.reading?;
-        let Replay { relations, outlet, old, new, .. } = self;
+        let Replay { relations, feed, old, new, .. } = self;
         let published = relations.get(index)?;
         let tuple = if change.new.is_null() { old } else { new };
-        let batch = outlet.batch();
+        let batch = feed.batch();
         batch.begin_event(KEY_BYTES);
         let start = batch.begin_row();
         // SAFETY: as for `change`: the row is of that relation. A value of the key may be what
@@ -134,14 +134,14 @@ impl Replay {
         });
         let key = key.ok().flatten();
         if key.is_none() {
-            self.outlet.batch().abandon_row(&start);
+            self.feed.batch().abandon_row(&start);
         }
         key
     }
 
     fn forget_rows(&mut self) {
         if let Some(mark) = self.mark.take() {
-            self.outlet.batch().abandon_row(&mark);
+            self.feed.batch().abandon_row(&mark);
         }
     }
 }

@@ -2,6 +2,8 @@
 
 const DAYS_1970_TO_2000: i64 = 10_957;
 const MICROS_PER_DAY: i64 = 86_400_000_000;
+/// From 1970, where Unix begins to count, to 2000, where Postgres does, in microseconds.
+pub const MICROS_1970_TO_2000: i64 = DAYS_1970_TO_2000 * MICROS_PER_DAY;
 
 /// Writes a `date`: days since 2000-01-01, the extremes of `i32` being the infinities.
 pub fn date(out: &mut Vec<u8>, days: i32) {

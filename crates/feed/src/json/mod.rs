@@ -5,7 +5,7 @@ mod datetime;
 mod normal;
 mod number;
 
-pub use datetime::{date, timestamp};
+pub use datetime::{MICROS_1970_TO_2000, date, timestamp};
 pub use normal::{Unprintable, normalise};
 pub use number::{number, number_length, numeric_length};
 

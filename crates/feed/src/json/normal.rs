@@ -72,7 +72,7 @@ enum Open {
     Object {
         /// Where its first member is in the output.
         start: u32,
-        /// And in the list of members.
+        /// Where its first member is in the list of members.
         first: usize,
     },
 }

@@ -75,7 +75,7 @@ pub enum Word {
     Credentials(Box<Credentials>),
     /// To be answered by [`Report::Alive`] once all before it has been dealt with.
     Ping(u64),
-    /// Say goodbye to the clients and end.
+    /// Close all connections, saying why, and end.
     Stop,
 }
 

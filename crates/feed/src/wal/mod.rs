@@ -7,7 +7,7 @@ mod seal;
 use std::ffi::CStr;
 
 pub use message::WalMessage;
-pub use seal::{Key, Place, Sealed, seal};
+pub use seal::{Key, MessageOrigin, Sealed, seal};
 
 /// The prefix of our logical messages.
 pub const PREFIX: &CStr = c"pg_tide";

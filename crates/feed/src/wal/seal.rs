@@ -1,7 +1,7 @@
 //! The seal on a message: a MAC over what it says and where it stands.
 //!
 //! Whoever may call `pg_logical_emit_message` can write any bytes under our prefix, and some can
-//! read the WAL and write a copy of what they found. So the MAC covers the message's place:
+//! read the WAL and write a copy of what they found. So the MAC covers where the message stands:
 //!
 //! - the transaction, by its 64-bit number: a copy in another transaction is no message;
 //! - the subtransaction: what was rolled back to a savepoint cannot be brought back by a copy
@@ -40,7 +40,7 @@ impl fmt::Debug for Key {
 /// Where a message stands in the WAL, as the MAC fixes it. It is for the reader to see that the
 /// message was found there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct MessageOrigin {
     /// Number of the top-level transaction, never used again.
     pub transaction: u64,
     /// Of the subtransaction; the top-level transaction's own outside of any.
@@ -50,14 +50,14 @@ pub struct Place {
 }
 
 /// A sealed message: `write` appends what it says.
-pub fn seal(key: &Key, place: Place, write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+pub fn seal(key: &Key, origin: MessageOrigin, write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut content = Vec::with_capacity(512);
     content.extend_from_slice(&[0; MAC]);
     content.push(VERSION);
     content.extend_from_slice(&key.id.to_be_bytes());
-    content.extend_from_slice(&place.transaction.to_be_bytes());
-    content.extend_from_slice(&place.subtransaction.to_be_bytes());
-    content.extend_from_slice(&place.number.to_be_bytes());
+    content.extend_from_slice(&origin.transaction.to_be_bytes());
+    content.extend_from_slice(&origin.subtransaction.to_be_bytes());
+    content.extend_from_slice(&origin.number.to_be_bytes());
     write(&mut content);
     if let Some((mac, covered)) = content.split_at_mut_checked(MAC) {
         mac.copy_from_slice(hmac::sign(&key.mac, covered).as_ref());
@@ -71,7 +71,7 @@ pub struct Sealed<'a> {
     /// Of the key that it says it was sealed with.
     pub key: i64,
     /// Where it says it stands.
-    pub place: Place,
+    pub origin: MessageOrigin,
     mac: &'a [u8],
     /// All but the MAC.
     covered: &'a [u8],
@@ -87,13 +87,13 @@ impl<'a> Sealed<'a> {
         let (transaction, rest) = rest.split_first_chunk()?;
         let (subtransaction, rest) = rest.split_first_chunk()?;
         let (number, body) = rest.split_first_chunk()?;
-        let place = Place {
+        let origin = MessageOrigin {
             transaction: u64::from_be_bytes(*transaction),
             subtransaction: u32::from_be_bytes(*subtransaction),
             number: u32::from_be_bytes(*number),
         };
         let key = i64::from_be_bytes(*key);
-        (version == VERSION).then_some(Sealed { key, place, mac, covered, body })
+        (version == VERSION).then_some(Sealed { key, origin, mac, covered, body })
     }
 
     /// What the message says; `None`: it was not sealed with the key.
@@ -108,14 +108,15 @@ mod tests {
 
     use super::*;
 
-    const PLACE: Place = Place { transaction: 7 << 32 | 4711, subtransaction: 4712, number: 3 };
+    const ORIGIN: MessageOrigin =
+        MessageOrigin { transaction: 7 << 32 | 4711, subtransaction: 4712, number: 3 };
 
     fn key() -> Key {
         Key::new(1, b"not so secret")
     }
 
     fn sealed() -> Vec<u8> {
-        seal(&key(), PLACE, |out| out.extend_from_slice(b"hello"))
+        seal(&key(), ORIGIN, |out| out.extend_from_slice(b"hello"))
     }
 
     #[test]
@@ -124,7 +125,7 @@ mod tests {
 
         let sealed = Sealed::parse(&content).expect("sealed");
 
-        assert_eq!((sealed.key, sealed.place), (1, PLACE));
+        assert_eq!((sealed.key, sealed.origin), (1, ORIGIN));
         assert_eq!(sealed.open(&key()), Some(b"hello".as_slice()));
         assert_eq!(sealed.open(&Key::new(1, b"another")), None);
     }

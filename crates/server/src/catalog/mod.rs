@@ -1,4 +1,4 @@
-//! What today's catalogue says, asked of the executors and the steward over the worker's own
+//! What today's catalogue says, asked of the executors and the catalog worker over the worker's own
 //! unix socket. The decoding process itself never looks at it.
 
 pub(crate) mod frame;
@@ -12,9 +12,9 @@ use pool::Pool;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tide_feed::catalog::{
-    Cast, Evaluation, Evaluations, Grant, Judgement, Judgements, Object, Outbox, Request, Retired,
-    RoleStatus, Secrets, TableAccess, Tables, TakenOver, Unpublished, Visibility, Which,
-    is_transient,
+    Cast, ClaimsOutcome, ClaimsOutcomes, Grant, Object, Outbox, PolicyOutcome, PolicyOutcomes,
+    Request, Retired, RoleStatus, Secrets, TableAccess, Tables, TakenOver, Unpublished, Visibility,
+    Which, is_transient,
 };
 use tide_feed::event::Lsn;
 use tokio::net::UnixStream;
@@ -61,7 +61,7 @@ impl CatalogError {
 /// Asks the helper processes. A cheap clone.
 #[derive(Clone, Debug)]
 pub struct Catalog {
-    steward: Pool,
+    catalog_worker: Pool,
     executors: Pool,
     publication: String,
 }
@@ -69,16 +69,16 @@ pub struct Catalog {
 impl Catalog {
     /// `publication`: the one whose tables are looked up.
     pub fn new(publication: String) -> Catalog {
-        let steward = Pool::new(CatalogError::Unavailable);
-        Catalog { steward, executors: Pool::new(CatalogError::Ended), publication }
+        let catalog_worker = Pool::new(CatalogError::Unavailable);
+        Catalog { catalog_worker, executors: Pool::new(CatalogError::Ended), publication }
     }
 
     pub async fn secrets(&self) -> Result<Secrets, CatalogError> {
-        ask(&self.steward, Request::Secrets).await
+        ask(&self.catalog_worker, Request::Secrets).await
     }
 
     pub async fn role(&self, role: &str) -> Result<RoleStatus, CatalogError> {
-        ask(&self.steward, Request::Role { role: role.into() }).await
+        ask(&self.catalog_worker, Request::Role { role: role.into() }).await
     }
 
     /// The tables as `role` may see them, and a moment between the question and its answer: what
@@ -90,14 +90,14 @@ impl Catalog {
     ) -> Result<(Vec<TableAccess>, Moment), CatalogError> {
         let publication = self.publication.clone();
         let request = Request::Tables { role: role.into(), publication, which };
-        let answer: Tables = ask(&self.steward, request).await?;
+        let answer: Tables = ask(&self.catalog_worker, request).await?;
         let moment = Moment { end: Lsn(answer.lsn), running: answer.running.into() };
         Ok((answer.tables, moment))
     }
 
     /// What `role` may know of a table or schema.
     pub async fn visibility(&self, role: &str, object: Object) -> Result<Visibility, CatalogError> {
-        ask(&self.steward, Request::Visibility { role: role.into(), object }).await
+        ask(&self.catalog_worker, Request::Visibility { role: role.into(), object }).await
     }
 
     /// The texts cast to the type by Postgres, as `role`; each as the JSON `to_jsonb` prints.
@@ -115,7 +115,7 @@ impl Catalog {
     /// Which of the rows (a JSON array of objects) the condition admits for each client of the
     /// role, by its claims. `labels` are those of enums in them. An answer may be for the first of
     /// the clients only.
-    pub async fn judge(
+    pub async fn evaluate_policy(
         &self,
         role: &str,
         table: u32,
@@ -123,28 +123,28 @@ impl Catalog {
         rows: String,
         labels: Vec<(u32, String)>,
         claims: Vec<String>,
-    ) -> Result<Vec<Judgement>, CatalogError> {
+    ) -> Result<Vec<PolicyOutcome>, CatalogError> {
         let (role, condition) = (role.into(), condition.into());
-        let request = Request::Judge { role, table, condition, rows, labels, claims };
-        let answer: Judgements = ask(&self.executors, request).await?;
-        Ok(answer.judgements)
+        let request = Request::EvaluatePolicy { role, table, condition, rows, labels, claims };
+        let answer: PolicyOutcomes = ask(&self.executors, request).await?;
+        Ok(answer.outcomes)
     }
 
     /// What the expressions are worth to each client of the role, by its claims. An answer may be
     /// for the first of them only.
-    pub async fn evaluate(
+    pub async fn evaluate_claims(
         &self,
         role: &str,
         expressions: Vec<String>,
         claims: Vec<String>,
-    ) -> Result<Vec<Evaluation>, CatalogError> {
-        let request = Request::Evaluate { role: role.into(), expressions, claims };
-        let answer: Evaluations = ask(&self.executors, request).await?;
-        Ok(answer.evaluations)
+    ) -> Result<Vec<ClaimsOutcome>, CatalogError> {
+        let request = Request::EvaluateClaims { role: role.into(), expressions, claims };
+        let answer: ClaimsOutcomes = ask(&self.executors, request).await?;
+        Ok(answer.outcomes)
     }
 
-    /// What the policies of `tide.channel` grant the role with these claims (a JSON object), for each
-    /// of the extensions in turn.
+    /// What the policies of `tide.channel` grant the role with these claims (a JSON object), for
+    /// each of the extensions in turn.
     pub async fn channel(
         &self,
         role: &str,
@@ -163,13 +163,13 @@ impl Catalog {
 
     /// What `tide.check()` finds: a JSON array of `{"item","ok","problem","fix"}`, as text.
     pub async fn check(&self) -> Result<String, CatalogError> {
-        let answer: Box<RawValue> = ask(&self.steward, Request::Check).await?;
+        let answer: Box<RawValue> = ask(&self.catalog_worker, Request::Check).await?;
         Ok(answer.get().to_owned())
     }
 
     /// The tables that are outboxes.
     pub async fn outboxes(&self) -> Result<Vec<Outbox>, CatalogError> {
-        ask(&self.steward, Request::Outboxes).await
+        ask(&self.catalog_worker, Request::Outboxes).await
     }
 
     /// Puts up to `limit` rows that wait, after `after`, in line for the slot of this generation.
@@ -180,7 +180,7 @@ impl Catalog {
         after: i64,
         limit: u32,
     ) -> Result<TakenOver, CatalogError> {
-        ask(&self.steward, Request::TakeOver { table, generation, after, limit }).await
+        ask(&self.catalog_worker, Request::TakeOver { table, generation, after, limit }).await
     }
 
     /// Has published rows of an outbox deleted, or flagged if they are to be kept; answers which
@@ -191,7 +191,8 @@ impl Catalog {
         ids: Vec<i64>,
         keep: bool,
     ) -> Result<Vec<i64>, CatalogError> {
-        let answer: Retired = ask(&self.steward, Request::Retire { table, ids, keep }).await?;
+        let answer: Retired =
+            ask(&self.catalog_worker, Request::Retire { table, ids, keep }).await?;
         Ok(answer.kept)
     }
 
@@ -201,12 +202,12 @@ impl Catalog {
         table: u32,
         rows: Vec<(i64, Box<str>)>,
     ) -> Result<(), CatalogError> {
-        ask(&self.steward, Request::SetAside { table, rows }).await
+        ask(&self.catalog_worker, Request::SetAside { table, rows }).await
     }
 
     /// How many rows of an outbox say so.
     pub async fn count_failed(&self, table: u32) -> Result<u64, CatalogError> {
-        ask(&self.steward, Request::CountFailed { table }).await
+        ask(&self.catalog_worker, Request::CountFailed { table }).await
     }
 
     /// Up to `limit` rows after `after` that are not flagged, and a WAL address before which they
@@ -217,17 +218,17 @@ impl Catalog {
         after: i64,
         limit: u32,
     ) -> Result<Unpublished, CatalogError> {
-        ask(&self.steward, Request::Unpublished { table, after, limit }).await
+        ask(&self.catalog_worker, Request::Unpublished { table, after, limit }).await
     }
 
     /// Deletes rows flagged so long ago, of the `limit` oldest; answers how many.
     pub async fn expire(&self, table: u32, age: Duration, limit: u32) -> Result<u64, CatalogError> {
-        ask(&self.steward, Request::Expire { table, age, limit }).await
+        ask(&self.catalog_worker, Request::Expire { table, age, limit }).await
     }
 
-    /// Lets a connected steward work until its connection ends.
-    pub(crate) async fn serve_steward(&self, helper: UnixStream) -> io::Result<()> {
-        self.steward.serve(helper).await
+    /// Lets a connected catalog worker work until its connection ends.
+    pub(crate) async fn serve_catalog_worker(&self, helper: UnixStream) -> io::Result<()> {
+        self.catalog_worker.serve(helper).await
     }
 
     /// Lets a connected executor work until its connection ends.
@@ -235,9 +236,9 @@ impl Catalog {
         self.executors.serve(helper).await
     }
 
-    /// How many helpers are connected: stewards, executors.
+    /// How many helpers are connected: catalog workers, executors.
     pub fn helpers(&self) -> (usize, usize) {
-        (self.steward.members(), self.executors.members())
+        (self.catalog_worker.members(), self.executors.members())
     }
 }
 

@@ -71,7 +71,7 @@ impl Constant {
         self.own_memory() + shared
     }
 
-    /// The same without those.
+    /// Memory of the constant alone, without what it shares with others.
     pub(super) fn own_memory(&self) -> usize {
         size_of::<Constant>()
             + match self {

@@ -38,7 +38,8 @@ const FRESH_STARTS: usize = 2;
 /// What building a byte of states takes, as bytes of text that could have been read meanwhile.
 const STATE_COST: usize = 25;
 
-/// The same of the slower machine, for each byte of the text and each of its states.
+/// What a step of the slower machine takes, for each byte of the text and each of its states, as
+/// bytes of text that the faster one could have read meanwhile.
 const STEP_COST: usize = 10;
 
 #[derive(Debug)]

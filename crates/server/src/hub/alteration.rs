@@ -5,10 +5,10 @@ use std::rc::Rc;
 use tide_feed::catalog::{Object, Visibility};
 use tide_feed::event::{Position, SchemaChange, SchemaOperation};
 
+use super::encoder::{EncodeContext, EventRef, Missing};
 use super::entitlement::{Entitlements, Subject};
 use super::group::GroupKey;
 use super::history::Seq;
-use super::plan::{Missing, Press, Scene};
 use super::subscription::Style;
 use crate::wire::envelope::{Envelope, Meta};
 use crate::wire::{record, schema};
@@ -16,10 +16,10 @@ use crate::wire::{record, schema};
 /// A table or schema that was made, altered or dropped, for those who may see it, or could.
 pub(super) fn altered(
     group: &GroupKey,
-    scene: Scene<'_>,
+    event_ref: EventRef<'_>,
     change: &SchemaChange,
     previous: Option<Position>,
-    press: &mut Press<'_>,
+    context: &mut EncodeContext<'_>,
 ) -> Result<(), Missing> {
     use SchemaOperation::{CreateTable, DropTable};
     let is_told = match group.style {
@@ -31,7 +31,7 @@ pub(super) fn altered(
     if !is_told || !is_within(group, change) {
         return Ok(());
     }
-    let visibility = visibility(group, change, scene.seq, press.entitlements)?;
+    let visibility = visibility(group, change, event_ref.seq, context.entitlements)?;
     let Some(visibility) = visibility else { return Ok(()) };
     let mut payload = Vec::new();
     match (group.style, &change.table) {
@@ -39,13 +39,13 @@ pub(super) fn altered(
         _ => schema::write_payload(&mut payload, change, &visibility.columns),
     }
     let meta = Meta {
-        prev: previous.map(|position| scene.cursor(position)),
-        mutation_id: scene.event.mutation_id.as_deref(),
-        last_in_tx: scene.event.last_in_tx,
-        ..Meta::of(scene.cursor(scene.event.position))
+        prev: previous.map(|position| event_ref.cursor(position)),
+        mutation_id: event_ref.event.mutation_id.as_deref(),
+        last_in_tx: event_ref.event.last_in_tx,
+        ..Meta::of(event_ref.cursor(event_ref.event.position))
     };
     let envelope = Envelope::broadcast(group.vsn, &group.topic, change.operation.name());
-    press.out.push(envelope.wrap_with(press.sheet, &payload, &meta));
+    context.out.push(envelope.wrap_with(context.frame_buf, &payload, &meta));
     Ok(())
 }
 

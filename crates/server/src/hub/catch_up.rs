@@ -5,19 +5,19 @@ use std::time::{Duration, Instant};
 
 use tide_feed::event::Cursor;
 
-use super::bodies::Bodies;
+use super::body_cache::BodyCache;
+use super::encoder::{EncodeContext, EventRef, Missing};
 use super::entitlement::Entitlements;
 use super::group::Member;
 use super::handle::{Live, SessionId};
 use super::history::{History, Seq};
-use super::plan::{Missing, Press, Scene};
-use super::policy_check::Inquiries;
-use super::queue::{Goodbye, Push};
-use super::registry::Roster;
-use super::slow_consumer::{Judge, Pace};
+use super::policy_check::PolicyChecks;
+use super::queue::{CloseReason, Push};
+use super::registry::Registry;
+use super::slow_consumer::{Pace, SlowConsumers};
 use crate::stats::Stats;
 use crate::wire::encode::{Resync, caught_up, resync};
-use crate::wire::frame_buf::Sheet;
+use crate::wire::frame_buf::FrameBuf;
 
 /// Events looked at per turn, so that a long replay does not hold up the stream.
 const TURN: Seq = 2048;
@@ -27,20 +27,24 @@ const TURN: Seq = 2048;
 const PACE: Pace = Pace { watch: Duration::from_millis(250), least: 8 << 20 };
 
 /// The connections that are behind the stream.
-pub(super) struct Laggards {
+pub(super) struct LaggingSessions {
     sessions: HashSet<SessionId>,
     /// Those whose queue has room, so that a turn will get them further.
     ready: Vec<SessionId>,
-    judge: Judge,
+    slow: SlowConsumers,
 }
 
-impl Default for Laggards {
+impl Default for LaggingSessions {
     fn default() -> Self {
-        Laggards { sessions: HashSet::new(), ready: Vec::new(), judge: Judge::new(PACE) }
+        LaggingSessions {
+            sessions: HashSet::new(),
+            ready: Vec::new(),
+            slow: SlowConsumers::new(PACE),
+        }
     }
 }
 
-impl Laggards {
+impl LaggingSessions {
     pub(super) fn add(&mut self, session: SessionId) {
         self.sessions.insert(session);
     }
@@ -73,14 +77,14 @@ impl Laggards {
     /// Gives one connection its next events. Returns it if its queue still has room.
     pub(super) fn turn(
         &mut self,
-        roster: &mut Roster,
+        registry: &mut Registry,
         history: &History,
         entitlements: &mut Entitlements,
-        inquiries: &mut Inquiries,
+        policy_checks: &mut PolicyChecks,
         live: Live,
     ) -> Option<SessionId> {
         let session = self.ready.pop()?;
-        match advance(session, roster, history, entitlements, inquiries, live) {
+        match advance(session, registry, history, entitlements, policy_checks, live) {
             Progress::CaughtUp => self.remove(session),
             Progress::More => self.ready.insert(0, session),
             Progress::Waiting => {}
@@ -91,14 +95,14 @@ impl Laggards {
 
     /// Sends on the channels that wait for a verdict on an event that is about to be dropped, and
     /// tells them so: it is not their clients who are slow.
-    fn skip(&mut self, end: Seq, roster: &mut Roster, stats: &Stats) {
+    fn skip(&mut self, end: Seq, registry: &mut Registry, stats: &Stats) {
         let sessions: Vec<SessionId> = self.sessions.iter().copied().collect();
         for session in sessions {
-            let Some(entry) = roster.sessions.get(&session) else { continue };
+            let Some(entry) = registry.sessions.get(&session) else { continue };
             let ids: Vec<_> = entry.groups().collect();
             for id in ids {
-                let Some(group) = roster.group_mut(id) else { continue };
-                if !group.plans.hearing.is_waiting() {
+                let Some(group) = registry.group_mut(id) else { continue };
+                if !group.plans.policy.is_waiting() {
                     continue;
                 }
                 let gap = Resync { reason: "policy", oldest: None, newest: None };
@@ -109,7 +113,7 @@ impl Laggards {
                     member.queue.reply(frame());
                     stats.policy_skips_total.inc();
                 }
-                group.plans.hearing.skip_to(end);
+                group.plans.policy.skip_to(end);
             }
         }
     }
@@ -120,67 +124,69 @@ impl Laggards {
         &mut self,
         end: Seq,
         full: bool,
-        roster: &mut Roster,
+        registry: &mut Registry,
         stats: &Stats,
         now: Instant,
     ) -> bool {
-        self.skip(end, roster, stats);
-        let needing = self.sessions.iter().copied().filter(|session| needs(*session, end, roster));
+        self.skip(end, registry, stats);
+        let needing =
+            self.sessions.iter().copied().filter(|session| needs(*session, end, registry));
         let needing: Vec<SessionId> = needing.collect();
         let slow = if full && !needing.is_empty() {
-            match self.judge.slow(&needing, roster, now) {
+            match self.slow.among(&needing, registry, now) {
                 Some(slow) => slow,
                 None => return false,
             }
         } else {
-            self.judge.dismiss();
+            self.slow.reset();
             needing.clone()
         };
         let all_are_slow = slow.len() == needing.len();
         for session in slow {
-            self.cut_off(session, roster, stats);
+            self.cut_off(session, registry, stats);
         }
         all_are_slow
     }
 
-    fn cut_off(&mut self, session: SessionId, roster: &mut Roster, stats: &Stats) {
+    fn cut_off(&mut self, session: SessionId, registry: &mut Registry, stats: &Stats) {
         self.remove(session);
-        if let Some(entry) = roster.sessions.get(&session) {
+        if let Some(entry) = registry.sessions.get(&session) {
             stats.slow_clients_total.inc();
             log::info!("connection {session} is cut off: it reads too slowly");
-            entry.queue.close(Goodbye::Slow);
+            entry.queue.close(CloseReason::Slow);
         }
-        roster.disconnect(session);
+        registry.forget(session);
     }
 }
 
 /// Whether any of the connection's channels still has to be given an event before `end`.
-fn needs(session: SessionId, end: Seq, roster: &Roster) -> bool {
-    lag(session, roster).is_some_and(|lag| lag < end)
+fn needs(session: SessionId, end: Seq, registry: &Registry) -> bool {
+    lag(session, registry).is_some_and(|lag| lag < end)
 }
 
 /// The first event that any of the connection's channels has not been given.
-fn lag(session: SessionId, roster: &Roster) -> Option<Seq> {
-    let entry = roster.sessions.get(&session)?;
-    let groups = entry.groups().filter_map(|id| roster.group(id));
+fn lag(session: SessionId, registry: &Registry) -> Option<Seq> {
+    let entry = registry.sessions.get(&session)?;
+    let groups = entry.groups().filter_map(|id| registry.group(id));
     let members = groups.filter_map(|g| g.members.iter().find(|m| m.session == session));
     members.filter_map(|member| member.lag).min()
 }
 
-/// The same of those channels that do not wait for a verdict.
-fn next(session: SessionId, roster: &Roster) -> Option<Seq> {
-    let entry = roster.sessions.get(&session)?;
-    let groups = entry.groups().filter_map(|id| roster.group(id));
-    let ready = groups.filter(|group| !group.plans.hearing.is_waiting());
+/// The first event that has not been given to one of those channels of the connection that do not
+/// wait for a verdict.
+fn next(session: SessionId, registry: &Registry) -> Option<Seq> {
+    let entry = registry.sessions.get(&session)?;
+    let groups = entry.groups().filter_map(|id| registry.group(id));
+    let ready = groups.filter(|group| !group.plans.policy.is_waiting());
     let members = ready.filter_map(|g| g.members.iter().find(|m| m.session == session));
     members.filter_map(|member| member.lag).min()
 }
 
 /// Whether one of the connection's channels waits for an answer that is about to come.
-fn waits_as_a_whole(session: SessionId, roster: &Roster, entitlements: &Entitlements) -> bool {
-    let Some(entry) = roster.sessions.get(&session) else { return false };
-    entry.groups().filter_map(|id| roster.group(id)).any(|group| {
-        let awaited = group.plans.hearing.awaits().zip(group.key.role.as_ref());
+fn waits_as_a_whole(session: SessionId, registry: &Registry, entitlements: &Entitlements) -> bool {
+    let Some(entry) = registry.sessions.get(&session) else { return false };
+    entry.groups().filter_map(|id| registry.group(id)).any(|group| {
+        let awaited = group.plans.policy.awaits().zip(group.key.role.as_ref());
         awaited.is_some_and(|(about, role)| entitlements.is_about_to_know(role, about))
     })
 }
@@ -189,39 +195,43 @@ enum Progress {
     CaughtUp,
     More,
     Full,
-    /// For verdicts: the inquiries will wake it.
+    /// for verdicts: the policy checks will wake it.
     Waiting,
 }
 
 fn advance(
     session: SessionId,
-    roster: &mut Roster,
+    registry: &mut Registry,
     history: &History,
     entitlements: &mut Entitlements,
-    inquiries: &mut Inquiries,
+    policy_checks: &mut PolicyChecks,
     live: Live,
 ) -> Progress {
-    let Some(entry) = roster.sessions.get(&session) else { return Progress::CaughtUp };
+    let Some(entry) = registry.sessions.get(&session) else { return Progress::CaughtUp };
     let groups: Vec<_> = entry.groups().collect();
     // Also if it has left what it lagged on: its other channels get what is said from now on.
     entry.queue.resume();
-    if waits_as_a_whole(session, roster, entitlements) {
+    if waits_as_a_whole(session, registry, entitlements) {
         return Progress::Waiting;
     }
-    let Some(from) = next(session, roster) else {
-        return if lag(session, roster).is_none() { Progress::CaughtUp } else { Progress::Waiting };
+    let Some(from) = next(session, registry) else {
+        return if lag(session, registry).is_none() {
+            Progress::CaughtUp
+        } else {
+            Progress::Waiting
+        };
     };
     let end = history.head().min(from + TURN);
-    let (mut bodies, mut sheet) = (Bodies::default(), Sheet::default());
+    let (mut bodies, mut frame_buf) = (BodyCache::default(), FrameBuf::default());
     let mut frames = Vec::new();
     for seq in from..end {
         let Some((batch, index)) = history.at(seq) else { continue };
         let Some(event) = batch.events.get(index) else { continue };
-        let scene = Scene { batch, event, seq, live };
+        let event_ref = EventRef { batch, event, seq, live };
         bodies.clear();
         for id in &groups {
-            let Some(group) = roster.group_mut(*id) else { continue };
-            if group.plans.hearing.is_waiting() {
+            let Some(group) = registry.group_mut(*id) else { continue };
+            if group.plans.policy.is_waiting() {
                 continue;
             }
             let Some(member) = group.members.iter_mut().find(|m| m.session == session) else {
@@ -232,25 +242,25 @@ fn advance(
             }
             if member.floor.admits(event) {
                 frames.clear();
-                let mut press = Press {
+                let mut context = EncodeContext {
                     entitlements: &mut *entitlements,
                     bodies: &mut bodies,
-                    sheet: &mut sheet,
+                    frame_buf: &mut frame_buf,
                     out: &mut frames,
                 };
-                match group.plans.frames(&group.key, scene, None, &mut press) {
+                match group.plans.frames(&group.key, event_ref, None, &mut context) {
                     Ok(()) => {}
                     Err(Missing::Identity) => {
-                        roster.tell_apart(*id);
+                        registry.split_by_identity(*id);
                         return Progress::More;
                     }
                     Err(Missing::Effort) => {
-                        roster.give_up(*id);
+                        registry.give_up(*id);
                         return Progress::More;
                     }
                     Err(Missing::Answer { about }) => {
-                        inquiries.raise(*id, seq, about, roster);
-                        if waits_as_a_whole(session, roster, entitlements) {
+                        policy_checks.raise(*id, seq, about, registry);
+                        if waits_as_a_whole(session, registry, entitlements) {
                             return Progress::Waiting;
                         }
                         continue;
@@ -281,8 +291,8 @@ fn advance(
     let is_done = end == history.head();
     let mut waits = false;
     for id in groups {
-        let Some(group) = roster.group_mut(id) else { continue };
-        if group.plans.hearing.is_waiting() {
+        let Some(group) = registry.group_mut(id) else { continue };
+        if group.plans.policy.is_waiting() {
             waits = true;
             continue;
         }
@@ -290,10 +300,10 @@ fn advance(
             member.lag = None;
         }
         let lag = group.lag();
-        group.plans.hearing.forget(lag);
+        group.plans.policy.forget(lag);
     }
     if is_done {
-        tell_caught_up(session, roster, history, live);
+        tell_caught_up(session, registry, history, live);
     }
     match (is_done, waits) {
         (false, _) => Progress::More,
@@ -303,18 +313,18 @@ fn advance(
 }
 
 /// Tells the client of those of its channels that resumed and have had everything by now.
-fn tell_caught_up(session: SessionId, roster: &mut Roster, history: &History, live: Live) {
-    let Some(entry) = roster.sessions.get(&session) else { return };
+fn tell_caught_up(session: SessionId, registry: &mut Registry, history: &History, live: Live) {
+    let Some(entry) = registry.sessions.get(&session) else { return };
     let channels: Vec<_> = entry.channels.values().map(|channel| channel.groups.clone()).collect();
     for groups in channels {
-        let member = |id| roster.group(id)?.members.iter().find(|m| m.session == session);
+        let member = |id| registry.group(id)?.members.iter().find(|m| m.session == session);
         let members: Vec<&Member> = groups.iter().filter_map(|id| member(*id)).collect();
         if !members.iter().any(|m| m.replays) || members.iter().any(|m| m.lag.is_some()) {
             continue;
         }
         let mut untold = Some(Cursor { epoch: live.epoch, position: history.reached() });
         for id in groups {
-            let Some(group) = roster.group_mut(id) else { continue };
+            let Some(group) = registry.group_mut(id) else { continue };
             for member in group.members.iter_mut().filter(|m| m.session == session) {
                 member.replays = false;
                 if let Some(position) = untold.take() {

@@ -196,12 +196,13 @@ pub(super) struct Outcome {
     found: Result<Found, CatalogError>,
 }
 
-/// Every view in use. Asks the steward for those it does not know. Nothing but an answer is taken for
-/// one: a look-up that fails, for whatever reason, is tried again for as long as somebody needs it.
+/// Every view in use. Asks the catalog worker for those it does not know. Nothing but an answer is
+/// taken for one: a look-up that fails, for whatever reason, is tried again for as long as somebody
+/// needs it.
 pub(super) struct Entitlements {
     known: HashMap<(Arc<str>, u32), Rc<Entitlement>>,
-    /// Rules of tables that have changed, while the functions and roles are what they were: what was
-    /// worked out by a rule holds for as long as the rule is the same.
+    /// Rules of tables that have changed, while the functions and roles are what they were: what
+    /// was worked out by a rule holds for as long as the rule is the same.
     former: HashMap<(Arc<str>, u32), Arc<Rule>>,
     /// What is known of tables and schemas that need not be published, and up to which event.
     visible: HashMap<(Arc<str>, Object), (Rc<Visibility>, Seq)>,
@@ -252,7 +253,7 @@ impl Entitlements {
         self.known.get(&key).filter(|known| known.holds_for(seq)).cloned()
     }
 
-    /// The same for what is to come, if it is known.
+    /// What the role may see of the table's rows from now on, if that is known.
     pub(super) fn current(&self, role: &Arc<str>, table: u32) -> Option<&Rc<Entitlement>> {
         let known = self.known.get(&(Arc::clone(role), table))?;
         (known.until == Seq::MAX).then_some(known)
@@ -320,8 +321,8 @@ impl Entitlements {
         }
     }
 
-    /// Whether the answer is about to come: until then a connection waits as a whole, so that what it
-    /// is told stays in order.
+    /// Whether the answer is about to come: until then a connection waits as a whole, so that what
+    /// it is told stays in order.
     pub(super) fn is_about_to_know(&self, role: &Arc<str>, about: Subject) -> bool {
         self.open.get(&(Arc::clone(role), about)).is_some_and(|open| !open.is_late)
     }
@@ -404,7 +405,9 @@ impl Open {
         if self.failures.is_power_of_two() {
             let why = match error {
                 CatalogError::Refused { sqlstate, .. } => sqlstate,
-                CatalogError::Unavailable | CatalogError::Ended => "the steward is not there",
+                CatalogError::Unavailable | CatalogError::Ended => {
+                    "the catalog worker is not there"
+                }
             };
             log::warn!(
                 "what role {role} may see of {subject} cannot be looked up ({why}): its subscribers wait ({} tries so far)",

@@ -1,12 +1,12 @@
-//! Telling clients, and the keeper of the outboxes, what could not be made an event or is for nobody.
+//! Telling clients, and the outbox cleaner, what could not be made an event or is for nobody.
 
 use std::sync::Arc;
 
 use tide_feed::event::{Failed, Lsn, Message, Relation, Unsaid};
 
+use super::encoder::{EncodeContext, EventRef, Missing};
 use super::entitlement::Subject;
 use super::group::{GroupKey, is_about};
-use super::plan::{Missing, Press, Scene};
 use super::receipts::Receipts;
 use super::subscription::Style;
 use crate::policy::Way;
@@ -19,17 +19,17 @@ use crate::wire::envelope::Envelope;
 /// Tells a group of what could not be decoded, if it might have been for it.
 pub(super) fn tell(
     group: &GroupKey,
-    scene: Scene<'_>,
+    event_ref: EventRef<'_>,
     failed: &Failed,
-    press: &mut Press<'_>,
+    context: &mut EncodeContext<'_>,
 ) -> Result<(), Missing> {
     match (&failed.unsaid, &failed.relation) {
-        (Some(unsaid), _) => tell_channel(group, scene, failed, unsaid, press),
-        (None, Some(relation)) => tell_readers(group, scene, failed, relation, press)?,
+        (Some(unsaid), _) => tell_channel(group, event_ref, failed, unsaid, context),
+        (None, Some(relation)) => tell_readers(group, event_ref, failed, relation, context)?,
         (None, None) if group.role.is_some() => {
-            let (what, id) = (Undecoded::Change(None), scene.cursor(scene.event.position));
+            let (what, id) = (Undecoded::Change(None), event_ref.cursor(event_ref.event.position));
             let frame = encode::failed(group.vsn, &group.topic, what, &failed.sqlstate, &id, &[]);
-            press.out.push(frame);
+            context.out.push(frame);
         }
         (None, None) => {}
     }
@@ -39,10 +39,10 @@ pub(super) fn tell(
 /// Nobody but its channel's members is to hear of a message.
 fn tell_channel(
     group: &GroupKey,
-    scene: Scene<'_>,
+    event_ref: EventRef<'_>,
     failed: &Failed,
     unsaid: &Unsaid,
-    press: &mut Press<'_>,
+    context: &mut EncodeContext<'_>,
 ) {
     let is_for = group.style == Style::Channel
         && group.private == unsaid.private
@@ -56,17 +56,17 @@ fn tell_channel(
         details.push(("sequence_id", &**number));
         details.extend(Some(("mutation_id", &*row.mutation_id)).filter(|(_, id)| !id.is_empty()));
     }
-    let (vsn, id) = (group.vsn, scene.cursor(scene.event.position));
+    let (vsn, id) = (group.vsn, event_ref.cursor(event_ref.event.position));
     let (what, sqlstate) = (Undecoded::Message, &failed.sqlstate);
-    press.out.push(encode::failed(vsn, &group.topic, what, sqlstate, &id, &details));
+    context.out.push(encode::failed(vsn, &group.topic, what, sqlstate, &id, &details));
 }
 
 fn tell_readers(
     group: &GroupKey,
-    scene: Scene<'_>,
+    event_ref: EventRef<'_>,
     failed: &Failed,
     relation: &Arc<Relation>,
-    press: &mut Press<'_>,
+    context: &mut EncodeContext<'_>,
 ) -> Result<(), Missing> {
     let Some(role) = &group.role else { return Ok(()) };
     if !group.targets(relation) {
@@ -74,7 +74,7 @@ fn tell_readers(
     }
     // Whose row it was is not known: it is told to those only who see all of them.
     let missing = Missing::Answer { about: Subject::Rows(relation.oid) };
-    let entitlement = press.entitlements.of(role, relation.oid, scene.seq).ok_or(missing)?;
+    let entitlement = context.entitlements.of(role, relation.oid, event_ref.seq).ok_or(missing)?;
     if !(entitlement.is_granted() && entitlement.rule().way == Way::Constant(true)) {
         return Ok(());
     }
@@ -84,24 +84,31 @@ fn tell_readers(
     match failed.key {
         Some(row) => {
             let columns = entitlement.columns(relation, None);
-            change::write_key(&mut key, scene.batch.row(row), &columns);
+            change::write_key(&mut key, event_ref.batch.row(row), &columns);
         }
         None => key.extend_from_slice(b"{}"),
     }
     let (vsn, topic, sqlstate) = (group.vsn, &group.topic, &failed.sqlstate);
-    press.out.push(if group.style == Style::Changes {
+    context.out.push(if group.style == Style::Changes {
         let about = group.bindings.iter().filter(|b| is_about(&b.target, relation));
         let ids: Vec<u32> = about.map(|binding| binding.id).collect();
         let mut data = Vec::new();
-        change::failed_data(&mut data, scene.event, relation, sqlstate, &key, column);
-        Envelope::changes(vsn, topic, &ids).wrap(press.sheet, &data)
+        change::failed_data(&mut data, event_ref.event, relation, sqlstate, &key, column);
+        Envelope::changes(vsn, topic, &ids).wrap(context.frame_buf, &data)
     } else {
         let what = Undecoded::Change(Some((&*relation.schema, &*relation.name)));
         let key = String::from_utf8(key).unwrap_or_default();
         let mut details = Vec::new();
         details.extend(column.map(|name| ("column", name)));
         details.extend(Some(("key", &*key)).filter(|(_, key)| key.len() > 2));
-        encode::failed(vsn, topic, what, sqlstate, &scene.cursor(scene.event.position), &details)
+        encode::failed(
+            vsn,
+            topic,
+            what,
+            sqlstate,
+            &event_ref.cursor(event_ref.event.position),
+            &details,
+        )
     });
     Ok(())
 }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tide_feed::event::{Event, Position, Relation};
 
+use super::encoder::Missing;
 use super::handle::SessionId;
 use super::history::Seq;
-use super::plan::{Missing, Plans};
+use super::plan::Plans;
 use super::queue::{Push, Queue};
 use super::route::Anchors;
 use super::subscription::{Binding, Facet, Identity, Style, Subscription, Target};
@@ -140,7 +141,7 @@ pub(super) struct Group {
 impl Group {
     /// What rows must have for the group to see them by the rule.
     pub(super) fn anchors(&self, rule: &Arc<Rule>) -> Anchors {
-        rule.anchors(self.plans.hearing.values(rule)?)
+        rule.anchors(self.plans.policy.values(rule)?)
     }
 
     /// Gives an event's frames to all who are to have it now. Those whose queue is full lag from

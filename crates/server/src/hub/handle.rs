@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use tide_feed::catalog::{Connection, RecentEvent};
+use tide_feed::control::{Connection, RecentEvent};
 use tide_feed::event::{Epoch, Lsn};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::hub::queue::{Budget, Queue};
 use crate::hub::subscription::{Facet, Identity, Style, Subscription};
-use crate::notify::{Lease, Listening};
+use crate::notify::{Lease, NotifyRegistry};
 use crate::wire::Vsn;
 
 pub type SessionId = u64;
@@ -33,9 +33,9 @@ pub struct Live {
     pub from: Lsn,
 }
 
-/// Something that is said to a topic now, and never again: it has no position.
+/// A message to a topic that is not kept: it has no position, and who misses it has missed it.
 #[derive(Clone, Debug)]
-pub struct Cast {
+pub struct Ephemeral {
     /// As on the wire, `realtime:...`.
     pub topic: Arc<str>,
     /// For those who have joined for this: messages, presence, notifications.
@@ -49,7 +49,7 @@ pub struct Cast {
     pub except: Option<SessionId>,
 }
 
-/// What the hub's thread is asked to do.
+/// What the hub is asked to do.
 #[derive(Debug)]
 pub(super) enum Command {
     Connect { session: SessionId, queue: Arc<Queue>, peer: Peer },
@@ -57,13 +57,13 @@ pub(super) enum Command {
     SetIdentity { session: SessionId, topic: Arc<str>, identity: Arc<Identity> },
     Leave { session: SessionId, topic: Arc<str> },
     Receive { session: SessionId, topic: Arc<str>, vsn: Vsn, facet: Facet, receive: bool },
-    Cast { cast: Cast },
+    Ephemeral { message: Ephemeral },
     Tell { session: SessionId, frame: Bytes },
     Drained { session: SessionId },
-    Disconnect { session: SessionId },
+    Forget { session: SessionId },
     Recent { limit: usize, tables: Option<Vec<u32>>, answer: oneshot::Sender<Vec<RecentEvent>> },
     Connections { answer: oneshot::Sender<Vec<Connection>> },
-    Expel { session: SessionId, answer: oneshot::Sender<bool> },
+    Disconnect { session: SessionId, answer: oneshot::Sender<bool> },
     Stop,
 }
 
@@ -75,36 +75,39 @@ pub struct Hub {
 
 #[derive(Debug)]
 struct Shared {
-    /// Not bounded by itself, but by its senders: a session has one join under way at a time, casts
-    /// wait for [`Hub::ready`], and every other command is the end of something that was joined.
+    /// Not bounded by itself, but by its senders: a session has one join under way at a time,
+    /// ephemeral messages
+    /// wait for [`Hub::ready`], and every other command is the end of something that was
+    /// joined.
     commands: mpsc::UnboundedSender<Command>,
-    casts: Arc<Casts>,
+    ephemerals: Arc<PendingEphemerals>,
     live: watch::Receiver<Option<Live>>,
     stalled: Arc<Mutex<Option<String>>>,
     next_session: AtomicU64,
     queue_size: usize,
     budget: Arc<Budget>,
-    listening: Listening,
+    notify_registry: NotifyRegistry,
 }
 
-/// Casts that the hub's thread has not dealt with yet.
+/// Ephemeral messages that the hub has not dealt with yet.
 #[derive(Debug, Default)]
-pub(super) struct Casts {
+pub(super) struct PendingEphemerals {
     bytes: AtomicUsize,
     dealt_with: Notify,
 }
 
-impl Casts {
-    /// Bytes of casts that may wait before those who make more have to.
+impl PendingEphemerals {
+    /// Bytes of ephemeral messages that may wait before those who make more have to.
     const LIMIT: usize = 4 << 20;
 
-    fn add(&self, cast: &Cast) {
-        self.bytes.fetch_add(cast.bytes(), Ordering::Relaxed);
+    fn add(&self, message: &Ephemeral) {
+        self.bytes.fetch_add(message.bytes(), Ordering::Relaxed);
     }
 
-    pub(super) fn remove(&self, cast: &Cast) {
-        let before = self.bytes.fetch_sub(cast.bytes(), Ordering::Relaxed);
-        if before > Casts::LIMIT && before - cast.bytes() <= Casts::LIMIT {
+    pub(super) fn remove(&self, message: &Ephemeral) {
+        let before = self.bytes.fetch_sub(message.bytes(), Ordering::Relaxed);
+        if before > PendingEphemerals::LIMIT && before - message.bytes() <= PendingEphemerals::LIMIT
+        {
             self.dealt_with.notify_waiters();
         }
     }
@@ -114,7 +117,7 @@ impl Casts {
             // Registered before the look, so that no notification falls in between.
             let mut dealt_with = pin!(self.dealt_with.notified());
             dealt_with.as_mut().enable();
-            if self.bytes.load(Ordering::Relaxed) <= Casts::LIMIT {
+            if self.bytes.load(Ordering::Relaxed) <= PendingEphemerals::LIMIT {
                 return;
             }
             dealt_with.await;
@@ -122,7 +125,7 @@ impl Casts {
     }
 }
 
-impl Cast {
+impl Ephemeral {
     fn bytes(&self) -> usize {
         size_of::<Command>() + self.v1.len() + self.v2.len()
     }
@@ -130,29 +133,33 @@ impl Cast {
 
 /// The hub's own ends of what the handle holds.
 pub(super) struct Ends {
-    pub(super) casts: Arc<Casts>,
+    pub(super) ephemerals: Arc<PendingEphemerals>,
     pub(super) commands: mpsc::UnboundedReceiver<Command>,
     pub(super) live: watch::Sender<Option<Live>>,
     pub(super) stalled: Arc<Mutex<Option<String>>>,
 }
 
 impl Hub {
-    pub(super) fn new(queue_size: usize, budget: Arc<Budget>, listening: Listening) -> (Hub, Ends) {
+    pub(super) fn new(
+        queue_size: usize,
+        budget: Arc<Budget>,
+        notify_registry: NotifyRegistry,
+    ) -> (Hub, Ends) {
         let (commands, received) = mpsc::unbounded_channel();
         let (live_sender, live) = watch::channel(None);
         let stalled = Arc::new(Mutex::new(None));
-        let casts = Arc::<Casts>::default();
+        let ephemerals = Arc::<PendingEphemerals>::default();
         let shared = Shared {
             commands,
-            casts: Arc::clone(&casts),
+            ephemerals: Arc::clone(&ephemerals),
             live,
             stalled: Arc::clone(&stalled),
             next_session: AtomicU64::new(1),
             queue_size,
             budget,
-            listening,
+            notify_registry,
         };
-        let ends = Ends { casts, commands: received, live: live_sender, stalled };
+        let ends = Ends { ephemerals, commands: received, live: live_sender, stalled };
         (Hub { shared: Arc::new(shared) }, ends)
     }
 
@@ -189,27 +196,27 @@ impl Hub {
     /// Has the database listen to a NOTIFY channel for as long as the lease lives. `None`: to too
     /// many already.
     pub fn listen(&self, channel: &str) -> Option<Lease> {
-        self.shared.listening.lease(channel)
+        self.shared.notify_registry.lease(channel)
     }
 
     /// Gives frames to everybody in a topic. At most once: a client whose queue is full, or that
     /// reads from the history, does not get them (counted as `dropped_casts_total`). In the order
     /// of the calls for any one caller.
-    pub fn cast(&self, mut cast: Cast) {
+    pub fn send_ephemeral(&self, mut message: Ephemeral) {
         // Once for all who are to have it, and for as long as one of them has not.
-        cast.v1 = self.shared.budget.count(cast.v1);
-        cast.v2 = self.shared.budget.count(cast.v2);
-        self.shared.casts.add(&cast);
-        self.send(Command::Cast { cast });
+        message.v1 = self.shared.budget.count(message.v1);
+        message.v2 = self.shared.budget.count(message.v2);
+        self.shared.ephemerals.add(&message);
+        self.send(Command::Ephemeral { message });
     }
 
-    /// Waits until the hub keeps up with the casts: to be called by whoever is about to take in
-    /// what may become one. Cancel safe.
+    /// Waits until the hub keeps up with ephemeral messages: to be called by whoever is about to
+    /// take in what may become one. Cancel safe.
     pub async fn ready(&self) {
-        self.shared.casts.ready().await;
+        self.shared.ephemerals.ready().await;
     }
 
-    /// Gives a frame to one connection, in its place among the casts.
+    /// Gives a frame to one connection, in its order among the ephemeral messages.
     pub fn tell(&self, session: SessionId, frame: Bytes) {
         self.send(Command::Tell { session, frame });
     }
@@ -233,8 +240,8 @@ impl Hub {
     }
 
     /// Forgets the connection and its channels.
-    pub fn disconnect(&self, session: SessionId) {
-        self.send(Command::Disconnect { session });
+    pub fn forget(&self, session: SessionId) {
+        self.send(Command::Forget { session });
     }
 
     /// The stream, if it is live at the moment.
@@ -266,13 +273,13 @@ impl Hub {
     }
 
     /// Ends a connection; false if there is none of that number.
-    pub async fn expel(&self, session: SessionId) -> bool {
+    pub async fn disconnect(&self, session: SessionId) -> bool {
         let (answer, answered) = oneshot::channel();
-        self.send(Command::Expel { session, answer });
+        self.send(Command::Disconnect { session, answer });
         answered.await.unwrap_or(false)
     }
 
-    /// Says goodbye to every connection and ends the hub's thread.
+    /// Closes every connection and ends the hub.
     pub fn stop(&self) {
         self.send(Command::Stop);
     }

@@ -2,27 +2,31 @@
 //! see what; it knows neither sockets nor Postgres.
 
 mod alteration;
-mod bodies;
+mod body_cache;
 mod catch_up;
+mod encoder;
 mod entitlement;
 mod failure;
 mod group;
 pub mod handle;
 mod history;
+mod messages;
 mod notices;
 mod plan;
 mod policy_check;
+mod policy_question;
 pub mod queue;
 pub mod receipts;
 mod recent;
 mod registry;
 mod route;
-mod shipment;
+mod row_batch;
 mod slow_consumer;
 mod stream;
 pub mod subscription;
 #[cfg(test)]
 mod tests;
+mod verdict;
 
 pub use handle::Hub;
 pub use stream::{Parts, Stream, new};

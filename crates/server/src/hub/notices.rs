@@ -16,14 +16,14 @@ use tide_feed::notification::Notification;
 use super::handle::SessionId;
 use super::history::Seq;
 use super::queue::Push;
-use super::registry::{Roster, Session};
-use super::slow_consumer::{Judge, Pace};
+use super::registry::{Registry, Session};
+use super::slow_consumer::{Pace, SlowConsumers};
 use super::subscription::Style;
 use crate::stats::Stats;
 use crate::topic;
 use crate::wire::Vsn;
 use crate::wire::envelope::Envelope;
-use crate::wire::frame_buf::Sheet;
+use crate::wire::frame_buf::FrameBuf;
 
 /// A client that is slow, but not stalled, is waited for: what it loses it cannot get back.
 const PACE: Pace = Pace { watch: Duration::from_secs(1), least: 512 << 10 };
@@ -39,15 +39,15 @@ pub(super) struct Notices {
     bytes: usize,
     capacity: usize,
     /// Those who are not given each as it comes.
-    places: HashMap<SessionId, Place>,
+    positions: HashMap<SessionId, ReadPosition>,
     /// Those whose queue has room, so that a turn will get them further.
     ready: Vec<SessionId>,
-    judge: Judge,
-    sheet: Sheet,
+    slow: SlowConsumers,
+    frame_buf: FrameBuf,
 }
 
 /// Where a connection is that does not keep up.
-enum Place {
+enum ReadPosition {
     /// This one is next.
     Next(Seq),
     /// It did not read when others waited: it is given none until its queue has drained.
@@ -68,9 +68,9 @@ impl Notice {
     }
 
     /// The frame for a connection that is in the topic.
-    fn frame(&self, session: &Session, roster: &Roster) -> Option<&Bytes> {
+    fn frame(&self, session: &Session, registry: &Registry) -> Option<&Bytes> {
         let mut groups = session.channels.get(&self.topic)?.groups.iter();
-        let vsn = groups.find_map(|id| roster.group(*id)).map(|group| group.key.vsn)?;
+        let vsn = groups.find_map(|id| registry.group(*id)).map(|group| group.key.vsn)?;
         match vsn {
             Vsn::V1 => self.v1.as_ref(),
             Vsn::V2 => self.v2.as_ref(),
@@ -86,20 +86,20 @@ impl Notices {
             first: 0,
             bytes: 0,
             capacity,
-            places: HashMap::new(),
+            positions: HashMap::new(),
             ready: Vec::new(),
-            judge: Judge::new(PACE),
-            sheet: Sheet::default(),
+            slow: SlowConsumers::new(PACE),
+            frame_buf: FrameBuf::default(),
         }
     }
 
     /// Gives a notification to everybody in its topic.
-    pub(super) fn deliver(&mut self, said: &Notification, roster: &Roster, stats: &Stats) {
+    pub(super) fn deliver(&mut self, said: &Notification, registry: &Registry, stats: &Stats) {
         let name = [topic::PREFIX, topic::NOTIFY, &said.channel].concat();
         let mut notice = Notice { topic: Arc::from(&*name), v1: None, v2: None };
         let mut payload = Vec::new();
         let mut is_needed = false;
-        for group in roster.of_topic(&name).iter().filter_map(|id| roster.group(*id)) {
+        for group in registry.of_topic(&name).iter().filter_map(|id| registry.group(*id)) {
             if group.key.style != Style::Notify {
                 continue;
             }
@@ -112,15 +112,15 @@ impl Notices {
             };
             let frame = frame.get_or_insert_with(|| {
                 let envelope = Envelope::broadcast(group.key.vsn, &name, "notify");
-                envelope.wrap(&mut self.sheet, &payload)
+                envelope.wrap(&mut self.frame_buf, &payload)
             });
             let frames = std::slice::from_ref(frame);
             for member in &group.members {
-                match self.places.get(&member.session) {
-                    Some(Place::Next(_)) => is_needed = true,
-                    Some(Place::Stalled) => stats.dropped_casts_total.inc(),
+                match self.positions.get(&member.session) {
+                    Some(ReadPosition::Next(_)) => is_needed = true,
+                    Some(ReadPosition::Stalled) => stats.dropped_casts_total.inc(),
                     None if member.queue.push(frames) == Push::Full => {
-                        self.places.insert(member.session, Place::Next(self.head()));
+                        self.positions.insert(member.session, ReadPosition::Next(self.head()));
                         is_needed = true;
                     }
                     None => {}
@@ -134,25 +134,25 @@ impl Notices {
     }
 
     /// Whether more may come. If not, ask again soon: a fast reader needs the oldest of them.
-    pub(super) fn has_room(&mut self, roster: &Roster, stats: &Stats, now: Instant) -> bool {
+    pub(super) fn has_room(&mut self, registry: &Registry, stats: &Stats, now: Instant) -> bool {
         while self.bytes > self.capacity {
-            // A good piece at a time: those who stand in it are judged together.
+            // A good piece at a time: those who stand in it are watched together.
             let end = self.first + (self.ring.len() as Seq / 8).max(1);
-            let needs = |(session, place): (&SessionId, &Place)| match place {
-                Place::Next(next) if *next < end => Some(*session),
+            let needs = |(session, position): (&SessionId, &ReadPosition)| match position {
+                ReadPosition::Next(next) if *next < end => Some(*session),
                 _ => None,
             };
-            let needing: Vec<SessionId> = self.places.iter().filter_map(needs).collect();
+            let needing: Vec<SessionId> = self.positions.iter().filter_map(needs).collect();
             if !needing.is_empty() {
-                let Some(slow) = self.judge.slow(&needing, roster, now) else { return false };
+                let Some(slow) = self.slow.among(&needing, registry, now) else { return false };
                 for session in &slow {
-                    self.stall(*session, roster, stats);
+                    self.stall(*session, registry, stats);
                 }
                 if slow.len() < needing.len() {
                     return false;
                 }
             }
-            self.judge.dismiss();
+            self.slow.reset();
             self.trim();
         }
         true
@@ -163,12 +163,14 @@ impl Notices {
     }
 
     /// The connection's queue has room (again).
-    pub(super) fn wake(&mut self, session: SessionId, roster: &Roster) {
-        match self.places.get(&session) {
-            Some(Place::Next(_)) if !self.ready.contains(&session) => self.ready.push(session),
-            Some(Place::Stalled) => {
-                self.places.remove(&session);
-                if let Some(entry) = roster.sessions.get(&session) {
+    pub(super) fn wake(&mut self, session: SessionId, registry: &Registry) {
+        match self.positions.get(&session) {
+            Some(ReadPosition::Next(_)) if !self.ready.contains(&session) => {
+                self.ready.push(session)
+            }
+            Some(ReadPosition::Stalled) => {
+                self.positions.remove(&session);
+                if let Some(entry) = registry.sessions.get(&session) {
                     entry.queue.resume();
                 }
             }
@@ -177,18 +179,18 @@ impl Notices {
     }
 
     pub(super) fn remove(&mut self, session: SessionId) {
-        self.places.remove(&session);
+        self.positions.remove(&session);
         self.ready.retain(|ready| *ready != session);
-        if self.places.is_empty() {
+        if self.positions.is_empty() {
             self.trim();
         }
     }
 
     /// Gives one connection its next notifications. Returns it if its queue still has room.
-    pub(super) fn turn(&mut self, roster: &Roster) -> Option<SessionId> {
+    pub(super) fn turn(&mut self, registry: &Registry) -> Option<SessionId> {
         let session = self.ready.pop()?;
-        let Some(Place::Next(next)) = self.places.get_mut(&session) else { return None };
-        let Some(entry) = roster.sessions.get(&session) else {
+        let Some(ReadPosition::Next(next)) = self.positions.get_mut(&session) else { return None };
+        let Some(entry) = registry.sessions.get(&session) else {
             self.remove(session);
             return None;
         };
@@ -197,7 +199,7 @@ impl Notices {
         let end = head.min(*next + TURN);
         while *next < end {
             let index = usize::try_from(*next - self.first).unwrap_or(usize::MAX);
-            let frame = self.ring.get(index).and_then(|notice| notice.frame(entry, roster));
+            let frame = self.ring.get(index).and_then(|notice| notice.frame(entry, registry));
             if let Some(frame) = frame
                 && entry.queue.push(std::slice::from_ref(frame)) == Push::Full
             {
@@ -218,12 +220,14 @@ impl Notices {
         self.first + self.ring.len() as Seq
     }
 
-    fn stall(&mut self, session: SessionId, roster: &Roster, stats: &Stats) {
-        let place = self.places.insert(session, Place::Stalled);
-        if let (Some(Place::Next(next)), Some(entry)) = (place, roster.sessions.get(&session)) {
+    fn stall(&mut self, session: SessionId, registry: &Registry, stats: &Stats) {
+        let position = self.positions.insert(session, ReadPosition::Stalled);
+        if let (Some(ReadPosition::Next(next)), Some(entry)) =
+            (position, registry.sessions.get(&session))
+        {
             let given = usize::try_from(next - self.first).unwrap_or(usize::MAX);
             let missed = self.ring.iter().skip(given);
-            let missed = missed.filter(|notice| notice.frame(entry, roster).is_some()).count();
+            let missed = missed.filter(|notice| notice.frame(entry, registry).is_some()).count();
             stats.dropped_casts_total.add(missed as u64);
             log::info!("connection {session} reads too slowly: it loses notifications");
         }
@@ -231,11 +235,11 @@ impl Notices {
 
     /// Drops what nobody needs any more.
     fn trim(&mut self) {
-        let next = |place: &Place| match place {
-            Place::Next(next) => Some(*next),
-            Place::Stalled => None,
+        let next = |position: &ReadPosition| match position {
+            ReadPosition::Next(next) => Some(*next),
+            ReadPosition::Stalled => None,
         };
-        let needed = self.places.values().filter_map(next).min().unwrap_or(Seq::MAX);
+        let needed = self.positions.values().filter_map(next).min().unwrap_or(Seq::MAX);
         while self.first < needed
             && let Some(notice) = self.ring.pop_front()
         {
@@ -269,7 +273,7 @@ mod tests {
     use super::super::group::{Floor, GroupKey};
     use super::super::handle::Peer;
     use super::super::queue::{Budget, Queue, Taken};
-    use super::super::registry::Seat;
+    use super::super::registry::Membership;
     use super::*;
     use crate::hub::subscription::Identity;
 
@@ -281,7 +285,7 @@ mod tests {
 
     struct World {
         notices: Notices,
-        roster: Roster,
+        registry: Registry,
         stats: Stats,
         now: Instant,
         said: u32,
@@ -291,7 +295,7 @@ mod tests {
         fn new() -> World {
             World {
                 notices: Notices::new(RING),
-                roster: Roster::default(),
+                registry: Registry::default(),
                 stats: Stats::default(),
                 now: Instant::now(),
                 said: 0,
@@ -306,7 +310,7 @@ mod tests {
                 connected_at: SystemTime::UNIX_EPOCH,
             };
             let entry = Session { queue: Arc::clone(&queue), peer, channels: HashMap::new() };
-            self.roster.sessions.insert(session, entry);
+            self.registry.sessions.insert(session, entry);
             let topic: Arc<str> = TOPIC.into();
             let key = GroupKey {
                 topic: Arc::clone(&topic),
@@ -317,20 +321,20 @@ mod tests {
                 private: false,
                 bindings: Arc::default(),
             };
-            let seat = Seat::new(key, Floor::default(), None);
+            let membership = Membership::new(key, Floor::default(), None);
             let identity = Identity { role: "anon".into(), claims: "{}".into() };
-            self.roster.join(session, &topic, identity.into(), vec![seat]);
+            self.registry.join(session, &topic, identity.into(), vec![membership]);
             queue
         }
 
         /// The next notification, if the hub would take one.
         fn say(&mut self) -> bool {
-            if !self.notices.has_room(&self.roster, &self.stats, self.now) {
+            if !self.notices.has_room(&self.registry, &self.stats, self.now) {
                 return false;
             }
             let payload = self.said.to_string().into();
             let said = Notification { channel: "jobs".into(), payload, pid: 7 };
-            self.notices.deliver(&said, &self.roster, &self.stats);
+            self.notices.deliver(&said, &self.registry, &self.stats);
             self.said += 1;
             true
         }
@@ -341,10 +345,10 @@ mod tests {
             if let Some(Taken::Frames { drained: true, .. }) =
                 queue.take(&mut frames, bytes).now_or_never()
             {
-                self.notices.wake(session, &self.roster);
+                self.notices.wake(session, &self.registry);
             }
             while self.notices.has_work() {
-                self.notices.turn(&self.roster);
+                self.notices.turn(&self.registry);
             }
             let number = |frame: &Bytes| {
                 let frame: serde_json::Value = serde_json::from_slice(frame).expect("JSON");
@@ -418,7 +422,7 @@ mod tests {
         assert!(!world.notices.ring.is_empty());
 
         world.notices.remove(1);
-        world.roster.disconnect(1);
+        world.registry.forget(1);
 
         assert!(world.notices.ring.is_empty() && world.notices.bytes == 0);
     }

@@ -5,61 +5,33 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tide_feed::event::{
-    Batch, Change, Cursor, Datum, Event, EventKind, Message, Operation, Position, Relation,
-};
+use tide_feed::event::{Change, Datum, EventKind, Operation, Position, Relation};
 
 use super::alteration::altered;
-use super::bodies::{Bodies, Form};
+use super::body_cache::Form;
+use super::encoder::{EncodeContext, EventRef, Missing};
 use super::entitlement::{Entitlement, Entitlements, Subject};
-use super::failure;
 use super::group::{GroupKey, effort_left, is_about};
-use super::handle::Live;
 use super::history::Seq;
-use super::policy_check::{Hearing, Verdict};
 use super::subscription::{Binding, Style};
+use super::verdict::{PolicyState, Verdict};
+use super::{failure, messages};
 use crate::filter::Effort;
 use crate::policy::{Images, Seen, Sight, Way};
 use crate::wire::change::{self, ColumnSet};
-use crate::wire::envelope::{Envelope, MessageMeta, Meta, RowMeta};
-use crate::wire::frame_buf::Sheet;
+use crate::wire::envelope::{Envelope, Meta};
 use crate::wire::{encode, record};
-
-/// An event with what it is read by.
-#[derive(Clone, Copy)]
-pub(super) struct Scene<'a> {
-    pub(super) batch: &'a Batch,
-    pub(super) event: &'a Event,
-    pub(super) seq: Seq,
-    pub(super) live: Live,
-}
-
-/// What is missing to say what an event is to a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Missing {
-    /// Its members see different rows: they have to be told apart.
-    Identity,
-    /// An answer about this: what the role may see of it, or what its policies say.
-    Answer { about: Subject },
-    /// Nothing more is to be said: its filters make too much work.
-    Effort,
-}
-
-impl Scene<'_> {
-    pub(super) fn cursor(&self, position: Position) -> Cursor {
-        Cursor { epoch: self.live.epoch, position }
-    }
-}
 
 /// What a group knows of the table it last had an event of.
 #[derive(Default)]
 pub(super) struct Plans {
     newest: Option<Box<Plan>>,
-    pub(super) hearing: Hearing,
+    pub(super) policy: PolicyState,
     effort: Rc<Effort>,
 }
 
-/// A group's dealings with one shape of one table, for as long as the catalogue stays as it is.
+/// How a group encodes changes of one shape of one table, for as long as the catalogue stays as it
+/// is.
 struct Plan {
     relation: Arc<Relation>,
     generation: u64,
@@ -87,14 +59,6 @@ struct Part {
     envelope: Option<Envelope>,
 }
 
-/// What a group's frames are made with.
-pub(super) struct Press<'a> {
-    pub(super) entitlements: &'a mut Entitlements,
-    pub(super) bodies: &'a mut Bodies,
-    pub(super) sheet: &'a mut Sheet,
-    pub(super) out: &'a mut Vec<Bytes>,
-}
-
 impl Plans {
     /// Forgets what can be worked out again.
     pub(super) fn rest(&mut self) {
@@ -106,40 +70,42 @@ impl Plans {
     pub(super) fn frames(
         &mut self,
         group: &GroupKey,
-        scene: Scene<'_>,
+        event_ref: EventRef<'_>,
         previous: Option<Position>,
-        press: &mut Press<'_>,
+        context: &mut EncodeContext<'_>,
     ) -> Result<(), Missing> {
-        match &scene.event.kind {
+        match &event_ref.event.kind {
             EventKind::Change(change) => {
-                let images = Images::of(scene.batch, change);
+                let images = Images::of(event_ref.batch, change);
                 if group.has_filters() {
                     self.effort.earn(images.bytes());
                 }
-                let (plan, hearing) =
-                    self.plan(group, &change.relation, scene.seq, press.entitlements)?;
+                let (plan, policy) =
+                    self.plan(group, &change.relation, event_ref.seq, context.entitlements)?;
                 if !plan.concerns(group, change, &images) {
                     return effort_left(&plan.effort);
                 }
-                match plan.sight(group, scene.seq, change, &images, hearing)? {
+                match plan.sight(group, event_ref.seq, change, &images, policy)? {
                     Verdict::Sight(sight) => {
-                        hearing.told = false;
-                        plan.frames(group, scene, change, sight, previous, press);
+                        policy.told = false;
+                        plan.frames(group, event_ref, change, sight, previous, context);
                         return effort_left(&plan.effort);
                     }
                     Verdict::Failed(sqlstate) => {
-                        if !std::mem::replace(&mut hearing.told, true) {
+                        if !std::mem::replace(&mut policy.told, true) {
                             let Relation { schema, name, .. } = &*change.relation;
                             let (vsn, topic) = (group.vsn, &group.topic);
                             let table = (&**schema, &**name);
-                            press.out.push(encode::policy_failed(vsn, topic, table, &sqlstate));
+                            context.out.push(encode::policy_failed(vsn, topic, table, &sqlstate));
                         }
                     }
                 }
             }
-            EventKind::Message(message) => said(group, scene, message, previous, press),
-            EventKind::Schema(change) => altered(group, scene, change, previous, press)?,
-            EventKind::Failed(failed) => failure::tell(group, scene, failed, press)?,
+            EventKind::Message(message) => {
+                messages::message(group, event_ref, message, previous, context)
+            }
+            EventKind::Schema(change) => altered(group, event_ref, change, previous, context)?,
+            EventKind::Failed(failed) => failure::tell(group, event_ref, failed, context)?,
         }
         Ok(())
     }
@@ -150,7 +116,7 @@ impl Plans {
         relation: &Arc<Relation>,
         seq: Seq,
         entitlements: &mut Entitlements,
-    ) -> Result<(&mut Plan, &mut Hearing), Missing> {
+    ) -> Result<(&mut Plan, &mut PolicyState), Missing> {
         let generation = entitlements.generation();
         let current = self.newest.take().filter(|plan| {
             plan.generation == generation
@@ -161,7 +127,7 @@ impl Plans {
             Some(plan) => plan,
             None => Box::new(Plan::new(group, relation, seq, entitlements, &self.effort)?),
         };
-        Ok((self.newest.insert(plan), &mut self.hearing))
+        Ok((self.newest.insert(plan), &mut self.policy))
     }
 }
 
@@ -261,7 +227,7 @@ impl Plan {
         seq: Seq,
         change: &Change,
         images: &Images<'_>,
-        hearing: &Hearing,
+        policy: &PolicyState,
     ) -> Result<Verdict, Missing> {
         let Some(entitlement) = &self.entitlement else { return Ok(Verdict::Sight(Sight::CLEAR)) };
         let rule = entitlement.rule();
@@ -272,7 +238,7 @@ impl Plan {
                 Sight { before: Seen::from(visible), after: Seen::from(visible) }
             }
             _ if rule.is_personal() && group.identity.is_none() => return Err(Missing::Identity),
-            Way::Formula => match (hearing.values(rule), hearing.verdict(seq, rule)) {
+            Way::Formula => match (policy.values(rule), policy.verdict(seq, rule)) {
                 (Some(values), _) => rule.sight(values, images),
                 // What the claims are worth could not be found out.
                 (None, Some(verdict)) => return Ok(verdict),
@@ -281,7 +247,7 @@ impl Plan {
             Way::Ask => match rule.decidable(images, &entitlement.attnums()) {
                 (false, false) => Sight::unknown(images),
                 _ => {
-                    let heard = hearing.verdict(seq, rule);
+                    let heard = policy.verdict(seq, rule);
                     return heard.ok_or(self.answer());
                 }
             },
@@ -292,13 +258,13 @@ impl Plan {
     fn frames(
         &mut self,
         group: &GroupKey,
-        scene: Scene<'_>,
+        event_ref: EventRef<'_>,
         change: &Change,
         sight: Sight,
         previous: Option<Position>,
-        press: &mut Press<'_>,
+        context: &mut EncodeContext<'_>,
     ) {
-        let images = Images::of(scene.batch, change);
+        let images = Images::of(event_ref.batch, change);
         let Some(operation) = sight.presented(change.operation) else { return };
         // As it is told: a row that comes into sight is a new one, one that leaves it a deleted one.
         // Of an UPDATE whose old row may not have been in sight, not even its key is told.
@@ -313,7 +279,7 @@ impl Plan {
         };
         if operation == Operation::Truncate && !self.names_truncate {
             let Relation { schema, name, .. } = &*change.relation;
-            press.out.push(encode::truncated(group.vsn, &group.topic, schema, name));
+            context.out.push(encode::truncated(group.vsn, &group.topic, schema, name));
             return;
         }
         let mut parts = std::mem::take(&mut self.parts);
@@ -334,8 +300,8 @@ impl Plan {
             part.wanted.extend(wanted.map(|binding| binding.id));
             if !part.wanted.is_empty() {
                 part.address(group, operation);
-                let frame = part.frame(group, scene, change, previous, press);
-                press.out.push(frame);
+                let frame = part.frame(group, event_ref, change, previous, context);
+                context.out.push(frame);
             }
         }
         self.parts = parts;
@@ -363,19 +329,19 @@ impl Part {
     fn frame(
         &self,
         group: &GroupKey,
-        scene: Scene<'_>,
+        event_ref: EventRef<'_>,
         change: &Change,
         previous: Option<Position>,
-        press: &mut Press<'_>,
+        context: &mut EncodeContext<'_>,
     ) -> Bytes {
-        let Press { bodies, sheet, .. } = press;
-        let Scene { batch, event, .. } = scene;
+        let EncodeContext { bodies, frame_buf, .. } = context;
+        let EventRef { batch, event, .. } = event_ref;
         let Some(envelope) = &self.envelope else { return Bytes::new() };
         if matches!(group.style, Style::Changes | Style::Legacy) {
             let body = bodies.get(&self.columns, Form::Supabase, change, |out| {
                 change::change_data(out, batch, event, change, &self.columns);
             });
-            return envelope.wrap(sheet, body);
+            return envelope.wrap(frame_buf, body);
         }
         let form = if group.style == Style::Records { Form::Record } else { Form::Table };
         let body = bodies.get(&self.columns, form, change, |out| match form {
@@ -387,44 +353,13 @@ impl Part {
             change::unchanged_list(&mut unchanged, batch, change, &self.columns);
         }
         let meta = Meta {
-            id: scene.cursor(event.position),
-            prev: previous.map(|position| scene.cursor(position)),
+            id: event_ref.cursor(event.position),
+            prev: previous.map(|position| event_ref.cursor(position)),
             unchanged: &unchanged,
             message: None,
             mutation_id: event.mutation_id.as_deref(),
             last_in_tx: event.last_in_tx,
         };
-        envelope.wrap_with(sheet, body, &meta)
+        envelope.wrap_with(frame_buf, body, &meta)
     }
-}
-
-/// A message, for those who have joined its channel in the same way, private or not.
-fn said(
-    group: &GroupKey,
-    scene: Scene<'_>,
-    message: &Message,
-    previous: Option<Position>,
-    press: &mut Press<'_>,
-) {
-    let is_for = group.style == Style::Channel
-        && group.private == message.private
-        && group.topic.strip_prefix(crate::topic::PREFIX) == Some(&message.channel);
-    if !is_for {
-        return;
-    }
-    let Scene { batch, event, .. } = scene;
-    let row = message.row.as_ref().map(|row| RowMeta {
-        sequence_id: row.sequence_id,
-        rejected: row.rejected,
-        headers: row.headers.map_or(&[], |headers| batch.bytes(headers)),
-    });
-    let own_id = message.row.as_ref().map(|row| &*row.mutation_id);
-    let meta = Meta {
-        prev: previous.map(|position| scene.cursor(position)),
-        message: Some(MessageMeta { row, wrapped: message.wrapped }),
-        mutation_id: own_id.or(event.mutation_id.as_deref()),
-        ..Meta::of(scene.cursor(event.position))
-    };
-    let envelope = Envelope::broadcast(group.vsn, &group.topic, &message.name);
-    press.out.push(envelope.wrap_with(press.sheet, batch.bytes(message.payload), &meta));
 }

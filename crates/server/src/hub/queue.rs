@@ -65,7 +65,7 @@ const KEPT: usize = 16;
 
 /// Why the server ends a connection by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Goodbye {
+pub enum CloseReason {
     /// It read too slowly and fell off the history.
     Slow,
     /// `tide.disconnect`.
@@ -85,7 +85,7 @@ pub enum Push {
 }
 
 /// Frames between the hub, which pushes, and one session, which writes them to its socket.
-/// Bounded in bytes; the overflow policy is the hub's: lag, then [`Goodbye::Slow`].
+/// Bounded in bytes; the overflow policy is the hub's: lag, then [`CloseReason::Slow`].
 #[derive(Debug)]
 pub struct Queue {
     inner: Mutex<Inner>,
@@ -117,7 +117,7 @@ struct Inner {
     lagging: bool,
     /// The client has not been told of somebody who came or went.
     missed_presence: bool,
-    goodbye: Option<Goodbye>,
+    close_reason: Option<CloseReason>,
 }
 
 /// What a session took from its queue.
@@ -129,7 +129,7 @@ pub enum Taken {
         drained: bool,
         missed_presence: bool,
     },
-    Goodbye(Goodbye),
+    Closed(CloseReason),
 }
 
 /// Counters for `tide.stat_connections`.
@@ -159,7 +159,8 @@ impl Queue {
         self.push_all(frames, true)
     }
 
-    /// The same with frames that [`Queue::share`] or [`Budget::count`] has counted.
+    /// Offers an event's frames, all or none, that [`Queue::share`] or [`Budget::count`] has
+    /// counted.
     pub fn push_shared(&self, frames: &[Bytes]) -> Push {
         self.push_all(frames, false)
     }
@@ -174,7 +175,7 @@ impl Queue {
     fn push_all(&self, frames: &[Bytes], is_own: bool) -> Push {
         let bytes: usize = frames.iter().map(Bytes::len).sum();
         let mut inner = self.lock();
-        if inner.goodbye.is_some() {
+        if inner.close_reason.is_some() {
             return Push::Closed;
         }
         if inner.lagging || self.is_full(&inner, bytes) {
@@ -202,7 +203,7 @@ impl Queue {
     /// [`Budget::count`].
     pub fn offer(&self, frame: &Bytes) -> Push {
         let mut inner = self.lock();
-        if inner.goodbye.is_some() {
+        if inner.close_reason.is_some() {
             return Push::Closed;
         }
         if inner.lagging || self.is_full(&inner, frame.len()) {
@@ -228,9 +229,9 @@ impl Queue {
     }
 
     /// Ends the connection after what is being written.
-    pub fn close(&self, goodbye: Goodbye) {
+    pub fn close(&self, reason: CloseReason) {
         let mut inner = self.lock();
-        inner.goodbye.get_or_insert(goodbye);
+        inner.close_reason.get_or_insert(reason);
         // The session may take its time to say so.
         self.clear(&mut inner);
         drop(inner);
@@ -254,10 +255,10 @@ impl Queue {
     }
 
     /// Waits until the connection is to end: for a session that is busy writing.
-    pub async fn goodbye(&self) -> Goodbye {
+    pub async fn closed(&self) -> CloseReason {
         loop {
-            if let Some(goodbye) = self.lock().goodbye {
-                return goodbye;
+            if let Some(reason) = self.lock().close_reason {
+                return reason;
             }
             self.filled.notified().await;
         }
@@ -265,8 +266,8 @@ impl Queue {
 
     fn try_take(&self, buffer: &mut Vec<Bytes>, limit: usize) -> Option<Taken> {
         let mut inner = self.lock();
-        if let Some(goodbye) = inner.goodbye {
-            return Some(Taken::Goodbye(goodbye));
+        if let Some(reason) = inner.close_reason {
+            return Some(Taken::Closed(reason));
         }
         let before = inner.bytes;
         let (mut taken, mut own) = (0, 0);

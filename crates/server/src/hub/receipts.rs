@@ -1,4 +1,4 @@
-//! What the hub tells the keeper of the outboxes: which rows have been published.
+//! What the hub tells the outbox cleaner: which rows have been published.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tide_feed::event::{Lsn, OutboxRow};
 use tokio::sync::{Notify, mpsc};
 
-/// Receipts on their way. The hub waits for nobody: one more is dropped, and the keeper told that
-/// some are missing; it then asks the outboxes themselves what is left in them.
+/// Receipts on their way. The hub waits for nobody: one more is dropped, and the cleaner is told
+/// that some are missing; it then asks the outboxes themselves what is left in them.
 const CAPACITY: usize = 64 << 10;
 
 /// A row of an outbox whose message is in the history.
@@ -98,7 +98,7 @@ pub struct Receipts {
     failures: Failures,
 }
 
-/// The keeper's end.
+/// The outbox cleaner's end.
 #[derive(Debug)]
 pub struct Received {
     receipts: mpsc::Receiver<Receipt>,

@@ -4,14 +4,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tide_feed::catalog::{Channel, Connection, RecentEvent};
+use tide_feed::control::{ConnectedChannel, Connection, RecentEvent};
 use tide_feed::event::{Batch, Cursor, Datum, Epoch, Event, EventKind, Relation, Row};
 use tide_feed::json;
 
-use super::catch_up::Laggards;
+use super::catch_up::LaggingSessions;
 use super::handle::SessionId;
 use super::history::{History, Seq};
-use super::registry::{self, Roster};
+use super::registry::{JoinedTopic, Registry};
 
 /// The newest `limit` events of the tables (`None`: of all), oldest first.
 pub(super) fn events(
@@ -105,14 +105,18 @@ fn record(batch: &Batch, relation: &Relation, row: Row) -> Option<Box<RawValue>>
 }
 
 /// Every connection with its channels; `head` is the number of the history's next event.
-pub(super) fn connections(roster: &Roster, laggards: &Laggards, head: Seq) -> Vec<Connection> {
-    let mut connections: Vec<Connection> = roster
+pub(super) fn connections(
+    registry: &Registry,
+    lagging: &LaggingSessions,
+    head: Seq,
+) -> Vec<Connection> {
+    let mut connections: Vec<Connection> = registry
         .sessions
         .iter()
         .map(|(id, session)| {
             let queue = session.queue.stats();
-            let channels: Vec<Channel> = (session.channels.iter())
-                .map(|(topic, channel)| describe(topic, channel, *id, roster, head))
+            let channels: Vec<ConnectedChannel> = (session.channels.iter())
+                .map(|(topic, channel)| describe(topic, channel, *id, registry, head))
                 .collect();
             Connection {
                 id: *id,
@@ -123,7 +127,7 @@ pub(super) fn connections(roster: &Roster, laggards: &Laggards, head: Seq) -> Ve
                 sent_bytes: queue.sent_bytes,
                 queued_frames: queue.queued_frames as u64,
                 queued_bytes: queue.queued_bytes as u64,
-                lagging: laggards.contains(*id),
+                lagging: lagging.contains(*id),
                 lag: channels.iter().map(|channel| channel.lag).max().unwrap_or_default(),
                 channels,
             }
@@ -135,16 +139,16 @@ pub(super) fn connections(roster: &Roster, laggards: &Laggards, head: Seq) -> Ve
 
 fn describe(
     topic: &str,
-    channel: &registry::Channel,
+    channel: &JoinedTopic,
     session: SessionId,
-    roster: &Roster,
+    registry: &Registry,
     head: Seq,
-) -> Channel {
-    let groups = || channel.groups.iter().filter_map(|group| roster.group(*group));
+) -> ConnectedChannel {
+    let groups = || channel.groups.iter().filter_map(|group| registry.group(*group));
     let members = groups().filter_map(|group| group.members.iter().find(|m| m.session == session));
     let next = members.filter_map(|member| member.lag).min().unwrap_or(head);
     let bindings: usize = groups().map(|group| group.key.bindings.len()).sum();
-    Channel {
+    ConnectedChannel {
         topic: topic.to_owned(),
         role: channel.identity.role.to_string(),
         subject: claimed_subject(&channel.identity.claims),

@@ -19,7 +19,7 @@ pub(super) struct Session {
     pub(super) queue: Arc<Queue>,
     pub(super) peer: Peer,
     /// By topic; a topic is joined once per connection.
-    pub(super) channels: HashMap<Arc<str>, Channel>,
+    pub(super) channels: HashMap<Arc<str>, JoinedTopic>,
 }
 
 impl Session {
@@ -30,7 +30,7 @@ impl Session {
 }
 
 /// A topic that a connection has joined.
-pub(super) struct Channel {
+pub(super) struct JoinedTopic {
     pub(super) identity: Arc<Identity>,
     pub(super) joined_at: SystemTime,
     /// One for each facet of the subscription.
@@ -38,7 +38,7 @@ pub(super) struct Channel {
 }
 
 /// A group and where in the stream a channel begins in it.
-pub(super) struct Seat {
+pub(super) struct Membership {
     pub(super) key: GroupKey,
     pub(super) floor: Floor,
     pub(super) lag: Option<Seq>,
@@ -46,15 +46,15 @@ pub(super) struct Seat {
     pub(super) latest: Option<Box<Latest>>,
 }
 
-impl Seat {
-    pub(super) fn new(key: GroupKey, floor: Floor, lag: Option<Seq>) -> Seat {
-        Seat { key, floor, lag, replays: false, latest: None }
+impl Membership {
+    pub(super) fn new(key: GroupKey, floor: Floor, lag: Option<Seq>) -> Membership {
+        Membership { key, floor, lag, replays: false, latest: None }
     }
 }
 
 /// All connections and groups, with the routes that lead to the groups.
 #[derive(Default)]
-pub(super) struct Roster {
+pub(super) struct Registry {
     pub(super) sessions: HashMap<SessionId, Session>,
     /// In boxes, since a table of many has as many places to spare.
     groups: HashMap<GroupId, Box<Group>>,
@@ -65,7 +65,7 @@ pub(super) struct Roster {
     pub(super) routes: Routes,
 }
 
-impl Roster {
+impl Registry {
     pub(super) fn group(&self, id: GroupId) -> Option<&Group> {
         self.groups.get(&id).map(|group| &**group)
     }
@@ -124,18 +124,18 @@ impl Roster {
         session: SessionId,
         topic: &Arc<str>,
         identity: Arc<Identity>,
-        seats: Vec<Seat>,
+        memberships: Vec<Membership>,
     ) {
         self.leave(session, topic);
         if !self.sessions.contains_key(&session) {
             return;
         }
-        let mut groups = Vec::with_capacity(seats.len());
-        for seat in seats {
-            groups.push(self.sit_down(session, seat));
+        let mut groups = Vec::with_capacity(memberships.len());
+        for membership in memberships {
+            groups.push(self.add(session, membership));
         }
         if let Some(entry) = self.sessions.get_mut(&session) {
-            let channel = Channel { identity, joined_at: SystemTime::now(), groups };
+            let channel = JoinedTopic { identity, joined_at: SystemTime::now(), groups };
             entry.channels.insert(Arc::clone(topic), channel);
         }
     }
@@ -155,11 +155,11 @@ impl Roster {
         let known = self.by_key.get(&key).filter(|id| channel.groups.contains(id)).copied();
         match (known, receive) {
             (None, true) => {
-                let id = self.sit_down(session, Seat::new(key, Floor::default(), None));
+                let id = self.add(session, Membership::new(key, Floor::default(), None));
                 self.change_groups(session, topic, |groups| groups.push(id));
             }
             (Some(id), false) => {
-                self.stand_up(session, id);
+                self.remove(session, id);
                 self.change_groups(session, topic, |groups| groups.retain(|other| *other != id));
             }
             _ => {}
@@ -204,11 +204,11 @@ impl Roster {
         &mut self,
         session: SessionId,
         topic: &str,
-    ) -> Option<(Arc<Identity>, Vec<Seat>)> {
-        let Channel { identity, groups, .. } =
+    ) -> Option<(Arc<Identity>, Vec<Membership>)> {
+        let JoinedTopic { identity, groups, .. } =
             self.sessions.get_mut(&session)?.channels.remove(topic)?;
-        let seats = groups.into_iter().filter_map(|id| self.stand_up(session, id));
-        Some((identity, seats.collect()))
+        let memberships = groups.into_iter().filter_map(|id| self.remove(session, id));
+        Some((identity, memberships.collect()))
     }
 
     /// Ends what the members of a group get of rows, and tells them: its filters make too much work.
@@ -229,13 +229,13 @@ impl Roster {
                 "a subscription of connection {session} ends: its filters make too much work"
             );
             queue.reply(frame.clone());
-            self.stand_up(session, id);
+            self.remove(session, id);
             self.change_groups(session, &topic, |groups| groups.retain(|other| *other != id));
         }
     }
 
     /// Takes the connection out of a group, which goes with its last member.
-    fn stand_up(&mut self, session: SessionId, id: GroupId) -> Option<Seat> {
+    fn remove(&mut self, session: SessionId, id: GroupId) -> Option<Membership> {
         let group = self.groups.get_mut(&id)?;
         let index = group.members.iter().position(|member| member.session == session)?;
         let Member { floor, lag, replays, latest, .. } = group.members.swap_remove(index);
@@ -251,7 +251,7 @@ impl Roster {
                 }
             }
         }
-        Some(Seat { key, floor, lag, replays, latest })
+        Some(Membership { key, floor, lag, replays, latest })
     }
 
     /// Moves the channel to the groups of the same bindings under another identity.
@@ -261,16 +261,19 @@ impl Roster {
         topic: &str,
         identity: Arc<Identity>,
     ) {
-        let Some((_, mut seats)) = self.leave(session, topic) else { return };
-        for GroupKey { role, identity: owner, .. } in seats.iter_mut().map(|seat| &mut seat.key) {
+        let Some((_, mut memberships)) = self.leave(session, topic) else { return };
+        for GroupKey { role, identity: owner, .. } in
+            memberships.iter_mut().map(|membership| &mut membership.key)
+        {
             *role = role.as_ref().map(|_| Arc::clone(&identity.role));
             *owner = owner.as_ref().map(|_| Arc::clone(&identity));
         }
-        self.join(session, &topic.into(), identity, seats);
+        self.join(session, &topic.into(), identity, memberships);
     }
 
-    /// Tells the members of a group apart: each goes to the group of its own identity.
-    pub(super) fn tell_apart(&mut self, id: GroupId) -> Vec<GroupId> {
+    /// Splits a group whose members see different rows: each goes to the group of its own identity.
+    /// Returns these groups.
+    pub(super) fn split_by_identity(&mut self, id: GroupId) -> Vec<GroupId> {
         let Some(group) = self.groups.get(&id) else { return Vec::new() };
         let sessions: Vec<SessionId> = group.members.iter().map(|m| m.session).collect();
         let (topic, previous) = (Arc::clone(&group.key.topic), group.previous);
@@ -281,9 +284,9 @@ impl Roster {
                 continue;
             };
             let identity = Arc::clone(&channel.identity);
-            let Some(mut seat) = self.stand_up(session, id) else { continue };
-            seat.key.identity = Some(identity);
-            let own = self.sit_down(session, seat);
+            let Some(mut membership) = self.remove(session, id) else { continue };
+            membership.key.identity = Some(identity);
+            let own = self.add(session, membership);
             if let Some(group) = self.groups.get_mut(&own) {
                 group.previous = group.previous.max(previous);
             }
@@ -298,8 +301,8 @@ impl Roster {
     }
 
     /// Makes the connection a member of a group, which is made if need be.
-    fn sit_down(&mut self, session: SessionId, seat: Seat) -> GroupId {
-        let Seat { key, floor, lag, replays, latest } = seat;
+    fn add(&mut self, session: SessionId, membership: Membership) -> GroupId {
+        let Membership { key, floor, lag, replays, latest } = membership;
         let id = self.group_of(key);
         let queue = self.sessions.get(&session).map(|entry| Arc::clone(&entry.queue));
         if let (Some(group), Some(queue)) = (self.groups.get_mut(&id), queue) {
@@ -309,7 +312,7 @@ impl Roster {
     }
 
     /// Forgets the connection.
-    pub(super) fn disconnect(&mut self, session: SessionId) {
+    pub(super) fn forget(&mut self, session: SessionId) {
         let Some(entry) = self.sessions.get(&session) else { return };
         let topics: Vec<Arc<str>> = entry.channels.keys().cloned().collect();
         for topic in topics {

@@ -24,7 +24,7 @@ struct Route {
     every: HashSet<GroupId>,
     by_value: HashMap<i16, HashMap<Box<[u8]>, Vec<GroupId>>>,
     /// Where the groups that are found by values are.
-    places: HashMap<GroupId, Box<[Anchor]>>,
+    anchors_of: HashMap<GroupId, Box<[Anchor]>>,
 }
 
 impl Route {
@@ -33,7 +33,7 @@ impl Route {
             relation: Arc::clone(relation),
             every: HashSet::new(),
             by_value: HashMap::new(),
-            places: HashMap::new(),
+            anchors_of: HashMap::new(),
         }
     }
 
@@ -50,7 +50,7 @@ impl Route {
                 groups.push(id);
             }
         }
-        self.places.insert(id, anchors.into());
+        self.anchors_of.insert(id, anchors.into());
     }
 
     /// What the filters of the group's bindings to the table ask for.
@@ -68,7 +68,7 @@ impl Route {
 
     fn remove(&mut self, id: GroupId) {
         self.every.remove(&id);
-        for (attnum, value) in self.places.remove(&id).unwrap_or_default() {
+        for (attnum, value) in self.anchors_of.remove(&id).unwrap_or_default() {
             let Some(values) = self.by_value.get_mut(&attnum) else { continue };
             if let Some(groups) = values.get_mut(&value) {
                 groups.retain(|group| *group != id);
@@ -84,11 +84,11 @@ impl Route {
 
     fn candidates(&self, batch: &Batch, change: &Change, out: &mut Vec<GroupId>) {
         out.extend(&self.every);
-        if self.places.is_empty() {
+        if self.anchors_of.is_empty() {
             return;
         }
         if change.operation == Operation::Truncate {
-            out.extend(self.places.keys());
+            out.extend(self.anchors_of.keys());
         }
         let images = Images::of(batch, change);
         for (attnum, values) in &self.by_value {

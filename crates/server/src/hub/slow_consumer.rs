@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::handle::SessionId;
-use super::registry::Roster;
+use super::registry::Registry;
 
 /// Who may be waited for.
 #[derive(Clone, Copy)]
 pub(super) struct Pace {
-    /// How long connections are watched before they are judged: what those that have stalled can
+    /// How long connections are watched before they are compared: what those that have stalled can
     /// delay the others by, all together and once.
     pub(super) watch: Duration,
     /// Bytes per second. Who reads at least this fast sets the pace for all, but only during a
@@ -17,8 +17,8 @@ pub(super) struct Pace {
     pub(super) least: u64,
 }
 
-/// Judges connections by what they drain while they are watched.
-pub(super) struct Judge {
+/// Finds connections that drain too little while they are watched.
+pub(super) struct SlowConsumers {
     pace: Pace,
     watch: Option<Watch>,
 }
@@ -29,24 +29,25 @@ struct Watch {
     sent: HashMap<SessionId, u64>,
 }
 
-impl Judge {
-    pub(super) fn new(pace: Pace) -> Judge {
-        Judge { pace, watch: None }
+impl SlowConsumers {
+    pub(super) fn new(pace: Pace) -> SlowConsumers {
+        SlowConsumers { pace, watch: None }
     }
 
-    /// Nobody needs to be judged any more.
-    pub(super) fn dismiss(&mut self) {
+    /// Nobody has to be watched any more.
+    pub(super) fn reset(&mut self) {
         self.watch = None;
     }
 
     /// Those of `needing` that read too slowly; `None`: they are being watched, ask again soon.
-    pub(super) fn slow(
+    pub(super) fn among(
         &mut self,
         needing: &[SessionId],
-        roster: &Roster,
+        registry: &Registry,
         now: Instant,
     ) -> Option<Vec<SessionId>> {
-        let sent = |session: SessionId| roster.sessions.get(&session).map(|s| s.queue.sent_bytes());
+        let sent =
+            |session: SessionId| registry.sessions.get(&session).map(|s| s.queue.sent_bytes());
         let Some(watch) = self.watch.as_ref().filter(|w| now - w.since < 2 * self.pace.watch)
         else {
             let sent = needing.iter().filter_map(|s| Some((*s, sent(*s)?))).collect();
@@ -58,7 +59,7 @@ impl Judge {
             return None;
         }
         let due = self.pace.least * u64::try_from(elapsed.as_millis()).unwrap_or(0) / 1000;
-        // Who came to the end during the watch is judged after the next.
+        // Who came to the end during the watch is looked at after the next.
         let is_slow = |session: &&SessionId| {
             let drained = watch.sent.get(*session).map(|then| sent(**session).unwrap_or(0) - then);
             drained.is_some_and(|drained| drained < due)

@@ -1,8 +1,8 @@
-//! The hub with a steward made up for the test and queues instead of sockets.
+//! The hub with a catalog worker made up for the test and queues instead of sockets.
 
 mod beginning;
+mod catalog_worker;
 mod lookups;
-mod steward;
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -12,9 +12,9 @@ use std::time::{Duration, SystemTime};
 
 use beginning::{cursor, joined, now};
 use bytes::Bytes;
+use catalog_worker::CatalogWorker;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
-use steward::Steward;
 use tide_feed::catalog::{ColumnAccess, Policy, Request, RowSecurity, TableAccess};
 use tide_feed::config::Config;
 use tide_feed::event::{
@@ -25,8 +25,8 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::handle::{Cast, Command, Hub, Peer, SessionId};
-use super::queue::{Budget, Goodbye, Push, Queue, Taken};
+use super::handle::{Command, Ephemeral, Hub, Peer, SessionId};
+use super::queue::{Budget, CloseReason, Push, Queue, Taken};
 use super::subscription::{
     Binding, Facet, Identity, Operations, Since, Style, Subscription, Target,
 };
@@ -34,7 +34,7 @@ use super::{Parts, start};
 use crate::catalog::{Catalog, frame};
 use crate::filter::{compile, parse};
 use crate::link::{Feed, Uplink};
-use crate::notify::Listening;
+use crate::notify::NotifyRegistry;
 use crate::stats::Stats;
 use crate::wire::Vsn;
 
@@ -50,7 +50,7 @@ struct World {
     feed: mpsc::Sender<Feed>,
     stats: Arc<Stats>,
     relation: Arc<Relation>,
-    steward: Arc<Steward>,
+    catalog_worker: Arc<CatalogWorker>,
     catalog: Catalog,
 }
 
@@ -93,22 +93,22 @@ impl World {
     fn new(config: &Config) -> World {
         let runtime = Runtime::new().expect("a runtime");
         let catalog = Catalog::new("tide".into());
-        let steward = Steward::new(vec![access()]);
-        runtime.spawn(Arc::clone(&steward).serve(catalog.clone()));
+        let catalog_worker = CatalogWorker::new(vec![access()]);
+        runtime.spawn(Arc::clone(&catalog_worker).serve(catalog.clone()));
         let (feed, fed) = mpsc::channel(64);
         let stats = Arc::<Stats>::default();
         let parts = Parts {
             feed: fed,
             notified: mpsc::channel(1).1,
             uplink: Uplink::default(),
-            listening: Listening::default(),
+            notify_registry: NotifyRegistry::default(),
             catalog: catalog.clone(),
             stats: Arc::clone(&stats),
             receipts: super::receipts::channel().0,
         };
         let hub = start(config.clone(), parts);
         let relation = relation();
-        let world = World { runtime, hub, feed, stats, relation, steward, catalog };
+        let world = World { runtime, hub, feed, stats, relation, catalog_worker, catalog };
         world.feed(Feed::Live { epoch: EPOCH, from: Lsn(100), cause: None });
         world
     }
@@ -266,7 +266,7 @@ impl World {
             columns: Some(vec![1]),
         };
         let security = RowSecurity { policies: vec![policy], ..RowSecurity::default() };
-        let mut tables = self.steward.granted.lock().expect("not poisoned");
+        let mut tables = self.catalog_worker.granted.lock().expect("not poisoned");
         for table in &mut *tables {
             table.row_security = Some(security.clone());
         }
@@ -293,23 +293,23 @@ impl World {
 
 fn executed(request: &Request) -> Value {
     match request {
-        Request::Judge { condition, rows, claims, .. } => {
+        Request::EvaluatePolicy { condition, rows, claims, .. } => {
             assert!(condition.contains(POLICY));
             let rows: Vec<Value> = serde_json::from_str(rows).expect("an array");
             let even = |row: &Value| row["id"].as_i64().expect("an id") % 2 == 0;
             let visible: Vec<bool> = rows.iter().map(even).collect();
-            let judgements: Vec<Value> =
+            let outcomes: Vec<Value> =
                 claims.iter().map(|_| json!({ "visible": visible })).collect();
-            json!({ "judgements": judgements })
+            json!({ "outcomes": outcomes })
         }
-        Request::Evaluate { claims, expressions, .. } => {
-            let evaluations = claims.iter().map(|claims| {
+        Request::EvaluateClaims { claims, expressions, .. } => {
+            let outcomes = claims.iter().map(|claims| {
                 let claims: Value = serde_json::from_str(claims).expect("claims");
                 let values: Vec<String> =
                     expressions.iter().map(|_| claims["n"].to_string()).collect();
                 json!({ "values": values })
             });
-            json!({ "evaluations": evaluations.collect::<Vec<_>>() })
+            json!({ "outcomes": outcomes.collect::<Vec<_>>() })
         }
         other => panic!("not for an executor: {other:?}"),
     }
@@ -374,12 +374,13 @@ fn a_revoke_holds_from_the_next_event_on() {
     world.insert(200, 1);
     assert_eq!(world.ids(&client, 1), [1]);
 
-    let granted = std::mem::take(&mut *world.steward.granted.lock().expect("not poisoned"));
+    let granted = std::mem::take(&mut *world.catalog_worker.granted.lock().expect("not poisoned"));
+    let asked = world.catalog_worker.asked();
     world.feed(Feed::Catalog(CatalogChange::Relation(TABLE)));
     world.insert(300, 2);
     // Granted again once the hub has asked about the revoke.
-    world.wait_for(300);
-    *world.steward.granted.lock().expect("not poisoned") = granted;
+    world.wait_for_question(asked + 1);
+    *world.catalog_worker.granted.lock().expect("not poisoned") = granted;
     world.feed(Feed::Catalog(CatalogChange::All));
     world.insert(400, 3);
 
@@ -419,12 +420,12 @@ fn a_client_that_falls_off_the_history_is_cut_off_alone() {
     let last = world.runtime.block_on(async {
         loop {
             match stalled.queue.take(&mut Vec::new(), 1 << 20).await {
-                Taken::Goodbye(goodbye) => return goodbye,
+                Taken::Closed(reason) => return reason,
                 Taken::Frames { .. } => {}
             }
         }
     });
-    assert_eq!(last, Goodbye::Slow);
+    assert_eq!(last, CloseReason::Slow);
 }
 
 #[test]
@@ -523,7 +524,7 @@ fn a_cast_is_for_everybody_in_the_topic_but_its_sender() {
     let (sender, other) = (world.connect(), world.connect());
     world.join_room(&sender, false, now(0));
     world.join_room(&other, false, now(0));
-    let cast = |name: &str, private, except| Cast {
+    let message = |name: &str, private, except| Ephemeral {
         topic: ROOM.into(),
         to: Style::Channel,
         private,
@@ -532,9 +533,9 @@ fn a_cast_is_for_everybody_in_the_topic_but_its_sender() {
         except,
     };
 
-    world.hub.cast(cast("private", true, None));
-    world.hub.cast(cast("to others", false, Some(sender.session)));
-    world.hub.cast(cast("to all", false, None));
+    world.hub.send_ephemeral(message("private", true, None));
+    world.hub.send_ephemeral(message("to others", false, Some(sender.session)));
+    world.hub.send_ephemeral(message("to all", false, None));
 
     assert_eq!(world.heard(&sender, "to all"), ["to all"]);
     assert_eq!(world.heard(&other, "to all"), ["to others", "to all"]);
@@ -545,45 +546,62 @@ fn a_channel_may_begin_and_cease_to_receive_presence() {
     let world = World::new(&Config::default());
     let client = world.connect();
     world.join_room(&client, false, now(0));
-    let cast = |to, name: &str| {
+    let send = |to, name: &str| {
         let frame = format!(r#"[null,null,"r","broadcast",{{"event":"{name}"}}]"#);
         let (v1, v2) = (Bytes::new(), frame.into());
-        world.hub.cast(Cast { topic: ROOM.into(), to, private: false, v1, v2, except: None });
+        world.hub.send_ephemeral(Ephemeral {
+            topic: ROOM.into(),
+            to,
+            private: false,
+            v1,
+            v2,
+            except: None,
+        });
     };
     let receive = |receive| {
         let facet = Facet::of_topic(Style::Presence, false);
         world.hub.receive(client.session, &ROOM.into(), Vsn::V2, facet, receive);
     };
 
-    cast(Style::Presence, "before");
+    send(Style::Presence, "before");
     receive(true);
     receive(true);
-    cast(Style::Presence, "once");
-    cast(Style::Channel, "message");
+    send(Style::Presence, "once");
+    send(Style::Channel, "message");
     receive(false);
     receive(false);
-    cast(Style::Presence, "after");
-    cast(Style::Channel, "end");
+    send(Style::Presence, "after");
+    send(Style::Channel, "end");
 
     assert_eq!(world.heard(&client, "end"), ["once", "message", "end"]);
 }
 
 #[test]
 fn those_who_cast_faster_than_the_hub_wait_for_it() {
-    let (hub, mut ends) = Hub::new(1 << 20, Arc::new(Budget::new(1 << 20)), Listening::default());
+    let (hub, mut ends) =
+        Hub::new(1 << 20, Arc::new(Budget::new(1 << 20)), NotifyRegistry::default());
     let frame = Bytes::from(vec![b'x'; 3 << 20]);
-    let cast = || {
+    let send = || {
         let (to, v1, v2) = (Style::Channel, Bytes::new(), frame.clone());
-        hub.cast(Cast { topic: ROOM.into(), to, private: false, v1, v2, except: None });
+        hub.send_ephemeral(Ephemeral {
+            topic: ROOM.into(),
+            to,
+            private: false,
+            v1,
+            v2,
+            except: None,
+        });
     };
-    cast();
+    send();
     assert!(hub.ready().now_or_never().is_some());
-    cast();
+    send();
     let mut ready = pin!(hub.ready());
     assert!(ready.as_mut().now_or_never().is_none());
 
-    let Ok(Command::Cast { cast }) = ends.commands.try_recv() else { panic!("a cast") };
-    ends.casts.remove(&cast);
+    let Ok(Command::Ephemeral { message }) = ends.commands.try_recv() else {
+        panic!("an ephemeral message")
+    };
+    ends.ephemerals.remove(&message);
 
     assert!(ready.now_or_never().is_some());
 }

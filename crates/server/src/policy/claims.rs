@@ -26,7 +26,7 @@ const BUILT_IN: &[(&str, Option<&str>)] = &[
     ("upper", Some("text")),
 ];
 
-/// The same that only occur in bodies, where their types are of no interest.
+/// Further functions that only occur in bodies, where their types are of no interest.
 const IN_BODIES: &[&str] = &[
     "array_agg",
     "array_append",

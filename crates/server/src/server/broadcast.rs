@@ -6,7 +6,7 @@ use tide_feed::config::Config;
 
 use super::channel::Channel;
 use super::context::ServerContext;
-use crate::hub::handle::{Cast, SessionId};
+use crate::hub::handle::{Ephemeral, SessionId};
 use crate::hub::subscription::Style;
 use crate::stats::RefusedPush;
 use crate::topic::PREFIX;
@@ -29,7 +29,7 @@ impl Refused {
 
 /// A broadcast that has passed all checks.
 #[derive(Debug)]
-pub(super) struct Spoken<'a> {
+pub(super) struct CheckedBroadcast<'a> {
     topic: &'a str,
     private: bool,
     broadcast: &'a Broadcast,
@@ -41,13 +41,13 @@ pub(super) fn of_client<'a>(
     channel: &Channel,
     topic: &'a str,
     broadcast: &'a Broadcast,
-) -> Result<Spoken<'a>, Refused> {
+) -> Result<CheckedBroadcast<'a>, Refused> {
     let name = topic.strip_prefix(PREFIX).unwrap_or(topic);
     check(config, name, broadcast)?;
     if !channel.access.broadcast().write {
         return Err(not_permitted(name));
     }
-    Ok(Spoken { topic, private: channel.private, broadcast })
+    Ok(CheckedBroadcast { topic, private: channel.private, broadcast })
 }
 
 /// What can be said of a broadcast whoever sends it. `name`: the topic without `realtime:`.
@@ -80,14 +80,18 @@ pub(super) fn not_permitted(name: &str) -> Refused {
     )
 }
 
-impl<'a> Spoken<'a> {
+impl<'a> CheckedBroadcast<'a> {
     /// `topic`: with its `realtime:`. Only for what has been checked.
-    pub(super) fn new(topic: &'a str, private: bool, broadcast: &'a Broadcast) -> Spoken<'a> {
-        Spoken { topic, private, broadcast }
+    pub(super) fn new(
+        topic: &'a str,
+        private: bool,
+        broadcast: &'a Broadcast,
+    ) -> CheckedBroadcast<'a> {
+        CheckedBroadcast { topic, private, broadcast }
     }
 
     /// To everybody who has joined the channel, but one.
-    pub(super) fn cast(&self, context: &ServerContext, except: Option<SessionId>) {
+    pub(super) fn send(&self, context: &ServerContext, except: Option<SessionId>) {
         let (topic, event) = (self.topic, &*self.broadcast.event);
         let (v1, v2) = match &self.broadcast.payload {
             Payload::Json(json) => {
@@ -101,6 +105,6 @@ impl<'a> Spoken<'a> {
         };
         let (to, private, topic) = (Style::Channel, self.private, Arc::from(topic));
         context.stats.broadcasts_total.inc();
-        context.hub.cast(Cast { topic, to, private, v1, v2, except });
+        context.hub.send_ephemeral(Ephemeral { topic, to, private, v1, v2, except });
     }
 }

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::access::Access;
-use super::identity::Credentials;
-use super::presence::Attendance;
+use super::credentials::Credentials;
+use super::grant::Access;
+use super::presence::ChannelPresence;
 use crate::allowance::Share;
 use crate::notify::Lease;
 use crate::stats::Stats;
@@ -29,7 +29,7 @@ pub(super) struct Channel {
     /// Of the connection's memory for filters.
     pub(super) _filters: Option<Share>,
     /// None on topics of ours.
-    pub(super) attendance: Option<Box<Attendance>>,
+    pub(super) presence: Option<Box<ChannelPresence>>,
 }
 
 impl Channel {
@@ -119,7 +119,7 @@ mod tests {
             _filters: None,
             echo: false,
             watches_presence: false,
-            attendance: None,
+            presence: None,
         }
     }
 

@@ -17,12 +17,12 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use super::connection_slots::ConnectionSlot;
 use super::context::ServerContext;
 use super::http::{self, Front};
-use super::listen::stopped;
 use super::read_budget::Metered;
-use super::seats::Seat;
 use super::session;
+use super::shutdown::stopped;
 use crate::stats::RefusedConnection;
 
 /// Largest head of a request: room for a token of many claims in the query.
@@ -37,7 +37,7 @@ const NO_PLACE: &str = "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\
 /// A websocket that goes on until it ends.
 type Conversing = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Serves one socket until it ends or `stop` says so. `seat` is held until it is a websocket.
+/// Serves one socket until it ends or `stop` says so. `slot` is held until it is a websocket.
 ///
 /// What comes first is large and soon over, so it is boxed: a websocket, which may live for days,
 /// keeps none of its room.
@@ -47,15 +47,15 @@ pub(super) async fn serve(
     tls: Option<TlsAcceptor>,
     context: Arc<ServerContext>,
     stop: watch::Receiver<bool>,
-    seat: Seat,
+    slot: ConnectionSlot,
 ) {
-    let websocket = Box::pin(open(socket, peer, tls, context, stop, Arc::new(seat))).await;
+    let websocket = Box::pin(open(socket, peer, tls, context, stop, Arc::new(slot))).await;
     if let Some(websocket) = websocket {
         websocket.await;
     }
 }
 
-/// Tells a socket for which there is no seat so, without waiting for anything.
+/// Tells a socket for which there is no slot so, without waiting for anything.
 pub(super) fn refuse(socket: TcpStream) {
     // If it cannot be told, it is gone.
     if let Ok(mut socket) = socket.into_std() {
@@ -70,22 +70,22 @@ async fn open(
     tls: Option<TlsAcceptor>,
     context: Arc<ServerContext>,
     mut stop: watch::Receiver<bool>,
-    seat: Arc<Seat>,
+    slot: Arc<ConnectionSlot>,
 ) -> Option<Conversing> {
     // Frames are small and wanted now. If it cannot be set the connection is about to fail anyway.
     let _ = socket.set_nodelay(true);
-    let Some(tls) = tls else { return speak_http(socket, peer, context, stop, seat).await };
+    let Some(tls) = tls else { return speak_http(socket, peer, context, stop, slot).await };
     let handshake = tokio::select! {
         handshake = timeout(context.config.handshake_timeout, tls.accept(socket)) => handshake,
         () = stopped(&mut stop) => return None,
-        () = seat.evicted() => {
+        () = slot.evicted() => {
             context.stats.refused_connection(RefusedConnection::Handshake).inc();
             return None;
         }
     };
     match handshake {
         // Boxed: it is ten times as large as a plain socket.
-        Ok(Ok(socket)) => speak_http(Box::new(socket), peer, context, stop, seat).await,
+        Ok(Ok(socket)) => speak_http(Box::new(socket), peer, context, stop, slot).await,
         Ok(Err(_)) | Err(_) => {
             context.stats.refused_connection(RefusedConnection::Handshake).inc();
             None
@@ -99,13 +99,13 @@ async fn speak_http<S>(
     peer: SocketAddr,
     context: Arc<ServerContext>,
     mut stop: watch::Receiver<bool>,
-    seat: Arc<Seat>,
+    slot: Arc<ConnectionSlot>,
 ) -> Option<Conversing>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let limit = context.config.handshake_timeout;
-    let front = Arc::new(Front::new(Arc::clone(&context), peer, Arc::clone(&seat)));
+    let front = Arc::new(Front::new(Arc::clone(&context), peer, Arc::clone(&slot)));
     let answering = Arc::clone(&front);
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         let front = Arc::clone(&answering);
@@ -126,7 +126,7 @@ where
         // Twice: the header's time, and as much for answers, requests after the first included.
         ended = timeout(limit * 2, poll_fn(|cx| connection.poll_without_shutdown(cx))) => ended.ok()?,
         () = stopped(&mut stop) => return None,
-        () = seat.evicted() => {
+        () = slot.evicted() => {
             context.stats.refused_connection(RefusedConnection::Handshake).inc();
             let mut socket = connection.into_parts().io.into_inner();
             // Once: it has to make room now.
@@ -152,7 +152,7 @@ where
             // The peer closed, or was told to: nothing depends on how this ends.
             tokio::select! {
                 _ = timeout(limit, socket.shutdown()) => {}
-                () = seat.evicted() => {}
+                () = slot.evicted() => {}
             }
             None
         }

@@ -6,16 +6,16 @@ use tide_feed::catalog::{TableAccess, TableName};
 use tide_feed::config::Config;
 use tokio::sync::Semaphore;
 
-use super::access;
+use super::connection_slots::ConnectionSlots;
+use super::grant;
 use super::presence::Rooms;
 use super::rest::HttpBroadcasts;
 use super::role::RoleCache;
-use super::seats::Seats;
-use super::single_flight::Lookups;
+use super::single_flight::SingleFlight;
 use crate::allowance::Allowance;
 use crate::auth::Verifier;
 use crate::catalog::{Catalog, CatalogError, Moment};
-use crate::descriptors::Places;
+use crate::descriptors::ConnectionLimits;
 use crate::hub::Hub;
 use crate::stats::Stats;
 
@@ -30,8 +30,8 @@ pub struct ServerContext {
     pub stats: Arc<Stats>,
     verifier: RwLock<Arc<Verifier>>,
     pub(super) roles: RoleCache,
-    pub(super) tables: Lookups<(Arc<str>, Vec<TableName>), TablesAnswer>,
-    pub(super) access: Lookups<access::Question, access::Answer>,
+    pub(super) tables: SingleFlight<(Arc<str>, Vec<TableName>), TablesAnswer>,
+    pub(super) access: SingleFlight<grant::AccessQuestion, grant::AccessAnswer>,
     pub(super) rooms: Arc<Rooms>,
     pub(super) http_broadcasts: HttpBroadcasts,
     /// Parts of `tide.memory_limit`.
@@ -39,7 +39,7 @@ pub struct ServerContext {
     pub(super) filters: Arc<Allowance>,
     /// `tide.max_connections` permits, or as many as there are descriptors for.
     pub(super) websockets: Arc<Semaphore>,
-    pub(super) seats: Arc<Seats>,
+    pub(super) slots: Arc<ConnectionSlots>,
 }
 
 impl ServerContext {
@@ -49,12 +49,12 @@ impl ServerContext {
         catalog: Catalog,
         verifier: Verifier,
         stats: Arc<Stats>,
-        places: Places,
+        limits: ConnectionLimits,
     ) -> ServerContext {
         // The hub's history and queues have the rest.
         let inbound = Arc::new(Allowance::new(config.memory_limit / 8));
         let filters = Arc::new(Allowance::new(config.memory_limit / 16));
-        let limit = places.websockets.min(Semaphore::MAX_PERMITS);
+        let limit = limits.websockets.min(Semaphore::MAX_PERMITS);
         let rooms = Arc::new(Rooms::new(hub.clone(), &config));
         ServerContext {
             config,
@@ -63,14 +63,14 @@ impl ServerContext {
             stats,
             verifier: RwLock::new(Arc::new(verifier)),
             roles: RoleCache::new(),
-            tables: Lookups::new(),
-            access: Lookups::new(),
+            tables: SingleFlight::new(),
+            access: SingleFlight::new(),
             rooms,
             http_broadcasts: HttpBroadcasts::default(),
             inbound,
             filters,
             websockets: Arc::new(Semaphore::new(limit)),
-            seats: Arc::new(Seats::new(places.waiting, places.opening)),
+            slots: Arc::new(ConnectionSlots::new(limits.waiting, limits.opening)),
         }
     }
 

@@ -7,15 +7,16 @@ use std::time::Instant;
 use bytes::Bytes;
 use tide_feed::catalog::Grant;
 
-use super::access::{self, Access, Extensions};
-use super::broadcast;
 use super::channel::{Channel, Channels};
 use super::context::ServerContext;
-use super::identity::{self, Credentials, Refusal};
+use super::credentials::Credentials;
+use super::grant::{Access, Extensions};
+use super::identity::{self, Refusal};
 use super::join::{self, Joiner, Refused};
 use super::limit::TokenBucket;
 use super::pending::Pending;
 use super::presence::NoRoom;
+use super::{access, broadcast};
 use crate::allowance::Allowance;
 use crate::hub::handle::SessionId;
 use crate::hub::queue::Queue;
@@ -33,7 +34,7 @@ const MALFORMED_LIMIT: u32 = 10;
 
 /// The client does not keep to the protocol, and is to be sent away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Breach {
+pub(super) enum ProtocolViolation {
     /// Too many messages that are not frames.
     Text,
     Binary,
@@ -113,21 +114,21 @@ impl Conversation {
         }
     }
 
-    pub(super) fn text(&mut self, text: &str) -> Result<(), Breach> {
+    pub(super) fn text(&mut self, text: &str) -> Result<(), ProtocolViolation> {
         match decode::decode_text(self.vsn, text) {
             Ok(frame) => self.frame(frame),
-            Err(error) => self.malformed(&error, Breach::Text),
+            Err(error) => self.malformed(&error, ProtocolViolation::Text),
         }
     }
 
-    pub(super) fn binary(&mut self, bytes: &[u8]) -> Result<(), Breach> {
+    pub(super) fn binary(&mut self, bytes: &[u8]) -> Result<(), ProtocolViolation> {
         let decoded = match self.vsn {
             Vsn::V1 => Err(DecodeError::NotAFrame("vsn 1.0.0 has no binary frames")),
             Vsn::V2 => decode::decode_binary(bytes),
         };
         match decoded {
             Ok(frame) => self.frame(frame),
-            Err(error) => self.malformed(&error, Breach::Binary),
+            Err(error) => self.malformed(&error, ProtocolViolation::Binary),
         }
     }
 
@@ -152,7 +153,7 @@ impl Conversation {
             }
             // It could not be looked at: the old one goes on for as long as it lasts.
             Outcome::Renewed(Err(Refusal::Unavailable)) => {}
-            Outcome::Renewed(Err(refusal)) => self.expel(&topic, &refusal.message()),
+            Outcome::Renewed(Err(refusal)) => self.close_channel(&topic, &refusal.message()),
         }
     }
 
@@ -171,11 +172,11 @@ impl Conversation {
         for topic in self.channels.expired(now) {
             let Some(channel) = self.channels.get(&topic) else { continue };
             let text = channel.credentials.expiry_text(now);
-            self.expel(&topic, &text);
+            self.close_channel(&topic, &text);
         }
     }
 
-    fn frame(&mut self, frame: ClientFrame) -> Result<(), Breach> {
+    fn frame(&mut self, frame: ClientFrame) -> Result<(), ProtocolViolation> {
         self.malformed = 0;
         let ClientFrame { join_ref, ref_, topic, event } = frame;
         let to = Address { join_ref: join_ref.as_deref(), ref_: ref_.as_deref(), topic: &topic };
@@ -208,13 +209,13 @@ impl Conversation {
         let Some(channel) = self.channels.get(to.topic) else { return };
         if !self.broadcasts.take(self.context.config.broadcast_rate, Instant::now()) {
             self.context.stats.refused_broadcast(RefusedPush::Rate).inc();
-            return self.expel(to.topic, "Too many messages per second");
+            return self.close_channel(to.topic, "Too many messages per second");
         }
         match broadcast::of_client(&self.context.config, channel, to.topic, broadcast) {
-            Ok(spoken) => {
+            Ok(broadcast) => {
                 let ack = channel.ack;
                 let except = (!channel.echo).then_some(self.session);
-                spoken.cast(&self.context, except);
+                broadcast.send(&self.context, except);
                 // Without `ack` the client counts it as sent and waits for nothing.
                 if ack {
                     self.reply(encode::ok(self.vsn, to));
@@ -231,18 +232,18 @@ impl Conversation {
         let config = Arc::clone(&self.context.config);
         if !self.presence.take(config.presence_rate, Instant::now()) {
             self.context.stats.refused_presence(RefusedPush::Rate).inc();
-            return self.expel(to.topic, "Client presence rate limit exceeded");
+            return self.close_channel(to.topic, "Client presence rate limit exceeded");
         }
         let Some(channel) = self.channels.get_mut(to.topic) else { return };
-        match attend(channel, to.topic, presence, config.max_presence_size) {
+        match handle_presence(channel, to.topic, presence, config.max_presence_size) {
             Ok(()) => self.reply(encode::ok(self.vsn, to)),
-            Err(Unattended::Refused { count, reason }) => {
+            Err(PresenceError::Refused { count, reason }) => {
                 self.context.stats.refused_presence(count).inc();
                 self.reply(encode::error(self.vsn, to, &reason));
             }
-            Err(Unattended::TooLarge) => {
+            Err(PresenceError::TooLarge) => {
                 self.context.stats.refused_presence(RefusedPush::Size).inc();
-                self.expel(to.topic, "Track message size exceeded");
+                self.close_channel(to.topic, "Track message size exceeded");
             }
         }
     }
@@ -251,20 +252,24 @@ impl Conversation {
     /// that it watches.
     pub(super) fn refresh_presence(&self) {
         for channel in self.channels.iter() {
-            if let Some(attendance) = &channel.attendance
+            if let Some(presence) = &channel.presence
                 && channel.watches_presence
                 && channel.access.presence().read
             {
-                attendance.tell(self.session, self.vsn, channel.join_ref.as_deref());
+                presence.tell(self.session, self.vsn, channel.join_ref.as_deref());
             }
         }
     }
 
-    fn join(&mut self, to: Address<'_>, payload: Box<JoinPayload>) -> Result<(), Breach> {
+    fn join(
+        &mut self,
+        to: Address<'_>,
+        payload: Box<JoinPayload>,
+    ) -> Result<(), ProtocolViolation> {
         if !self.joins.take(self.context.config.join_rate, Instant::now()) {
             let reason = "ClientJoinRateLimitReached: Too many joins per second";
             self.refuse_join(to, RefusedJoin::Rate, reason);
-            return Err(Breach::JoinRate);
+            return Err(ProtocolViolation::JoinRate);
         }
         // The newest join of a topic is the one that counts. The old channel is told so, but for
         // a join that has had no answer yet: there the client has stopped waiting for it.
@@ -343,7 +348,7 @@ impl Conversation {
     fn regrant(&mut self, topic: &Arc<str>, access: Access) {
         let Some(channel) = self.channels.get_mut(topic) else { return };
         let before = std::mem::replace(&mut channel.access, access);
-        let Some(attendance) = &mut channel.attendance else { return };
+        let Some(presence) = &mut channel.presence else { return };
         let receive = |style, before: Grant, now: Grant| {
             if before.read != now.read {
                 let facet = Facet::of_topic(style, channel.private);
@@ -354,16 +359,16 @@ impl Conversation {
         if channel.watches_presence {
             receive(Style::Presence, before.presence(), access.presence());
             if access.presence().read && !before.presence().read {
-                attendance.tell(self.session, self.vsn, channel.join_ref.as_deref());
+                presence.tell(self.session, self.vsn, channel.join_ref.as_deref());
             }
         }
         if !access.presence().write {
-            attendance.untrack();
+            presence.untrack();
         }
     }
 
     /// Ends a channel for a reason that the application is told.
-    fn expel(&mut self, topic: &str, text: &str) {
+    fn close_channel(&mut self, topic: &str, text: &str) {
         let Some(channel) = self.channels.remove(topic) else { return };
         self.pending.cancel(topic);
         self.context.hub.leave(self.session, topic);
@@ -379,14 +384,18 @@ impl Conversation {
         }
     }
 
-    fn malformed(&mut self, error: &DecodeError, breach: Breach) -> Result<(), Breach> {
+    fn malformed(
+        &mut self,
+        error: &DecodeError,
+        violation: ProtocolViolation,
+    ) -> Result<(), ProtocolViolation> {
         self.context.stats.malformed_frames_total.inc();
         if let DecodeError::Payload { join_ref, ref_, topic, reason, .. } = error {
             let to = Address { join_ref: join_ref.as_deref(), ref_: ref_.as_deref(), topic };
             self.reply(encode::error(self.vsn, to, reason));
         }
         self.malformed += 1;
-        if self.malformed >= MALFORMED_LIMIT { Err(breach) } else { Ok(()) }
+        if self.malformed >= MALFORMED_LIMIT { Err(violation) } else { Ok(()) }
     }
 
     fn refuse_join(&self, to: Address<'_>, count: RefusedJoin, reason: &str) {
@@ -417,7 +426,7 @@ async fn renewal(
 }
 
 /// Why somebody is not present as it wants to be.
-enum Unattended {
+enum PresenceError {
     Refused {
         count: RefusedPush,
         reason: Cow<'static, str>,
@@ -426,48 +435,48 @@ enum Unattended {
     TooLarge,
 }
 
-impl Unattended {
-    fn refused(count: RefusedPush, reason: impl Into<Cow<'static, str>>) -> Unattended {
-        Unattended::Refused { count, reason: reason.into() }
+impl PresenceError {
+    fn refused(count: RefusedPush, reason: impl Into<Cow<'static, str>>) -> PresenceError {
+        PresenceError::Refused { count, reason: reason.into() }
     }
 }
 
-fn attend(
+fn handle_presence(
     channel: &mut Channel,
     topic: &str,
-    presence: &Presence,
+    request: &Presence,
     max_size: usize,
-) -> Result<(), Unattended> {
-    let request = |reason: &'static str| Unattended::refused(RefusedPush::Request, reason);
-    let Some(attendance) = &mut channel.attendance else {
-        return Err(request("this topic has no presence"));
+) -> Result<(), PresenceError> {
+    let bad_request = |reason: &'static str| PresenceError::refused(RefusedPush::Request, reason);
+    let Some(presence) = &mut channel.presence else {
+        return Err(bad_request("this topic has no presence"));
     };
-    let payload = match presence {
+    let payload = match request {
         Presence::Untrack => {
-            attendance.untrack();
+            presence.untrack();
             return Ok(());
         }
         Presence::Track(payload) => payload,
-        Presence::Other(_) => return Err(request("presence can be tracked and untracked")),
+        Presence::Other(_) => return Err(bad_request("presence can be tracked and untracked")),
     };
     if !channel.access.presence().write {
         let name = topic.strip_prefix(PREFIX).unwrap_or(topic);
         let reason = format!(
             "Unauthorized: You do not have permissions to track presence on this Channel topic: {name}"
         );
-        return Err(Unattended::refused(RefusedPush::Policy, reason));
+        return Err(PresenceError::refused(RefusedPush::Policy, reason));
     }
     let details = payload.as_deref().and_then(|payload| Details::of(payload.get()));
-    let details = details.ok_or_else(|| request("Presence track payload must be a map"))?;
-    if attendance.key().len() + details.bytes() > max_size {
-        return Err(Unattended::TooLarge);
+    let details = details.ok_or_else(|| bad_request("Presence track payload must be a map"))?;
+    if presence.key().len() + details.bytes() > max_size {
+        return Err(PresenceError::TooLarge);
     }
-    attendance.track(details).map_err(|no_room| match no_room {
-        NoRoom::Channel => Unattended::refused(
+    presence.track(details).map_err(|no_room| match no_room {
+        NoRoom::Channel => PresenceError::refused(
             RefusedPush::Full,
             "PresenceLimitReached: Too many are present on this channel",
         ),
-        NoRoom::Server => Unattended::refused(
+        NoRoom::Server => PresenceError::refused(
             RefusedPush::Size,
             "PresenceLimitReached: There is no memory for more presence",
         ),

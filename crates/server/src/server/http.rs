@@ -12,12 +12,12 @@ use hyper::{Request, Response, StatusCode};
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::connection_slots::{ConnectionSlot, Work};
 use super::context::ServerContext;
+use super::credentials::Credentials;
 use super::handshake::{Handshake, HandshakeError};
-use super::identity::{self, Credentials};
 use super::route::Route;
-use super::seats::{Seat, Work};
-use super::{page, rest};
+use super::{identity, page, rest};
 use crate::stats::RefusedConnection;
 use crate::wire::Vsn;
 
@@ -36,15 +36,19 @@ pub(super) struct Admission {
 pub(super) struct Front {
     context: Arc<ServerContext>,
     peer: SocketAddr,
-    seat: Arc<Seat>,
+    slot: Arc<ConnectionSlot>,
     admission: Mutex<Option<Admission>>,
 }
 
-type Answer = Response<Full<Bytes>>;
+type HttpAnswer = Response<Full<Bytes>>;
 
 impl Front {
-    pub(super) fn new(context: Arc<ServerContext>, peer: SocketAddr, seat: Arc<Seat>) -> Front {
-        Front { context, peer, seat, admission: Mutex::new(None) }
+    pub(super) fn new(
+        context: Arc<ServerContext>,
+        peer: SocketAddr,
+        slot: Arc<ConnectionSlot>,
+    ) -> Front {
+        Front { context, peer, slot, admission: Mutex::new(None) }
     }
 
     /// Set once the last answer was "switching protocols".
@@ -52,11 +56,11 @@ impl Front {
         self.admission.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> HttpAnswer {
         self.context.stats.http_requests_total.inc();
         let (parts, arriving) = request.into_parts();
         let route = Route::of(&parts.method, parts.uri.path());
-        let Some(work) = self.seat.work(matches!(route, Route::Websocket | Route::Broadcast))
+        let Some(work) = self.slot.work(matches!(route, Route::Websocket | Route::Broadcast))
         else {
             self.context.stats.refused_connection(RefusedConnection::Limit).inc();
             let reason = "too many clients are connecting at the moment, try again";
@@ -95,7 +99,7 @@ impl Front {
             && !proxied.iter().any(|name| request.headers.contains_key(*name))
     }
 
-    fn health(&self) -> Answer {
+    fn health(&self) -> HttpAnswer {
         match self.context.hub.live() {
             Some(_) => json_body(StatusCode::OK, &json!({"status": "ok"})),
             None => {
@@ -109,14 +113,14 @@ impl Front {
         }
     }
 
-    async fn check(&self) -> Answer {
+    async fn check(&self) -> HttpAnswer {
         match self.context.catalog.check().await {
             Ok(findings) => body(StatusCode::OK, "application/json", findings),
             Err(error) => failure(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
         }
     }
 
-    async fn upgrade(&self, request: &Parts, work: Work<'_>) -> Answer {
+    async fn upgrade(&self, request: &Parts, work: Work<'_>) -> HttpAnswer {
         let handshake = match Handshake::read(request, &self.context.config.allowed_origins) {
             Ok(handshake) => handshake,
             Err(error) => return self.refuse_handshake(error),
@@ -140,7 +144,7 @@ impl Front {
         switch(&handshake.accept)
     }
 
-    fn refuse_handshake(&self, error: HandshakeError) -> Answer {
+    fn refuse_handshake(&self, error: HandshakeError) -> HttpAnswer {
         let (status, reason) = match error {
             HandshakeError::Origin => (StatusCode::FORBIDDEN, RefusedConnection::Origin),
             HandshakeError::NotWebsocket | HandshakeError::Version => {
@@ -174,7 +178,7 @@ fn names_loopback(headers: &HeaderMap) -> bool {
         || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-fn switch(accept: &str) -> Answer {
+fn switch(accept: &str) -> HttpAnswer {
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = answer.headers_mut();
@@ -188,15 +192,15 @@ fn switch(accept: &str) -> Answer {
 }
 
 /// What a client reads as the reason: `{"error": "..."}`.
-fn failure(status: StatusCode, error: &str) -> Answer {
+fn failure(status: StatusCode, error: &str) -> HttpAnswer {
     json_body(status, &json!({ "error": error }))
 }
 
-fn json_body(status: StatusCode, value: &serde_json::Value) -> Answer {
+fn json_body(status: StatusCode, value: &serde_json::Value) -> HttpAnswer {
     body(status, "application/json", value.to_string())
 }
 
-fn body(status: StatusCode, content_type: &'static str, text: String) -> Answer {
+fn body(status: StatusCode, content_type: &'static str, text: String) -> HttpAnswer {
     let mut answer = Response::new(Full::new(Bytes::from(text)));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
@@ -207,11 +211,11 @@ fn body(status: StatusCode, content_type: &'static str, text: String) -> Answer 
 }
 
 /// Lets scripts of any origin call; what they may do is for their token to say.
-fn preflight() -> Answer {
+fn preflight() -> HttpAnswer {
     empty(StatusCode::NO_CONTENT)
 }
 
-fn empty(status: StatusCode) -> Answer {
+fn empty(status: StatusCode) -> HttpAnswer {
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = status;
     answer
@@ -219,7 +223,7 @@ fn empty(status: StatusCode) -> Answer {
 
 /// Adds what a browser needs to show an answer to a script of another origin. The page and its
 /// findings are for no other origin and do not get it.
-pub(super) fn open_to_other_origins(path: &str, answer: &mut Answer) {
+pub(super) fn open_to_other_origins(path: &str, answer: &mut HttpAnswer) {
     if matches!(path, "/" | "/check") {
         return;
     }

@@ -1,13 +1,14 @@
 //! Who a client is: from its key or token to a role that it may use.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use hyper::StatusCode;
 use tide_feed::catalog::RoleStatus;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::context::ServerContext;
+use super::credentials::Credentials;
 use crate::auth::{self, AuthError, Shape, token_shape};
 use crate::catalog::CatalogError;
 use crate::hub::subscription::Identity;
@@ -15,66 +16,6 @@ use crate::stats::{RefusedConnection, RefusedJoin};
 
 /// Between two questions to a catalogue that is not ready.
 const PATIENCE: Duration = Duration::from_millis(100);
-
-/// A role that the client may use, and until when.
-#[derive(Clone, Debug)]
-pub(super) struct Credentials {
-    pub(super) identity: Arc<Identity>,
-    /// Seconds since the Unix epoch; `None` for those who came without a token.
-    pub(super) expires: Option<i64>,
-    /// Of the token, so that the same one sent again is known; the token itself is not kept.
-    digest: Option<[u8; 32]>,
-}
-
-impl Credentials {
-    pub(super) fn new(
-        identity: Identity,
-        expires: Option<i64>,
-        token: Option<&str>,
-    ) -> Credentials {
-        Credentials { identity: Arc::new(identity), expires, digest: token.map(digest) }
-    }
-
-    /// Of those who came without a token.
-    pub(super) fn anonymous(role: &str) -> Credentials {
-        let claims = serde_json::json!({ "role": role }).to_string();
-        Credentials::new(Identity { role: role.into(), claims: claims.into() }, None, None)
-    }
-
-    pub(super) fn role(&self) -> &Arc<str> {
-        &self.identity.role
-    }
-
-    /// The same for the same client: of its token, or of its role.
-    pub(super) fn id(&self) -> [u8; 32] {
-        self.digest.unwrap_or_else(|| digest(self.role()))
-    }
-
-    pub(super) fn has_expired(&self, now: i64) -> bool {
-        self.expires.is_some_and(|expires| expires <= now)
-    }
-
-    pub(super) fn are_of(&self, token: &str) -> bool {
-        self.digest == Some(digest(token))
-    }
-
-    /// What is said when they are used past their time.
-    pub(super) fn expiry_text(&self, now: i64) -> String {
-        let ago = now.saturating_sub(self.expires.unwrap_or(now));
-        format!("Token has expired {ago} seconds ago")
-    }
-}
-
-fn digest(token: &str) -> [u8; 32] {
-    let digest = ring::digest::digest(&ring::digest::SHA256, token.as_bytes());
-    digest.as_ref().try_into().unwrap_or_default()
-}
-
-/// Seconds since the Unix epoch.
-pub(super) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-}
 
 /// Why somebody is not let in. The texts say nothing that the client did not.
 #[derive(Debug, thiserror::Error)]

@@ -7,25 +7,25 @@ use bytes::Bytes;
 use tide_feed::catalog::{TableAccess, TableName, Which};
 use tokio::time::timeout;
 
-use super::access::{self, Access, Extensions};
+use super::access;
 use super::binding::{BindingError, Bindings, named_tables};
 use super::channel::Channel;
 use super::context::ServerContext;
 use super::conversation::{Outcome, OwnedAddress};
-use super::identity::{self, Credentials, Refusal};
-use super::presence::{Attendance, Place};
+use super::credentials::{self, Credentials};
+use super::grant::{self, Access, Extensions};
+use super::identity::{self, Refusal};
+use super::presence::{ChannelPresence, RoomKey};
 use super::since::since;
 use crate::allowance::{Allowance, Share};
 use crate::catalog::Moment;
 use crate::hub::handle::SessionId;
 use crate::hub::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
 use crate::notify::Lease;
-use crate::policy::Rule;
-use crate::presence::Room;
 use crate::stats::RefusedJoin;
-use crate::topic::{self, Kind, LegacyParts, PREFIX, Topic};
-use crate::wire::encode::{self, Status, System};
-use crate::wire::join::{BroadcastOptions, ChangeParams, JoinPayload, Requested};
+use crate::topic::{self, Kind, PREFIX, Topic};
+use crate::wire::encode::{self};
+use crate::wire::join::{BroadcastOptions, ChangeParams, JoinPayload};
 use crate::wire::{Vsn, record};
 
 /// Bytes of what a client may call itself on a channel.
@@ -70,21 +70,21 @@ impl From<Refusal> for Refused {
 }
 
 /// What a channel will receive, before the hub knows of it.
-struct Plan {
-    facets: Vec<Facet>,
-    since: Since,
+pub(super) struct Plan {
+    pub(super) facets: Vec<Facet>,
+    pub(super) since: Since,
     /// What the topic of an old client stands for.
-    legacy: Option<ChangeParams>,
-    greeting: Vec<Bytes>,
+    pub(super) legacy: Option<ChangeParams>,
+    pub(super) greeting: Vec<Bytes>,
     /// What the client may do on the channel itself.
-    access: Access,
+    pub(super) access: Access,
     /// Of `tide:notify:` topics.
-    lease: Option<Lease>,
-    filters: Option<Share>,
+    pub(super) lease: Option<Lease>,
+    pub(super) filters: Option<Share>,
 }
 
 impl Plan {
-    fn new(facets: Vec<Facet>, since: Since, greeting: Vec<Bytes>) -> Plan {
+    pub(super) fn new(facets: Vec<Facet>, since: Since, greeting: Vec<Bytes>) -> Plan {
         let access = Access::default();
         Plan { facets, since, legacy: None, greeting, access, lease: None, filters: None }
     }
@@ -122,16 +122,16 @@ impl Joiner {
     ) -> Channel {
         let OwnedAddress { join_ref, topic, .. } = self.address;
         let is_ours = topic.strip_prefix(PREFIX).is_some_and(|name| name.starts_with("tide:"));
-        let attendance = (!is_ours && !payload.legacy).then(|| {
-            let place = Place { topic, private: payload.private };
+        let presence = (!is_ours && !payload.legacy).then(|| {
+            let room_key = RoomKey { topic, private: payload.private };
             let key = payload.presence.key.as_deref();
-            Box::new(Attendance::new(&self.context.rooms, place, key))
+            Box::new(ChannelPresence::new(&self.context.rooms, room_key, key))
         });
-        if let Some(attendance) = &attendance
+        if let Some(presence) = &presence
             && payload.presence.enabled
             && access.presence().read
         {
-            attendance.tell(self.session, self.vsn, join_ref.as_deref());
+            presence.tell(self.session, self.vsn, join_ref.as_deref());
         }
         Channel {
             join_ref,
@@ -141,7 +141,7 @@ impl Joiner {
             ack: payload.broadcast.ack,
             echo: payload.broadcast.echo,
             watches_presence: payload.presence.enabled,
-            attendance,
+            presence,
             _lease: lease,
             _filters: filters,
         }
@@ -181,7 +181,7 @@ impl Joiner {
             }
             _ => {}
         }
-        let now = identity::now();
+        let now = credentials::now();
         if self.credentials.has_expired(now) {
             return Err(Refusal::Expired(self.credentials.expiry_text(now)));
         }
@@ -191,7 +191,7 @@ impl Joiner {
     /// A channel of `postgres_changes`.
     async fn plan_changes(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
         let access = if payload.private || self.context.config.public_channels {
-            self.authorize(payload, access::CHANNEL).await?
+            self.authorize(payload, grant::CHANNEL).await?
         } else {
             Access::default()
         };
@@ -221,23 +221,9 @@ impl Joiner {
         Ok(Plan { access, filters, ..Plan::new(facets, since, greeting) })
     }
 
-    /// realtime-js 1.x: the topic's name is the subscription.
-    async fn plan_legacy(&self, payload: &JoinPayload, topic: &Topic) -> Result<Plan, Refused> {
-        let params = legacy_params(topic.legacy_parts());
-        let params_ref = slice::from_ref(&params);
-        let (tables, asked) = self.tables(named_tables(params_ref)).await?;
-        let (bindings, failures, filters) = self.bind(params_ref, &tables).await?;
-        let mut greeting = Vec::new();
-        self.greet_failures(&failures, &mut greeting);
-        self.greet_row_security(&bindings, &tables, &mut greeting);
-        let since = since(&payload.broadcast, asked)?;
-        let facets = vec![Facet::of_rows(Style::Legacy, bindings)];
-        Ok(Plan { legacy: Some(params), filters, ..Plan::new(facets, since, greeting) })
-    }
-
     /// A channel for messages, broadcasts and presence alone.
     async fn plan_quiet(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
-        let access = self.authorize(payload, access::CHANNEL).await?;
+        let access = self.authorize(payload, grant::CHANNEL).await?;
         let (_, asked) = self.tables(Vec::new()).await?;
         let facets = channel_facets(payload, access);
         Ok(Plan { access, ..Plan::new(facets, since(&payload.broadcast, asked)?, Vec::new()) })
@@ -278,7 +264,7 @@ impl Joiner {
         if !patterns.iter().any(|pattern| topic::fits(pattern, channel)) {
             return Err(Refusal::Channel(self.name().into()).into());
         }
-        let access = self.authorize(payload, access::NOTIFY).await?;
+        let access = self.authorize(payload, grant::NOTIFY).await?;
         let limit = self.context.config.handshake_timeout;
         let mut lease = self.context.hub.listen(channel).ok_or_else(|| {
             Refused::request("TooManyChannels: The server listens to as many channels as it can")
@@ -300,7 +286,7 @@ impl Joiner {
     async fn plan_schema(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
         let options = Self::own_options(payload)?;
         let access = if payload.private {
-            self.authorize(payload, access::SCHEMA).await?
+            self.authorize(payload, grant::SCHEMA).await?
         } else {
             Access::default()
         };
@@ -402,7 +388,10 @@ impl Joiner {
     }
 
     /// The tables as the role may see them, and the moment as of which.
-    async fn tables(&self, names: Vec<TableName>) -> Result<(Arc<[TableAccess]>, Moment), Refused> {
+    pub(super) async fn tables(
+        &self,
+        names: Vec<TableName>,
+    ) -> Result<(Arc<[TableAccess]>, Moment), Refused> {
         let (context, role) = (&self.context, self.credentials.role());
         let names = &names;
         let look_up = async || {
@@ -418,7 +407,7 @@ impl Joiner {
     }
 
     /// Each set of parameters as a binding, or with the text that says that it is none.
-    async fn bind(
+    pub(super) async fn bind(
         &self,
         params: &[ChangeParams],
         tables: &[TableAccess],
@@ -439,61 +428,6 @@ impl Joiner {
             }
         }
         Ok((bindings, failures, Some(all.share())))
-    }
-
-    /// Clients that want presence hold everything back until they have its state.
-    fn greet_presence(&self, payload: &JoinPayload, greeting: &mut Vec<Bytes>) {
-        if payload.presence.enabled {
-            let join_ref = self.address.join_ref.as_deref();
-            let (topic, nobody) = (&*self.address.topic, Room::default());
-            greeting.push(encode::presence_state(self.vsn, join_ref, topic, &nobody));
-        }
-    }
-
-    fn greet_failures(&self, failures: &[String], greeting: &mut Vec<Bytes>) {
-        for text in failures {
-            self.greet_system("postgres_changes", Status::Error, text, &[], greeting);
-        }
-    }
-
-    /// Rows that an UPDATE takes out of a client's sight are only told as gone if the WAL has what
-    /// the policies look at.
-    fn greet_row_security(
-        &self,
-        bindings: &[Binding],
-        tables: &[TableAccess],
-        greeting: &mut Vec<Bytes>,
-    ) {
-        let bound = |table: &TableAccess| {
-            bindings.iter().any(|binding| binding.target == Target::Table(table.oid))
-        };
-        for TableAccess { schema, table, row_security, columns, .. } in
-            tables.iter().filter(|table| bound(table))
-        {
-            if !Rule::of(row_security.as_ref(), columns).is_blind_to_the_past() {
-                continue;
-            }
-            let text = format!(
-                "row-level security of {schema}.{table}: rows that are changed so that they may not be \
-                 seen any more, and deleted rows, are not told where the policies look at columns \
-                 outside the replica identity. HINT: ALTER TABLE ... REPLICA IDENTITY FULL"
-            );
-            let details = [("schema", &**schema), ("table", &**table)];
-            self.greet_system("tide.row_security", Status::Ok, &text, &details, greeting);
-        }
-    }
-
-    fn greet_system(
-        &self,
-        extension: &str,
-        status: Status,
-        message: &str,
-        details: &[(&str, &str)],
-        greeting: &mut Vec<Bytes>,
-    ) {
-        let join_ref = self.address.join_ref.as_deref();
-        let system = System { extension, status, message, details };
-        greeting.push(encode::system(self.vsn, join_ref, &self.address.topic, &system));
     }
 }
 
@@ -524,47 +458,5 @@ fn operations(options: &BroadcastOptions) -> Operations {
     match &options.events {
         Some(events) => Operations::of(events.iter().copied()),
         None => Operations::ALL,
-    }
-}
-
-/// The parameters that an old topic stands for, as the reply echoes them.
-fn legacy_params(parts: LegacyParts<'_>) -> ChangeParams {
-    let schema = parts.schema.unwrap_or("*");
-    let mut raw = Vec::new();
-    for (key, value) in [("schema", Some(schema)), ("table", parts.table), ("filter", parts.filter)]
-    {
-        let Some(value) = value else { continue };
-        if !raw.is_empty() {
-            raw.push(b',');
-        }
-        tide_feed::json::write_key(&mut raw, key);
-        tide_feed::json::write_str(&mut raw, value);
-    }
-    ChangeParams {
-        // Written from texts: always UTF-8.
-        raw: String::from_utf8(raw).unwrap_or_default().into(),
-        event: Requested::All,
-        schema: Some(schema.to_owned()),
-        table: parts.table.map(str::to_owned),
-        filter: parts.filter.map(str::to_owned),
-        select: None,
-        malformed: None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_old_topic_is_echoed_as_parameters() {
-        let topic = Topic::parse("realtime:public:users:id=eq.1").unwrap();
-
-        let params = legacy_params(topic.legacy_parts());
-
-        assert_eq!(&*params.raw, r#""schema":"public","table":"users","filter":"id=eq.1""#);
-        assert_eq!(params.target(), Some(("public", "users")));
-        let everything = legacy_params(Topic::parse("realtime:*").unwrap().legacy_parts());
-        assert_eq!(everything.target(), Some(("*", "*")));
     }
 }

@@ -12,6 +12,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::connection;
 use super::context::ServerContext;
+use super::shutdown::stopped;
 use crate::stats::RefusedConnection;
 
 /// Time for clients to be told that the server stops.
@@ -21,7 +22,7 @@ const FAREWELL: Duration = Duration::from_millis(300);
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
 
 /// It may go on for hours, and the log is for others too.
-const BETWEEN_COMPLAINTS: Duration = Duration::from_secs(60);
+const BETWEEN_LOGS: Duration = Duration::from_secs(60);
 
 /// Serves the listeners until `stop` turns true (or its sender is gone); then every connection is
 /// told, and none of the tasks outlives this call.
@@ -33,31 +34,31 @@ pub async fn run(
 ) {
     let mut tasks = JoinSet::new();
     for listener in listeners {
-        let place = Listening { listener, tls: tls.clone(), context: Arc::clone(&context) };
-        tasks.spawn(place.run(stop.clone()));
+        let acceptor = Acceptor { listener, tls: tls.clone(), context: Arc::clone(&context) };
+        tasks.spawn(acceptor.run(stop.clone()));
     }
     while tasks.join_next().await.is_some() {}
 }
 
-struct Listening {
+struct Acceptor {
     listener: TcpListener,
     /// May become another; connections keep the one that they began with.
     tls: watch::Receiver<Option<TlsAcceptor>>,
     context: Arc<ServerContext>,
 }
 
-impl Listening {
+impl Acceptor {
     async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut connections = JoinSet::new();
         let stopping = stop.clone();
-        let mut complained = None;
+        let mut logged_at = None;
         loop {
             tokio::select! {
                 () = stopped(&mut stop) => break,
                 accepted = self.listener.accept() => match accepted {
                     Ok((socket, peer)) => {
                         let tls = self.tls.borrow().clone();
-                        let Some(seat) = self.context.seats.take().await else {
+                        let Some(slot) = self.context.slots.take().await else {
                             self.context.stats.refused_connection(RefusedConnection::Limit).inc();
                             // What is not encrypted would mean nothing to a client of TLS.
                             if tls.is_none() {
@@ -68,9 +69,9 @@ impl Listening {
                         let context = Arc::clone(&self.context);
                         let stop = stopping.clone();
                         connections
-                            .spawn(connection::serve(socket, peer, tls, context, stop, seat));
+                            .spawn(connection::serve(socket, peer, tls, context, stop, slot));
                     }
-                    Err(error) => pause_after(&error, &mut complained).await,
+                    Err(error) => pause_after(&error, &mut logged_at).await,
                 },
                 // A panic ends the connection it happened in, nothing else.
                 Some(ended) = connections.join_next() => {
@@ -88,21 +89,16 @@ impl Listening {
     }
 }
 
-/// Waits for the stop, or for its sender's end.
-pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
-}
-
 /// A listener that could not accept: says so now and then, and waits a little, lest it spin.
-pub(crate) async fn pause_after(error: &io::Error, complained: &mut Option<Instant>) {
+pub(crate) async fn pause_after(error: &io::Error, logged_at: &mut Option<Instant>) {
     // These are the peer's doing; the next accept is as good as ever.
     let of_peer = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset];
     if of_peer.contains(&error.kind()) {
         return;
     }
-    if complained.is_none_or(|last| last.elapsed() > BETWEEN_COMPLAINTS) {
+    if logged_at.is_none_or(|last| last.elapsed() > BETWEEN_LOGS) {
         log::warn!("could not accept a connection: {error}");
-        *complained = Some(Instant::now());
+        *logged_at = Some(Instant::now());
     }
     sleep(AFTER_FAILURE).await;
 }

@@ -8,14 +8,14 @@ use tide_feed::config::Config;
 use tide_feed::json;
 
 use crate::hub::Hub;
-use crate::hub::handle::{Cast, SessionId};
+use crate::hub::handle::{Ephemeral, SessionId};
 use crate::hub::subscription::Style;
-use crate::presence::{Details, Diff, Room, Seat, Tracked};
+use crate::presence::{Details, Diff, MemberId, Room, Tracked};
 use crate::wire::{Vsn, encode};
 
-/// A channel as presence knows it: public and private ones of the same topic are two.
+/// Which room: public and private channels of the same topic are two.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Place {
+pub(super) struct RoomKey {
     /// As on the wire.
     pub(super) topic: Arc<str>,
     pub(super) private: bool,
@@ -34,9 +34,9 @@ pub(super) struct Rooms {
 
 #[derive(Debug)]
 struct Inner {
-    rooms: HashMap<Place, Room>,
+    rooms: HashMap<RoomKey, Room>,
     bytes: usize,
-    /// Numbers for seats and metas. It begins anywhere, so that clients that come back after a
+    /// Numbers for members and metas. It begins anywhere, so that clients that come back after a
     /// restart do not take a new meta for one that they know.
     next: u64,
 }
@@ -48,13 +48,13 @@ impl Inner {
     }
 
     /// Changes a room, which goes when it is empty.
-    fn change<R>(&mut self, place: &Place, change: impl FnOnce(&mut Room) -> R) -> R {
-        let room = self.rooms.entry(place.clone()).or_default();
+    fn change<R>(&mut self, room_key: &RoomKey, change: impl FnOnce(&mut Room) -> R) -> R {
+        let room = self.rooms.entry(room_key.clone()).or_default();
         let before = room.bytes();
         let result = change(room);
         self.bytes = self.bytes + room.bytes() - before;
         if room.is_empty() {
-            self.rooms.remove(place);
+            self.rooms.remove(room_key);
         }
         result
     }
@@ -85,34 +85,34 @@ impl Rooms {
     }
 
     /// To be called with the lock held: members hear of changes in the order of the changes.
-    fn announce(&self, place: &Place, diff: &Diff) {
-        self.hub.cast(Cast {
-            topic: Arc::clone(&place.topic),
+    fn announce(&self, room_key: &RoomKey, diff: &Diff) {
+        self.hub.send_ephemeral(Ephemeral {
+            topic: Arc::clone(&room_key.topic),
             to: Style::Presence,
-            private: place.private,
-            v1: encode::presence_diff(Vsn::V1, &place.topic, diff),
-            v2: encode::presence_diff(Vsn::V2, &place.topic, diff),
+            private: room_key.private,
+            v1: encode::presence_diff(Vsn::V1, &room_key.topic, diff),
+            v2: encode::presence_diff(Vsn::V2, &room_key.topic, diff),
             except: None,
         });
     }
 }
 
-/// A channel's place in its room. What it tracks goes with it, however the connection ends.
+/// A channel's membership of its room. What it tracks goes with it, however the connection ends.
 #[derive(Debug)]
-pub(super) struct Attendance {
+pub(super) struct ChannelPresence {
     rooms: Arc<Rooms>,
-    place: Place,
-    seat: Seat,
+    room_key: RoomKey,
+    member: MemberId,
     /// What the client calls itself, or a name that it is given.
     key: Box<str>,
     tracking: bool,
 }
 
-impl Attendance {
-    pub(super) fn new(rooms: &Arc<Rooms>, place: Place, key: Option<&str>) -> Attendance {
-        let seat = rooms.lock().number();
+impl ChannelPresence {
+    pub(super) fn new(rooms: &Arc<Rooms>, room_key: RoomKey, key: Option<&str>) -> ChannelPresence {
+        let member = rooms.lock().number();
         let key = key.map_or_else(uuid, Into::into);
-        Attendance { rooms: Arc::clone(rooms), place, seat, key, tracking: false }
+        ChannelPresence { rooms: Arc::clone(rooms), room_key, member, key, tracking: false }
     }
 
     pub(super) fn key(&self) -> &str {
@@ -125,12 +125,12 @@ impl Attendance {
             return Err(NoRoom::Server);
         }
         let (reference, limit) = (inner.number(), self.rooms.max_entries);
-        let track = |room: &mut Room| room.track(self.seat, &self.key, details, reference, limit);
-        match inner.change(&self.place, track) {
+        let track = |room: &mut Room| room.track(self.member, &self.key, details, reference, limit);
+        match inner.change(&self.room_key, track) {
             Tracked::Unchanged => {}
             Tracked::Changed(diff) => {
                 self.tracking = true;
-                self.rooms.announce(&self.place, &diff);
+                self.rooms.announce(&self.room_key, &diff);
             }
             Tracked::Full => return Err(NoRoom::Channel),
         }
@@ -142,8 +142,10 @@ impl Attendance {
             return;
         }
         let mut inner = self.rooms.lock();
-        if let Some(diff) = inner.change(&self.place, |room| room.untrack(self.seat, &self.key)) {
-            self.rooms.announce(&self.place, &diff);
+        if let Some(diff) =
+            inner.change(&self.room_key, |room| room.untrack(self.member, &self.key))
+        {
+            self.rooms.announce(&self.room_key, &diff);
         }
     }
 
@@ -151,13 +153,13 @@ impl Attendance {
     pub(super) fn tell(&self, session: SessionId, vsn: Vsn, join_ref: Option<&str>) {
         let inner = self.rooms.lock();
         let nobody = Room::default();
-        let room = inner.rooms.get(&self.place).unwrap_or(&nobody);
-        let frame = encode::presence_state(vsn, join_ref, &self.place.topic, room);
+        let room = inner.rooms.get(&self.room_key).unwrap_or(&nobody);
+        let frame = encode::presence_state(vsn, join_ref, &self.room_key.topic, room);
         self.rooms.hub.tell(session, frame);
     }
 }
 
-impl Drop for Attendance {
+impl Drop for ChannelPresence {
     fn drop(&mut self) {
         self.untrack();
     }

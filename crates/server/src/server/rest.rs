@@ -11,12 +11,12 @@ use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::http::request::Parts;
 
-use super::access::{self, BROADCAST};
-use super::broadcast::{self, Refused, Spoken};
+use super::broadcast::{self, CheckedBroadcast, Refused};
 use super::context::ServerContext;
-use super::identity::{self, Credentials};
+use super::credentials::Credentials;
+use super::grant::{Access, BROADCAST};
 use super::limit::TokenBucket;
-use super::{handshake, route};
+use super::{access, handshake, identity, route};
 use crate::stats::RefusedPush;
 use crate::topic::{PREFIX, Topic};
 use crate::wire::decode::{Broadcast, Payload};
@@ -207,14 +207,14 @@ impl Request<'_> {
         let access = if message.private {
             access::granted(self.context, &self.credentials, &message.name, BROADCAST).await?
         } else {
-            access::Access::public(&self.context.config)
+            Access::public(&self.context.config)
         };
         Ok(access.broadcast().write)
     }
 
     fn send(&self, message: &Addressed) {
         let topic = topic(&message.name);
-        Spoken::new(&topic, message.private, &message.broadcast).cast(self.context, None);
+        CheckedBroadcast::new(&topic, message.private, &message.broadcast).send(self.context, None);
     }
 
     fn refuse(&self, refused: Refused) -> Denied {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tide_feed::catalog::RoleStatus;
 
-use super::single_flight::Lookups;
+use super::single_flight::SingleFlight;
 use crate::catalog::{Catalog, CatalogError};
 
 /// Short enough that nobody waits for a GRANT to take effect.
@@ -19,12 +19,12 @@ const LIMIT: usize = 1000;
 #[derive(Debug)]
 pub(super) struct RoleCache {
     known: Mutex<HashMap<Arc<str>, (Instant, RoleStatus)>>,
-    asked: Lookups<Arc<str>, Result<RoleStatus, CatalogError>>,
+    asked: SingleFlight<Arc<str>, Result<RoleStatus, CatalogError>>,
 }
 
 impl RoleCache {
     pub(super) fn new() -> RoleCache {
-        RoleCache { known: Mutex::default(), asked: Lookups::new() }
+        RoleCache { known: Mutex::default(), asked: SingleFlight::new() }
     }
 
     pub(super) async fn status(

@@ -18,14 +18,14 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 
 use super::context::ServerContext;
-use super::conversation::{Breach, Conversation};
+use super::conversation::{Conversation, ProtocolViolation};
 use super::http::Admission;
-use super::listen::stopped;
 use super::read_budget::Metered;
-use super::{identity, writer};
+use super::shutdown::stopped;
+use super::{credentials, writer};
 use crate::hub::Hub;
 use crate::hub::handle::{Peer, SessionId};
-use crate::hub::queue::{Goodbye, Queue, Taken};
+use crate::hub::queue::{CloseReason, Queue, Taken};
 use crate::stats::Stats;
 
 /// Read at once, and kept for as long as the connection lives: more than a heartbeat, less than
@@ -38,13 +38,14 @@ const BATCH: usize = 64 << 10;
 /// Frames whose places in the list of a batch are worth keeping.
 const KEPT_FRAMES: usize = 16;
 
-/// For the client to read the reason before its connection is gone.
+/// How long a client usually has to read the reason before its connection is gone.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// The same when the server stops: half a second is all that it has.
+/// How long a client has to read the reason when the server stops, which has half a second in all.
 const SHORT_LINGER: Duration = Duration::from_millis(100);
 
-/// The same for a client that was cut off because it is slow: it has what was written before to read.
+/// How long a client that was cut off because it is slow has to read the reason: what was written
+/// before comes first.
 const SLOW_LINGER: Duration = Duration::from_secs(10);
 
 /// Longest sleep: clocks are set, and tokens expire by them.
@@ -55,8 +56,10 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 enum End {
     /// The client closed it, or it broke, or nobody reads at the other end: nothing to say.
     Gone,
-    Goodbye(Goodbye),
-    Breach(Breach),
+    /// The hub ends it.
+    Closed(CloseReason),
+    /// The client does not keep to the protocol.
+    Violation(ProtocolViolation),
     /// It said nothing for `idle_timeout`.
     Idle,
     /// A message over `max_message_size`.
@@ -128,7 +131,7 @@ impl Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        self.hub.disconnect(self.id);
+        self.hub.forget(self.id);
         self.stats.connections.dec();
     }
 }
@@ -155,7 +158,7 @@ where
             // In no fixed order: neither a busy hub nor a busy client keeps the other side from
             // being heard.
             let step = tokio::select! {
-                () = &mut stopping => Err(End::Goodbye(Goodbye::Shutdown)),
+                () = &mut stopping => Err(End::Closed(CloseReason::Shutdown)),
                 taken = self.member.queue.take(&mut frames, BATCH) => match taken {
                     Taken::Frames { drained, missed_presence } => {
                         let written = self.write(&frames, stopping.as_mut()).await;
@@ -168,7 +171,7 @@ where
                         }
                         written
                     }
-                    Taken::Goodbye(goodbye) => Err(End::Goodbye(goodbye)),
+                    Taken::Closed(reason) => Err(End::Closed(reason)),
                 },
                 message = heard(&self.member.hub, self.socket, &mut held) => {
                     self.received(message, &mut held)
@@ -211,13 +214,13 @@ where
             written = &mut writing => written,
             () = &mut stopping => return Err(End::Gone),
             // What has been begun has to end before the reason can be said.
-            goodbye = queue.goodbye() => tokio::select! {
+            reason = queue.closed() => tokio::select! {
                 written = &mut writing => match written {
-                    Ok(_) => return Err(End::Goodbye(goodbye)),
+                    Ok(_) => return Err(End::Closed(reason)),
                     Err(_) => return Err(End::Gone),
                 },
                 () = &mut stopping => return Err(End::Gone),
-                () = sleep(goodbye_linger(goodbye)) => return Err(End::Gone),
+                () = sleep(linger(reason)) => return Err(End::Gone),
             },
             () = sleep(self.idle) => return Err(End::Gone),
         };
@@ -257,11 +260,11 @@ where
             Some(Ok(Message::Close(_))) | None => return Err(End::Gone),
             Some(Err(error)) => return Err(End::of(&error)),
         };
-        handled.map_err(End::Breach)
+        handled.map_err(End::Violation)
     }
 
     fn check_clock(&mut self) -> Result<(), End> {
-        self.conversation.expire(identity::now());
+        self.conversation.expire(credentials::now());
         if self.heard.elapsed() >= self.idle { Err(End::Idle) } else { Ok(()) }
     }
 
@@ -269,8 +272,9 @@ where
     fn deadline(&self) -> Instant {
         let idle = self.heard + self.idle;
         let Some(expiry) = self.conversation.next_expiry() else { return idle };
-        let left =
-            Duration::from_secs(u64::try_from(expiry.saturating_sub(identity::now())).unwrap_or(0));
+        let left = Duration::from_secs(
+            u64::try_from(expiry.saturating_sub(credentials::now())).unwrap_or(0),
+        );
         idle.min(Instant::now() + left.min(LONGEST_SLEEP))
     }
 }
@@ -290,16 +294,20 @@ impl End {
     fn farewell(&self) -> Option<(CloseCode, &'static str)> {
         Some(match self {
             End::Gone => return None,
-            End::Goodbye(Goodbye::Slow) => {
+            End::Closed(CloseReason::Slow) => {
                 (CloseCode::Again, "too slow: this client read slower than events came")
             }
-            End::Goodbye(Goodbye::Shutdown) => (CloseCode::Restart, "the server stops"),
-            End::Goodbye(Goodbye::Disconnected) => {
+            End::Closed(CloseReason::Shutdown) => (CloseCode::Restart, "the server stops"),
+            End::Closed(CloseReason::Disconnected) => {
                 (CloseCode::Policy, "disconnected by an administrator")
             }
-            End::Breach(Breach::Text) => (CloseCode::Invalid, "too many malformed messages"),
-            End::Breach(Breach::Binary) => (CloseCode::Unsupported, "too many malformed messages"),
-            End::Breach(Breach::JoinRate) => {
+            End::Violation(ProtocolViolation::Text) => {
+                (CloseCode::Invalid, "too many malformed messages")
+            }
+            End::Violation(ProtocolViolation::Binary) => {
+                (CloseCode::Unsupported, "too many malformed messages")
+            }
+            End::Violation(ProtocolViolation::JoinRate) => {
                 (CloseCode::Policy, "ClientJoinRateLimitReached: Too many joins per second")
             }
             End::Idle => (CloseCode::Normal, "idle: no heartbeat came"),
@@ -349,11 +357,11 @@ fn give_back(frames: &mut Vec<Bytes>) {
     }
 }
 
-fn goodbye_linger(goodbye: Goodbye) -> Duration {
-    match goodbye {
-        Goodbye::Shutdown => SHORT_LINGER,
-        Goodbye::Slow => SLOW_LINGER,
-        Goodbye::Disconnected => LINGER,
+fn linger(reason: CloseReason) -> Duration {
+    match reason {
+        CloseReason::Shutdown => SHORT_LINGER,
+        CloseReason::Slow => SLOW_LINGER,
+        CloseReason::Disconnected => LINGER,
     }
 }
 
@@ -364,14 +372,14 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let linger = match end {
-        End::Goodbye(goodbye) => goodbye_linger(goodbye),
+        End::Closed(reason) => linger(reason),
         _ => LINGER,
     };
     let leave = async {
         if let Some((code, reason)) = end.farewell() {
-            // The error reply that goes with a breach, if there is one.
+            // The error reply that goes with a violation, if there is one.
             let mut frames = Vec::new();
-            if let End::Breach(_) = end
+            if let End::Violation(_) = end
                 && let Some(Taken::Frames { .. }) =
                     member.queue.take(&mut frames, BATCH).now_or_never()
             {
@@ -400,12 +408,12 @@ mod tests {
     #[test]
     fn every_end_but_the_clients_own_is_explained() {
         let ends = [
-            End::Goodbye(Goodbye::Slow),
-            End::Goodbye(Goodbye::Shutdown),
-            End::Goodbye(Goodbye::Disconnected),
-            End::Breach(Breach::Text),
-            End::Breach(Breach::Binary),
-            End::Breach(Breach::JoinRate),
+            End::Closed(CloseReason::Slow),
+            End::Closed(CloseReason::Shutdown),
+            End::Closed(CloseReason::Disconnected),
+            End::Violation(ProtocolViolation::Text),
+            End::Violation(ProtocolViolation::Binary),
+            End::Violation(ProtocolViolation::JoinRate),
             End::Idle,
             End::TooLarge,
             End::NoMemory,
@@ -418,9 +426,9 @@ mod tests {
             // The limit of a close frame, less its code.
             assert!(!reason.is_empty() && reason.len() <= 123);
         }
-        assert_eq!(u16::from(End::Goodbye(Goodbye::Slow).farewell().unwrap().0), 1013);
-        assert_eq!(u16::from(End::Goodbye(Goodbye::Shutdown).farewell().unwrap().0), 1012);
-        assert_eq!(u16::from(End::Goodbye(Goodbye::Disconnected).farewell().unwrap().0), 1008);
+        assert_eq!(u16::from(End::Closed(CloseReason::Slow).farewell().unwrap().0), 1013);
+        assert_eq!(u16::from(End::Closed(CloseReason::Shutdown).farewell().unwrap().0), 1012);
+        assert_eq!(u16::from(End::Closed(CloseReason::Disconnected).farewell().unwrap().0), 1008);
         assert_eq!(End::Gone.farewell(), None);
     }
 }

@@ -1,31 +1,33 @@
 //! Questions to the catalogue, shared by those who ask the same at the same time: a thousand
-//! clients that come back at once ask the steward a few times, not a thousand.
+//! clients that come back at once ask the catalog worker a few times, not a thousand.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Those who wait for the answer to one question.
+/// The callers that wait for the answer to one question.
 #[derive(Debug)]
-struct Round<A> {
-    tickets: AtomicU64,
-    /// The newest answer, and the last ticket it is good for. Held by the one who asks for all.
+struct Flight<A> {
+    /// How many callers have come so far; each has the number as of then.
+    arrivals: AtomicU64,
+    /// The newest answer, and the number of the last caller that it is good for. Locked by the one
+    /// who asks for all.
     last: tokio::sync::Mutex<Option<(u64, A)>>,
 }
 
 /// Questions `Q` that are being asked, with answers `A`.
 #[derive(Debug)]
-pub(super) struct Lookups<Q, A> {
+pub(super) struct SingleFlight<Q, A> {
     /// Each with the number of its callers.
-    rounds: Mutex<Rounds<Q, A>>,
+    flights: Mutex<Flights<Q, A>>,
 }
 
-type Rounds<Q, A> = HashMap<Q, (usize, Arc<Round<A>>)>;
+type Flights<Q, A> = HashMap<Q, (usize, Arc<Flight<A>>)>;
 
-impl<Q: Clone + Eq + Hash, A: Clone> Lookups<Q, A> {
-    pub(super) fn new() -> Lookups<Q, A> {
-        Lookups { rounds: Mutex::default() }
+impl<Q: Clone + Eq + Hash, A: Clone> SingleFlight<Q, A> {
+    pub(super) fn new() -> SingleFlight<Q, A> {
+        SingleFlight { flights: Mutex::default() }
     }
 
     /// An answer that was asked for after this call began: by `ask`, or for another caller.
@@ -33,52 +35,52 @@ impl<Q: Clone + Eq + Hash, A: Clone> Lookups<Q, A> {
     where
         F: Future<Output = A>,
     {
-        let (_seat, round) = self.sit(question);
-        let ticket = round.tickets.fetch_add(1, Ordering::Relaxed) + 1;
-        let mut last = round.last.lock().await;
+        let (_caller, flight) = self.join(question);
+        let arrival = flight.arrivals.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut last = flight.last.lock().await;
         if let Some((covered, answer)) = &*last
-            && *covered >= ticket
+            && *covered >= arrival
         {
             return answer.clone();
         }
-        // Everybody who has a ticket by now came before the question.
-        let covered = round.tickets.load(Ordering::Relaxed);
+        // Everybody who has a number by now came before the question.
+        let covered = flight.arrivals.load(Ordering::Relaxed);
         let answer = ask().await;
         *last = Some((covered, answer.clone()));
         answer
     }
 
-    fn sit(&self, question: Q) -> (Seat<'_, Q, A>, Arc<Round<A>>) {
-        let mut rounds = self.lock();
+    fn join(&self, question: Q) -> (Caller<'_, Q, A>, Arc<Flight<A>>) {
+        let mut flights = self.lock();
         let fresh = || {
-            let (tickets, last) = (AtomicU64::new(0), tokio::sync::Mutex::new(None));
-            (0, Arc::new(Round { tickets, last }))
+            let (arrivals, last) = (AtomicU64::new(0), tokio::sync::Mutex::new(None));
+            (0, Arc::new(Flight { arrivals, last }))
         };
-        let (callers, round) = rounds.entry(question.clone()).or_insert_with(fresh);
+        let (callers, flight) = flights.entry(question.clone()).or_insert_with(fresh);
         *callers += 1;
-        (Seat { lookups: self, question }, Arc::clone(round))
+        (Caller { single_flight: self, question }, Arc::clone(flight))
     }
 }
 
-impl<Q, A> Lookups<Q, A> {
-    fn lock(&self) -> MutexGuard<'_, Rounds<Q, A>> {
-        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
+impl<Q, A> SingleFlight<Q, A> {
+    fn lock(&self) -> MutexGuard<'_, Flights<Q, A>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A place in a round. The last to leave takes the round away, also if it was cancelled.
-struct Seat<'a, Q: Eq + Hash, A> {
-    lookups: &'a Lookups<Q, A>,
+/// Somebody who waits for a flight. The last one to leave removes it, also if it was cancelled.
+struct Caller<'a, Q: Eq + Hash, A> {
+    single_flight: &'a SingleFlight<Q, A>,
     question: Q,
 }
 
-impl<Q: Eq + Hash, A> Drop for Seat<'_, Q, A> {
+impl<Q: Eq + Hash, A> Drop for Caller<'_, Q, A> {
     fn drop(&mut self) {
-        let mut rounds = self.lookups.lock();
-        if let Some((callers, _)) = rounds.get_mut(&self.question) {
+        let mut flights = self.single_flight.lock();
+        if let Some((callers, _)) = flights.get_mut(&self.question) {
             *callers -= 1;
             if *callers == 0 {
-                rounds.remove(&self.question);
+                flights.remove(&self.question);
             }
         }
     }
@@ -96,7 +98,7 @@ mod tests {
 
     #[tokio::test]
     async fn those_who_come_while_one_waits_share_the_next_answer() {
-        let lookups = Lookups::new();
+        let single_flight = SingleFlight::new();
         let (asked, gate) = (Cell::new(0), Notify::new());
         let ask = async || {
             asked.set(asked.get() + 1);
@@ -104,7 +106,7 @@ mod tests {
             asked.get()
         };
 
-        let all = join_all((0..100).map(|_| lookups.answer("question", &ask)));
+        let all = join_all((0..100).map(|_| single_flight.answer("question", &ask)));
         let open = async {
             // As many as will ever be needed.
             for _ in 0..100 {
@@ -117,33 +119,33 @@ mod tests {
         assert_eq!(answers.len(), 100);
         // The first asked alone; all others came before the second question.
         assert!(asked.get() <= 2, "{}", asked.get());
-        assert!(lookups.lock().is_empty());
+        assert!(single_flight.lock().is_empty());
     }
 
     #[tokio::test]
     async fn an_answer_is_never_older_than_its_question() {
-        let lookups = Lookups::new();
+        let single_flight = SingleFlight::new();
         let count = Cell::new(0);
         let ask = async || {
             count.set(count.get() + 1);
             count.get()
         };
 
-        let first = lookups.answer("question", &ask).await;
-        let second = lookups.answer("question", &ask).await;
+        let first = single_flight.answer("question", &ask).await;
+        let second = single_flight.answer("question", &ask).await;
 
         assert_eq!((first, second), (1, 2));
     }
 
     #[tokio::test]
     async fn one_who_gives_up_leaves_the_question_to_the_next() {
-        let lookups = Lookups::new();
-        let never = lookups.answer("question", std::future::pending);
+        let single_flight = SingleFlight::new();
+        let never = single_flight.answer("question", std::future::pending);
         assert!(never.now_or_never().is_none());
 
-        let answer = lookups.answer("question", async || 7).await;
+        let answer = single_flight.answer("question", async || 7).await;
 
         assert_eq!(answer, 7);
-        assert!(lookups.lock().is_empty());
+        assert!(single_flight.lock().is_empty());
     }
 }

@@ -6,7 +6,7 @@ use tide_feed::json;
 
 use super::Vsn;
 use super::encode::{Address, Frame};
-use super::frame_buf::Sheet;
+use super::frame_buf::FrameBuf;
 
 /// The frame of one topic's events, up to the shared part and after it. Worth keeping where many
 /// events go to one topic.
@@ -52,15 +52,15 @@ impl Envelope {
     }
 
     /// The whole frame.
-    pub fn wrap(&self, sheet: &mut Sheet, data: &[u8]) -> Bytes {
-        sheet.cut(&[&self.prefix, data, &self.suffix])
+    pub fn wrap(&self, frame_buf: &mut FrameBuf, data: &[u8]) -> Bytes {
+        frame_buf.split(&[&self.prefix, data, &self.suffix])
     }
 
     /// [`Envelope::wrap`] with `meta` beside the payload: for [`Envelope::broadcast`] only.
-    pub fn wrap_with(&self, sheet: &mut Sheet, payload: &[u8], meta: &Meta<'_>) -> Bytes {
+    pub fn wrap_with(&self, frame_buf: &mut FrameBuf, payload: &[u8], meta: &Meta<'_>) -> Bytes {
         let mut written = Vec::with_capacity(meta.length());
         meta.write(&mut written);
-        sheet.cut(&[&self.prefix, payload, &written, &self.suffix])
+        frame_buf.split(&[&self.prefix, payload, &written, &self.suffix])
     }
 }
 

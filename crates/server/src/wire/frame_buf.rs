@@ -3,25 +3,26 @@
 
 use bytes::{Bytes, BytesMut};
 
-/// Bytes of a sheet: small enough that one frame left unsent does not hold on to much.
+/// Bytes of one buffer: small enough that one frame left unsent does not hold on to much memory.
 const SIZE: usize = 32 << 10;
 
 #[derive(Debug, Default)]
-pub struct Sheet {
-    paper: BytesMut,
+pub struct FrameBuf {
+    buf: BytesMut,
 }
 
-impl Sheet {
-    /// Writes the parts on the sheet, or a new one if they do not fit, and cuts them off.
-    pub fn cut(&mut self, parts: &[&[u8]]) -> Bytes {
+impl FrameBuf {
+    /// Writes the parts to the buffer, or to a new one if they do not fit, and splits them off as a
+    /// frame.
+    pub fn split(&mut self, parts: &[&[u8]]) -> Bytes {
         let length = parts.iter().map(|part| part.len()).sum();
-        if self.paper.capacity() < length {
-            self.paper = BytesMut::with_capacity(SIZE.max(length));
+        if self.buf.capacity() < length {
+            self.buf = BytesMut::with_capacity(SIZE.max(length));
         }
         for part in parts {
-            self.paper.extend_from_slice(part);
+            self.buf.extend_from_slice(part);
         }
-        self.paper.split().freeze()
+        self.buf.split().freeze()
     }
 }
 
@@ -30,11 +31,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_on_one_sheet_do_not_touch_each_other() {
-        let mut sheet = Sheet::default();
+    fn frames_of_one_buffer_do_not_touch_each_other() {
+        let mut frame_buf = FrameBuf::default();
         let large = vec![b'x'; 2 * SIZE];
 
-        let frames = [sheet.cut(&[b"ab", b"c"]), sheet.cut(&[&large]), sheet.cut(&[b"", b"d"])];
+        let frames = [
+            frame_buf.split(&[b"ab", b"c"]),
+            frame_buf.split(&[&large]),
+            frame_buf.split(&[b"", b"d"]),
+        ];
 
         assert_eq!(frames, [&b"abc"[..], &large, b"d"]);
     }

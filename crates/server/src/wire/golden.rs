@@ -12,7 +12,7 @@ use super::Vsn::{self, V1, V2};
 use super::change::{ColumnSet, change_data, failed_data, table_payload, unchanged_list};
 use super::encode::{self, Address, Resync, Status, System};
 use super::envelope::{Envelope, MessageMeta, Meta, RowMeta};
-use super::frame_buf::Sheet;
+use super::frame_buf::FrameBuf;
 use super::join::{ChangeParams, Requested, binding_id};
 use crate::presence::{Details, Room, Tracked};
 use crate::topic::Topic;
@@ -35,11 +35,11 @@ fn assert_frames(frame: impl Fn(Vsn) -> Bytes, v1: &str, v2: &str) {
 }
 
 fn alone(envelope: &Envelope, data: &[u8]) -> Bytes {
-    envelope.wrap(&mut Sheet::default(), data)
+    envelope.wrap(&mut FrameBuf::default(), data)
 }
 
 fn alone_with(vsn: Vsn, topic: &str, event: &str, payload: &[u8], meta: &Meta<'_>) -> Bytes {
-    Envelope::broadcast(vsn, topic, event).wrap_with(&mut Sheet::default(), payload, meta)
+    Envelope::broadcast(vsn, topic, event).wrap_with(&mut FrameBuf::default(), payload, meta)
 }
 
 fn params(raw: &str) -> ChangeParams {
@@ -495,7 +495,7 @@ fn measure_change_data() {
     let event = event(EventKind::Change(change.clone()));
     let envelope = Envelope::changes(V2, ROOM, &[104_868_189]);
     let meta = Meta::of(cursor(2));
-    let mut sheet = Sheet::default();
+    let mut frame_buf = FrameBuf::default();
     let broadcast = Envelope::broadcast(V2, ROOM, "INSERT");
     let mut out = Vec::new();
     let mut measure = |name: &str, run: &mut dyn FnMut(&mut Vec<u8>)| {
@@ -512,8 +512,8 @@ fn measure_change_data() {
     measure("table_payload", &mut |out| table_payload(out, &batch, &change, &columns));
     measure("timestamp", &mut |out| super::timestamp::write(out, event.commit_time));
     let data = [b'x'; 400];
-    measure("wrap", &mut |_| drop(std::hint::black_box(envelope.wrap(&mut sheet, &data))));
+    measure("wrap", &mut |_| drop(std::hint::black_box(envelope.wrap(&mut frame_buf, &data))));
     measure("wrap_with", &mut |_| {
-        drop(std::hint::black_box(broadcast.wrap_with(&mut sheet, &data, &meta)));
+        drop(std::hint::black_box(broadcast.wrap_with(&mut frame_buf, &data, &meta)));
     });
 }

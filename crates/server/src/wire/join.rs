@@ -150,11 +150,11 @@ impl Reader<'_, '_> {
         &mut self,
         name: &str,
         read: impl Fn(&str) -> Option<T>,
-        complaint: &'static str,
+        reason: &'static str,
     ) -> Option<T> {
         let value = read(self.options.get(name)?);
         if value.is_none() {
-            self.malformed.get_or_insert(complaint);
+            self.malformed.get_or_insert(reason);
         }
         value
     }

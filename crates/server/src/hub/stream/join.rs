@@ -8,17 +8,20 @@ use tide_feed::event::{Cursor, Position};
 
 use super::Stream;
 use crate::catalog::Moment;
+use crate::hub::encoder::{EncodeContext, EventRef, Missing};
+use crate::hub::entitlement::Subject;
 use crate::hub::group::{Floor, GroupKey, Latest};
 use crate::hub::handle::SessionId;
 use crate::hub::history::Seq;
-use crate::hub::plan::{Missing, Plans, Press, Scene};
-use crate::hub::registry::Seat;
-use crate::hub::subscription::{Identity, Since, Style, Subscription};
+use crate::hub::plan::Plans;
+use crate::hub::registry::Membership;
+use crate::hub::subscription::{Facet, Identity, Since, Style, Subscription};
+use crate::policy::Way;
 use crate::wire::encode::{self, Resync, resync};
 
 /// Where a channel begins.
 struct Beginning {
-    seats: Vec<Seat>,
+    memberships: Vec<Membership>,
     /// What is after it, the channel is given.
     position: Position,
     /// Why it does not begin where the client wanted it to.
@@ -27,10 +30,11 @@ struct Beginning {
 
 impl Stream {
     pub(super) fn join(&mut self, session: SessionId, subscription: Subscription) {
-        let Some(entry) = self.roster.sessions.get(&session) else { return };
+        let Some(entry) = self.registry.sessions.get(&session) else { return };
         let queue = Arc::clone(&entry.queue);
-        // May have to ask the steward: before the client hears that it has joined, and goes on.
-        let Beginning { mut seats, position, gap } = self.beginning(&subscription);
+        // May have to ask the catalog worker: before the client hears that it has joined, and goes
+        // on.
+        let Beginning { mut memberships, position, gap } = self.beginning(&subscription);
         let epoch = self.live.map(|live| live.epoch).unwrap_or_default();
         // Notifications have none.
         let is_kept = subscription.facets.iter().all(|facet| facet.style != Style::Notify);
@@ -41,18 +45,18 @@ impl Stream {
         if let Some(reason) = gap {
             queue.reply(self.resync_frame(&subscription, reason));
         }
-        let lags = seats.iter().any(|seat| seat.lag.is_some());
+        let lags = memberships.iter().any(|membership| membership.lag.is_some());
         let replays = gap.is_none() && !matches!(subscription.since, Since::Now(_));
         if replays && !lags {
             let position = Cursor { epoch, position: self.history.reached().max(position) };
             queue.reply(encode::caught_up(subscription.vsn, &subscription.topic, position));
         }
-        seats.iter_mut().for_each(|seat| seat.replays = replays && lags);
-        self.roster.join(session, &subscription.topic, subscription.identity, seats);
-        self.foresee(session, &subscription.topic);
+        memberships.iter_mut().for_each(|membership| membership.replays = replays && lags);
+        self.registry.join(session, &subscription.topic, subscription.identity, memberships);
+        self.prefetch(session, &subscription.topic);
         if lags {
-            self.laggards.add(session);
-            self.laggards.wake(session);
+            self.lagging.add(session);
+            self.lagging.wake(session);
         }
     }
 
@@ -60,27 +64,29 @@ impl Stream {
         let facets = subscription.facets.iter();
         let keys: Vec<GroupKey> = facets.map(|facet| self.key(subscription, facet)).collect();
         let at = |floor: Floor, lag: Option<Seq>| {
-            keys.iter().map(|key| Seat::new(key.clone(), floor.clone(), lag)).collect()
+            keys.iter().map(|key| Membership::new(key.clone(), floor.clone(), lag)).collect()
         };
         let position = self.history.reached();
         match &subscription.since {
-            Since::Now(asked) => Beginning { seats: at(after(asked), None), position, gap: None },
+            Since::Now(asked) => {
+                Beginning { memberships: at(after(asked), None), position, gap: None }
+            }
             Since::Cursor(cursor, asked) => match self.resume(*cursor, asked) {
                 Ok(lag) => {
                     let position = cursor.position;
-                    Beginning { seats: at(Floor::at(position), lag), position, gap: None }
+                    Beginning { memberships: at(Floor::at(position), lag), position, gap: None }
                 }
                 Err(reason) => {
-                    Beginning { seats: at(after(asked), None), position, gap: Some(reason) }
+                    Beginning { memberships: at(after(asked), None), position, gap: Some(reason) }
                 }
             },
             Since::Last(count) => {
                 let identity = &subscription.identity;
-                let seats: Vec<Seat> =
+                let memberships: Vec<Membership> =
                     keys.into_iter().map(|key| self.newest(key, *count, identity)).collect();
-                let first = seats.iter().filter_map(|seat| seat.lag).min();
+                let first = memberships.iter().filter_map(|membership| membership.lag).min();
                 let position = first.map_or(position, |first| self.history.before(first));
-                Beginning { seats, position, gap: None }
+                Beginning { memberships, position, gap: None }
             }
         }
     }
@@ -120,9 +126,9 @@ impl Stream {
     }
 
     /// Where to begin so that the newest `count` events of the group are given.
-    fn newest(&mut self, mut key: GroupKey, count: u32, identity: &Arc<Identity>) -> Seat {
+    fn newest(&mut self, mut key: GroupKey, count: u32, identity: &Arc<Identity>) -> Membership {
         let now = self.history.reached();
-        let Some(live) = self.live else { return Seat::new(key, Floor::at(now), None) };
+        let Some(live) = self.live else { return Membership::new(key, Floor::at(now), None) };
         let mut plans = Plans::default();
         let mut found = 0;
         let mut start = None;
@@ -132,14 +138,14 @@ impl Stream {
             }
             self.bodies.clear();
             self.frames.clear();
-            let scene = Scene { batch, event, seq, live };
-            let mut press = Press {
+            let event_ref = EventRef { batch, event, seq, live };
+            let mut context = EncodeContext {
                 entitlements: &mut self.entitlements,
                 bodies: &mut self.bodies,
-                sheet: &mut self.sheet,
+                frame_buf: &mut self.frame_buf,
                 out: &mut self.frames,
             };
-            match plans.frames(&key, scene, None, &mut press) {
+            match plans.frames(&key, event_ref, None, &mut context) {
                 Ok(()) => {}
                 // How many of the events are for it is only known once the policies were asked.
                 Err(missing) => {
@@ -150,8 +156,8 @@ impl Stream {
                     let until = self.history.head();
                     let latest = Latest { count, until, frames: VecDeque::new() };
                     let start = Some(self.history.start());
-                    let seat = Seat::new(key, Floor::default(), start);
-                    return Seat { latest: Some(Box::new(latest)), ..seat };
+                    let membership = Membership::new(key, Floor::default(), start);
+                    return Membership { latest: Some(Box::new(latest)), ..membership };
                 }
             }
             if !self.frames.is_empty() {
@@ -160,7 +166,34 @@ impl Stream {
             }
         }
         let floor = if start.is_some() { Position::default() } else { now };
-        Seat::new(key, Floor::at(floor), start)
+        Membership::new(key, Floor::at(floor), start)
+    }
+
+    /// Where the policies of the tables it names tell clients apart, a group is one identity's.
+    pub(super) fn key(&mut self, subscription: &Subscription, facet: &Facet) -> GroupKey {
+        let key = GroupKey::of(subscription, facet);
+        let rules = self.entitlements.rules(&key, self.history.head());
+        let is_personal = rules.iter().any(|(_, rule)| rule.is_personal());
+        GroupKey { identity: is_personal.then(|| Arc::clone(&subscription.identity)), ..key }
+    }
+
+    /// Has it found out what the channel's claims are worth, so that its first event need not wait.
+    pub(super) fn prefetch(&mut self, session: SessionId, topic: &str) {
+        let Some(entry) = self.registry.sessions.get(&session) else { return };
+        let groups = entry.channels.get(topic).map(|channel| channel.groups.clone());
+        for id in groups.unwrap_or_default() {
+            let Some(key) = self.registry.group(id).map(|group| group.key.clone()) else {
+                continue;
+            };
+            for (table, rule) in self.entitlements.rules(&key, self.history.head()) {
+                let Some(group) = self.registry.group(id) else { continue };
+                let is_known = group.plans.policy.values(&rule).is_some();
+                if rule.way == Way::Formula && key.identity.is_some() && !is_known {
+                    let about = Subject::Rows(table);
+                    self.policy_checks.raise(id, self.history.head(), about, &mut self.registry);
+                }
+            }
+        }
     }
 }
 

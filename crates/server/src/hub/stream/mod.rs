@@ -1,6 +1,7 @@
 //! The hub's loop: takes what the worker feeds and what sessions ask for, and owns all routing
 //! state.
 
+mod delivery;
 mod join;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,33 +9,28 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tide_feed::config::Config;
-use tide_feed::event::{Batch, EventKind, Lsn};
+use tide_feed::event::Lsn;
 use tide_feed::notification::Notification;
 use tokio::sync::{mpsc, watch};
 
-use super::bodies::Bodies;
-use super::catch_up::Laggards;
-use super::entitlement::{Entitlements, Subject};
-use super::failure::{self, refusal, wire_topic};
-use super::group::{GroupId, GroupKey};
-use super::handle::{Cast, Casts, Command, Ends, Hub, Live, SessionId};
-use super::history::{History, Seq};
+use super::body_cache::BodyCache;
+use super::catch_up::LaggingSessions;
+use super::entitlement::Entitlements;
+use super::group::GroupId;
+use super::handle::{Command, Ends, Hub, Live, PendingEphemerals};
+use super::history::History;
 use super::notices::Notices;
-use super::plan::{Missing, Press, Scene};
-use super::policy_check::Inquiries;
-use super::queue::{Budget, Goodbye, Push};
+use super::policy_check::PolicyChecks;
+use super::queue::{Budget, CloseReason};
 use super::receipts::Receipts;
 use super::recent;
-use super::registry::{Roster, Session};
-use super::subscription::{Facet, Style, Subscription};
+use super::registry::{Registry, Session};
 use crate::catalog::Catalog;
 use crate::link::{Feed, Uplink};
-use crate::notify::Listening;
-use crate::policy::Way;
+use crate::notify::NotifyRegistry;
 use crate::stats::Stats;
-use crate::wire::Vsn;
 use crate::wire::encode::{Resync, resync};
-use crate::wire::frame_buf::Sheet;
+use crate::wire::frame_buf::FrameBuf;
 
 /// How often the history's age is looked at.
 const TICK: Duration = Duration::from_millis(500);
@@ -62,7 +58,7 @@ pub struct Parts {
     /// Notifications, in the order they came.
     pub notified: mpsc::Receiver<Vec<Notification>>,
     pub uplink: Uplink,
-    pub listening: Listening,
+    pub notify_registry: NotifyRegistry,
     pub catalog: Catalog,
     pub stats: Arc<Stats>,
     pub receipts: Receipts,
@@ -74,7 +70,7 @@ pub fn new(config: &Config, parts: Parts) -> (Hub, Stream) {
     let eighth = config.memory_limit / 8;
     let budget = Arc::new(Budget::new(3 * eighth - eighth / 2));
     let history = config.history_size.min(config.memory_limit / 2);
-    let (hub, ends) = Hub::new(config.send_queue_size, budget, parts.listening.clone());
+    let (hub, ends) = Hub::new(config.send_queue_size, budget, parts.notify_registry.clone());
     let (retention, reach) = (config.history_retention, config.max_slot_wal_keep_size);
     let history = History::new(history, retention, reach);
     (hub, Stream::new(parts, ends, history, Notices::new(eighth)))
@@ -83,11 +79,11 @@ pub fn new(config: &Config, parts: Parts) -> (Hub, Stream) {
 /// The hub's own half. Whatever it does not know yet waits beside the stream: nothing in it blocks.
 pub struct Stream {
     history: History,
-    roster: Roster,
-    laggards: Laggards,
+    registry: Registry,
+    lagging: LaggingSessions,
     notices: Notices,
     entitlements: Entitlements,
-    inquiries: Inquiries,
+    policy_checks: PolicyChecks,
     live: Option<Live>,
     announce: watch::Sender<Option<Live>>,
     stalled: Arc<Mutex<Option<String>>>,
@@ -101,9 +97,9 @@ pub struct Stream {
     notified: mpsc::Receiver<Vec<Notification>>,
     stats: Arc<Stats>,
     receipts: Receipts,
-    casts: Arc<Casts>,
-    bodies: Bodies,
-    sheet: Sheet,
+    ephemerals: Arc<PendingEphemerals>,
+    bodies: BodyCache,
+    frame_buf: FrameBuf,
     frames: Vec<Bytes>,
     candidates: Vec<GroupId>,
 }
@@ -113,10 +109,10 @@ impl Stream {
         let Parts { feed, notified, uplink, catalog, stats, receipts, .. } = parts;
         Stream {
             history,
-            roster: Roster::default(),
-            laggards: Laggards::default(),
+            registry: Registry::default(),
+            lagging: LaggingSessions::default(),
             notices,
-            inquiries: Inquiries::new(catalog.clone()),
+            policy_checks: PolicyChecks::new(catalog.clone()),
             entitlements: Entitlements::new(catalog),
             live: None,
             announce: ends.live,
@@ -129,9 +125,9 @@ impl Stream {
             notified,
             stats,
             receipts,
-            casts: ends.casts,
-            bodies: Bodies::default(),
-            sheet: Sheet::default(),
+            ephemerals: ends.ephemerals,
+            bodies: BodyCache::default(),
+            frame_buf: FrameBuf::default(),
             frames: Vec::new(),
             candidates: Vec::new(),
         }
@@ -140,46 +136,46 @@ impl Stream {
     /// Runs until it is told to stop, or the feed ends.
     pub async fn run(mut self) {
         while self.turn().await {
-            self.roster.routes.remake(self.entitlements.answered());
+            self.registry.routes.remake(self.entitlements.answered());
             if self.entitlements.gives_up_waiting() {
-                self.laggards.wake_all();
+                self.lagging.wake_all();
             }
-            self.serve_laggards();
-            let (laggards, stats) = (&mut self.laggards, &self.stats);
-            let (roster, entitlements) = (&mut self.roster, &mut self.entitlements);
-            self.inquiries.ask(roster, &self.history, entitlements, laggards, stats);
+            self.serve_lagging();
+            let (lagging, stats) = (&mut self.lagging, &self.stats);
+            let (registry, entitlements) = (&mut self.registry, &mut self.entitlements);
+            self.policy_checks.ask(registry, &self.history, entitlements, lagging, stats);
             // The sessions on this thread write what they were given.
             tokio::task::yield_now().await;
         }
-        for session in self.roster.sessions.values() {
-            session.queue.close(Goodbye::Shutdown);
+        for session in self.registry.sessions.values() {
+            session.queue.close(CloseReason::Shutdown);
         }
     }
 
     /// Waits for something to do, and does it; false: there is to be no more.
     async fn turn(&mut self) -> bool {
         let has_room = self.make_room();
-        let hears = self.notices.has_room(&self.roster, &self.stats, Instant::now());
-        let has_work = self.laggards.has_work() || self.notices.has_work();
-        let wait = match has_room && hears && !self.inquiries.is_resting() {
+        let hears = self.notices.has_room(&self.registry, &self.stats, Instant::now());
+        let has_work = self.lagging.has_work() || self.notices.has_work();
+        let wait = match has_room && hears && !self.policy_checks.is_resting() {
             true => TICK,
             false => SHORT_TICK,
         };
         // Whatever is ready has its turn by chance, so that nobody who asks all the time is alone heard.
         tokio::select! {
-            command = self.commands.recv() => return self.obey_all(command),
+            command = self.commands.recv() => return self.handle_all(command),
             // Without room in the history the feed waits, and the worker with it.
             next = self.feed.recv(), if has_room => match next {
                 Some(next) => self.take(next),
                 None => return false,
             },
             Some(said) = self.notified.recv(), if hears => for said in &said {
-                self.notices.deliver(said, &self.roster, &self.stats);
+                self.notices.deliver(said, &self.registry, &self.stats);
             },
-            answer = self.inquiries.answer() => {
-                let (laggards, stats) = (&mut self.laggards, &self.stats);
-                let (roster, entitlements) = (&mut self.roster, &mut self.entitlements);
-                self.inquiries.settle(answer, roster, entitlements, laggards, stats);
+            answer = self.policy_checks.answer() => {
+                let (lagging, stats) = (&mut self.lagging, &self.stats);
+                let (registry, entitlements) = (&mut self.registry, &mut self.entitlements);
+                self.policy_checks.settle(answer, registry, entitlements, lagging, stats);
             }
             outcome = self.entitlements.outcome() => self.entitlements.learn(outcome),
             () = std::future::ready(()), if has_work => {}
@@ -189,12 +185,12 @@ impl Stream {
     }
 
     /// Takes up what sessions ask for; false: to stop.
-    fn obey_all(&mut self, first: Option<Command>) -> bool {
+    fn handle_all(&mut self, first: Option<Command>) -> bool {
         let mut next = first;
         for _ in 0..COMMANDS {
             match next {
                 None | Some(Command::Stop) => return false,
-                Some(command) => self.obey(command),
+                Some(command) => self.handle(command),
             }
             next = match self.commands.try_recv() {
                 Ok(command) => Some(command),
@@ -204,7 +200,7 @@ impl Stream {
         match next {
             None | Some(Command::Stop) => false,
             Some(command) => {
-                self.obey(command);
+                self.handle(command);
                 true
             }
         }
@@ -212,17 +208,17 @@ impl Stream {
 
     /// Gives those who lag, in events or notifications, some more. Who lags in both has one queue:
     /// while it has room, each makes sure of the other's turn.
-    fn serve_laggards(&mut self) {
-        if let (true, Some(live)) = (self.laggards.has_work(), self.live) {
+    fn serve_lagging(&mut self) {
+        if let (true, Some(live)) = (self.lagging.has_work(), self.live) {
             let (history, entitlements) = (&self.history, &mut self.entitlements);
-            let (roster, inquiries) = (&mut self.roster, &mut self.inquiries);
-            let served = self.laggards.turn(roster, history, entitlements, inquiries, live);
+            let (registry, policy_checks) = (&mut self.registry, &mut self.policy_checks);
+            let served = self.lagging.turn(registry, history, entitlements, policy_checks, live);
             if let Some(session) = served {
-                self.notices.wake(session, &self.roster);
+                self.notices.wake(session, &self.registry);
             }
         }
-        if let Some(session) = self.notices.turn(&self.roster) {
-            self.laggards.wake(session);
+        if let Some(session) = self.notices.turn(&self.registry) {
+            self.lagging.wake(session);
         }
     }
 
@@ -232,7 +228,7 @@ impl Stream {
         let mut evicted = false;
         while let Some(end) = self.history.due(now) {
             let full = self.history.is_full();
-            if !self.laggards.may_evict(end, full, &mut self.roster, &self.stats, now) {
+            if !self.lagging.may_evict(end, full, &mut self.registry, &self.stats, now) {
                 return false;
             }
             self.history.evict();
@@ -275,7 +271,7 @@ impl Stream {
             }
             Feed::Catalog(change) => {
                 self.entitlements.forget(&change, self.history.head());
-                self.roster.routes.forget(&change);
+                self.registry.routes.forget(&change);
             }
             Feed::Forged(count) => self.stats.forged_messages_total.add(count),
             Feed::Ping(number) => self.uplink.alive(number),
@@ -312,7 +308,7 @@ impl Stream {
     }
 
     fn announce_gap(&mut self) {
-        for group in self.roster.groups_mut() {
+        for group in self.registry.groups_mut() {
             let gap = Resync { reason: self.cause, oldest: None, newest: None };
             let frame = resync(group.key.vsn, None, &group.key.topic, gap);
             for member in &mut group.members {
@@ -323,172 +319,47 @@ impl Stream {
         }
     }
 
-    fn deliver(&mut self, batch: Batch) {
-        let Some(live) = self.live else { return };
-        let batch = Arc::new(batch);
-        let first = self.history.push(Arc::clone(&batch), Instant::now());
-        self.stats.events_total.add(batch.events.len() as u64);
-        self.measure();
-        for (index, event) in batch.events.iter().enumerate() {
-            self.deliver_event(Scene { batch: &batch, event, seq: first + index as Seq, live });
-        }
-        if let Some(event) = batch.events.last() {
-            self.stats.position.set(event.position.commit.0);
-        }
-    }
-
-    fn deliver_event(&mut self, scene: Scene<'_>) {
-        let mut candidates = std::mem::take(&mut self.candidates);
-        candidates.clear();
-        match &scene.event.kind {
-            EventKind::Change(change) => {
-                let (batch, entitlements) = (scene.batch, &mut self.entitlements);
-                self.roster.candidates(batch, change, scene.seq, entitlements, &mut candidates);
-            }
-            EventKind::Message(message) => {
-                if let Some(why) = refusal(&message.channel) {
-                    let at = scene.event.position.commit;
-                    failure::refuse(message, why, at, &self.stats, &self.receipts);
-                } else {
-                    message.row.iter().for_each(|row| self.receipts.note(row));
-                    candidates.extend(self.roster.of_topic(&wire_topic(&message.channel)));
-                }
-            }
-            EventKind::Schema(change) => {
-                candidates.extend(self.roster.of_topic("realtime:tide:schema"));
-                for kind in ["schema", "records"] {
-                    let topic = format!("realtime:tide:{kind}:{}", change.schema);
-                    candidates.extend(self.roster.of_topic(&topic));
-                }
-            }
-            EventKind::Failed(failed) => {
-                self.stats.failed_events_total.inc();
-                match &failed.unsaid {
-                    Some(unsaid) => {
-                        let at = scene.event.position.commit;
-                        let (failures, sqlstate) = (self.receipts.failures(), &failed.sqlstate);
-                        unsaid.row.iter().for_each(|row| failures.add(row, sqlstate, at));
-                        candidates.extend(self.roster.of_topic(&wire_topic(&unsaid.channel)));
-                    }
-                    None => candidates.extend(self.roster.row_groups()),
-                }
-            }
-        }
-        self.bodies.clear();
-        for id in &candidates {
-            self.deliver_to_group(*id, scene);
-        }
-        self.candidates = candidates;
-    }
-
-    fn deliver_to_group(&mut self, id: GroupId, scene: Scene<'_>) {
-        let Some(group) = self.roster.group_mut(id) else { return };
-        self.frames.clear();
-        let mut press = Press {
-            entitlements: &mut self.entitlements,
-            bodies: &mut self.bodies,
-            sheet: &mut self.sheet,
-            out: &mut self.frames,
-        };
-        match group.plans.frames(&group.key, scene, group.previous, &mut press) {
-            Ok(()) => {}
-            Err(Missing::Identity) => {
-                for id in self.roster.tell_apart(id) {
-                    self.deliver_to_group(id, scene);
-                    // Who waited for an answer as a member of the former group goes on by itself.
-                    for member in self.roster.group(id).iter().flat_map(|group| &group.members) {
-                        self.laggards.wake(member.session);
-                    }
-                }
-                return;
-            }
-            Err(Missing::Effort) => return self.roster.give_up(id),
-            Err(Missing::Answer { about }) => return self.hold(id, scene, about),
-        }
-        if self.frames.is_empty() {
-            return;
-        }
-        let laggards = &mut self.laggards;
-        group.give(&mut self.frames, scene.event, scene.seq, |session| laggards.add(session));
-    }
-
-    /// Has a group wait for what decides about the event; it reads on from the history.
-    fn hold(&mut self, id: GroupId, scene: Scene<'_>, about: Subject) {
-        let Some(group) = self.roster.group_mut(id) else { return };
-        let role = group.key.role.clone();
-        let mut held = Vec::new();
-        for member in &mut group.members {
-            if member.lag.is_none() && member.floor.admits(scene.event) {
-                member.lag = Some(scene.seq);
-                self.laggards.add(member.session);
-                held.push(member.session);
-            }
-        }
-        if held.is_empty() {
-            return;
-        }
-        self.inquiries.raise(id, scene.seq, about, &mut self.roster);
-        if role.is_some_and(|role| self.entitlements.is_about_to_know(&role, about)) {
-            held.iter().for_each(|session| self.hold_all(*session, scene));
-        }
-    }
-
-    /// Has all channels of a connection read on from the history, each from where it is.
-    fn hold_all(&mut self, session: SessionId, scene: Scene<'_>) {
-        let Some(entry) = self.roster.sessions.get(&session) else { return };
-        let groups: Vec<GroupId> = entry.groups().collect();
-        for id in groups {
-            let Some(group) = self.roster.group_mut(id) else { continue };
-            let has_had_it = group.previous == Some(scene.event.position);
-            let next = scene.seq + Seq::from(has_had_it);
-            let members = group.members.iter_mut();
-            for member in members.filter(|m| m.session == session && m.lag.is_none()) {
-                member.lag = Some(next);
-            }
-        }
-    }
-
-    fn obey(&mut self, command: Command) {
+    fn handle(&mut self, command: Command) {
         match command {
             Command::Connect { session, queue, peer } => {
                 let channels = std::collections::HashMap::new();
-                self.roster.sessions.insert(session, Session { queue, peer, channels });
+                self.registry.sessions.insert(session, Session { queue, peer, channels });
             }
             Command::Join { session, subscription, joined } => {
                 self.join(session, subscription);
                 let _ = joined.send(());
             }
             Command::SetIdentity { session, topic, identity } => {
-                self.roster.set_identity(session, &topic, identity);
-                self.foresee(session, &topic);
-                // It may have waited for an answer that would have been for its former self.
-                self.laggards.wake(session);
+                self.registry.set_identity(session, &topic, identity);
+                self.prefetch(session, &topic);
+                // It may have waited for an answer about its identity from before.
+                self.lagging.wake(session);
             }
             Command::Leave { session, topic } => {
-                self.roster.leave(session, &topic);
+                self.registry.leave(session, &topic);
             }
             Command::Receive { session, topic, vsn, facet, receive } => {
-                self.roster.receive(session, &topic, vsn, &facet, receive);
+                self.registry.receive(session, &topic, vsn, &facet, receive);
             }
-            Command::Cast { cast } => {
-                self.casts.remove(&cast);
-                self.cast(&cast);
+            Command::Ephemeral { message } => {
+                self.ephemerals.remove(&message);
+                self.deliver_ephemeral(&message);
             }
             Command::Tell { session, frame } => {
-                if let Some(entry) = self.roster.sessions.get(&session) {
+                if let Some(entry) = self.registry.sessions.get(&session) {
                     entry.queue.reply(frame);
                 }
             }
             Command::Drained { session } => {
-                self.laggards.wake(session);
-                self.notices.wake(session, &self.roster);
+                self.lagging.wake(session);
+                self.notices.wake(session, &self.registry);
                 // Before whatever is said next, which it has room for now.
-                self.serve_laggards();
+                self.serve_lagging();
             }
-            Command::Disconnect { session } => {
+            Command::Forget { session } => {
                 self.notices.remove(session);
-                self.laggards.remove(session);
-                self.roster.disconnect(session);
+                self.lagging.remove(session);
+                self.registry.forget(session);
             }
             Command::Recent { limit, tables, answer } => {
                 let epoch = self.live.map(|live| live.epoch).unwrap_or_default();
@@ -496,65 +367,16 @@ impl Stream {
             }
             Command::Connections { answer } => {
                 let head = self.history.head();
-                let _ = answer.send(recent::connections(&self.roster, &self.laggards, head));
+                let _ = answer.send(recent::connections(&self.registry, &self.lagging, head));
             }
-            Command::Expel { session, answer } => {
-                let found = self.roster.sessions.get(&session);
+            Command::Disconnect { session, answer } => {
+                let found = self.registry.sessions.get(&session);
                 let _ = answer.send(found.is_some());
                 if let Some(found) = found {
-                    found.queue.close(Goodbye::Disconnected);
+                    found.queue.close(CloseReason::Disconnected);
                 }
             }
             Command::Stop => {}
-        }
-    }
-
-    /// Where the policies of the tables it names tell clients apart, a group is one identity's.
-    fn key(&mut self, subscription: &Subscription, facet: &Facet) -> GroupKey {
-        let key = GroupKey::of(subscription, facet);
-        let rules = self.entitlements.rules(&key, self.history.head());
-        let is_personal = rules.iter().any(|(_, rule)| rule.is_personal());
-        GroupKey { identity: is_personal.then(|| Arc::clone(&subscription.identity)), ..key }
-    }
-
-    /// Has it found out what the channel's claims are worth, so that its first event need not wait.
-    fn foresee(&mut self, session: SessionId, topic: &str) {
-        let Some(entry) = self.roster.sessions.get(&session) else { return };
-        let groups = entry.channels.get(topic).map(|channel| channel.groups.clone());
-        for id in groups.unwrap_or_default() {
-            let Some(key) = self.roster.group(id).map(|group| group.key.clone()) else { continue };
-            for (table, rule) in self.entitlements.rules(&key, self.history.head()) {
-                let Some(group) = self.roster.group(id) else { continue };
-                let is_known = group.plans.hearing.values(&rule).is_some();
-                if rule.way == Way::Formula && key.identity.is_some() && !is_known {
-                    let about = Subject::Rows(table);
-                    self.inquiries.raise(id, self.history.head(), about, &mut self.roster);
-                }
-            }
-        }
-    }
-
-    fn cast(&mut self, cast: &Cast) {
-        for id in self.roster.of_topic(&cast.topic) {
-            let Some(group) = self.roster.group(*id) else { continue };
-            if group.key.style != cast.to || group.key.private != cast.private {
-                continue;
-            }
-            let frame = match group.key.vsn {
-                Vsn::V1 => &cast.v1,
-                Vsn::V2 => &cast.v2,
-            };
-            for member in &group.members {
-                if cast.except == Some(member.session) || frame.is_empty() {
-                    continue;
-                }
-                if member.queue.offer(frame) == Push::Full {
-                    self.stats.dropped_casts_total.inc();
-                    if cast.to == Style::Presence {
-                        member.queue.miss_presence();
-                    }
-                }
-            }
         }
     }
 }

@@ -5,11 +5,18 @@ use super::*;
 const TOPIC: &str = "realtime:tide:table:public.t";
 
 impl World {
-    fn cast(&self, name: &str, size: usize) {
+    fn send(&self, name: &str, size: usize) {
         let pad = "x".repeat(size);
         let frame = format!(r#"[null,null,"r","broadcast",{{"event":"{name}","pad":"{pad}"}}]"#);
         let (to, v1, v2) = (Style::Channel, Bytes::new(), frame.into());
-        self.hub.cast(Cast { topic: ROOM.into(), to, private: false, v1, v2, except: None });
+        self.hub.send_ephemeral(Ephemeral {
+            topic: ROOM.into(),
+            to,
+            private: false,
+            v1,
+            v2,
+            except: None,
+        });
     }
 }
 
@@ -33,8 +40,8 @@ fn who_leaves_the_channel_that_it_lagged_on_hears_the_others_once_it_has_read() 
             world.hub.drained(client.session);
         }
     }
-    world.cast("one", 1);
-    world.cast("two", 1);
+    world.send("one", 1);
+    world.send("two", 1);
 
     assert!(frames.len() < 100, "it did not lag: {}", frames.len());
     assert_eq!(world.heard(&client, "two"), ["one", "two"]);
@@ -58,7 +65,7 @@ fn who_reads_gets_everything_however_many_do_not() {
     for round in 0..20 {
         let names: Vec<String> = (0..burst).map(|n| format!("{round}-{n}")).collect();
         for name in &names {
-            world.cast(name, size);
+            world.send(name, size);
         }
         assert_eq!(world.heard(&reading, &names[burst - 1]), names);
     }
@@ -93,7 +100,7 @@ fn what_several_queues_hold_is_counted_once_and_until_the_last_has_let_go() {
     drop(frames);
     assert_eq!(budget.used(), 300);
 
-    queues[0].close(Goodbye::Slow);
+    queues[0].close(CloseReason::Slow);
     let mut taken = Vec::new();
     for queue in &queues[1..] {
         queue.reply(Bytes::from_static(b"own"));

@@ -9,7 +9,7 @@ use tide_feed::event::CatalogChange;
 use tokio::net::UnixStream;
 
 use super::beginning::now;
-use super::steward::Trouble;
+use super::catalog_worker::Trouble;
 use super::{Client, POLICY, TABLE, World, executed};
 use crate::catalog::frame;
 use crate::link::Feed;
@@ -33,7 +33,7 @@ impl World {
             let mut failures = sqlstates.into_iter();
             while let Ok(request) = frame::read::<Request>(&mut theirs).await {
                 let answer = match failures.next() {
-                    Some(sqlstate) => json!({ "judgements": [{ "failed": sqlstate }] }),
+                    Some(sqlstate) => json!({ "outcomes": [{ "failed": sqlstate }] }),
                     None => executed(&request),
                 };
                 let answer = json!({ "ok": answer });
@@ -59,9 +59,9 @@ impl World {
         self.feed(Feed::Catalog(CatalogChange::Relation(TABLE)));
     }
 
-    fn wait_for_question(&self, count: usize) {
+    pub(super) fn wait_for_question(&self, count: usize) {
         let deadline = SystemTime::now() + Duration::from_secs(20);
-        while self.steward.asked() < count {
+        while self.catalog_worker.asked() < count {
             assert!(SystemTime::now() < deadline, "question {count}");
             std::thread::yield_now();
         }
@@ -76,7 +76,7 @@ fn a_look_up_that_fails_is_not_taken_for_an_answer() {
         let world = World::new(&Config::default());
         let client = world.joined();
 
-        world.steward.trouble([trouble; 2]);
+        world.catalog_worker.trouble([trouble; 2]);
         world.altered();
         world.insert(300, 2);
         world.insert(400, 3);
@@ -89,16 +89,18 @@ fn a_look_up_that_fails_is_not_taken_for_an_answer() {
 fn a_table_that_is_gone_is_an_answer() {
     let world = World::new(&Config::default());
     let client = world.joined();
-    let granted = std::mem::take(&mut *world.steward.granted.lock().expect("not poisoned"));
+    let granted = std::mem::take(&mut *world.catalog_worker.granted.lock().expect("not poisoned"));
 
     world.altered();
-    let asked = world.steward.asked();
+    let asked = world.catalog_worker.asked();
     for commit in 300..310 {
         world.insert(commit, 2);
     }
     world.wait_for(309);
-    assert_eq!(world.steward.asked(), asked + 1);
-    *world.steward.granted.lock().expect("not poisoned") = granted;
+    // The hub does not wait for its question to arrive.
+    world.wait_for_question(asked + 1);
+    assert_eq!(world.catalog_worker.asked(), asked + 1);
+    *world.catalog_worker.granted.lock().expect("not poisoned") = granted;
     world.altered();
     world.insert(400, 3);
 
@@ -111,7 +113,7 @@ fn nobody_else_waits_for_a_look_up_that_does_not_end() {
     let (client, other) = (world.joined(), world.connect());
     world.join_room(&other, false, now(100));
 
-    world.steward.trouble([Trouble::Delay]);
+    world.catalog_worker.trouble([Trouble::Delay]);
     world.altered();
     world.insert(300, 2);
     world.say(400, "hello", false);
@@ -119,7 +121,7 @@ fn nobody_else_waits_for_a_look_up_that_does_not_end() {
     assert_eq!(world.heard(&other, "hello"), ["hello"]);
     let late = world.connect();
     world.join(&late, now(600));
-    world.steward.answer();
+    world.catalog_worker.answer();
 
     assert_eq!(world.ids(&client, 2), [2, 3]);
     world.insert(600, 4);
@@ -131,20 +133,20 @@ fn an_answer_counts_for_no_event_after_a_change_it_may_not_know_of() {
     let world = World::new(&Config::default());
     let client = world.joined();
 
-    world.steward.trouble([Trouble::Delay]);
+    world.catalog_worker.trouble([Trouble::Delay]);
     world.altered();
-    let asked = world.steward.asked();
+    let asked = world.catalog_worker.asked();
     world.insert(300, 2);
     world.wait_for_question(asked + 1);
     // It will be answered as it was asked: before the revoke.
-    let granted = std::mem::take(&mut *world.steward.granted.lock().expect("not poisoned"));
+    let granted = std::mem::take(&mut *world.catalog_worker.granted.lock().expect("not poisoned"));
     world.altered();
     world.insert(400, 3);
     world.wait_for(400);
-    world.steward.answer();
+    world.catalog_worker.answer();
     assert_eq!(world.ids(&client, 1), [2]);
     world.wait_for_question(asked + 2);
-    *world.steward.granted.lock().expect("not poisoned") = granted;
+    *world.catalog_worker.granted.lock().expect("not poisoned") = granted;
     world.altered();
     world.insert(500, 4);
 
@@ -158,14 +160,14 @@ fn changes_that_keep_coming_do_not_keep_rows_back_for_ever() {
 
     // Each look-up is overtaken by the next change.
     for round in 0..20 {
-        world.steward.trouble([Trouble::Delay]);
+        world.catalog_worker.trouble([Trouble::Delay]);
         world.altered();
-        let asked = world.steward.asked();
+        let asked = world.catalog_worker.asked();
         let commit = 300 + 10 * round;
         world.insert(commit, commit as i64);
         world.wait_for_question(asked + 1);
         world.altered();
-        world.steward.answer();
+        world.catalog_worker.answer();
         assert_eq!(world.ids(&client, 1), [commit as i64]);
     }
 }
@@ -181,14 +183,14 @@ fn clients_that_policies_tell_apart_get_their_rows_after_a_late_look_up() {
         client
     });
     for change in [CatalogChange::Relation(TABLE), CatalogChange::All] {
-        world.steward.trouble([Trouble::Delay]);
+        world.catalog_worker.trouble([Trouble::Delay]);
         world.feed(Feed::Catalog(change));
         let commit = world.stats.position.get() + 100;
         for id in 1..=5 {
             world.insert(commit + id, id as i64);
         }
         world.wait_for(commit + 5);
-        world.steward.answer();
+        world.catalog_worker.answer();
         world.insert(commit + 6, 3);
         world.insert(commit + 7, 4);
 
@@ -203,13 +205,13 @@ fn what_waits_for_a_look_up_when_the_history_ends_is_told_to_resync() {
     let world = World::new(&config);
     let client = world.joined();
 
-    world.steward.trouble([Trouble::Delay]);
+    world.catalog_worker.trouble([Trouble::Delay]);
     world.altered();
     for id in 0..2000 {
         world.insert(300 + id, id as i64);
     }
     world.wait_for(2299);
-    world.steward.answer();
+    world.catalog_worker.answer();
 
     let (mut told, mut newest) = (Vec::new(), 0);
     world.read(&client, |frame| {

@@ -11,9 +11,9 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::world::{World, config, until};
-use crate::descriptors::Places;
+use crate::descriptors::ConnectionLimits;
+use crate::server::credentials::Credentials;
 use crate::server::http::Admission;
-use crate::server::identity::Credentials;
 use crate::server::read_budget::Metered;
 use crate::server::session;
 use crate::stats::RefusedConnection;
@@ -182,8 +182,8 @@ async fn a_client_that_does_not_read_does_not_hold_up_the_stop() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sockets_that_ask_for_nothing_make_room_for_each_other_and_are_told_why() {
-    let places = Places { websockets: 2, opening: 4, waiting: 8 };
-    let world = World::seated(config(), None, places).await;
+    let limits = ConnectionLimits { websockets: 2, opening: 4, waiting: 8 };
+    let world = World::with_limits(config(), None, limits).await;
     world.go_live().await;
     let mut joined = world.client().await;
     let mut silent = Vec::new();

@@ -1,5 +1,6 @@
 //! The listener on real sockets, with the real hub behind it and helpers made up for the tests.
 
+mod broadcast;
 mod channel;
 mod filters;
 mod http;
@@ -7,6 +8,5 @@ mod identity;
 mod limit;
 mod presence;
 mod rest;
-mod speech;
 mod websocket;
 mod world;

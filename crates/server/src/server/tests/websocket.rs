@@ -129,7 +129,7 @@ async fn a_disconnected_client_is_told_so() {
     client.settle().await;
     let session = world.context.hub.connections().await[0].id;
 
-    assert!(world.context.hub.expel(session).await);
+    assert!(world.context.hub.disconnect(session).await);
 
     assert_eq!(client.closed().await, 1008);
 }

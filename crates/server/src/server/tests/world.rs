@@ -24,10 +24,10 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::auth::Verifier;
 use crate::catalog::{Catalog, frame};
-use crate::descriptors::Places;
+use crate::descriptors::ConnectionLimits;
 use crate::hub;
 use crate::link::{Feed, Uplink};
-use crate::notify::Listening;
+use crate::notify::NotifyRegistry;
 use crate::server::{self, ServerContext};
 
 pub(super) const TABLE: u32 = 16_400;
@@ -39,10 +39,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) struct World {
     pub(super) address: SocketAddr,
     pub(super) context: Arc<ServerContext>,
-    /// What the steward says that the role `web` may see.
+    /// What the catalog worker says that the role `web` may see.
     pub(super) granted: Arc<Mutex<Vec<TableAccess>>>,
     feed: mpsc::Sender<Feed>,
-    /// Of the WAL, as the steward says.
+    /// Of the WAL, as the catalog worker says.
     end: Arc<AtomicU64>,
     relation: Arc<Relation>,
     stop: watch::Sender<bool>,
@@ -63,12 +63,16 @@ impl World {
 
     /// A server that has no stream yet.
     pub(super) async fn stalled(config: Config, tls: Option<TlsAcceptor>) -> World {
-        let places = Places::within(usize::MAX, config.max_connections);
-        World::seated(config, tls, places).await
+        let limits = ConnectionLimits::within(usize::MAX, config.max_connections);
+        World::with_limits(config, tls, limits).await
     }
 
     /// The same, with room for so many sockets.
-    pub(super) async fn seated(config: Config, tls: Option<TlsAcceptor>, places: Places) -> World {
+    pub(super) async fn with_limits(
+        config: Config,
+        tls: Option<TlsAcceptor>,
+        limits: ConnectionLimits,
+    ) -> World {
         let config = Arc::new(config);
         let catalog = Catalog::new("tide".into());
         let granted = Arc::new(Mutex::new(vec![table(TABLE, "t")]));
@@ -80,14 +84,14 @@ impl World {
             feed: fed,
             notified: mpsc::channel(1).1,
             uplink: Uplink::default(),
-            listening: Listening::default(),
+            notify_registry: NotifyRegistry::default(),
             catalog: catalog.clone(),
             stats: Arc::clone(&stats),
             receipts: hub::receipts::channel().0,
         };
         let hub = hub::start((*config).clone(), parts);
         let verifier = Verifier::new(vec![SECRET.into()], None, None).unwrap();
-        let context = Arc::new(ServerContext::new(config, hub, catalog, verifier, stats, places));
+        let context = Arc::new(ServerContext::new(config, hub, catalog, verifier, stats, limits));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
@@ -142,25 +146,25 @@ impl World {
     }
 
     /// Sends a request as it is written, and reads until the server closes.
-    pub(super) async fn http(&self, request: &str) -> Answer {
+    pub(super) async fn http(&self, request: &str) -> HttpAnswer {
         self.http_bytes(request.as_bytes()).await
     }
 
-    pub(super) async fn http_bytes(&self, request: &[u8]) -> Answer {
+    pub(super) async fn http_bytes(&self, request: &[u8]) -> HttpAnswer {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         // The server may refuse it before it has read all.
         let _ = stream.write_all(request).await;
         let mut answer = Vec::new();
         let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
-        Answer(String::from_utf8(answer).unwrap())
+        HttpAnswer(String::from_utf8(answer).unwrap())
     }
 }
 
 /// An HTTP answer as text.
 #[derive(Debug)]
-pub(super) struct Answer(pub(super) String);
+pub(super) struct HttpAnswer(pub(super) String);
 
-impl Answer {
+impl HttpAnswer {
     pub(super) fn status(&self) -> u16 {
         self.0.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default()
     }
@@ -290,18 +294,18 @@ fn relation() -> Arc<Relation> {
     })
 }
 
-/// A steward and an executor that know one role and a few tables.
+/// A catalog worker and an executor that know one role and a few tables.
 fn helpers(catalog: &Catalog, granted: &Arc<Mutex<Vec<TableAccess>>>, end: &Arc<AtomicU64>) {
-    let (steward, mut at_steward) = UnixStream::pair().unwrap();
+    let (catalog_worker, mut at_catalog_worker) = UnixStream::pair().unwrap();
     let (executor, mut at_executor) = UnixStream::pair().unwrap();
     let (one, other) = (catalog.clone(), catalog.clone());
-    tokio::spawn(async move { one.serve_steward(steward).await });
+    tokio::spawn(async move { one.serve_catalog_worker(catalog_worker).await });
     tokio::spawn(async move { other.serve_executor(executor).await });
     let (granted, end) = (Arc::clone(granted), Arc::clone(end));
     tokio::spawn(async move {
-        while let Ok(request) = frame::read::<Request>(&mut at_steward).await {
+        while let Ok(request) = frame::read::<Request>(&mut at_catalog_worker).await {
             let answer = answer(&request, &granted, end.load(Ordering::Relaxed));
-            if frame::write(&mut at_steward, &answer).await.is_err() {
+            if frame::write(&mut at_catalog_worker, &answer).await.is_err() {
                 return;
             }
         }

@@ -1,7 +1,7 @@
-//! Places for sockets that are not a websocket: those whose client has not sent a request yet, and
+//! Slots for sockets that are not a websocket: those whose client has not sent a request yet, and
 //! those whose request is being answered.
 //!
-//! Anybody can open sockets and say nothing. They take no place from websockets, and among
+//! Anybody can open sockets and say nothing. They take no slot from websockets, and among
 //! themselves whoever has said nothing for the longest makes room for the next.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 #[derive(Debug)]
-pub(super) struct Seats {
+pub(super) struct ConnectionSlots {
     inner: Mutex<Inner>,
     /// Sockets in all.
     limit: usize,
@@ -23,7 +23,8 @@ pub(super) struct Seats {
 struct Inner {
     taken: usize,
     opening: usize,
-    /// Those that have asked for nothing, or for nothing more, the one that has waited longest first.
+    /// Those that have asked for nothing, or for nothing more, the one that has waited longest
+    /// first.
     silent: BTreeMap<u64, Arc<Notify>>,
     next: u64,
 }
@@ -35,18 +36,18 @@ impl Inner {
     }
 }
 
-impl Seats {
-    pub(super) fn new(limit: usize, opening: usize) -> Seats {
-        Seats { inner: Mutex::default(), limit, opening, freed: Notify::new() }
+impl ConnectionSlots {
+    pub(super) fn new(limit: usize, opening: usize) -> ConnectionSlots {
+        ConnectionSlots { inner: Mutex::default(), limit, opening, freed: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a new socket, if need be that of the one which has been silent for the longest.
+    /// A slot for a new socket, if need be that of the one which has been silent for the longest.
     /// `None`: all are at work.
-    pub(super) async fn take(self: &Arc<Self>) -> Option<Seat> {
+    pub(super) async fn take(self: &Arc<Self>) -> Option<ConnectionSlot> {
         loop {
             let freed = self.freed.notified();
             {
@@ -56,8 +57,8 @@ impl Seats {
                     let number = inner.number();
                     let evicted = Arc::<Notify>::default();
                     inner.silent.insert(number, Arc::clone(&evicted));
-                    return Some(Seat {
-                        seats: Arc::clone(self),
+                    return Some(ConnectionSlot {
+                        slots: Arc::clone(self),
                         number: Mutex::new(number),
                         evicted,
                     });
@@ -71,31 +72,31 @@ impl Seats {
     }
 }
 
-/// One socket's place, for as long as this lives.
+/// One socket's slot, for as long as this lives.
 #[derive(Debug)]
-pub(super) struct Seat {
-    seats: Arc<Seats>,
+pub(super) struct ConnectionSlot {
+    slots: Arc<ConnectionSlots>,
     /// In the order of those that are silent.
     number: Mutex<u64>,
     evicted: Arc<Notify>,
 }
 
-impl Seat {
+impl ConnectionSlot {
     /// Waits until the socket has to make room for another. Then it is to be dropped at once.
     pub(super) async fn evicted(&self) {
         self.evicted.notified().await;
     }
 
-    /// The client has sent a request; `opening`: one that may have to wait for the database. `None`:
-    /// too many of these are at work.
+    /// The client has sent a request; `opening`: one that may have to wait for the database.
+    /// `None`: too many of these are at work.
     pub(super) fn work(&self, opening: bool) -> Option<Work<'_>> {
-        let mut inner = self.seats.lock();
-        if opening && inner.opening >= self.seats.opening {
+        let mut inner = self.slots.lock();
+        if opening && inner.opening >= self.slots.opening {
             return None;
         }
         inner.opening += usize::from(opening);
         inner.silent.remove(&self.number());
-        Some(Work { seat: self, opening, stays: false })
+        Some(Work { slot: self, opening, stays: false })
     }
 
     fn number(&self) -> MutexGuard<'_, u64> {
@@ -103,20 +104,20 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let mut inner = self.seats.lock();
+        let mut inner = self.slots.lock();
         inner.silent.remove(&self.number());
         inner.taken -= 1;
         drop(inner);
-        self.seats.freed.notify_waiters();
+        self.slots.freed.notify_waiters();
     }
 }
 
 /// A request that is being answered; its socket is left alone meanwhile.
 #[derive(Debug)]
 pub(super) struct Work<'a> {
-    seat: &'a Seat,
+    slot: &'a ConnectionSlot,
     opening: bool,
     stays: bool,
 }
@@ -130,12 +131,12 @@ impl Work<'_> {
 
 impl Drop for Work<'_> {
     fn drop(&mut self) {
-        let mut inner = self.seat.seats.lock();
+        let mut inner = self.slot.slots.lock();
         inner.opening -= usize::from(self.opening);
         if !self.stays {
             let number = inner.number();
-            *self.seat.number() = number;
-            inner.silent.insert(number, Arc::clone(&self.seat.evicted));
+            *self.slot.number() = number;
+            inner.silent.insert(number, Arc::clone(&self.slot.evicted));
         }
     }
 }
@@ -148,13 +149,13 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_was_silent_for_the_longest_makes_room() {
-        let seats = Arc::new(Seats::new(2, 2));
-        let first = seats.take().await.unwrap();
-        let second = seats.take().await.unwrap();
+        let slots = Arc::new(ConnectionSlots::new(2, 2));
+        let first = slots.take().await.unwrap();
+        let second = slots.take().await.unwrap();
         // It has sent something since.
         drop(first.work(false).unwrap());
 
-        let mut third = Box::pin(seats.take());
+        let mut third = Box::pin(slots.take());
         assert!(third.as_mut().now_or_never().is_none());
         assert!(second.evicted().now_or_never().is_some());
         assert!(first.evicted().now_or_never().is_none());
@@ -165,19 +166,19 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_who_is_at_work_is_sent_away() {
-        let seats = Arc::new(Seats::new(2, 1));
-        let (first, second) = (seats.take().await.unwrap(), seats.take().await.unwrap());
+        let slots = Arc::new(ConnectionSlots::new(2, 1));
+        let (first, second) = (slots.take().await.unwrap(), slots.take().await.unwrap());
         let opening = first.work(true).unwrap();
         assert!(second.work(true).is_none());
         let asking = second.work(false).unwrap();
 
-        assert!(seats.take().await.is_none());
+        assert!(slots.take().await.is_none());
         opening.stays();
         drop(asking);
         assert!(second.work(true).is_some());
         let newcomer = tokio::spawn({
-            let seats = Arc::clone(&seats);
-            async move { seats.take().await.is_some() }
+            let slots = Arc::clone(&slots);
+            async move { slots.take().await.is_some() }
         });
         second.evicted().await;
         drop(second);

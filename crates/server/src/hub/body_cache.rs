@@ -1,4 +1,4 @@
-//! What the frames of one event have in common.
+//! A cache of encoded bodies: what the frames of one event have in common.
 
 use std::rc::Rc;
 
@@ -14,7 +14,7 @@ pub(super) enum Form {
     Record,
 }
 
-/// What makes the bodies of one change the same.
+/// The key of the cache: bodies of one change with the same shape are the same.
 #[derive(PartialEq, Eq)]
 struct Shape {
     columns: *const ColumnSet,
@@ -25,12 +25,12 @@ struct Shape {
 
 /// Bodies of one event that several groups share: encoded once per column set and style.
 #[derive(Default)]
-pub(super) struct Bodies {
+pub(super) struct BodyCache {
     encoded: Vec<(Shape, Vec<u8>)>,
     spare: Vec<Vec<u8>>,
 }
 
-impl Bodies {
+impl BodyCache {
     /// Forgets the last event's bodies and keeps their memory.
     pub(super) fn clear(&mut self) {
         self.spare.extend(self.encoded.drain(..).map(|(_, mut body)| {

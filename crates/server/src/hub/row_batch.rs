@@ -18,7 +18,7 @@ const LARGEST: usize = 16 << 20;
 const REACH: Seq = 65_536;
 
 /// The rows of one event, by their places in the question.
-pub(super) struct Asked {
+pub(super) struct AskedEvent {
     pub(super) seq: Seq,
     pub(super) before: Option<usize>,
     pub(super) after: Option<usize>,
@@ -27,15 +27,15 @@ pub(super) struct Asked {
 }
 
 #[derive(Default)]
-pub(super) struct Shipment {
-    pub(super) asked: Vec<Asked>,
+pub(super) struct RowBatch {
+    pub(super) asked: Vec<AskedEvent>,
     pub(super) count: usize,
     rows: Vec<u8>,
     /// Labels of enums that are in the rows, by their oids.
     labels: BTreeMap<u32, Box<str>>,
 }
 
-impl Shipment {
+impl RowBatch {
     /// Loads images of the table's rows from the event `from` on.
     pub(super) fn load(
         &mut self,
@@ -91,7 +91,7 @@ impl Shipment {
                 })
             })
             .flatten();
-        self.asked.push(Asked { seq, before, after, sight: Sight::unknown(images) });
+        self.asked.push(AskedEvent { seq, before, after, sight: Sight::unknown(images) });
     }
 
     /// Adds an image; gives its place, unless it cannot be written, or is too large to be sent.

@@ -1,4 +1,4 @@
-//! A steward that can be told to fail.
+//! A catalog worker that can be told to fail.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +25,7 @@ pub(super) enum Trouble {
 }
 
 #[derive(Debug)]
-pub(super) struct Steward {
+pub(super) struct CatalogWorker {
     /// What any role may see.
     pub(super) granted: Arc<Mutex<Vec<TableAccess>>>,
     /// Of the next questions.
@@ -34,9 +34,9 @@ pub(super) struct Steward {
     lets: Semaphore,
 }
 
-impl Steward {
-    pub(super) fn new(granted: Vec<TableAccess>) -> Arc<Steward> {
-        Arc::new(Steward {
+impl CatalogWorker {
+    pub(super) fn new(granted: Vec<TableAccess>) -> Arc<CatalogWorker> {
+        Arc::new(CatalogWorker {
             granted: Arc::new(Mutex::new(granted)),
             troubles: Mutex::default(),
             asked: AtomicUsize::new(0),
@@ -62,7 +62,7 @@ impl Steward {
         loop {
             let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
             let served = catalog.clone();
-            tokio::spawn(async move { served.serve_steward(ours).await });
+            tokio::spawn(async move { served.serve_catalog_worker(ours).await });
             while let Ok(request) = frame::read::<Request>(&mut theirs).await {
                 let Request::Tables { role, .. } = request else { panic!("{request:?}") };
                 let mut tables = self.granted.lock().expect("not poisoned").clone();

@@ -1,0 +1,45 @@
+//! What encoding an event for a group takes: the event in its place, what is needed beside it, and
+//! what may be missing.
+
+use bytes::Bytes;
+use tide_feed::event::{Batch, Cursor, Event, Position};
+
+use super::body_cache::BodyCache;
+use super::entitlement::{Entitlements, Subject};
+use super::handle::Live;
+use super::history::Seq;
+use crate::wire::frame_buf::FrameBuf;
+
+/// An event, with the batch that has its rows, its place in the history and the stream it is of.
+#[derive(Clone, Copy)]
+pub(super) struct EventRef<'a> {
+    pub(super) batch: &'a Batch,
+    pub(super) event: &'a Event,
+    pub(super) seq: Seq,
+    pub(super) live: Live,
+}
+
+/// What is missing to say what an event is to a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// Its members see different rows: it has to be split by identity.
+    Identity,
+    /// An answer about this: what the role may see of it, or what its policies say.
+    Answer { about: Subject },
+    /// Nothing more is to be said: its filters make too much work.
+    Effort,
+}
+
+impl EventRef<'_> {
+    pub(super) fn cursor(&self, position: Position) -> Cursor {
+        Cursor { epoch: self.live.epoch, position }
+    }
+}
+
+/// What encoding an event for a group needs, and where the frames go: the same for all groups.
+pub(super) struct EncodeContext<'a> {
+    pub(super) entitlements: &'a mut Entitlements,
+    pub(super) bodies: &'a mut BodyCache,
+    pub(super) frame_buf: &'a mut FrameBuf,
+    pub(super) out: &'a mut Vec<Bytes>,
+}

@@ -1,0 +1,176 @@
+//! Delivering events and ephemeral messages to the groups that want them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tide_feed::event::{Batch, EventKind};
+
+use super::Stream;
+use crate::hub::encoder::{EncodeContext, EventRef, Missing};
+use crate::hub::entitlement::Subject;
+use crate::hub::failure::{self, refusal, wire_topic};
+use crate::hub::group::GroupId;
+use crate::hub::handle::{Ephemeral, SessionId};
+use crate::hub::history::Seq;
+use crate::hub::queue::Push;
+use crate::hub::subscription::Style;
+use crate::wire::Vsn;
+
+impl Stream {
+    pub(super) fn deliver(&mut self, batch: Batch) {
+        let Some(live) = self.live else { return };
+        let batch = Arc::new(batch);
+        let first = self.history.push(Arc::clone(&batch), Instant::now());
+        self.stats.events_total.add(batch.events.len() as u64);
+        self.measure();
+        for (index, event) in batch.events.iter().enumerate() {
+            self.deliver_event(EventRef { batch: &batch, event, seq: first + index as Seq, live });
+        }
+        if let Some(event) = batch.events.last() {
+            self.stats.position.set(event.position.commit.0);
+        }
+    }
+
+    fn deliver_event(&mut self, event_ref: EventRef<'_>) {
+        let mut candidates = std::mem::take(&mut self.candidates);
+        candidates.clear();
+        match &event_ref.event.kind {
+            EventKind::Change(change) => {
+                let (batch, entitlements) = (event_ref.batch, &mut self.entitlements);
+                self.registry.candidates(
+                    batch,
+                    change,
+                    event_ref.seq,
+                    entitlements,
+                    &mut candidates,
+                );
+            }
+            EventKind::Message(message) => {
+                if let Some(why) = refusal(&message.channel) {
+                    let at = event_ref.event.position.commit;
+                    failure::refuse(message, why, at, &self.stats, &self.receipts);
+                } else {
+                    message.row.iter().for_each(|row| self.receipts.note(row));
+                    candidates.extend(self.registry.of_topic(&wire_topic(&message.channel)));
+                }
+            }
+            EventKind::Schema(change) => {
+                candidates.extend(self.registry.of_topic("realtime:tide:schema"));
+                for kind in ["schema", "records"] {
+                    let topic = format!("realtime:tide:{kind}:{}", change.schema);
+                    candidates.extend(self.registry.of_topic(&topic));
+                }
+            }
+            EventKind::Failed(failed) => {
+                self.stats.failed_events_total.inc();
+                match &failed.unsaid {
+                    Some(unsaid) => {
+                        let at = event_ref.event.position.commit;
+                        let (failures, sqlstate) = (self.receipts.failures(), &failed.sqlstate);
+                        unsaid.row.iter().for_each(|row| failures.add(row, sqlstate, at));
+                        candidates.extend(self.registry.of_topic(&wire_topic(&unsaid.channel)));
+                    }
+                    None => candidates.extend(self.registry.row_groups()),
+                }
+            }
+        }
+        self.bodies.clear();
+        for id in &candidates {
+            self.deliver_to_group(*id, event_ref);
+        }
+        self.candidates = candidates;
+    }
+
+    fn deliver_to_group(&mut self, id: GroupId, event_ref: EventRef<'_>) {
+        let Some(group) = self.registry.group_mut(id) else { return };
+        self.frames.clear();
+        let mut context = EncodeContext {
+            entitlements: &mut self.entitlements,
+            bodies: &mut self.bodies,
+            frame_buf: &mut self.frame_buf,
+            out: &mut self.frames,
+        };
+        match group.plans.frames(&group.key, event_ref, group.previous, &mut context) {
+            Ok(()) => {}
+            Err(Missing::Identity) => {
+                for id in self.registry.split_by_identity(id) {
+                    self.deliver_to_group(id, event_ref);
+                    // Who waited for an answer as a member of the former group goes on by itself.
+                    for member in self.registry.group(id).iter().flat_map(|group| &group.members) {
+                        self.lagging.wake(member.session);
+                    }
+                }
+                return;
+            }
+            Err(Missing::Effort) => return self.registry.give_up(id),
+            Err(Missing::Answer { about }) => return self.hold(id, event_ref, about),
+        }
+        if self.frames.is_empty() {
+            return;
+        }
+        let lagging = &mut self.lagging;
+        group
+            .give(&mut self.frames, event_ref.event, event_ref.seq, |session| lagging.add(session));
+    }
+
+    /// Has a group wait for what decides about the event; it reads on from the history.
+    fn hold(&mut self, id: GroupId, event_ref: EventRef<'_>, about: Subject) {
+        let Some(group) = self.registry.group_mut(id) else { return };
+        let role = group.key.role.clone();
+        let mut held = Vec::new();
+        for member in &mut group.members {
+            if member.lag.is_none() && member.floor.admits(event_ref.event) {
+                member.lag = Some(event_ref.seq);
+                self.lagging.add(member.session);
+                held.push(member.session);
+            }
+        }
+        if held.is_empty() {
+            return;
+        }
+        self.policy_checks.raise(id, event_ref.seq, about, &mut self.registry);
+        if role.is_some_and(|role| self.entitlements.is_about_to_know(&role, about)) {
+            held.iter().for_each(|session| self.hold_all(*session, event_ref));
+        }
+    }
+
+    /// Has all channels of a connection read on from the history, each from where it is.
+    fn hold_all(&mut self, session: SessionId, event_ref: EventRef<'_>) {
+        let Some(entry) = self.registry.sessions.get(&session) else { return };
+        let groups: Vec<GroupId> = entry.groups().collect();
+        for id in groups {
+            let Some(group) = self.registry.group_mut(id) else { continue };
+            let has_had_it = group.previous == Some(event_ref.event.position);
+            let next = event_ref.seq + Seq::from(has_had_it);
+            let members = group.members.iter_mut();
+            for member in members.filter(|m| m.session == session && m.lag.is_none()) {
+                member.lag = Some(next);
+            }
+        }
+    }
+
+    /// Gives an ephemeral message to everybody in its topic whose queue has room.
+    pub(super) fn deliver_ephemeral(&mut self, message: &Ephemeral) {
+        for id in self.registry.of_topic(&message.topic) {
+            let Some(group) = self.registry.group(*id) else { continue };
+            if group.key.style != message.to || group.key.private != message.private {
+                continue;
+            }
+            let frame = match group.key.vsn {
+                Vsn::V1 => &message.v1,
+                Vsn::V2 => &message.v2,
+            };
+            for member in &group.members {
+                if message.except == Some(member.session) || frame.is_empty() {
+                    continue;
+                }
+                if member.queue.offer(frame) == Push::Full {
+                    self.stats.dropped_casts_total.inc();
+                    if message.to == Style::Presence {
+                        member.queue.miss_presence();
+                    }
+                }
+            }
+        }
+    }
+}
