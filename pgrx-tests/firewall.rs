@@ -173,6 +173,24 @@ fn a_stop_of_postgres_takes_leave_of_the_clients() {
     drop(database);
 }
 
+/// The worker is waiting for it to read on then.
+#[test]
+fn a_server_that_is_stopped_in_the_middle_of_a_large_transaction_is_replaced() {
+    let cluster = Cluster::start();
+    let database = cluster.database("halted");
+    let (worker, started) = (database.worker(), postmaster_start_time(&database));
+    let before = server(&database).unwrap();
+    let client = database.in_the_middle_of_a_large_transaction();
+
+    signal("STOP", before);
+
+    another_server(&database, before);
+    drop(client);
+    database.delivers();
+    assert_eq!(database.worker(), worker);
+    assert_eq!(postmaster_start_time(&database), started);
+}
+
 #[test]
 fn a_fast_shutdown_in_the_middle_of_a_large_transaction_leaves_nothing_behind() {
     let cluster = Cluster::start();

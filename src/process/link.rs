@@ -19,6 +19,8 @@ const MOST_HEARD: usize = 1024;
 pub(crate) enum LinkError {
     #[error("the server closed the link")]
     Closed,
+    #[error("the server does not read any more")]
+    Deaf,
     #[error("the link broke: {0}")]
     Io(#[from] io::Error),
     #[error("the server does not speak as it should: {0}")]
@@ -61,6 +63,11 @@ impl Link {
     /// would follow would not be understood.
     pub(crate) fn is_torn(&self) -> bool {
         self.is_in_a_frame
+    }
+
+    /// Nothing more is to be written: the server is of no use any more.
+    pub(crate) fn tear(&mut self) {
+        self.is_in_a_frame = true;
     }
 
     /// Writes of a frame's parts what the socket has room for, and takes it off them; true: the

@@ -23,10 +23,14 @@ use crate::wait;
 
 /// Time for the clients to be told that the server stops.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// Until the settings say.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is looked whether a server was stopped, or hangs.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long to wait at a time for room in the socket, if nothing else wakes us.
 const NAP_MS: i64 = 100;
+
+const STOPPED: &str = "it was stopped by a signal";
 
 thread_local! {
     /// The worker's, on its only thread. Not in its loop: the decoder's callbacks write to it, and
@@ -49,6 +53,11 @@ struct Running {
     /// When it was asked whether it is there, if it has not answered yet; and when it last did.
     pinged: Option<Instant>,
     answered: Instant,
+    /// How long it may take to answer, or to read on.
+    patience: Duration,
+    /// Whether it is waited for to read on, and when it last did.
+    is_waited_for: bool,
+    read_on: Instant,
 }
 
 /// What the worker has to know of its server.
@@ -69,6 +78,9 @@ pub(crate) enum Condition {
 pub(crate) fn tend(patience: Duration, start: impl FnOnce() -> Word) -> Condition {
     SERVER.with_borrow_mut(|server| {
         if server.running.is_some() {
+            if let Some(running) = &mut server.running {
+                running.patience = patience;
+            }
             return match server.check(patience) {
                 Ok(()) => Condition::Running,
                 Err(how) => server.failed(how),
@@ -137,6 +149,12 @@ pub(crate) fn tell(word: &Word) {
     send(&[&link::json(word)]);
 }
 
+/// Tells the server something; waits for room, interruptibly. If it has ended, the next one is told
+/// at its start whatever it has to know.
+pub(crate) fn tell_if_there(word: &Word) {
+    let _ = try_send(&[&link::json(word)]);
+}
+
 /// Tells the server something if there is room for it right now.
 pub(crate) fn offer(frame: &[u8]) -> bool {
     SERVER.with_borrow_mut(|server| {
@@ -158,31 +176,32 @@ pub(crate) fn offer(frame: &[u8]) -> bool {
 /// Sends a frame that is in parts; waits for room, interruptibly. Raises an error if the server has
 /// ended.
 pub(crate) fn send(parts: &[&[u8]]) {
-    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-    let mut left = &mut slices[..];
-    let sent = SERVER.with_borrow_mut(|server| match &mut server.running {
-        Some(running) => running.link.write(&mut left),
-        None => Err(LinkError::Closed),
-    });
-    match sent {
-        Ok(true) => {}
-        Ok(false) => wait_until_sent(left),
-        Err(error) => gone(&error),
+    if let Err(error) = try_send(parts) {
+        gone(&error);
     }
 }
 
 /// While this waits to write it reads, so that the two ends never wait for each other.
-fn wait_until_sent(mut left: &mut [IoSlice<'_>]) {
-    wait::until_writable(fd, NAP_MS, || {
-        let sent = SERVER.with_borrow_mut(|server| match &mut server.running {
-            Some(running) => running.link.read().and_then(|()| running.link.write(&mut left)),
+fn try_send(parts: &[&[u8]]) -> Result<(), LinkError> {
+    let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let mut left = &mut slices[..];
+    let mut go_on = || {
+        SERVER.with_borrow_mut(|server| match &mut server.running {
+            Some(running) => running.write(&mut left),
             None => Err(LinkError::Closed),
-        });
-        match sent {
-            Ok(done) => done,
-            Err(error) => gone(&error),
-        }
+        })
+    };
+    if go_on()? {
+        return Ok(());
+    }
+    let mut outcome = Ok(());
+    wait::until_writable(fd, NAP_MS, || {
+        go_on().unwrap_or_else(|error| {
+            outcome = Err(error);
+            true
+        })
     });
+    outcome
 }
 
 /// Ends the server: it takes leave of its clients first. For the end of the worker: waits for no
@@ -208,8 +227,10 @@ impl Server {
             }
         }
         if running.link.is_torn() {
+            let how =
+                if running.is_stopped() { STOPPED } else { "it did not take what it was told" };
             running.end();
-            return Err("a message to it was broken off".to_owned());
+            return Err(how.to_owned());
         }
         if running.looked.elapsed() < LOOK {
             return Ok(());
@@ -218,7 +239,7 @@ impl Server {
         running.ping(patience);
         if running.is_stopped() {
             running.end();
-            return Err("it was stopped by a signal".to_owned());
+            return Err(STOPPED.to_owned());
         }
         match running.pinged {
             Some(when) if when.elapsed() > patience => {
@@ -256,9 +277,17 @@ impl Running {
         let now = Instant::now();
         // A socket that nobody has written to has room for the settings.
         match link.write(&mut parts) {
-            Ok(true) => {
-                Ok(Running { child, link, since: now, looked: now, pinged: None, answered: now })
-            }
+            Ok(true) => Ok(Running {
+                child,
+                link,
+                since: now,
+                looked: now,
+                pinged: None,
+                answered: now,
+                patience: PATIENCE,
+                is_waited_for: false,
+                read_on: now,
+            }),
             _ => Err(io::Error::other("it does not take its settings")),
         }
     }
@@ -276,6 +305,30 @@ impl Running {
                 }
             }
         }
+    }
+
+    /// Writes what the socket has room for, and takes it off the parts; true: they are written. An
+    /// error, too, if the server is not going to read any more: it was stopped, or hangs.
+    fn write(&mut self, parts: &mut &mut [IoSlice<'_>]) -> Result<bool, LinkError> {
+        let length = |parts: &[IoSlice<'_>]| parts.iter().map(|part| part.len()).sum::<usize>();
+        self.link.read()?;
+        let before = length(parts);
+        if self.link.write(parts)? {
+            self.is_waited_for = false;
+            return Ok(true);
+        }
+        let now = Instant::now();
+        if length(parts) < before || !self.is_waited_for {
+            (self.is_waited_for, self.read_on) = (true, now);
+        }
+        if self.looked.elapsed() >= LOOK {
+            self.looked = now;
+            if self.is_stopped() || self.read_on.elapsed() > self.patience {
+                self.link.tear();
+                return Err(LinkError::Deaf);
+            }
+        }
+        Ok(false)
     }
 
     /// Asks it now and then whether it is there. The answer to any ping will do.

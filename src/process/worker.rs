@@ -220,7 +220,7 @@ impl Worker {
         if credentials != self.credentials {
             self.credentials = credentials.clone();
             if server::fd().is_some() {
-                server::tell(&Word::Credentials(Box::new(credentials)));
+                server::tell_if_there(&Word::Credentials(Box::new(credentials)));
             }
         }
     }
