@@ -67,7 +67,7 @@ pub struct RowRef<'a> {
 }
 
 impl<'a> RowRef<'a> {
-    /// The value of the column at `index` in [`Relation::columns`]; `Absent` past the end.
+    /// The value of the column at `index` in [`super::Relation::columns`]; `Absent` past the end.
     pub fn get(&self, index: usize) -> Datum<'a> {
         let (fields, _) = self.fields.as_chunks::<FIELD>();
         let Some(field) = fields.get(index) else { return Datum::Absent };

@@ -26,7 +26,7 @@ use super::{
 };
 
 const COUNTS: usize = 24;
-/// Bytes of an event: see [`Writer::event`].
+/// Bytes of an event: see [`BatchWriter::write`].
 const EVENT: usize = 64;
 /// No row, no text.
 const NONE: u32 = u32::MAX;
