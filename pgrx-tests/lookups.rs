@@ -43,6 +43,17 @@ fn is_told_to_try_again(database: &Database<'_>, table: &str) {
     assert_eq!(try_join(database, table), ("error".to_owned(), reason.to_owned()));
 }
 
+/// Has a policy on `table` whose verdict depends on a table of its own, `member`.
+fn guard_by_members(database: &Database<'_>, table: &str) {
+    let sql = format!(
+        "create table member (n int); insert into member values (1);
+         grant select on member to authenticated;
+         alter table {table} enable row level security;
+         create policy p on {table} using (exists (select from member where n > 0))"
+    );
+    run(database, &sql);
+}
+
 /// Waits until a process of this type waits for a lock; its pid and when its transaction began.
 fn wait_for_lock(
     database: &Database<'_>,
@@ -93,15 +104,7 @@ fn rows_whose_policy_reads_a_table_that_waits_to_be_altered_arrive() {
         database.table("doc", "id int primary key"),
         database.table("other", "id int primary key"),
     );
-    run(
-        &database,
-        &format!(
-            "create table member (n int); insert into member values (1);
-             grant select on member to authenticated;
-             alter table {doc} enable row level security;
-             create policy p on {doc} using (exists (select from member where n > 0))"
-        ),
-    );
+    guard_by_members(&database, &doc);
     let (mut client, mut bystander) = (subscribed(&database, &doc), subscribed(&database, &other));
     let (mut sql, mut reader) = (database.sql(), database.sql());
 
@@ -128,15 +131,7 @@ fn rows_whose_policy_reads_a_table_that_waits_to_be_altered_arrive() {
 fn a_policy_that_waits_for_a_lock_is_asked_again() {
     let database = Cluster::shared().database("lookups_judged");
     let doc = database.table("doc", "id int primary key");
-    run(
-        &database,
-        &format!(
-            "create table member (n int); insert into member values (1);
-             grant select on member to authenticated;
-             alter table {doc} enable row level security;
-             create policy p on {doc} using (exists (select from member where n > 0))"
-        ),
-    );
+    guard_by_members(&database, &doc);
     let mut client = subscribed(&database, &doc);
     let mut holder = database.sql();
 

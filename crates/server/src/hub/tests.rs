@@ -78,6 +78,12 @@ fn access() -> TableAccess {
     }
 }
 
+/// A frame of version 2, to everybody who hears this side of the room.
+fn to_room(to: Style, frame: impl Into<Bytes>) -> Ephemeral {
+    let (v1, v2) = (Bytes::new(), frame.into());
+    Ephemeral { topic: ROOM.into(), to, private: false, v1, v2, except: None }
+}
+
 fn relation() -> Arc<Relation> {
     let id = Column::new(1, "id", "int8", Kind::Int, true);
     Arc::new(Relation {
@@ -524,13 +530,9 @@ fn a_cast_is_for_everybody_in_the_topic_but_its_sender() {
     let (sender, other) = (world.connect(), world.connect());
     world.join_room(&sender, false, now(0));
     world.join_room(&other, false, now(0));
-    let message = |name: &str, private, except| Ephemeral {
-        topic: ROOM.into(),
-        to: Style::Channel,
-        private,
-        v1: Bytes::new(),
-        v2: format!(r#"[null,null,"r","broadcast",{{"event":"{name}"}}]"#).into(),
-        except,
+    let message = |name: &str, private, except| {
+        let frame = format!(r#"[null,null,"r","broadcast",{{"event":"{name}"}}]"#);
+        Ephemeral { private, except, ..to_room(Style::Channel, frame) }
     };
 
     world.hub.send_ephemeral(message("private", true, None));
@@ -548,15 +550,7 @@ fn a_channel_may_begin_and_cease_to_receive_presence() {
     world.join_room(&client, false, now(0));
     let send = |to, name: &str| {
         let frame = format!(r#"[null,null,"r","broadcast",{{"event":"{name}"}}]"#);
-        let (v1, v2) = (Bytes::new(), frame.into());
-        world.hub.send_ephemeral(Ephemeral {
-            topic: ROOM.into(),
-            to,
-            private: false,
-            v1,
-            v2,
-            except: None,
-        });
+        world.hub.send_ephemeral(to_room(to, frame));
     };
     let receive = |receive| {
         let facet = Facet::of_topic(Style::Presence, false);
@@ -581,17 +575,7 @@ fn those_who_cast_faster_than_the_hub_wait_for_it() {
     let (hub, mut ends) =
         Hub::new(1 << 20, Arc::new(Budget::new(1 << 20)), NotifyRegistry::default());
     let frame = Bytes::from(vec![b'x'; 3 << 20]);
-    let send = || {
-        let (to, v1, v2) = (Style::Channel, Bytes::new(), frame.clone());
-        hub.send_ephemeral(Ephemeral {
-            topic: ROOM.into(),
-            to,
-            private: false,
-            v1,
-            v2,
-            except: None,
-        });
-    };
+    let send = || hub.send_ephemeral(to_room(Style::Channel, frame.clone()));
     send();
     assert!(hub.ready().now_or_never().is_some());
     send();

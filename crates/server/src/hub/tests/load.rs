@@ -8,15 +8,7 @@ impl World {
     fn send(&self, name: &str, size: usize) {
         let pad = "x".repeat(size);
         let frame = format!(r#"[null,null,"r","broadcast",{{"event":"{name}","pad":"{pad}"}}]"#);
-        let (to, v1, v2) = (Style::Channel, Bytes::new(), frame.into());
-        self.hub.send_ephemeral(Ephemeral {
-            topic: ROOM.into(),
-            to,
-            private: false,
-            v1,
-            v2,
-            except: None,
-        });
+        self.hub.send_ephemeral(to_room(Style::Channel, frame));
     }
 }
 
