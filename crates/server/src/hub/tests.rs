@@ -163,40 +163,31 @@ impl World {
 
     /// `(role, claims)`: in whose name.
     fn join_as(&self, client: &Client, since: Since, filter: &str, name: (&str, &str)) {
-        let filter = parse(filter).expect("a filter").map(|tree| {
-            let constants = tree.conditions.iter().flat_map(|c| c.test.constants().to_vec());
-            let constants: Vec<Vec<String>> = constants.map(|constant| vec![constant]).collect();
-            Arc::new(compile(&tree, &access(), &constants).expect("a predicate"))
-        });
-        let binding = Binding {
-            id: 1,
-            operations: Operations::ROWS,
-            target: Target::Table(TABLE),
-            filter,
-            select: None,
-        };
+        let facets = vec![Facet::of_rows(Style::Table, vec![binding(filter)])];
+        self.join_for(client, since, ("realtime:tide:table:public.t", facets), name);
+    }
+
+    fn join_room(&self, client: &Client, private: bool, since: Since) {
+        let facets = vec![Facet::of_topic(Style::Channel, private)];
+        self.join_for(client, since, (ROOM, facets), ("anon", "{}"));
+    }
+
+    /// `(topic, facets)`: what for.
+    fn join_for(
+        &self,
+        client: &Client,
+        since: Since,
+        (topic, facets): (&str, Vec<Facet>),
+        (role, claims): (&str, &str),
+    ) {
         let subscription = Subscription {
-            topic: "realtime:tide:table:public.t".into(),
+            topic: topic.into(),
             vsn: Vsn::V2,
-            identity: Arc::new(Identity { role: name.0.into(), claims: name.1.into() }),
-            facets: vec![Facet::of_rows(Style::Table, vec![binding])],
+            identity: Arc::new(Identity { role: role.into(), claims: claims.into() }),
+            facets,
             since,
             reply: joined(),
             greeting: vec![Bytes::from_static(b"[null,null,\"t\",\"hello\",{}]")],
-        };
-        self.runtime.block_on(self.hub.join(client.session, subscription));
-    }
-
-    /// Joins `room` for its messages.
-    fn join_room(&self, client: &Client, private: bool, since: Since) {
-        let subscription = Subscription {
-            topic: ROOM.into(),
-            vsn: Vsn::V2,
-            identity: Arc::new(Identity { role: "anon".into(), claims: "{}".into() }),
-            facets: vec![Facet::of_topic(Style::Channel, private)],
-            since,
-            reply: joined(),
-            greeting: Vec::new(),
         };
         self.runtime.block_on(self.hub.join(client.session, subscription));
     }
@@ -257,6 +248,22 @@ impl World {
             ids.len() == count
         });
         ids
+    }
+}
+
+/// All rows of the table that the filter admits.
+fn binding(filter: &str) -> Binding {
+    let filter = parse(filter).expect("a filter").map(|tree| {
+        let constants = tree.conditions.iter().flat_map(|c| c.test.constants().to_vec());
+        let constants: Vec<Vec<String>> = constants.map(|constant| vec![constant]).collect();
+        Arc::new(compile(&tree, &access(), &constants).expect("a predicate"))
+    });
+    Binding {
+        id: 1,
+        operations: Operations::ROWS,
+        target: Target::Table(TABLE),
+        filter,
+        select: None,
     }
 }
 

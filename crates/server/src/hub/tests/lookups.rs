@@ -10,8 +10,9 @@ use tokio::net::UnixStream;
 
 use super::beginning::now;
 use super::catalog_worker::Trouble;
-use super::{Client, POLICY, TABLE, World, executed};
+use super::{Client, POLICY, ROOM, TABLE, World, binding, executed};
 use crate::catalog::frame;
+use crate::hub::subscription::{Facet, Style};
 use crate::link::Feed;
 
 impl World {
@@ -131,7 +132,12 @@ fn nobody_else_waits_for_a_look_up_that_does_not_end() {
 #[test]
 fn an_answer_counts_for_no_event_after_a_change_it_may_not_know_of() {
     let world = World::new(&Config::default());
-    let client = world.joined();
+    let client = world.connect();
+    let rows = Facet::of_rows(Style::Table, vec![binding("")]);
+    let both = vec![rows, Facet::of_topic(Style::Channel, false)];
+    world.join_for(&client, now(100), (ROOM, both), ("anon", "{}"));
+    world.insert(200, 1);
+    assert_eq!(world.ids(&client, 1), [1]);
 
     world.catalog_worker.trouble([Trouble::Delay]);
     world.altered();
@@ -145,7 +151,9 @@ fn an_answer_counts_for_no_event_after_a_change_it_may_not_know_of() {
     world.wait_for(400);
     world.catalog_worker.answer();
     assert_eq!(world.ids(&client, 1), [2]);
-    world.wait_for_question(asked + 2);
+    // Once this is heard the row before it has been judged.
+    world.say(450, "hello", false);
+    assert_eq!(world.heard(&client, "hello"), ["hello"]);
     *world.catalog_worker.granted.lock().expect("not poisoned") = granted;
     world.altered();
     world.insert(500, 4);
