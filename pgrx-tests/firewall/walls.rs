@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{children, followed, server};
-use crate::support::{Cluster, Database};
+use crate::support::{Cluster, Database, http};
 
 /// Twice the default of `tide.memory_limit`, and what a process needs besides.
 const MOST_DATA: u64 = (2 * 512 + 256) << 20;
@@ -69,6 +69,30 @@ fn the_server_has_nothing_of_postgres() {
     assert_eq!(shared(server), 0, "{}", about(server, "maps"));
     assert!(!about(server, "maps").contains("pg_tide.so"));
     assert_eq!(about(server, "environ"), "", "its environment may hold secrets");
+}
+
+#[test]
+fn no_thread_of_the_server_can_reach_what_it_has_no_use_for() {
+    let cluster = Cluster::with("tide.network_threads = 3");
+    let (database, _client, _) = followed(&cluster, "given_up");
+    let server = server(&database).unwrap();
+
+    let threads = std::fs::read_dir(format!("/proc/{server}/task")).unwrap();
+    let threads: Vec<String> =
+        threads.map(|thread| thread.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(threads.len() >= 3, "{threads:?}");
+    for thread in threads {
+        let status = about(server, &format!("task/{thread}/status"));
+        let said = |name: &str| status.lines().find_map(|l| Some(l.strip_prefix(name)?.trim()));
+        assert_eq!((said("Seccomp:"), said("NoNewPrivs:")), (Some("2"), Some("1")), "{status}");
+    }
+    let given_up = "select server_gave_up from tide.status()";
+    let given_up: Vec<String> = database.sql().query_one(given_up, &[]).unwrap().get(0);
+    // Landlock is up to the kernel; this is not.
+    assert!(given_up.iter().any(|what| what == "system calls"), "{given_up:?}");
+    let health = http::get(database.port, "/health").body;
+    let health: serde_json::Value = serde_json::from_str(&health).unwrap();
+    assert_eq!(health["given_up"], serde_json::json!(given_up));
 }
 
 #[test]

@@ -1,8 +1,14 @@
 //! What this process takes from the system, and what it gives up.
 
+use std::collections::BTreeMap;
 use std::io;
 
-use rustix::process::{Pid, Resource, Rlimit, Signal};
+use landlock::{ABI, Access, AccessFs, Ruleset, RulesetAttr, RulesetStatus, Scope};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getpid};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
 
 /// Beyond what the settings allow for queues, history and connections: code, stacks, the
 /// allocator's own waste.
@@ -34,5 +40,183 @@ pub fn limit_memory(memory_limit: usize) {
     }
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "500") {
         log::info!("could not offer the server to the kernel for want of memory: {error}");
+    }
+}
+
+/// What this process cannot do any more, whoever has taken hold of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Confinement {
+    /// Open, make or remove any file.
+    pub files: bool,
+    /// Open or bind a socket, connect to one, run a program, look into another process or send it
+    /// a signal.
+    pub calls: bool,
+}
+
+impl Confinement {
+    /// What was given up, by the names that `tide.status()` and `/health` use.
+    pub fn names(self) -> Vec<&'static str> {
+        let all = [(self.files, "files"), (self.calls, "system calls")];
+        all.into_iter().filter_map(|(is_given_up, name)| is_given_up.then_some(name)).collect()
+    }
+}
+
+/// Gives up files, new sockets, programs and other processes, for the calling thread and those that
+/// it starts from now on. The operating system's user is the one that owns the database, and whom
+/// Postgres's own socket may well take for a superuser.
+///
+/// What the kernel does not have cannot be given up; that is said in the log and in the answer.
+pub fn give_up_the_rest() -> Confinement {
+    let give_up = |what: &str, given_up: Result<(), String>| {
+        if let Err(error) = &given_up {
+            log::warn!("the server could not give up {what}: {error}");
+        }
+        given_up.is_ok()
+    };
+    Confinement {
+        files: give_up("the file system", give_up_files()),
+        calls: give_up("sockets, programs and other processes", give_up_calls()),
+    }
+}
+
+fn give_up_files() -> Result<(), String> {
+    let files = AccessFs::from_all(ABI::V5);
+    // Best effort: of newer kinds of access, those that the kernel knows.
+    let restricted = Ruleset::default()
+        .handle_access(files)
+        .and_then(|ruleset| ruleset.scope(Scope::AbstractUnixSocket | Scope::Signal))
+        .and_then(Ruleset::create)
+        .and_then(|ruleset| ruleset.restrict_self());
+    match restricted.map_err(|error| error.to_string())?.ruleset {
+        RulesetStatus::NotEnforced => Err("this kernel has no Landlock".into()),
+        RulesetStatus::PartiallyEnforced | RulesetStatus::FullyEnforced => Ok(()),
+    }
+}
+
+fn give_up_calls() -> Result<(), String> {
+    let filter = calls_given_up().map_err(|error| error.to_string())?;
+    seccompiler::apply_filter(&filter).map_err(|error| error.to_string())
+}
+
+/// Calls that nothing here has a use for once the sockets are bound.
+const CALLS: [libc::c_long; 23] = [
+    libc::SYS_socket,
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_kill,
+    libc::SYS_tkill,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_pidfd_send_signal,
+    // Does what other calls do, unseen by a filter of calls.
+    libc::SYS_io_uring_setup,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_mount,
+];
+
+/// Numbers of the same calls under the second ABI of x86-64, where a kernel still has that.
+#[cfg(target_arch = "x86_64")]
+const X32: Option<libc::c_long> = Some(0x4000_0000);
+#[cfg(not(target_arch = "x86_64"))]
+const X32: Option<libc::c_long> = None;
+
+fn calls_given_up() -> Result<BpfProgram, seccompiler::BackendError> {
+    // An abort is a signal to oneself.
+    let own = u64::from(getpid().as_raw_nonzero().get().unsigned_abs());
+    let of_others = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, own)?;
+    let mut rules = BTreeMap::from(CALLS.map(|call| (call, Vec::new())));
+    rules.insert(libc::SYS_tgkill, vec![SeccompRule::new(vec![of_others])?]);
+    if let Some(bit) = X32 {
+        let twins: Vec<_> = rules.iter().map(|(call, rule)| (call | bit, rule.clone())).collect();
+        rules.extend(twins);
+    }
+    let denied = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::Allow,
+        denied,
+        std::env::consts::ARCH.try_into()?,
+    )?;
+    filter.try_into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+    use std::process::Command;
+    use std::thread;
+
+    use super::*;
+
+    /// In a thread of its own: there is no way back.
+    fn confined<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
+        let confined = thread::spawn(|| {
+            let confinement = give_up_the_rest();
+            assert!(confinement.calls, "{confinement:?}");
+            f()
+        });
+        confined.join().expect("no panic")
+    }
+
+    #[test]
+    fn nothing_of_others_can_be_reached_any_more() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+
+        let refused = confined(move || {
+            [
+                TcpStream::connect(address).err(),
+                TcpListener::bind("127.0.0.1:0").err(),
+                UnixStream::connect("/tmp/.s.PGSQL.5432").err(),
+                Command::new("/bin/true").spawn().err(),
+                rustix::process::kill_process(getpid(), Signal::URG).err().map(io::Error::from),
+            ]
+            .map(|error| error.map(|error| error.kind()))
+        });
+
+        assert_eq!(refused, [Some(io::ErrorKind::PermissionDenied); 5]);
+    }
+
+    #[test]
+    fn no_file_can_be_opened_where_the_kernel_can_see_to_it() {
+        let has_landlock = thread::spawn(give_up_the_rest).join().expect("no panic").files;
+
+        let opened = confined(|| File::open("/proc/self/status").map(drop));
+
+        assert_eq!(opened.is_err(), has_landlock, "{opened:?}");
+    }
+
+    #[test]
+    fn clients_are_accepted_and_answered_in_threads_that_start_later() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let client = TcpStream::connect(listener.local_addr().expect("bound")).expect("connects");
+
+        let accepted = confined(move || {
+            thread::spawn(move || {
+                let (mut socket, _) = listener.accept()?;
+                io::Write::write_all(&mut socket, b"hello")?;
+                Ok::<_, io::Error>(TcpListener::bind("127.0.0.1:0").is_err())
+            })
+            .join()
+        });
+
+        assert!(accepted.expect("no panic").expect("accepted"), "the thread is confined as well");
+        let mut heard = String::new();
+        io::Read::read_to_string(&mut &client, &mut heard).expect("answered");
+        assert_eq!(heard, "hello");
     }
 }

@@ -1,6 +1,7 @@
 //! The server as a whole: what it is made of, and how it begins and ends.
 
 use std::io;
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
@@ -46,7 +47,7 @@ const RETRY: Duration = Duration::from_millis(200);
 pub fn run(link: UnixStream, postmaster: OwnedFd) -> io::Result<()> {
     let runtime = Builder::new_current_thread()
         .enable_all()
-        // For compiling patterns and resolving names: not one for each that is asked for.
+        // For compiling patterns: not one for each that is asked for.
         .max_blocking_threads(2)
         .build()?;
     let uplink = Uplink::default();
@@ -68,13 +69,11 @@ async fn serve(link: UnixStream, postmaster: OwnedFd, uplink: Uplink) -> io::Res
     };
     let config = Arc::new(config);
     confinement::limit_memory(config.memory_limit);
-    let threads = Threads::new(config.network_threads)?;
     let (feed, fed) = mpsc::channel(FEED);
     let notify_registry = NotifyRegistry::default();
     let (credentials, given) = watch::channel(credentials);
     let (stop, stopped) = watch::channel(false);
-    let mut parts =
-        Parts::start(&config, fed, &uplink, &notify_registry, given, stopped, &threads)?;
+    let mut parts = Parts::start(&config, fed, &uplink, &notify_registry, given, stopped)?;
     uplink.ready();
 
     let mut hub = pin!(parts.routing.run());
@@ -107,21 +106,37 @@ async fn ended(postmaster: OwnedFd) {
 /// written without a switch between threads; or on some besides, if the settings ask for it.
 struct Threads {
     handle: Handle,
-    _more: Option<Runtime>,
+    more: Option<Runtime>,
 }
 
 impl Threads {
-    fn new(count: usize) -> io::Result<Threads> {
+    fn new(count: usize) -> Threads {
+        let one = Threads { handle: Handle::current(), more: None };
         if count <= 1 {
-            return Ok(Threads { handle: Handle::current(), _more: None });
+            return one;
         }
         let more = Builder::new_multi_thread()
             .worker_threads(count - 1)
             .thread_name("tide network")
             .max_blocking_threads(2)
             .enable_all()
-            .build()?;
-        Ok(Threads { handle: more.handle().clone(), _more: Some(more) })
+            .build();
+        match more {
+            Ok(more) => Threads { handle: more.handle().clone(), more: Some(more) },
+            Err(error) => {
+                log::warn!("one thread serves all clients, since more could not be had: {error}");
+                one
+            }
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        // Waiting for threads is not for a task to do.
+        if let Some(more) = self.more.take() {
+            more.shutdown_background();
+        }
     }
 }
 
@@ -142,7 +157,6 @@ impl Parts {
         notify_registry: &NotifyRegistry,
         credentials: watch::Receiver<Credentials>,
         stopped: watch::Receiver<bool>,
-        threads: &Threads,
     ) -> io::Result<Parts> {
         let limits = limits(config);
         let (stats, catalog) = (Arc::<Stats>::default(), Catalog::new(config.publication.clone()));
@@ -201,7 +215,7 @@ impl Parts {
         tasks.spawn(control.run(socket));
         tasks.spawn(cleaner.run());
         tasks.spawn(notifier::employ(notify_registry.clone(), uplink.clone()));
-        let clients = threads.handle.spawn(clients.serve(stopped));
+        let clients = tokio::spawn(clients.serve(stopped));
         Ok(Parts { hub, routing, tasks, clients })
     }
 }
@@ -233,19 +247,15 @@ struct Clients {
 
 impl Clients {
     async fn serve(mut self, stopped: watch::Receiver<bool>) {
-        if self.config.port == 0 {
-            // No listener: `tide.check()` names the line to add.
-            return std::future::pending().await;
-        }
         let mut stop = stopped.clone();
-        let ready = async { (self.verifier().await, self.tls().await) };
-        let (verifier, tls) = tokio::select! {
-            ready = ready => ready,
+        let ready = tokio::select! {
+            ready = self.ready() => ready,
             _ = stop.wait_for(|stop| *stop) => return,
         };
-        let listeners = tokio::select! {
-            listeners = self.listener.bind(&self.config) => listeners,
-            _ = stop.wait_for(|stop| *stop) => return,
+        // Before the first byte of a stranger is read, and before there is any other thread.
+        let _ = self.stats.confinement.set(confinement::give_up_the_rest());
+        let Some((verifier, tls, listeners)) = ready else {
+            return std::future::pending().await;
         };
         let context = Arc::new(ServerContext::new(
             Arc::clone(&self.config),
@@ -255,12 +265,24 @@ impl Clients {
             Arc::clone(&self.stats),
             self.limits,
         ));
-        log::info!("notify_registry on {}", self.listener.url().unwrap_or_default());
+        log::info!("listening on {}", self.listener.url().unwrap_or_default());
         let (tls, acceptors) = watch::channel(tls);
+        let threads = Threads::new(self.config.network_threads);
+        let serving = server::run(listeners, acceptors, Arc::clone(&context), stopped);
         tokio::select! {
-            () = server::run(listeners, acceptors, Arc::clone(&context), stopped) => {}
+            _ = threads.handle.spawn(serving) => {}
             () = self.follow(&context, tls) => {}
         }
+    }
+
+    /// Waits until clients can be let in; `None`: the settings ask for none, and `tide.check()`
+    /// names the line to add.
+    async fn ready(&self) -> Option<(Verifier, Option<TlsAcceptor>, Vec<TcpListener>)> {
+        if self.config.port == 0 {
+            return None;
+        }
+        let (verifier, tls) = (self.verifier().await, self.tls().await);
+        Some((verifier, tls, self.listener.bind(&self.config).await))
     }
 
     /// Secrets, keys and certificates are exchanged without cutting anybody off.

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use crate::confinement::Confinement;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -145,6 +147,8 @@ impl RefusedPush {
 /// Shared by the hub, the sessions and the listener.
 #[derive(Debug, Default)]
 pub struct Stats {
+    /// What this process gave up before it let the first client in.
+    pub confinement: OnceLock<Confinement>,
     /// Websocket connections. Kept by the sessions, as are the next four.
     pub connections: Gauge,
     pub connections_total: Counter,
@@ -204,6 +208,11 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// What this process cannot do any more; nothing yet before it listens.
+    pub fn given_up(&self) -> Vec<&'static str> {
+        self.confinement.get().map_or_else(Vec::new, |confinement| confinement.names())
+    }
+
     pub fn refused_connection(&self, reason: RefusedConnection) -> &Counter {
         &self.refused_connections[reason as usize]
     }

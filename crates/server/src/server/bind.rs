@@ -1,12 +1,14 @@
 //! Where clients connect: the addresses and port of the settings, bound as soon as they are free.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use tide_feed::config::Config;
-use tokio::net::{TcpListener, TcpSocket, lookup_host};
+use tokio::net::TcpSocket;
+use tokio::sync::oneshot;
 
 /// Connections that may wait to be accepted; the kernel caps it at `somaxconn`.
 const BACKLOG: u32 = 4096;
@@ -65,7 +67,7 @@ async fn bind_all(config: &Config) -> (Vec<TcpListener>, Vec<String>) {
     let (mut listeners, mut errors) = (Vec::new(), Vec::new());
     for name in &config.listen_addresses {
         let name = if name == "*" { "0.0.0.0" } else { name };
-        match lookup_host((name, config.port)).await {
+        match resolve(name, config.port).await {
             Ok(addresses) => {
                 for address in addresses {
                     match bind(address) {
@@ -84,11 +86,23 @@ async fn bind_all(config: &Config) -> (Vec<TcpListener>, Vec<String>) {
     (listeners, errors)
 }
 
+/// In a thread of its own, which is gone afterwards. One that is lent would be used again, with all
+/// the rights that this one needs.
+async fn resolve(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let (sender, resolved) = oneshot::channel();
+    let name = name.to_owned();
+    thread::Builder::new().name("tide resolver".into()).spawn(move || {
+        // The server may have stopped.
+        let _ = sender.send((name.as_str(), port).to_socket_addrs().map(Iterator::collect));
+    })?;
+    resolved.await.map_err(io::Error::other)?
+}
+
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.listen(BACKLOG)?.into_std()
 }
 
 fn url(config: &Config) -> String {

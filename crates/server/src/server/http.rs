@@ -100,14 +100,15 @@ impl Front {
     }
 
     fn health(&self) -> HttpAnswer {
+        let given_up = self.context.stats.given_up();
         match self.context.hub.live() {
-            Some(_) => json_body(StatusCode::OK, &json!({"status": "ok"})),
+            Some(_) => json_body(StatusCode::OK, &json!({"status": "ok", "given_up": given_up})),
             None => {
                 let reason = self.context.hub.stalled();
                 let reason = reason.as_deref().unwrap_or("the change stream is not live yet");
                 json_body(
                     StatusCode::SERVICE_UNAVAILABLE,
-                    &json!({"status": "unavailable", "reason": reason}),
+                    &json!({"status": "unavailable", "reason": reason, "given_up": given_up}),
                 )
             }
         }

@@ -1,6 +1,7 @@
 //! Accepting connections, and ending them all.
 
 use std::io;
+use std::net;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,13 +28,20 @@ const BETWEEN_LOGS: Duration = Duration::from_secs(60);
 /// Serves the listeners until `stop` turns true (or its sender is gone); then every connection is
 /// told, and none of the tasks outlives this call.
 pub async fn run(
-    listeners: Vec<TcpListener>,
+    listeners: Vec<net::TcpListener>,
     tls: watch::Receiver<Option<TlsAcceptor>>,
     context: Arc<ServerContext>,
     stop: watch::Receiver<bool>,
 ) {
     let mut tasks = JoinSet::new();
     for listener in listeners {
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => {
+                log::error!("nobody can connect to one of the addresses: {error}");
+                continue;
+            }
+        };
         let acceptor = Acceptor { listener, tls: tls.clone(), context: Arc::clone(&context) };
         tasks.spawn(acceptor.run(stop.clone()));
     }

@@ -92,7 +92,7 @@ impl World {
         let hub = hub::start((*config).clone(), parts);
         let verifier = Verifier::new(vec![SECRET.into()], None, None).unwrap();
         let context = Arc::new(ServerContext::new(config, hub, catalog, verifier, stats, limits));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap().into_std().unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
         let running =
