@@ -67,13 +67,21 @@ need_node() {
     fi
 }
 
+# npm 9, which Debian 13 has, cannot read an override that is not a version number.
+npm_ci() {
+    case $(npm --version) in
+    [1-9].*) npx --yes npm@10 ci "$@" ;;
+    *) npm ci "$@" ;;
+    esac
+}
+
 # What the package-lock.json of each folder names.
 install_modules() {
     command -v npm >/dev/null 2>&1 || { missing=npm; install_missing; }
     for folder in "$@"; do
         installed=$folder/node_modules/.package-lock.json
         if [ ! -e "$installed" ] || [ "$folder/package-lock.json" -nt "$installed" ]; then
-            npm ci --prefix "$folder" --no-audit --no-fund --loglevel=error
+            npm_ci --prefix "$folder" --no-audit --no-fund --loglevel=error
         fi
     done
 }
