@@ -23,6 +23,8 @@ mod scan;
 mod sending;
 mod server;
 mod session;
+mod shutdown;
+mod slow;
 #[path = "../support/mod.rs"]
 mod support;
 mod tps;
@@ -33,7 +35,7 @@ use report::Report;
 
 type Figure = (&'static str, fn(&Plan) -> Report);
 
-const FIGURES: [Figure; 9] = [
+const FIGURES: [Figure; 11] = [
     ("rows", rows::run),
     ("latency", latency::run),
     ("tps", tps::run),
@@ -43,6 +45,8 @@ const FIGURES: [Figure; 9] = [
     ("sending", sending::run),
     ("policies", policies::run),
     ("deepstream", deepstream::run),
+    ("slow", slow::run),
+    ("shutdown", shutdown::run),
 ];
 
 fn main() {
