@@ -1,7 +1,7 @@
 //! Everything between the WAL and the feed: opens the slot, decodes in rounds, moves the slot,
 //! and gets over what goes wrong.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::panic::AssertUnwindSafe;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use tide_feed::event::{Epoch, Lsn};
 use tide_feed::link::{self, Word};
 
 use crate::failure::{Failure, attempt};
+use crate::helper::session;
 use crate::process::server;
 use crate::source::decoder::Decoder;
 use crate::source::in_flight::InFlight;
@@ -450,34 +451,19 @@ impl Stream {
     }
 }
 
-/// Fixes the settings that values are printed by, so that decoding the same WAL again gives the
-/// same events. To be called once, after the worker has connected to its database.
+/// Fixes what values are printed by besides what every session of pg_tide's has, so that decoding
+/// the same WAL again gives the same events. To be called once, after the worker has connected.
 pub(crate) fn pin_output_settings() {
-    use pg_sys::GucSource::{PGC_S_DYNAMIC_DEFAULT, PGC_S_SESSION};
-    let pinned: [(&CStr, &CStr); 10] = [
-        (c"timezone", c"UTC"),
-        (c"datestyle", c"ISO, YMD"),
-        (c"intervalstyle", c"postgres"),
-        (c"extra_float_digits", c"1"),
-        (c"bytea_output", c"hex"),
-        (c"lc_monetary", c"C"),
-        (c"quote_all_identifiers", c"off"),
-        // Names that depend on it are printed with their schema.
-        (c"search_path", c""),
-        (c"lock_timeout", c"0"),
-        // No transaction of ours waits for others to end, or has them wait.
-        (c"default_transaction_isolation", c"read committed"),
-    ];
-    let set = |name: &CStr, value: &CStr, source| {
-        // SAFETY: main thread; both are constants.
-        unsafe {
-            let context = pg_sys::GucContext::PGC_SUSET;
-            pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), context, source);
-        }
-    };
-    for (name, value) in pinned {
-        set(name, value, PGC_S_SESSION);
-    }
+    session::set(c"timezone", c"UTC");
+    session::set(c"bytea_output", c"hex");
     // Unless it is configured: what is too large for it goes to disk, and memory stays small.
-    set(c"logical_decoding_work_mem", c"16MB", PGC_S_DYNAMIC_DEFAULT);
+    // SAFETY: main thread; both are constants.
+    unsafe {
+        pg_sys::SetConfigOption(
+            c"logical_decoding_work_mem".as_ptr(),
+            c"16MB".as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_DYNAMIC_DEFAULT,
+        );
+    }
 }
