@@ -273,3 +273,31 @@ fn a_reload_exchanges_secrets_and_cuts_nobody_off() {
     next(&mut client, 1);
     assert_eq!(server(&database), before);
 }
+
+#[test]
+fn a_reload_changes_what_clients_may_do_and_cuts_nobody_off() {
+    let cluster = Cluster::start();
+    let (database, mut client, _) = followed(&cluster, "loosened");
+    let (worker, first) = (database.worker(), server(&database).unwrap());
+    let anonymous = || database.try_connect("vsn=2.0.0").ok();
+    assert!(anonymous().is_none());
+
+    // Of the database's own, and of the configuration file.
+    database.sql().batch_execute("alter database loosened set tide.anon_role = 'anon'").unwrap();
+    cluster.configure("tide.max_channels_per_connection = 1");
+    cluster.reload();
+
+    wait_until("who has no token is let in", anonymous);
+    client.push("realtime:another", "phx_join", &json!({ "config": {} }));
+    let refused = client.wait_for("an answer", |frame| frame.topic == "realtime:another");
+    assert!(refused.text.contains("ChannelRateLimitReached"), "{}", refused.text);
+    database.sql().batch_execute("insert into t values (1)").unwrap();
+    next(&mut client, 1);
+    assert_eq!((database.worker(), server(&database)), (worker, Some(first)));
+
+    // The next server has been told as well.
+    signal("KILL", first);
+    another_server(&database, first);
+    wait_until("who has no token is let in again", anonymous);
+    assert_eq!(database.worker(), worker);
+}

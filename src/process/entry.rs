@@ -14,6 +14,8 @@ use crate::process::shmem;
 /// while they are replaced.
 const HELPERS: usize = 66;
 const TEXT: usize = 480;
+/// Room for the settings of a worker; with longer ones it has to be started anew.
+const SETTINGS: usize = 4 << 10;
 
 /// What is known of one database.
 #[repr(C, align(64))]
@@ -40,9 +42,13 @@ pub(crate) struct Entry {
     /// Fingerprint of the settings that the worker started with; 0: none.
     config: AtomicU64,
     helpers: [AtomicI32; HELPERS],
-    reason: Text,
+    reason: Text<TEXT>,
     /// How the newest server that ended did so.
-    server_failure: Text,
+    server_failure: Text<TEXT>,
+    /// The newest settings, as JSON; nothing while the worker connects.
+    settings: Text<SETTINGS>,
+    /// The worker has not looked at them yet.
+    has_new_settings: AtomicBool,
 }
 
 /// Whether a database is to have a worker.
@@ -86,10 +92,10 @@ pub(crate) struct WorkerStatus {
 
 /// Written and read under the lock.
 #[repr(C)]
-struct Text(UnsafeCell<[u8; TEXT]>);
+struct Text<const SIZE: usize>(UnsafeCell<[u8; SIZE]>);
 
 // SAFETY: every access to the bytes is under the lock in shared memory.
-unsafe impl Sync for Text {}
+unsafe impl<const SIZE: usize> Sync for Text<SIZE> {}
 
 impl Entry {
     /// As a free entry's next owner finds it, but for the database. Under the lock only.
@@ -109,6 +115,8 @@ impl Entry {
         self.helpers.iter().for_each(|pid| pid.store(0, Ordering::Relaxed));
         self.reason.set("");
         self.server_failure.set("");
+        self.settings.set("");
+        self.has_new_settings.store(false, Ordering::Relaxed);
     }
 
     pub(crate) fn database(&self) -> pg_sys::Oid {
@@ -242,6 +250,9 @@ impl Entry {
             self.started_at.store(now, Ordering::Release);
             self.starts.fetch_add(1, Ordering::AcqRel);
             self.set_state(WorkerState::Starting, "");
+            // Whoever comes while this one connects knows newer ones.
+            shmem::locked(|| self.settings.set(""));
+            self.has_new_settings.store(false, Ordering::Release);
         }
         free
     }
@@ -260,6 +271,39 @@ impl Entry {
 
     pub(crate) fn set_config(&self, fingerprint: u64) {
         self.config.store(fingerprint, Ordering::Release);
+    }
+
+    /// Whether settings, as JSON, find room here.
+    pub(crate) fn can_hold(settings: &str) -> bool {
+        settings.len() < SETTINGS
+    }
+
+    /// What the worker has read while it connected.
+    pub(crate) fn begin_with_settings(&self, settings: &str) {
+        shmem::locked(|| {
+            if self.settings.get().is_empty() {
+                self.settings.set(settings);
+            }
+        });
+    }
+
+    /// What a process has read that connected to the database later.
+    pub(crate) fn offer_settings(&self, settings: &str) {
+        let is_new = shmem::locked(|| {
+            let is_new = self.settings.get() != settings;
+            self.settings.set(settings);
+            is_new
+        });
+        if is_new {
+            self.has_new_settings.store(true, Ordering::Release);
+            self.worker.set_latch();
+        }
+    }
+
+    /// Settings that the worker has not seen yet.
+    pub(crate) fn take_new_settings(&self) -> Option<String> {
+        let is_new = self.has_new_settings.swap(false, Ordering::AcqRel);
+        is_new.then(|| shmem::locked(|| self.settings.get()))
     }
 
     pub(crate) fn state(&self) -> WorkerState {
@@ -321,13 +365,13 @@ impl Entry {
     }
 }
 
-impl Text {
+impl<const SIZE: usize> Text<SIZE> {
     /// Under the lock only. What does not fit is cut off.
     fn set(&self, text: &str) {
-        let end = text.floor_char_boundary(TEXT - 1);
+        let end = text.floor_char_boundary(SIZE - 1);
         let source = text.get(..end).unwrap_or_default().as_bytes();
         let target = self.0.get().cast::<u8>();
-        // SAFETY: the caller has the lock; at most TEXT - 1 bytes and a zero are written.
+        // SAFETY: the caller has the lock; at most SIZE - 1 bytes and a zero are written.
         unsafe {
             target.copy_from_nonoverlapping(source.as_ptr(), source.len());
             target.add(source.len()).write(0);
@@ -337,7 +381,7 @@ impl Text {
     /// Under the lock only.
     fn get(&self) -> String {
         // SAFETY: the caller has the lock; the bytes are always initialised.
-        let bytes = unsafe { &*slice_from_raw_parts(self.0.get().cast::<u8>(), TEXT) };
+        let bytes = unsafe { &*slice_from_raw_parts(self.0.get().cast::<u8>(), SIZE) };
         let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
         String::from_utf8_lossy(text).into_owned()
     }

@@ -9,7 +9,7 @@ use tide_feed::config::Config;
 use crate::guc;
 use crate::helper::session;
 use crate::process::background::{Background, Full, Handle};
-use crate::process::shmem::ProbeAnswer;
+use crate::process::shmem::{Entry, ProbeAnswer};
 use crate::process::{shmem, signals};
 
 /// Starts one for the database; it leaves its answer in shared memory.
@@ -31,10 +31,21 @@ pub extern "C-unwind" fn tide_probe_main(database: pg_sys::Datum) {
     signals::install();
     signals::ignore_cancel();
     let Some(shared) = shmem::shared() else { return };
+    let worker = shared.entry(database).map_or(0, Entry::pid);
     let (name, extension) = connect(database);
     let installed = extension != pg_sys::InvalidOid;
     let answer = if installed { ProbeAnswer::Present } else { ProbeAnswer::Absent };
-    shared.answer_probe(database, answer, fingerprint(&guc::config(&name, database), extension));
+    let config = guc::config(&name, database);
+    let fingerprint = fingerprint(&config, extension);
+    if let Some(entry) = shared.entry(database)
+        // Another one has connected later than this process, and knows what is so.
+        && entry.pid() == worker
+        && entry.config() == fingerprint
+        && let Some(settings) = settings(&config)
+    {
+        entry.offer_settings(&settings);
+    }
+    shared.answer_probe(database, answer, fingerprint);
 }
 
 /// Connects this background worker to its database; says the database's name and the oid of the
@@ -51,12 +62,18 @@ pub(crate) fn connect(database: pg_sys::Oid) -> (String, pg_sys::Oid) {
     }
 }
 
-/// What a worker is started with, in a number: another number, another worker is needed. Half of
-/// it is the extension's oid: one that was dropped and made again has other secrets and keys.
-/// Never 0.
+/// The settings as a worker that runs can be given them; `None`: they are too long for that.
+pub(crate) fn settings(config: &Config) -> Option<String> {
+    serde_json::to_string(config).ok().filter(|settings| Entry::can_hold(settings))
+}
+
+/// What a worker is started with and cannot change, in a number: another number, another worker is
+/// needed. Half of it is the extension's oid: one that was dropped and made again has other secrets
+/// and keys. Never 0.
 pub(crate) fn fingerprint(config: &Config, extension: pg_sys::Oid) -> u64 {
     let mut hasher = DefaultHasher::new();
-    format!("{config:?}").hash(&mut hasher);
+    let kept = if settings(config).is_some() { &config.fixed() } else { config };
+    format!("{kept:?}").hash(&mut hasher);
     guc::named_credentials().hash(&mut hasher);
     guc::executors().hash(&mut hasher);
     guc::slot_name().hash(&mut hasher);

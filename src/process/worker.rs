@@ -77,6 +77,9 @@ pub extern "C-unwind" fn tide_worker_main(database: pg_sys::Datum) {
         worker.stream.drop_slot();
     }
     entry.set_config(fingerprint);
+    if let Some(settings) = probe::settings(&worker.config) {
+        entry.begin_with_settings(&settings);
+    }
     worker.run();
 }
 
@@ -131,6 +134,7 @@ impl Worker {
                 self.stream.retry_now();
             }
             let mut next = self.serve();
+            self.refresh_settings();
             self.refresh_credentials(reloaded);
             self.listen();
             if server::fd().is_some() {
@@ -209,6 +213,23 @@ impl Worker {
         }
     }
 
+    /// Passes on settings that a running server can change.
+    fn refresh_settings(&mut self) {
+        let Some(settings) = self.entry.take_new_settings() else { return };
+        let Ok(config) = serde_json::from_str(&settings) else { return };
+        if self.config != config {
+            self.config = config;
+            self.inform(&Word::Settings(Box::new(self.config.clone())));
+        }
+    }
+
+    /// Tells a server that runs; the next one is told at its start.
+    fn inform(&self, word: &Word) {
+        if server::fd().is_some() {
+            server::tell_if_there(word);
+        }
+    }
+
     /// Reads secrets, keys and certificates again: when asked to, and as long as a file that is
     /// named is not there.
     fn refresh_credentials(&mut self, reloaded: bool) {
@@ -218,10 +239,8 @@ impl Worker {
         self.read = Instant::now();
         let credentials = guc::credentials();
         if credentials != self.credentials {
-            self.credentials = credentials.clone();
-            if server::fd().is_some() {
-                server::tell_if_there(&Word::Credentials(Box::new(credentials)));
-            }
+            self.credentials = credentials;
+            self.inform(&Word::Credentials(Box::new(self.credentials.clone())));
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     pub database: String,
     /// Unix socket of this worker, relative to the data directory (the process's working
@@ -112,6 +112,55 @@ impl Default for Config {
             outbox_retention: Duration::ZERO,
             max_slot_wal_keep_size: 1 << 30,
             debug_faults: false,
+        }
+    }
+}
+
+impl Config {
+    /// What a server that runs cannot change any more: all but the settings that it can, which are
+    /// as by default here.
+    pub fn fixed(&self) -> Config {
+        let Config {
+            anon_role,
+            jwt_audience,
+            public_channels,
+            notify_channels,
+            public_channels_send,
+            allowed_origins,
+            page,
+            max_channels_per_connection,
+            max_bindings_per_channel,
+            max_message_size,
+            join_rate,
+            broadcast_rate,
+            http_broadcast_rate,
+            max_broadcast_size,
+            presence_rate,
+            max_presence_size,
+            handshake_timeout,
+            idle_timeout,
+            ..
+        } = Config::default();
+        Config {
+            anon_role,
+            jwt_audience,
+            public_channels,
+            notify_channels,
+            public_channels_send,
+            allowed_origins,
+            page,
+            max_channels_per_connection,
+            max_bindings_per_channel,
+            max_message_size,
+            join_rate,
+            broadcast_rate,
+            http_broadcast_rate,
+            max_broadcast_size,
+            presence_rate,
+            max_presence_size,
+            handshake_timeout,
+            idle_timeout,
+            ..self.clone()
         }
     }
 }

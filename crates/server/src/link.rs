@@ -41,6 +41,13 @@ pub enum Feed {
     Ping(u64),
 }
 
+/// What the server works with, as far as the worker says.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub config: Arc<Config>,
+    pub credentials: Credentials,
+}
+
 /// Why there is nothing more to come.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkEnd {
@@ -74,11 +81,11 @@ pub fn open(stream: StdStream) -> io::Result<(Downlink, OwnedWriteHalf)> {
 
 impl Downlink {
     /// The settings, which come first.
-    pub async fn start(&mut self) -> Result<(Config, Credentials), LinkEnd> {
+    pub async fn start(&mut self) -> Result<Settings, LinkEnd> {
         match self.frame().await? {
             Frame { kind: Kind::Json, body } => match serde_json::from_slice(&body) {
                 Ok(Word::Start { protocol: PROTOCOL, config, credentials }) => {
-                    Ok((*config, *credentials))
+                    Ok(Settings { config: Arc::from(config), credentials: *credentials })
                 }
                 _ => Err(LinkEnd::Garbled("the first word")),
             },
@@ -90,10 +97,10 @@ impl Downlink {
     pub async fn run(
         mut self,
         feed: mpsc::Sender<Feed>,
-        credentials: watch::Sender<Credentials>,
+        settings: watch::Sender<Settings>,
     ) -> LinkEnd {
         loop {
-            let next = match self.next(&credentials).await {
+            let next = match self.next(&settings).await {
                 Ok(Some(next)) => next,
                 Ok(None) => continue,
                 Err(end) => return end,
@@ -104,10 +111,7 @@ impl Downlink {
         }
     }
 
-    async fn next(
-        &mut self,
-        credentials: &watch::Sender<Credentials>,
-    ) -> Result<Option<Feed>, LinkEnd> {
+    async fn next(&mut self, settings: &watch::Sender<Settings>) -> Result<Option<Feed>, LinkEnd> {
         let Frame { kind, body } = self.frame().await?;
         let word = match kind {
             Kind::Batch => {
@@ -129,7 +133,11 @@ impl Downlink {
             Word::Stalled { reason } => Feed::Stalled { reason },
             Word::Ping(number) => Feed::Ping(number),
             Word::Credentials(new) => {
-                credentials.send_replace(*new);
+                settings.send_modify(|settings| settings.credentials = *new);
+                return Ok(None);
+            }
+            Word::Settings(new) => {
+                settings.send_modify(|settings| settings.config = Arc::from(new));
                 return Ok(None);
             }
             Word::Stop => return Err(LinkEnd::Stop),

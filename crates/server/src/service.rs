@@ -21,7 +21,7 @@ use crate::catalog::Catalog;
 use crate::control::{self, Control};
 use crate::descriptors::{self, ConnectionLimits};
 use crate::hub::{self, Hub};
-use crate::link::{self, LinkEnd, Uplink};
+use crate::link::{self, LinkEnd, Settings, Uplink};
 use crate::notifier::{self, Notifier};
 use crate::notify::NotifyRegistry;
 use crate::outbox_cleaner::{self, OutboxCleaner};
@@ -63,22 +63,22 @@ pub fn run(link: UnixStream, postmaster: OwnedFd) -> io::Result<()> {
 
 async fn serve(link: UnixStream, postmaster: OwnedFd, uplink: Uplink) -> io::Result<LinkEnd> {
     let (mut downlink, up) = link::open(link)?;
-    let (config, credentials) = match downlink.start().await {
+    let settings = match downlink.start().await {
         Ok(start) => start,
         Err(end) => return Ok(end),
     };
-    let config = Arc::new(config);
+    let config = Arc::clone(&settings.config);
     confinement::limit_memory(config.memory_limit);
     let (feed, fed) = mpsc::channel(FEED);
     let notify_registry = NotifyRegistry::default();
-    let (credentials, given) = watch::channel(credentials);
+    let (settings, given) = watch::channel(settings);
     let (stop, stopped) = watch::channel(false);
     let mut parts = Parts::start(&config, fed, &uplink, &notify_registry, given, stopped)?;
     uplink.ready();
 
     let mut hub = pin!(parts.routing.run());
     let end = tokio::select! {
-        end = downlink.run(feed, credentials) => end,
+        end = downlink.run(feed, settings) => end,
         () = &mut hub => return Err(io::Error::other("the hub ended")),
         ended = uplink.clone().run(up) => return ended.map(|()| LinkEnd::Closed),
         () = ended(postmaster) => LinkEnd::Closed,
@@ -155,7 +155,7 @@ impl Parts {
         feed: mpsc::Receiver<link::Feed>,
         uplink: &Uplink,
         notify_registry: &NotifyRegistry,
-        credentials: watch::Receiver<Credentials>,
+        settings: watch::Receiver<Settings>,
         stopped: watch::Receiver<bool>,
     ) -> io::Result<Parts> {
         let limits = limits(config);
@@ -208,7 +208,7 @@ impl Parts {
             stats,
             listener,
             reload,
-            credentials,
+            settings,
             limits,
         };
         let mut tasks = JoinSet::new();
@@ -241,7 +241,7 @@ struct Clients {
     stats: Arc<Stats>,
     listener: Arc<Listener>,
     reload: Arc<Notify>,
-    credentials: watch::Receiver<Credentials>,
+    settings: watch::Receiver<Settings>,
     limits: ConnectionLimits,
 }
 
@@ -285,15 +285,17 @@ impl Clients {
         Some((verifier, tls, self.listener.bind(&self.config).await))
     }
 
-    /// Secrets, keys and certificates are exchanged without cutting anybody off.
+    /// Settings, secrets, keys and certificates are exchanged without cutting anybody off.
     async fn follow(&mut self, context: &ServerContext, tls: watch::Sender<Option<TlsAcceptor>>) {
         loop {
             tokio::select! {
                 () = self.reload.notified() => {}
-                changed = self.credentials.changed() => if changed.is_err() {
+                changed = self.settings.changed() => if changed.is_err() {
                     return std::future::pending().await;
                 },
             }
+            self.config = Arc::clone(&self.settings.borrow_and_update().config);
+            context.set_config(&self.config);
             context.set_verifier(self.verifier().await);
             if !self.config.ssl {
                 continue;
@@ -325,7 +327,7 @@ impl Clients {
     }
 
     async fn try_verifier(&self) -> Result<Verifier, String> {
-        let Credentials { jwt_secret, jwks, .. } = self.credentials.borrow().clone();
+        let Credentials { jwt_secret, jwks, .. } = self.settings.borrow().credentials.clone();
         let secrets = match jwt_secret {
             Some(secret) => vec![secret],
             None => self.catalog.secrets().await.map_err(|error| error.to_string())?.jwt_secrets,
@@ -356,7 +358,7 @@ impl Clients {
     }
 
     fn acceptor(&self) -> Result<TlsAcceptor, String> {
-        let credentials = self.credentials.borrow();
+        let credentials = &self.settings.borrow().credentials;
         let missing = || "there are no files for TLS".to_owned();
         let certificate = credentials.certificate.as_ref().ok_or_else(missing)?;
         let key = credentials.key.as_ref().ok_or_else(missing)?;

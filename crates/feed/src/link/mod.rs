@@ -73,6 +73,8 @@ pub enum Word {
     },
     /// Read again.
     Credentials(Box<Credentials>),
+    /// Others than at the start, but for what [`Config::fixed`] keeps.
+    Settings(Box<Config>),
     /// To be answered by [`Report::Alive`] once all before it has been dealt with.
     Ping(u64),
     /// Close all connections, saying why, and end.

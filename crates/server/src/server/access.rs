@@ -41,7 +41,7 @@ pub(super) async fn granted(
             Ok(Access::of(extensions, &grants))
         })
     };
-    identity::patiently(context.config.handshake_timeout, ask).await.map_err(|error| {
+    identity::patiently(context.config().handshake_timeout, ask).await.map_err(|error| {
         log::warn!("the policies of tide.channel could not be asked: {error}");
         Refusal::Unavailable
     })

@@ -171,7 +171,7 @@ impl<'a> Bindings<'a> {
 
     async fn cast(&self, type_sql: &str, values: Vec<String>) -> Result<Vec<String>, BindingError> {
         let ask = || self.context.catalog.cast(self.role, type_sql, values.clone());
-        match identity::patiently(self.context.config.handshake_timeout, ask).await {
+        match identity::patiently(self.context.config().handshake_timeout, ask).await {
             Ok(values) => Ok(values),
             Err(CatalogError::Refused { sqlstate, message }) if is_of_values(&sqlstate) => {
                 Err(BindingError::Unsuitable(message))

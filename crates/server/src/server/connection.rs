@@ -76,7 +76,7 @@ async fn open(
     let _ = socket.set_nodelay(true);
     let Some(tls) = tls else { return speak_http(socket, peer, context, stop, slot).await };
     let handshake = tokio::select! {
-        handshake = timeout(context.config.handshake_timeout, tls.accept(socket)) => handshake,
+        handshake = timeout(context.config().handshake_timeout, tls.accept(socket)) => handshake,
         () = stopped(&mut stop) => return None,
         () = slot.evicted() => {
             context.stats.refused_connection(RefusedConnection::Handshake).inc();
@@ -104,7 +104,7 @@ async fn speak_http<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let limit = context.config.handshake_timeout;
+    let limit = context.config().handshake_timeout;
     let front = Arc::new(Front::new(Arc::clone(&context), peer, Arc::clone(&slot)));
     let answering = Arc::clone(&front);
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {

@@ -24,7 +24,7 @@ type TablesAnswer = Result<(Arc<[TableAccess]>, Moment), CatalogError>;
 
 #[derive(Debug)]
 pub struct ServerContext {
-    pub config: Arc<Config>,
+    config: RwLock<Arc<Config>>,
     pub hub: Hub,
     pub catalog: Catalog,
     pub stats: Arc<Stats>,
@@ -57,7 +57,7 @@ impl ServerContext {
         let limit = limits.websockets.min(Semaphore::MAX_PERMITS);
         let rooms = Arc::new(Rooms::new(hub.clone(), &config));
         ServerContext {
-            config,
+            config: RwLock::new(config),
             hub,
             catalog,
             stats,
@@ -76,7 +76,18 @@ impl ServerContext {
 
     /// What the filters of one connection may take up.
     pub(super) fn own_filters(&self) -> Arc<Allowance> {
-        Arc::new(Allowance::new(self.config.memory_limit / 128))
+        Arc::new(Allowance::new(self.config().memory_limit / 128))
+    }
+
+    /// The settings as they are now.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Some settings changed. What clients were granted before stays so; what they ask for from now
+    /// on is answered by these.
+    pub fn set_config(&self, config: &Arc<Config>) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(config);
     }
 
     pub fn verifier(&self) -> Arc<Verifier> {

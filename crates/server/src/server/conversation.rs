@@ -104,9 +104,9 @@ impl Conversation {
             credentials,
             channels: Channels::new(Arc::clone(&context.stats)),
             pending: Pending::new(),
-            joins: TokenBucket::full(context.config.join_rate, Instant::now()),
-            broadcasts: TokenBucket::full(context.config.broadcast_rate, Instant::now()),
-            presence: TokenBucket::full(context.config.presence_rate, Instant::now()),
+            joins: TokenBucket::full(context.config().join_rate, Instant::now()),
+            broadcasts: TokenBucket::full(context.config().broadcast_rate, Instant::now()),
+            presence: TokenBucket::full(context.config().presence_rate, Instant::now()),
             filters: context.own_filters(),
             malformed: 0,
             changed: false,
@@ -207,11 +207,11 @@ impl Conversation {
 
     fn broadcast(&mut self, to: Address<'_>, broadcast: &Broadcast) {
         let Some(channel) = self.channels.get(to.topic) else { return };
-        if !self.broadcasts.take(self.context.config.broadcast_rate, Instant::now()) {
+        if !self.broadcasts.take(self.context.config().broadcast_rate, Instant::now()) {
             self.context.stats.refused_broadcast(RefusedPush::Rate).inc();
             return self.close_channel(to.topic, "Too many messages per second");
         }
-        match broadcast::of_client(&self.context.config, channel, to.topic, broadcast) {
+        match broadcast::of_client(&self.context.config(), channel, to.topic, broadcast) {
             Ok(broadcast) => {
                 let ack = channel.ack;
                 let except = (!channel.echo).then_some(self.session);
@@ -229,7 +229,7 @@ impl Conversation {
     }
 
     fn presence(&mut self, to: Address<'_>, presence: &Presence) {
-        let config = Arc::clone(&self.context.config);
+        let config = self.context.config();
         if !self.presence.take(config.presence_rate, Instant::now()) {
             self.context.stats.refused_presence(RefusedPush::Rate).inc();
             return self.close_channel(to.topic, "Client presence rate limit exceeded");
@@ -266,7 +266,7 @@ impl Conversation {
         to: Address<'_>,
         payload: Box<JoinPayload>,
     ) -> Result<(), ProtocolViolation> {
-        if !self.joins.take(self.context.config.join_rate, Instant::now()) {
+        if !self.joins.take(self.context.config().join_rate, Instant::now()) {
             let reason = "ClientJoinRateLimitReached: Too many joins per second";
             self.refuse_join(to, RefusedJoin::Rate, reason);
             return Err(ProtocolViolation::JoinRate);
@@ -278,7 +278,7 @@ impl Conversation {
             self.reply(encode::phx_close(self.vsn, old.join_ref.as_deref(), to.topic));
             self.context.hub.leave(self.session, to.topic);
         }
-        let limit = self.context.config.max_channels_per_connection;
+        let limit = self.context.config().max_channels_per_connection;
         if self.channels.len() + self.pending.len() >= limit {
             let reason = "ChannelRateLimitReached: Too many channels";
             self.refuse_join(to, RefusedJoin::Channels, reason);

@@ -93,7 +93,7 @@ impl Front {
     /// by such a name, or a web site whose name was made to point to 127.0.0.1 could read along.
     fn serves_page(&self, request: &Parts) -> bool {
         let proxied = ["forwarded", "x-forwarded-for", "x-real-ip"];
-        self.context.config.page
+        self.context.config().page
             && self.peer.ip().to_canonical().is_loopback()
             && names_loopback(&request.headers)
             && !proxied.iter().any(|name| request.headers.contains_key(*name))
@@ -122,7 +122,7 @@ impl Front {
     }
 
     async fn upgrade(&self, request: &Parts, work: Work<'_>) -> HttpAnswer {
-        let handshake = match Handshake::read(request, &self.context.config.allowed_origins) {
+        let handshake = match Handshake::read(request, &self.context.config().allowed_origins) {
             Ok(handshake) => handshake,
             Err(error) => return self.refuse_handshake(error),
         };

@@ -106,7 +106,8 @@ pub(super) async fn of_handshake(
     match key {
         Some(token) if is_token(token) => of_token(context, token).await,
         _ => {
-            let Some(role) = context.config.anon_role.as_deref() else {
+            let config = context.config();
+            let Some(role) = config.anon_role.as_deref() else {
                 return Err(if key.is_none() { Refusal::NoKey } else { Refusal::NoAnonymous });
             };
             let credentials = Credentials::anonymous(role);
@@ -133,9 +134,9 @@ pub(super) fn is_token(token: &str) -> bool {
 
 pub(super) async fn check_role(context: &ServerContext, role: &Arc<str>) -> Result<(), Refusal> {
     let ask = || context.roles.status(&context.catalog, role);
-    match patiently(context.config.handshake_timeout, ask).await {
+    match patiently(context.config().handshake_timeout, ask).await {
         Ok(RoleStatus::Usable) => Ok(()),
-        Ok(RoleStatus::Privileged) if context.config.allow_privileged_roles => Ok(()),
+        Ok(RoleStatus::Privileged) if context.config().allow_privileged_roles => Ok(()),
         Ok(RoleStatus::Privileged) => Err(Refusal::PrivilegedRole(Arc::clone(role))),
         Ok(RoleStatus::Refused) => Err(Refusal::Role(Arc::clone(role))),
         Err(CatalogError::Unavailable | CatalogError::Ended) => Err(Refusal::Unavailable),

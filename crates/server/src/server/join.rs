@@ -190,13 +190,13 @@ impl Joiner {
 
     /// A channel of `postgres_changes`.
     async fn plan_changes(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
-        let access = if payload.private || self.context.config.public_channels {
+        let access = if payload.private || self.context.config().public_channels {
             self.authorize(payload, grant::CHANNEL).await?
         } else {
             Access::default()
         };
         let params = &payload.postgres_changes;
-        let limit = self.context.config.max_bindings_per_channel;
+        let limit = self.context.config().max_bindings_per_channel;
         if params.len() > limit {
             let reason = format!("BindingLimitReached: A channel has at most {limit} bindings");
             return Err(Refused { count: RefusedJoin::Bindings, reason });
@@ -240,10 +240,10 @@ impl Joiner {
             let (context, credentials) = (&self.context, &self.credentials);
             return Ok(access::to_read(context, credentials, self.name(), extensions).await?);
         }
-        if !self.context.config.public_channels {
+        if !self.context.config().public_channels {
             return Err(Refused::request("PrivateOnly: This project only allows private channels"));
         }
-        Ok(Access::public(&self.context.config))
+        Ok(Access::public(&self.context.config()))
     }
 
     /// What applications call the topic.
@@ -260,12 +260,12 @@ impl Joiner {
                 "NotSupported: Notifications are not kept: there is no since and no last",
             ));
         }
-        let patterns = &self.context.config.notify_channels;
-        if !patterns.iter().any(|pattern| topic::fits(pattern, channel)) {
+        let config = self.context.config();
+        if !config.notify_channels.iter().any(|pattern| topic::fits(pattern, channel)) {
             return Err(Refusal::Channel(self.name().into()).into());
         }
         let access = self.authorize(payload, grant::NOTIFY).await?;
-        let limit = self.context.config.handshake_timeout;
+        let limit = config.handshake_timeout;
         let mut lease = self.context.hub.listen(channel).ok_or_else(|| {
             Refused::request("TooManyChannels: The server listens to as many channels as it can")
         })?;
@@ -399,7 +399,7 @@ impl Joiner {
             Ok((tables.into(), asked))
         };
         let ask = || context.tables.answer((Arc::clone(role), names.clone()), look_up);
-        let answer = identity::patiently(context.config.handshake_timeout, ask).await;
+        let answer = identity::patiently(context.config().handshake_timeout, ask).await;
         answer.map_err(|error| {
             log::warn!("could not look up the tables of a subscription: {error}");
             Refusal::Unavailable.into()

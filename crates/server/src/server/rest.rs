@@ -77,7 +77,7 @@ pub(super) async fn broadcast(
     parts: &Parts,
     body: Incoming,
 ) -> Result<(), Denied> {
-    if !handshake::origin_allowed(&parts.headers, &context.config.allowed_origins) {
+    if !handshake::origin_allowed(&parts.headers, &context.config().allowed_origins) {
         return Err(Denied::new(StatusCode::FORBIDDEN, "this origin is not allowed"));
     }
     let query = parts.uri.query().unwrap_or_default();
@@ -86,7 +86,7 @@ pub(super) async fn broadcast(
     let request = Request { context, credentials };
     let content = Content::of(&parts.headers)?;
     match route::addressee(parts.uri.path()) {
-        None => request.batch(content, &read(body, context.config.max_message_size).await?).await,
+        None => request.batch(content, &read(body, context.config().max_message_size).await?).await,
         Some((name, event)) => {
             let (Some(name), Some(event)) =
                 (handshake::percent_decoded(name), handshake::percent_decoded(event))
@@ -94,7 +94,7 @@ pub(super) async fn broadcast(
                 return Err(Denied::new(StatusCode::UNPROCESSABLE_ENTITY, "the path is malformed"));
             };
             let private = handshake::parameter(query, "private").as_deref() == Some("true");
-            let payload = content.payload(read(body, context.config.max_message_size).await?)?;
+            let payload = content.payload(read(body, context.config().max_message_size).await?)?;
             let broadcast = Broadcast { event: event.into_owned(), payload };
             request.one(&Addressed { name: name.into_owned(), private, broadcast }).await
         }
@@ -186,7 +186,7 @@ impl Request<'_> {
 
     fn take(&self, count: usize) -> Result<(), Denied> {
         let context = self.context;
-        let rate = context.config.http_broadcast_rate;
+        let rate = context.config().http_broadcast_rate;
         if context.http_broadcasts.take(&self.credentials, count, rate) {
             return Ok(());
         }
@@ -199,7 +199,7 @@ impl Request<'_> {
         if message.broadcast.event.is_empty() || message.broadcast.event.len() > MAX_EVENT {
             return Err(refuse("an event has a name of at most 255 bytes".into()));
         }
-        broadcast::check(&self.context.config, &message.name, &message.broadcast)
+        broadcast::check(&self.context.config(), &message.name, &message.broadcast)
             .map_err(|refused| self.refuse(refused))
     }
 
@@ -207,7 +207,7 @@ impl Request<'_> {
         let access = if message.private {
             access::granted(self.context, &self.credentials, &message.name, BROADCAST).await?
         } else {
-            Access::public(&self.context.config)
+            Access::public(&self.context.config())
         };
         Ok(access.broadcast().write)
     }

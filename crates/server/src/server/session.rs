@@ -85,8 +85,8 @@ pub(super) async fn run<S>(
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(0)
-        .max_message_size(Some(context.config.max_message_size))
-        .max_frame_size(Some(context.config.max_message_size));
+        .max_message_size(Some(context.config().max_message_size))
+        .max_frame_size(Some(context.config().max_message_size));
     let mut socket =
         WebSocketStream::from_partially_read(stream, read_ahead, Role::Server, Some(config)).await;
     let member = Member::new(&context, peer, user_agent);
@@ -100,7 +100,7 @@ pub(super) async fn run<S>(
             credentials,
         ),
         member: &member,
-        idle: context.config.idle_timeout,
+        idle: context.config().idle_timeout,
         heard: Instant::now(),
     };
     let end = session.talk(stopped(&mut stop)).await;
