@@ -12,7 +12,7 @@ fn database() -> &'static Database<'static> {
 }
 
 /// Every object of the schema, and who besides superusers may use it: `public`; `backend`, a role
-/// with the grants that the README names; `monitor`, a member of `pg_monitor`. Tables, views and
+/// with the grants that `docs/` names; `monitor`, a member of `pg_monitor`. Tables, views and
 /// sequences say what for. A new object has to be put here.
 ///
 /// Functions with an underscore that are open to all are those that open functions, which run with
@@ -105,10 +105,11 @@ const EXPECTED: &[(&str, &str)] = &[
     ("view stat_connections", "monitor: SELECT"),
 ];
 
-/// The grants that the README gives a backend's role.
+/// The grants that `docs/` gives a backend's role.
 fn backend_grants() -> String {
-    const README: &str = include_str!("../README.md");
-    let grants = README.lines().filter(|line| line.starts_with("grant ") && line.contains("tide."));
+    const PAGES: [&str; 2] = [include_str!("../docs/sql.md"), include_str!("../docs/outbox.md")];
+    let lines = PAGES.iter().flat_map(|page| page.lines());
+    let grants = lines.filter(|line| line.starts_with("grant ") && line.contains("tide."));
     let grants = grants.map(|line| line.split("--").next().unwrap_or(line));
     let own = grants.filter(|line| line.contains(" to backend"));
     own.map(|line| line.replace(" to backend", " to p_backend")).collect()
