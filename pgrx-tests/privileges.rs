@@ -12,7 +12,7 @@ fn database() -> &'static Database<'static> {
 }
 
 /// Every object of the schema, and who besides superusers may use it: `public`; `backend`, a role
-/// with the grants that the README names; `monitor`, a member of `pg_monitor`. Tables, views and
+/// with the grants that `docs/` names; `monitor`, a member of `pg_monitor`. Tables, views and
 /// sequences say what for. A new object has to be put here.
 ///
 /// Functions with an underscore that are open to all are those that open functions, which run with
@@ -98,20 +98,22 @@ const EXPECTED: &[(&str, &str)] = &[
     ("sequence secret_id_seq", ""),
     ("table channel", "public: SELECT INSERT"),
     ("table message_key", ""),
-    ("table outbox", "backend: INSERT"),
+    // Of the columns, `sequence_id` only.
+    ("table outbox", "backend: SELECT INSERT"),
     ("table outboxes", "public: SELECT"),
     ("table secret", ""),
     ("view stat_channels", "monitor: SELECT"),
     ("view stat_connections", "monitor: SELECT"),
 ];
 
-/// The grants that the README gives a backend's role.
-fn backend_grants() -> String {
-    const README: &str = include_str!("../README.md");
-    let grants = README.lines().filter(|line| line.starts_with("grant ") && line.contains("tide."));
+/// The grants that `docs/` gives a backend's role, to this one.
+fn backend_grants(role: &str) -> String {
+    const PAGES: [&str; 2] = [include_str!("../docs/sql.md"), include_str!("../docs/outbox.md")];
+    let lines = PAGES.iter().flat_map(|page| page.lines());
+    let grants = lines.filter(|line| line.starts_with("grant ") && line.contains("tide."));
     let grants = grants.map(|line| line.split("--").next().unwrap_or(line));
     let own = grants.filter(|line| line.contains(" to backend"));
-    own.map(|line| line.replace(" to backend", " to p_backend")).collect()
+    own.map(|line| line.replace(" to backend", &format!(" to {role}"))).collect()
 }
 
 #[test]
@@ -119,7 +121,7 @@ fn everyone_may_do_with_each_object_what_is_written_here() {
     let mut sql = database().sql();
     sql.batch_execute(&format!(
         "create role p_nobody; create role p_backend; create role p_monitor in role pg_monitor; {}",
-        backend_grants()
+        backend_grants("p_backend")
     ))
     .unwrap();
 
@@ -137,6 +139,20 @@ fn everyone_may_do_with_each_object_what_is_written_here() {
         .map(|object| format!("{object}: {:?}, not {:?}", found.get(object), expected.get(object)))
         .collect();
     assert_eq!(differences, Vec::<String>::new());
+}
+
+#[test]
+fn a_backend_is_told_the_id_of_what_it_inserts_and_reads_no_message() {
+    let mut sql = database().sql();
+    let grants = backend_grants("p_orm");
+    sql.batch_execute(&format!("create role p_orm; {grants}; set role p_orm")).unwrap();
+
+    let insert = "insert into tide.outbox (channel, name) values ('a', 'b') returning";
+    let id: i64 = sql.query_one(&format!("{insert} sequence_id"), &[]).unwrap().get(0);
+    let all = sql.query(&format!("{insert} data"), &[]).unwrap_err();
+
+    assert!(id > 0);
+    assert_eq!(all.code(), Some(&postgres::error::SqlState::INSUFFICIENT_PRIVILEGE));
 }
 
 #[test]

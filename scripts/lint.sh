@@ -8,6 +8,7 @@ step() {
     "$@"
 }
 
+step scripts/links.sh
 step cargo fmt --check
 step cargo clippy -p tide-feed -p tide-server -p tide-tests --features tide-tests/e2e --all-targets -- -D warnings
 # In release, as `make build` does, so that Postgres's bindings are made once only.

@@ -168,11 +168,14 @@ Try it: open the page, then in psql
 
   insert into orders (item) values ('a boat');
 
-In an application (npm install @supabase/realtime-js):
+In an application (npm install @supabase/realtime-js ws):
 
   import { RealtimeClient } from '@supabase/realtime-js'
-  const apikey = '<the token above>'
-  const client = new RealtimeClient('ws://localhost:$port/realtime/v1', { params: { apikey } })
+  import WebSocket from 'ws'
+  const client = new RealtimeClient('ws://localhost:$port/realtime/v1', {
+    params: { apikey: '<the token above>' },
+    transport: WebSocket, // for Node 20: browsers and Node 22 have their own
+  })
   client.channel('demo')
     .on('postgres_changes', { event: '*', schema: 'public', table: 'orders' }, console.log)
     .subscribe((status) => console.log(status))
