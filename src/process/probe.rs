@@ -76,6 +76,8 @@ pub(crate) fn fingerprint(config: &Config, extension: pg_sys::Oid) -> u64 {
     format!("{kept:?}").hash(&mut hasher);
     guc::named_credentials().hash(&mut hasher);
     guc::executors().hash(&mut hasher);
+    [guc::policy_timeout(), guc::server_timeout()].hash(&mut hasher);
+    guc::max_event_size().hash(&mut hasher);
     guc::slot_name().hash(&mut hasher);
     (hasher.finish() << 32 | u64::from(extension.to_u32())).max(1)
 }
