@@ -20,6 +20,11 @@ const INPUTS: &[(&str, &str)] = &[
         "numbers[]",
         "array_fill((1, array_fill('1e131071'::numeric, array[100]))::numbers, array[100])",
     ),
+    (
+        "nummultirange",
+        "(select range_agg(numrange(n * '1e100000'::numeric, (n + 0.5) * '1e100000'::numeric))
+          from generate_series(1, 10000) n)",
+    ),
     ("int[]", "array_fill(null::int, array[100000000])"),
     ("text", r"repeat(E'\x01', 40 << 20)"),
     ("text", r"repeat(E'\x01', 15 << 20)"),

@@ -7,6 +7,7 @@ mod array;
 mod composite;
 mod jsonb;
 mod labels;
+mod multirange;
 mod varlena;
 
 use std::borrow::Cow;
@@ -22,6 +23,7 @@ use tide_feed::labels::Labels;
 
 use self::array::Array;
 use self::composite::Composite;
+use self::multirange::Multirange;
 use self::varlena::Bytes;
 pub(crate) use self::varlena::{is_on_disk, size};
 use crate::encoding::Encoding;
@@ -57,6 +59,7 @@ pub(crate) enum Value {
     Label(Arc<Labels>, Output, Encoding),
     /// A range, by its output function, and what is within.
     Range(Box<Value>, Output, Encoding),
+    Multirange(Box<Multirange>),
     /// Everything else: the output function's text.
     Other(Output, Encoding),
 }
@@ -123,7 +126,7 @@ impl Value {
         }
     }
 
-    /// An array, a composite, an enum or a range.
+    /// An array, a composite, an enum, a range or a multirange.
     unsafe fn nested(
         type_id: pg_sys::Oid,
         memory: pg_sys::MemoryContext,
@@ -148,13 +151,13 @@ impl Value {
             if pg_sys::type_is_enum(type_id) {
                 return Some(Value::Label(labels::of(type_id), output(), encoding));
             }
-            let range = if pg_sys::type_is_multirange(type_id) {
-                pg_sys::get_multirange_range(type_id)
-            } else {
-                type_id
-            };
-            if pg_sys::type_is_range(range) {
-                let bound = pg_sys::get_range_subtype(range);
+            if pg_sys::type_is_multirange(type_id) {
+                let range = pg_sys::get_multirange_range(type_id);
+                let multirange = Multirange::of(range, memory, origins, depth + 1);
+                return Some(Value::Multirange(Box::new(multirange)));
+            }
+            if pg_sys::type_is_range(type_id) {
+                let bound = pg_sys::get_range_subtype(type_id);
                 let bound = Value::of(bound, memory, origins, depth + 1);
                 return Some(Value::Range(Box::new(bound), output(), encoding));
             }
@@ -167,6 +170,7 @@ impl Value {
         match self {
             Value::Label(labels, ..) => vec![Arc::clone(labels)],
             Value::Range(bound, ..) => bound.labels(),
+            Value::Multirange(multirange) => multirange.bound().labels(),
             Value::Array(array) => array.element().labels(),
             Value::Composite(composite) => composite.values().flat_map(Value::labels).collect(),
             _ => Vec::new(),
@@ -233,6 +237,7 @@ impl Value {
                 }
                 Value::Array(array) => return array.write(datum, out),
                 Value::Composite(composite) => return composite.write(datum, out),
+                Value::Multirange(multirange) => return multirange.write(datum, out),
                 Value::Label(labels, output, encoding) => {
                     return match labels.label(datum.value() as u32) {
                         Some(label) => json::write_bounded(out, label),
@@ -271,7 +276,8 @@ impl Value {
             | Value::Jsonb(..)
             | Value::Array(_)
             | Value::Composite(_)
-            | Value::Range(..) => true,
+            | Value::Range(..)
+            | Value::Multirange(_) => true,
         }
     }
 }

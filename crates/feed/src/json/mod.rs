@@ -37,7 +37,7 @@ pub fn write_bounded(out: &mut Bounded<'_>, text: &str) -> Result<(), Overflow> 
 }
 
 /// A part of such a string, without the quotes.
-pub(crate) fn write_inside_bounded(out: &mut Bounded<'_>, text: &[u8]) -> Result<(), Overflow> {
+pub fn write_inside_bounded(out: &mut Bounded<'_>, text: &[u8]) -> Result<(), Overflow> {
     let fits = text.len().saturating_mul(LONGEST_ESCAPE) <= out.spare();
     let length = if fits { 0 } else { length_inside(text) };
     write_inside(out.room(length)?, text);
