@@ -6,8 +6,8 @@ use std::io;
 use landlock::{ABI, Access, AccessFs, Ruleset, RulesetAttr, RulesetStatus, Scope};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getpid};
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule,
 };
 
 /// Beyond what the settings allow for queues, history and connections: code, stacks, the
@@ -94,21 +94,29 @@ fn give_up_files() -> Result<(), String> {
 }
 
 fn give_up_calls() -> Result<(), String> {
-    let filter = calls_given_up().map_err(|error| error.to_string())?;
-    seccompiler::apply_filter(&filter).map_err(|error| error.to_string())
+    let of = |calls, errno| filter(calls, errno).map_err(|error| error.to_string());
+    let filters = [
+        of(calls_given_up().map_err(|error| error.to_string())?, libc::EPERM)?,
+        // Its flags cannot be looked at. Who hears that there is no such call takes the older one.
+        of(vec![(libc::SYS_clone3, Vec::new())], libc::ENOSYS)?,
+    ];
+    filters
+        .iter()
+        .try_for_each(|filter| seccompiler::apply_filter(filter).map_err(|error| error.to_string()))
 }
 
 /// Calls that nothing here has a use for once the sockets are bound.
-const CALLS: [libc::c_long; 23] = [
+const CALLS: [libc::c_long; 41] = [
+    // Sockets besides those that are there.
     libc::SYS_socket,
+    libc::SYS_socketpair,
     libc::SYS_connect,
     libc::SYS_bind,
     libc::SYS_listen,
+    // Programs.
     libc::SYS_execve,
     libc::SYS_execveat,
-    libc::SYS_ptrace,
-    libc::SYS_process_vm_readv,
-    libc::SYS_process_vm_writev,
+    // Other processes: of the same user, and so Postgres's.
     libc::SYS_kill,
     libc::SYS_tkill,
     libc::SYS_rt_sigqueueinfo,
@@ -116,7 +124,26 @@ const CALLS: [libc::c_long; 23] = [
     libc::SYS_pidfd_open,
     libc::SYS_pidfd_getfd,
     libc::SYS_pidfd_send_signal,
-    // Does what other calls do, unseen by a filter of calls.
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_kcmp,
+    libc::SYS_setpriority,
+    libc::SYS_ioprio_set,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_setscheduler,
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_setattr,
+    libc::SYS_migrate_pages,
+    libc::SYS_move_pages,
+    // Their memory, if shared_memory_type is sysv.
+    libc::SYS_shmget,
+    libc::SYS_shmat,
+    libc::SYS_shmctl,
+    libc::SYS_semctl,
+    libc::SYS_semop,
+    // What does what other calls do, unseen by a filter of calls.
     libc::SYS_io_uring_setup,
     libc::SYS_bpf,
     libc::SYS_perf_event_open,
@@ -124,7 +151,15 @@ const CALLS: [libc::c_long; 23] = [
     libc::SYS_unshare,
     libc::SYS_setns,
     libc::SYS_mount,
+    libc::SYS_keyctl,
+    libc::SYS_add_key,
 ];
+
+/// The older calls that make processes, where there are any.
+#[cfg(target_arch = "x86_64")]
+const FORKS: &[libc::c_long] = &[libc::SYS_fork, libc::SYS_vfork];
+#[cfg(not(target_arch = "x86_64"))]
+const FORKS: &[libc::c_long] = &[];
 
 /// Numbers of the same calls under the second ABI of x86-64, where a kernel still has that.
 #[cfg(target_arch = "x86_64")]
@@ -132,17 +167,53 @@ const X32: Option<libc::c_long> = Some(0x4000_0000);
 #[cfg(not(target_arch = "x86_64"))]
 const X32: Option<libc::c_long> = None;
 
-fn calls_given_up() -> Result<BpfProgram, seccompiler::BackendError> {
-    // An abort is a signal to oneself.
+/// `F_SETOWN`, `F_SETSIG`, `F_SETOWN_EX` of `asm-generic/fcntl.h`.
+const SET_OWNER: [u64; 3] = [8, 10, 15];
+/// `FIOSETOWN` and `SIOCSPGRP` of `asm-generic/sockios.h`.
+const IOCTL_SET_OWNER: [u64; 2] = [0x8901, 0x8902];
+
+/// Calls, each with the arguments under which it is given up; none: under any.
+type Calls = Vec<(libc::c_long, Vec<SeccompRule>)>;
+
+fn calls_given_up() -> Result<Calls, BackendError> {
+    use SeccompCmpOp::{Eq, MaskedEq, Ne};
+    let when = |conditions: &[(u8, SeccompCmpOp, u64)]| {
+        let conditions = conditions.iter().map(|(argument, comparison, value)| {
+            SeccompCondition::new(*argument, SeccompCmpArgLen::Dword, comparison.clone(), *value)
+        });
+        SeccompRule::new(conditions.collect::<Result<_, _>>()?)
+    };
     let own = u64::from(getpid().as_raw_nonzero().get().unsigned_abs());
-    let of_others = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, own)?;
-    let mut rules = BTreeMap::from(CALLS.map(|call| (call, Vec::new())));
-    rules.insert(libc::SYS_tgkill, vec![SeccompRule::new(vec![of_others])?]);
+    let (thread, fast_open) = (libc::CLONE_THREAD as u64, libc::MSG_FASTOPEN as u64);
+    let any_of = |commands: &[u64]| {
+        commands.iter().map(|command| when(&[(1, Eq, *command)])).collect::<Result<Vec<_>, _>>()
+    };
+    let with_arguments = [
+        // An abort is a signal to oneself.
+        (libc::SYS_tgkill, vec![when(&[(0, Ne, own)])?]),
+        (libc::SYS_prlimit64, vec![when(&[(0, Ne, 0), (0, Ne, own)])?]),
+        // Threads may be started. A process that outlives this one could be the postmaster's to
+        // wait for, if that is the first of its kind, and how it ends would be a crash to it.
+        (libc::SYS_clone, vec![when(&[(0, MaskedEq(thread), 0)])?]),
+        // Whoever owns a descriptor gets signals by it.
+        (libc::SYS_fcntl, any_of(&SET_OWNER)?),
+        (libc::SYS_ioctl, any_of(&IOCTL_SET_OWNER)?),
+        // Connects.
+        (libc::SYS_sendto, vec![when(&[(3, MaskedEq(fast_open), fast_open)])?]),
+        (libc::SYS_sendmsg, vec![when(&[(2, MaskedEq(fast_open), fast_open)])?]),
+        (libc::SYS_sendmmsg, vec![when(&[(3, MaskedEq(fast_open), fast_open)])?]),
+    ];
+    let always = CALLS.iter().chain(FORKS).map(|call| (*call, Vec::new()));
+    Ok(always.chain(with_arguments).collect())
+}
+
+fn filter(calls: Calls, errno: libc::c_int) -> Result<BpfProgram, BackendError> {
+    let mut rules: BTreeMap<_, _> = calls.into_iter().collect();
     if let Some(bit) = X32 {
         let twins: Vec<_> = rules.iter().map(|(call, rule)| (call | bit, rule.clone())).collect();
         rules.extend(twins);
     }
-    let denied = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    let denied = SeccompAction::Errno(errno.unsigned_abs());
     let filter = SeccompFilter::new(
         rules,
         SeccompAction::Allow,
