@@ -67,16 +67,19 @@ pub enum RefusedConnection {
     Handshake,
     /// The database could not answer.
     Unavailable,
+    /// Its part of `tide.memory_limit` is used up.
+    Memory,
 }
 
 impl RefusedConnection {
-    const ALL: [(RefusedConnection, &'static str); 6] = [
+    const ALL: [(RefusedConnection, &'static str); 7] = [
         (RefusedConnection::Limit, "limit"),
         (RefusedConnection::Origin, "origin"),
         (RefusedConnection::Unauthorized, "unauthorized"),
         (RefusedConnection::Role, "role"),
         (RefusedConnection::Handshake, "handshake"),
         (RefusedConnection::Unavailable, "unavailable"),
+        (RefusedConnection::Memory, "memory"),
     ];
 }
 
@@ -100,10 +103,12 @@ pub enum RefusedJoin {
     /// The policies of `tide.channel`.
     Policy,
     Unavailable,
+    /// Their part of `tide.memory_limit` is used up.
+    Memory,
 }
 
 impl RefusedJoin {
-    const ALL: [(RefusedJoin, &'static str); 10] = [
+    const ALL: [(RefusedJoin, &'static str); 11] = [
         (RefusedJoin::Rate, "rate"),
         (RefusedJoin::Channels, "channels"),
         (RefusedJoin::Bindings, "bindings"),
@@ -114,6 +119,7 @@ impl RefusedJoin {
         (RefusedJoin::Table, "table"),
         (RefusedJoin::Policy, "policy"),
         (RefusedJoin::Unavailable, "unavailable"),
+        (RefusedJoin::Memory, "memory"),
     ];
 }
 
@@ -122,7 +128,7 @@ impl RefusedJoin {
 pub enum RefusedPush {
     /// `tide.broadcast_rate`, `tide.presence_rate` or `tide.http_broadcast_rate`.
     Rate,
-    /// `tide.max_broadcast_size`, `tide.max_presence_size`, or the room for all presence.
+    /// `tide.max_broadcast_size`, `tide.max_presence_size`.
     Size,
     /// `tide.max_presence_entries`
     Full,
@@ -130,15 +136,18 @@ pub enum RefusedPush {
     Policy,
     /// What was asked for, or of which topic.
     Request,
+    /// Its part of `tide.memory_limit` is used up.
+    Memory,
 }
 
 impl RefusedPush {
-    const ALL: [(RefusedPush, &'static str); 5] = [
+    const ALL: [(RefusedPush, &'static str); 6] = [
         (RefusedPush::Rate, "rate"),
         (RefusedPush::Size, "size"),
         (RefusedPush::Full, "full"),
         (RefusedPush::Policy, "policy"),
         (RefusedPush::Request, "request"),
+        (RefusedPush::Memory, "memory"),
     ];
 }
 

@@ -31,6 +31,8 @@ pub(super) struct LaggingSessions {
     sessions: HashSet<SessionId>,
     /// Those whose queue has room, so that a turn will get them further.
     ready: Vec<SessionId>,
+    /// Those whose queue is empty, but for whom there is no memory at the moment.
+    starved: Vec<SessionId>,
     slow: SlowConsumers,
 }
 
@@ -39,6 +41,7 @@ impl Default for LaggingSessions {
         LaggingSessions {
             sessions: HashSet::new(),
             ready: Vec::new(),
+            starved: Vec::new(),
             slow: SlowConsumers::new(PACE),
         }
     }
@@ -53,6 +56,22 @@ impl LaggingSessions {
     pub(super) fn wake(&mut self, session: SessionId) {
         if self.sessions.contains(&session) && !self.ready.contains(&session) {
             self.ready.push(session);
+        }
+    }
+
+    /// The connection is to be tried again soon: others have the memory that it needs.
+    pub(super) fn starve(&mut self, session: SessionId) {
+        self.starved.push(session);
+    }
+
+    pub(super) fn is_anybody_starved(&self) -> bool {
+        !self.starved.is_empty()
+    }
+
+    /// There may be memory by now.
+    pub(super) fn wake_starved(&mut self) {
+        for session in std::mem::take(&mut self.starved) {
+            self.wake(session);
         }
     }
 
@@ -89,6 +108,10 @@ impl LaggingSessions {
             Progress::More => self.ready.insert(0, session),
             Progress::Waiting => {}
             Progress::Full => return None,
+            Progress::Starved => {
+                self.starve(session);
+                return None;
+            }
         }
         Some(session)
     }
@@ -143,17 +166,24 @@ impl LaggingSessions {
         };
         let all_are_slow = slow.len() == needing.len();
         for session in slow {
-            self.cut_off(session, registry, stats);
+            self.cut_off(session, CloseReason::Slow, registry, stats);
         }
         all_are_slow
     }
 
-    fn cut_off(&mut self, session: SessionId, registry: &mut Registry, stats: &Stats) {
+    pub(super) fn cut_off(
+        &mut self,
+        session: SessionId,
+        reason: CloseReason,
+        registry: &mut Registry,
+        stats: &Stats,
+    ) {
         self.remove(session);
         if let Some(entry) = registry.sessions.get(&session) {
             stats.slow_clients_total.inc();
-            log::info!("connection {session} is cut off: it reads too slowly");
-            entry.queue.close(CloseReason::Slow);
+            let why = if reason == CloseReason::Memory { ", and memory is short" } else { "" };
+            log::info!("connection {session} is cut off: it reads too slowly{why}");
+            entry.queue.close(reason);
         }
         registry.forget(session);
     }
@@ -195,6 +225,8 @@ enum Progress {
     CaughtUp,
     More,
     Full,
+    /// for memory: it is to be tried again soon.
+    Starved,
     /// for verdicts: the policy checks will wake it.
     Waiting,
 }
@@ -275,6 +307,7 @@ fn advance(
                         _ => match member.queue.push(&frames) {
                             Push::Queued => {}
                             Push::Full => return Progress::Full,
+                            Push::Starved => return Progress::Starved,
                             Push::Closed => return Progress::CaughtUp,
                         },
                     }

@@ -144,29 +144,32 @@ impl Group {
         rule.anchors(self.plans.policy.values(rule)?)
     }
 
-    /// Gives an event's frames to all who are to have it now. Those whose queue is full lag from
-    /// here on, which `lags` is told.
+    /// Gives an event's frames to all who are to have it now. Those whose queue is full, or for whom
+    /// there is no memory, lag from here on, which `lags` is told with the reason.
     pub(super) fn give(
         &mut self,
         frames: &mut [Bytes],
         event: &Event,
         seq: Seq,
-        mut lags: impl FnMut(SessionId),
+        mut lags: impl FnMut(SessionId, Push),
     ) {
         self.previous = Some(event.position);
         let is_shared = self.members.len() > 1;
-        if let (true, Some(member)) = (is_shared, self.members.first()) {
-            member.queue.share(frames);
-        }
+        let first = self.members.first().filter(|_| is_shared);
+        let has_memory = first.is_none_or(|member| member.queue.share(frames));
         for member in &mut self.members {
             if member.lag.is_some() || !member.floor.admits(event) {
                 continue;
             }
             let queue = &member.queue;
-            let pushed = if is_shared { queue.push_shared(frames) } else { queue.push(frames) };
-            if pushed == Push::Full {
+            let pushed = match (has_memory, is_shared) {
+                (false, _) => Push::Starved,
+                (true, true) => queue.push_shared(frames),
+                (true, false) => queue.push(frames),
+            };
+            if matches!(pushed, Push::Full | Push::Starved) {
                 member.lag = Some(seq);
-                lags(member.session);
+                lags(member.session, pushed);
             }
         }
     }

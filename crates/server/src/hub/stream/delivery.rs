@@ -109,8 +109,12 @@ impl Stream {
             return;
         }
         let lagging = &mut self.lagging;
-        group
-            .give(&mut self.frames, event_ref.event, event_ref.seq, |session| lagging.add(session));
+        group.give(&mut self.frames, event_ref.event, event_ref.seq, |session, pushed| {
+            lagging.add(session);
+            if pushed == Push::Starved {
+                lagging.starve(session);
+            }
+        });
     }
 
     /// Has a group wait for what decides about the event; it reads on from the history.
@@ -161,10 +165,11 @@ impl Stream {
                 Vsn::V2 => &message.v2,
             };
             for member in &group.members {
-                if message.except == Some(member.session) || frame.is_empty() {
+                let is_missed = frame.is_empty() && message.to == Style::Presence;
+                if message.except == Some(member.session) || frame.is_empty() && !is_missed {
                     continue;
                 }
-                if member.queue.offer(frame) == Push::Full {
+                if is_missed || member.queue.offer(frame) == Push::Full {
                     self.stats.dropped_casts_total.inc();
                     if message.to == Style::Presence {
                         member.queue.miss_presence();

@@ -1,14 +1,20 @@
 //! Clients that do not read what they asked for, and what that is to the others.
 
 use super::*;
+use crate::allowance::Allowance;
 
 const TOPIC: &str = "realtime:tide:table:public.t";
+
+/// Four fifths of it are for all, the rest for those who have next to nothing.
+fn budget(bytes: usize) -> Arc<Budget> {
+    Arc::new(Budget::new(Arc::new(Allowance::new(bytes))))
+}
 
 impl World {
     fn send(&self, name: &str, size: usize) {
         let pad = "x".repeat(size);
         let frame = format!(r#"[null,null,"r","broadcast",{{"event":"{name}","pad":"{pad}"}}]"#);
-        self.hub.send_ephemeral(to_room(Style::Channel, frame));
+        assert!(self.hub.send_ephemeral(to_room(Style::Channel, frame)));
     }
 }
 
@@ -43,7 +49,8 @@ fn who_leaves_the_channel_that_it_lagged_on_hears_the_others_once_it_has_read() 
 fn who_reads_gets_everything_however_many_do_not() {
     let (size, burst) = (5_000, 20);
     let world = World::new(&Config {
-        memory_limit: 8 << 20,
+        memory_limit: 12 << 20,
+        history_size: 1 << 20,
         send_queue_size: 1 << 20,
         ..Config::default()
     });
@@ -65,7 +72,7 @@ fn who_reads_gets_everything_however_many_do_not() {
 
 #[test]
 fn a_queue_has_a_little_room_left_when_others_have_used_up_the_budget() {
-    let budget = Arc::new(Budget::new(1_000));
+    let budget = budget(1_250);
     let (stalled, reading) =
         (Queue::new(10_000, Arc::clone(&budget)), Queue::new(10_000, Arc::clone(&budget)));
     let frame = |size| [Bytes::from(vec![b'x'; size])];
@@ -75,6 +82,9 @@ fn a_queue_has_a_little_room_left_when_others_have_used_up_the_budget() {
     assert_eq!(reading.push(&frame(50)), Push::Queued);
     assert_eq!(reading.push(&frame(50)), Push::Queued);
     assert_eq!(reading.push(&frame(50)), Push::Full);
+    assert!(budget.take_shortage() && !budget.take_shortage());
+    assert_eq!(Queue::new(10_000, Arc::clone(&budget)).push(&frame(200)), Push::Starved);
+    assert!(budget.take_shortage());
     drop((stalled, reading));
 
     assert_eq!(budget.used(), 0);
@@ -82,10 +92,10 @@ fn a_queue_has_a_little_room_left_when_others_have_used_up_the_budget() {
 
 #[test]
 fn what_several_queues_hold_is_counted_once_and_until_the_last_has_let_go() {
-    let budget = Arc::new(Budget::new(1_000));
+    let budget = budget(1_250);
     let queues = [(); 5].map(|()| Queue::new(10_000, Arc::clone(&budget)));
     let mut frames = [Bytes::from(vec![b'x'; 300])];
-    queues[0].share(&mut frames);
+    assert!(queues[0].share(&mut frames));
     for queue in &queues {
         assert_eq!(queue.push_shared(&frames), Push::Queued);
     }
@@ -98,15 +108,19 @@ fn what_several_queues_hold_is_counted_once_and_until_the_last_has_let_go() {
         queue.reply(Bytes::from_static(b"own"));
         assert!(queue.take(&mut taken, usize::MAX).now_or_never().is_some());
     }
-    assert_eq!(budget.used(), 300);
+    // What was taken of their own is not written yet.
+    assert_eq!(budget.used(), 300 + 4 * 3);
     taken.clear();
+    for queue in &queues[1..] {
+        assert!(queue.take(&mut taken, usize::MAX).now_or_never().is_none());
+    }
 
     assert_eq!(budget.used(), 0);
 }
 
 #[test]
 fn a_queue_says_once_it_has_room_that_presence_was_missed() {
-    let queue = Queue::new(100, Arc::new(Budget::new(1 << 20)));
+    let queue = Queue::new(100, budget(1 << 20));
     let frame = Bytes::from(vec![b'x'; 80]);
     assert_eq!(queue.offer(&frame), Push::Queued);
     assert_eq!(queue.offer(&frame), Push::Full);

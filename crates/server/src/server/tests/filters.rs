@@ -5,6 +5,7 @@ use tide_feed::config::Config;
 use tokio::net::TcpStream;
 
 use super::world::{Client, World, config, until};
+use crate::memory::Kind;
 use crate::stats::RefusedJoin;
 
 fn binding(filter: &str) -> Value {
@@ -101,7 +102,7 @@ async fn memory_for_filters_is_limited_per_connection_and_in_all() {
 
     assert!(of_connections > 0);
     drop(clients);
-    until(|| world.context.filters.used() == 0).await;
+    until(|| world.context.memory().of(Kind::Filters).used() == 0).await;
     let mut client = world.client().await;
     assert_eq!(join(&mut client, "realtime:a", some(0)).await, "");
 }

@@ -1,0 +1,104 @@
+//! The memory that all connections' queues share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+
+use crate::allowance::Allowance;
+
+/// Deals out the part of the memory that frames may take which wait for clients.
+///
+/// The last fifth is for those who have next to nothing: clients that do not read must not be in the
+/// way of those who do.
+#[derive(Debug)]
+pub struct Budget {
+    part: Arc<Allowance>,
+    queues: AtomicUsize,
+    is_short: AtomicBool,
+}
+
+impl Budget {
+    pub fn new(part: Arc<Allowance>) -> Budget {
+        Budget { part, queues: AtomicUsize::new(0), is_short: AtomicBool::new(false) }
+    }
+
+    /// The same frame, counted here once for all queues that it goes to, until the last of them has
+    /// let go of it: see [`push_shared`](super::queue::Queue::push_shared). `None`: there is no room.
+    #[must_use]
+    pub fn count(self: &Arc<Self>, frame: Bytes) -> Option<Bytes> {
+        if !self.part.take(frame.len()) {
+            self.fall_short();
+            return None;
+        }
+        Some(Bytes::from_owner(Counted { frame, budget: Arc::clone(self) }))
+    }
+
+    pub fn used(&self) -> usize {
+        self.part.used()
+    }
+
+    /// Whether somebody has been refused since the last call who holds next to nothing.
+    pub(super) fn take_shortage(&self) -> bool {
+        // It is hardly ever so, and a look costs less than an exchange.
+        self.is_short.load(Ordering::Relaxed) && self.is_short.swap(false, Ordering::Relaxed)
+    }
+
+    pub(super) fn fall_short(&self) {
+        self.is_short.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether only those may have more who have next to nothing.
+    pub(super) fn is_spent(&self) -> bool {
+        self.used() >= self.common()
+    }
+
+    /// What a queue may hold even if all others have used up what there is for all.
+    pub(super) fn least(&self) -> usize {
+        let last = self.part.limit() - self.common();
+        last / self.queues.load(Ordering::Relaxed).max(1)
+    }
+
+    /// Takes so much for a queue that will hold `then` of its own.
+    pub(super) fn take(&self, bytes: usize, then: usize) -> bool {
+        if then <= self.least() {
+            self.part.take(bytes)
+        } else {
+            self.part.take_below(self.common(), bytes)
+        }
+    }
+
+    pub(super) fn give_back(&self, bytes: usize) {
+        self.part.give_back(bytes);
+    }
+
+    pub(super) fn queue_begins(&self) {
+        self.queues.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn queue_ends(&self) {
+        self.queues.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn common(&self) -> usize {
+        self.part.limit() / 5 * 4
+    }
+}
+
+/// A frame that is shared by several queues.
+struct Counted {
+    frame: Bytes,
+    budget: Arc<Budget>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.frame
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.budget.give_back(self.frame.len());
+    }
+}
