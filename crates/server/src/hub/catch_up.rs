@@ -1,6 +1,7 @@
 //! Giving lagging and resuming channels what they have not had, from the history.
 
 use std::collections::HashSet;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tide_feed::event::Cursor;
@@ -15,6 +16,7 @@ use super::policy_check::PolicyChecks;
 use super::queue::{CloseReason, Push};
 use super::registry::Registry;
 use super::slow_consumer::{Pace, SlowConsumers};
+use crate::filter::Place;
 use crate::stats::Stats;
 use crate::wire::encode::{Resync, caught_up, resync};
 use crate::wire::frame_buf::FrameBuf;
@@ -241,6 +243,8 @@ fn advance(
 ) -> Progress {
     let Some(entry) = registry.sessions.get(&session) else { return Progress::CaughtUp };
     let groups: Vec<_> = entry.groups().collect();
+    let effort = Rc::clone(&entry.effort);
+    effort.begin_turn();
     // Also if it has left what it lagged on: its other channels get what is said from now on.
     entry.queue.resume();
     if waits_as_a_whole(session, registry, entitlements) {
@@ -279,6 +283,8 @@ fn advance(
                     bodies: &mut bodies,
                     frame_buf: &mut frame_buf,
                     out: &mut frames,
+                    effort: &effort,
+                    place: Place::Turn,
                 };
                 match group.plans.frames(&group.key, event_ref, None, &mut context) {
                     Ok(()) => {}
@@ -287,9 +293,10 @@ fn advance(
                         return Progress::More;
                     }
                     Err(Missing::Effort) => {
-                        registry.give_up(*id);
+                        registry.relieve(session, event_ref.row_bytes());
                         return Progress::More;
                     }
+                    Err(Missing::Time) => return Progress::More,
                     Err(Missing::Answer { about }) => {
                         policy_checks.raise(*id, seq, about, registry);
                         if waits_as_a_whole(session, registry, entitlements) {
@@ -302,7 +309,7 @@ fn advance(
                     group.previous = group.previous.max(Some(event.position));
                     match &mut member.latest {
                         Some(latest) if seq < latest.until => {
-                            latest.keep(std::mem::take(&mut frames));
+                            latest.keep(seq);
                         }
                         _ => match member.queue.push(&frames) {
                             Push::Queued => {}
@@ -314,10 +321,11 @@ fn advance(
                 }
             }
             member.lag = Some(seq + 1);
-            if let Some(latest) = member.latest.take_if(|latest| seq + 1 >= latest.until) {
-                for frame in latest.frames.into_iter().flatten() {
-                    member.queue.reply(frame);
-                }
+            if let Some(latest) = member.latest.take_if(|latest| seq + 1 >= latest.until)
+                && let Some(first) = latest.first()
+            {
+                member.lag = Some(first);
+                return Progress::More;
             }
         }
     }

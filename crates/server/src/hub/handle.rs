@@ -11,6 +11,7 @@ use tide_feed::control::{Connection, RecentEvent};
 use tide_feed::event::{Epoch, Lsn};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use crate::allowance::Allowance;
 use crate::hub::queue::{Budget, Queue};
 use crate::hub::subscription::{Facet, Identity, Style, Subscription};
 use crate::memory::{Kind, Memory};
@@ -179,6 +180,7 @@ impl Ephemeral {
 /// The hub's own ends of what the handle holds.
 pub(super) struct Ends {
     pub(super) budget: Arc<Budget>,
+    pub(super) channels: Arc<Allowance>,
     pub(super) ephemerals: Arc<PendingEphemerals>,
     pub(super) commands: mpsc::UnboundedReceiver<Command>,
     pub(super) live: watch::Sender<Option<Live>>,
@@ -192,6 +194,7 @@ impl Hub {
         notify_registry: NotifyRegistry,
     ) -> (Hub, Ends) {
         let budget = Arc::new(Budget::new(Arc::clone(memory.of(Kind::Queues))));
+        let channels = Arc::clone(memory.of(Kind::Channels));
         let (commands, received) = mpsc::unbounded_channel();
         let (live_sender, live) = watch::channel(None);
         let stalled = Arc::new(Mutex::new(None));
@@ -207,7 +210,8 @@ impl Hub {
             budget: Arc::clone(&budget),
             notify_registry,
         };
-        let ends = Ends { budget, ephemerals, commands: received, live: live_sender, stalled };
+        let ends =
+            Ends { budget, channels, ephemerals, commands: received, live: live_sender, stalled };
         (Hub { shared: Arc::new(shared) }, ends)
     }
 

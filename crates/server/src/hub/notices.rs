@@ -312,6 +312,7 @@ fn write_payload(out: &mut Vec<u8>, said: &Notification) {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::rc::Rc;
     use std::time::SystemTime;
 
     use futures_util::FutureExt;
@@ -359,7 +360,8 @@ mod tests {
                 user_agent: None,
                 connected_at: SystemTime::UNIX_EPOCH,
             };
-            let entry = Session { queue: Arc::clone(&queue), peer, channels: HashMap::new() };
+            let (channels, effort) = (HashMap::new(), Rc::default());
+            let entry = Session { queue: Arc::clone(&queue), peer, effort, channels };
             self.registry.sessions.insert(session, entry);
             let topic: Arc<str> = TOPIC.into();
             let key = GroupKey {

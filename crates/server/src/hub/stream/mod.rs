@@ -4,6 +4,7 @@
 mod delivery;
 mod join;
 
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ use super::receipts::Receipts;
 use super::recent;
 use super::registry::{Registry, Session};
 use super::relief::Relief;
+use crate::allowance::Allowance;
 use crate::catalog::Catalog;
 use crate::link::{Feed, Uplink};
 use crate::memory::{Kind, Memory};
@@ -86,6 +88,8 @@ pub struct Stream {
     registry: Registry,
     lagging: LaggingSessions,
     budget: Arc<Budget>,
+    /// The memory for channels.
+    channels: Arc<Allowance>,
     relief: Relief,
     notices: Notices,
     entitlements: Entitlements,
@@ -118,6 +122,7 @@ impl Stream {
             coming: None,
             registry: Registry::default(),
             budget: ends.budget,
+            channels: ends.channels,
             relief: Relief::default(),
             lagging: LaggingSessions::default(),
             notices,
@@ -354,8 +359,8 @@ impl Stream {
     fn handle(&mut self, command: Command) {
         match command {
             Command::Connect { session, queue, peer } => {
-                let channels = std::collections::HashMap::new();
-                self.registry.sessions.insert(session, Session { queue, peer, channels });
+                let (channels, effort) = (std::collections::HashMap::new(), Rc::default());
+                self.registry.sessions.insert(session, Session { queue, peer, effort, channels });
             }
             Command::Join { session, subscription, joined } => {
                 self.join(session, subscription);
