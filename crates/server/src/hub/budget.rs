@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
+use super::queue::SMALL;
 use crate::allowance::Allowance;
 
 /// Deals out the part of the memory that frames may take which wait for clients.
@@ -31,6 +32,8 @@ impl Budget {
             self.fall_short();
             return None;
         }
+        let is_small = frame.len() < SMALL;
+        let frame = if is_small { Bytes::copy_from_slice(&frame) } else { frame };
         Some(Bytes::from_owner(Counted { frame, budget: Arc::clone(self) }))
     }
 

@@ -7,10 +7,16 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use crate::wire::frame_buf::FrameBuf;
+
 pub use super::budget::Budget;
 
 /// Room for frames that an empty queue keeps.
 const KEPT: usize = 16;
+
+/// Bytes of a frame that is moved away from its neighbours when it has to wait, lest it keep the
+/// memory that it shares with them.
+pub(super) const SMALL: usize = 2 << 10;
 
 /// Bytes that are so few that it is for others to make room for them.
 const LITTLE: usize = 64 << 10;
@@ -72,6 +78,8 @@ impl Waiting {
 #[derive(Debug, Default)]
 struct Inner {
     frames: VecDeque<Waiting>,
+    /// What small frames are written on that wait here alone.
+    frame_buf: FrameBuf,
     bytes: usize,
     /// Of these, counted in the budget for this queue alone.
     own: usize,
@@ -306,9 +314,12 @@ impl Queue {
         if inner.taken == 0 {
             return None;
         }
+        // An idle connection keeps no buffer of its busy times.
         if inner.frames.is_empty() && inner.frames.capacity() > KEPT {
-            // An idle connection keeps no buffer of its busy times.
             inner.frames = VecDeque::new();
+        }
+        if inner.frames.is_empty() {
+            inner.frame_buf = FrameBuf::default();
         }
         let half = self.capacity / 2;
         let drained = inner.lagging && before > half && inner.bytes <= half
@@ -354,6 +365,8 @@ impl Queue {
 
 impl Inner {
     fn append(&mut self, frame: Bytes, is_own: bool) {
+        let waits = is_own && frame.len() < SMALL && !self.frames.is_empty();
+        let frame = if waits { self.frame_buf.split(&[&frame]) } else { frame };
         let waiting = Waiting { frame, is_own };
         self.bytes += waiting.frame.len();
         self.own += waiting.own_bytes();

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,9 +20,9 @@ use tokio_rustls::TlsAcceptor;
 use super::connection_slots::ConnectionSlot;
 use super::context::ServerContext;
 use super::http::{self, Front};
-use super::read_budget::Metered;
-use super::session;
+use super::read_budget::{Metered, lacks_memory};
 use super::shutdown::stopped;
+use super::{session, writer};
 use crate::memory::Kind;
 use crate::stats::RefusedConnection;
 
@@ -92,7 +92,10 @@ async fn open(
     };
     match handshake {
         // Boxed: it is ten times as large as a plain socket.
-        Ok(Ok(socket)) => speak_http(Box::new(socket), peer, context, stop, slot).await,
+        Ok(Ok(mut socket)) => {
+            socket.get_mut().1.set_buffer_limit(Some(writer::TLS_BUFFER));
+            speak_http(Box::new(socket), peer, context, stop, slot).await
+        }
         Ok(Err(_)) | Err(_) => {
             context.stats.refused_connection(RefusedConnection::Handshake).inc();
             None
@@ -169,10 +172,4 @@ where
             None
         }
     }
-}
-
-/// Whether there was no memory for what was arriving.
-fn lacks_memory(error: &hyper::Error) -> bool {
-    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
-    io.is_some_and(|error| error.kind() == io::ErrorKind::OutOfMemory)
 }

@@ -108,6 +108,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
     }
 }
 
+/// Whether there was no memory for what was arriving.
+pub(super) fn lacks_memory(error: &hyper::Error) -> bool {
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    io.is_some_and(|error| error.kind() == io::ErrorKind::OutOfMemory)
+}
+
 /// Follows a client's frames by their headers: room for a payload is made as soon as its length has
 /// been read.
 #[derive(Debug)]

@@ -16,6 +16,7 @@ use super::context::ServerContext;
 use super::credentials::Credentials;
 use super::grant::{Access, BROADCAST};
 use super::limit::TokenBucket;
+use super::read_budget::lacks_memory;
 use super::{access, handshake, identity, route};
 use crate::allowance::Share;
 use crate::memory::Kind;
@@ -115,17 +116,23 @@ async fn read(
     mut body: Incoming,
     memory: &mut Share,
 ) -> Result<Bytes, Denied> {
+    let no_memory = || {
+        context.stats.refused_broadcast(RefusedPush::Memory).inc();
+        let reason = "there is no memory for the body, try again";
+        Denied::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+    };
     let mut read = Vec::new();
     while let Some(frame) = body.frame().await {
-        let cut = |_| Denied::new(StatusCode::BAD_REQUEST, "the body did not arrive whole");
-        let Ok(data) = frame.map_err(cut)?.into_data() else { continue };
+        let frame = frame.map_err(|error| match lacks_memory(&error) {
+            true => no_memory(),
+            false => Denied::new(StatusCode::BAD_REQUEST, "the body did not arrive whole"),
+        });
+        let Ok(data) = frame?.into_data() else { continue };
         if read.len() + data.len() > context.config.max_message_size {
             return Err(Denied::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"));
         }
         if !memory.grow(COPIES * data.len()) {
-            context.stats.refused_broadcast(RefusedPush::Memory).inc();
-            let reason = "there is no memory for the body, try again";
-            return Err(Denied::new(StatusCode::SERVICE_UNAVAILABLE, reason));
+            return Err(no_memory());
         }
         read.extend_from_slice(&data);
     }

@@ -22,10 +22,13 @@ use super::conversation::{Conversation, ProtocolViolation};
 use super::http::Admission;
 use super::read_budget::Metered;
 use super::shutdown::stopped;
+use super::writer::{Progress, TLS_BUFFER};
 use super::{credentials, writer};
+use crate::allowance::{Allowance, Share};
 use crate::hub::Hub;
 use crate::hub::handle::{Peer, SessionId};
 use crate::hub::queue::{CloseReason, Queue, Taken};
+use crate::memory::Kind;
 use crate::stats::Stats;
 
 /// Read at once, and kept for as long as the connection lives: more than a heartbeat, less than
@@ -117,6 +120,8 @@ struct Member {
     id: SessionId,
     queue: Arc<Queue>,
     stats: Arc<Stats>,
+    /// With TLS, where the memory for its buffer is taken from.
+    tls: Option<Arc<Allowance>>,
 }
 
 impl Member {
@@ -125,7 +130,9 @@ impl Member {
         let (id, queue) = context.hub.connect(peer);
         context.stats.connections.inc();
         context.stats.connections_total.inc();
-        Member { hub: context.hub.clone(), id, queue, stats: Arc::clone(&context.stats) }
+        let part = context.memory().of(Kind::Queues);
+        let tls = context.config.ssl.then(|| Arc::clone(part));
+        Member { hub: context.hub.clone(), id, queue, stats: Arc::clone(&context.stats), tls }
     }
 }
 
@@ -133,6 +140,23 @@ impl Drop for Member {
     fn drop(&mut self) {
         self.hub.forget(self.id);
         self.stats.connections.dec();
+    }
+}
+
+/// A batch on its way to the client.
+struct Writing<'a> {
+    queue: &'a Queue,
+    /// What is to be taken for TLS's buffer once the client does not read.
+    tls: Option<Share>,
+}
+
+impl Progress for Writing<'_> {
+    fn wrote(&mut self, bytes: usize) {
+        self.queue.wrote(bytes);
+    }
+
+    fn stalls(&mut self) -> bool {
+        self.tls.as_mut().is_none_or(|share| share.resize(TLS_BUFFER))
     }
 }
 
@@ -207,7 +231,8 @@ where
     ) -> Result<(), End> {
         let began = Instant::now();
         let queue = &self.member.queue;
-        let mut writing = pin!(writer::write(self.socket, frames, |bytes| queue.wrote(bytes)));
+        let mut progress = Writing { queue, tls: self.member.tls.as_ref().map(Share::of) };
+        let mut writing = pin!(writer::write(self.socket, frames, &mut progress));
         let mut stopping = stopping;
         let written = tokio::select! {
             biased;
@@ -390,7 +415,8 @@ where
                 && let Some(Taken::Frames { .. }) =
                     member.queue.take(&mut frames, BATCH).now_or_never()
             {
-                writer::write(socket, &frames, |_| {}).await?;
+                let mut progress = Writing { queue: &member.queue, tls: None };
+                writer::write(socket, &frames, &mut progress).await?;
             }
             let close = CloseFrame { code, reason: reason.into() };
             socket.send(Message::Close(Some(close))).await?;

@@ -9,10 +9,11 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::task::Poll;
 
 use bytes::Bytes;
 use futures_util::SinkExt;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::{WebSocketStream, tungstenite};
 
 /// Longest header of an unmasked frame.
@@ -21,16 +22,27 @@ const MAX_HEADER: usize = 10;
 /// Bytes that are put together for one write.
 const CHUNK: usize = 64 << 10;
 
+/// Bytes that TLS keeps, encrypted, of what the other end does not take.
+pub(super) const TLS_BUFFER: usize = 16 << 10;
+
+/// Hears how writing goes.
+pub(super) trait Progress {
+    /// So many bytes are written.
+    fn wrote(&mut self, bytes: usize);
+
+    /// The other end takes no more for now; false: then it is not to be waited for.
+    fn stalls(&mut self) -> bool;
+}
+
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Writes all frames, and says how far it has come as it goes. Unless it ran to its end, nothing
-/// more may be written to the socket.
+/// Writes all frames. Unless it ran to its end, nothing more may be written to the socket.
 pub(super) async fn write<S>(
     socket: &mut WebSocketStream<S>,
     frames: &[Bytes],
-    mut wrote: impl FnMut(usize),
+    progress: &mut (impl Progress + ?Sized),
 ) -> Result<u64, tungstenite::Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -42,9 +54,10 @@ where
     let mut total = 0;
     while !rest.frames.is_empty() {
         let written = poll_fn(|cx| {
-            SCRATCH.with_borrow_mut(|scratch| {
+            let polled = SCRATCH.with_borrow_mut(|scratch| {
                 Pin::new(&mut *stream).poll_write(cx, rest.chunk(scratch))
-            })
+            });
+            patient(polled, progress)
         });
         let bytes = written.await?;
         if bytes == 0 {
@@ -52,10 +65,21 @@ where
         }
         rest.advance(bytes);
         total += bytes as u64;
-        wrote(bytes);
+        progress.wrote(bytes);
     }
-    stream.flush().await?;
+    poll_fn(|cx| patient(Pin::new(&mut *stream).poll_flush(cx), progress)).await?;
     Ok(total)
+}
+
+/// The same, unless there is nothing to wait with.
+fn patient<T>(
+    polled: Poll<io::Result<T>>,
+    progress: &mut (impl Progress + ?Sized),
+) -> Poll<io::Result<T>> {
+    match polled {
+        Poll::Pending if !progress.stalls() => Poll::Ready(Err(io::ErrorKind::OutOfMemory.into())),
+        polled => polled,
+    }
 }
 
 /// What is still to be written.
@@ -147,6 +171,18 @@ mod tests {
 
     use super::*;
 
+    struct Reported(usize);
+
+    impl Progress for Reported {
+        fn wrote(&mut self, bytes: usize) {
+            self.0 += bytes;
+        }
+
+        fn stalls(&mut self) -> bool {
+            true
+        }
+    }
+
     #[tokio::test]
     async fn a_client_reads_what_was_written_whatever_its_length() {
         let (near, far) = tokio::io::duplex(1 << 10);
@@ -160,9 +196,9 @@ mod tests {
         sent.push(binary.clone());
 
         let writing = tokio::spawn(async move {
-            let mut reported = 0;
-            let total = write(&mut server, &sent, |bytes| reported += bytes).await.unwrap();
-            assert_eq!(total, reported as u64);
+            let mut reported = Reported(0);
+            let total = write(&mut server, &sent, &mut reported).await.unwrap();
+            assert_eq!(total, reported.0 as u64);
         });
 
         for frame in frames {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::allowance::Allowance;
+use crate::memory::Kind;
 
 const TOPIC: &str = "realtime:tide:table:public.t";
 
@@ -134,4 +135,89 @@ fn a_queue_says_once_it_has_room_that_presence_was_missed() {
     queue.reply(frame);
     let nothing_missed = Taken::Frames { drained: false, missed_presence: false };
     assert_eq!(take(), Some(nothing_missed));
+}
+
+#[test]
+fn those_who_do_not_read_what_is_theirs_alone_are_cut_off_and_who_reads_gets_every_row() {
+    let limits = Config {
+        memory_limit: 16 << 20,
+        history_size: 4 << 20,
+        send_queue_size: 1 << 20,
+        ..Config::default()
+    };
+    let world = World::new(&limits);
+    let join = |filter: &str| {
+        let client = world.connect();
+        world.join_where(&client, now(0), filter);
+        client
+    };
+    // Filters that differ, so that nothing is shared.
+    let stalled: Vec<Client> = (0..70).map(|n| join(&format!("id=gt.-{n}"))).collect();
+    let reading = join("id=gt.-1000");
+    let (mut commit, mut read) = (1_000, Vec::new());
+    let memory = world.hub.memory();
+    let is_cut_off = |client: &Client| client.queue.closed().now_or_never();
+
+    // As long as it takes: they are watched for a while.
+    while !stalled.iter().all(|client| is_cut_off(client).is_some()) {
+        let first = read.len() as i64 + 1;
+        for id in first..first + 50 {
+            commit += 10;
+            world.insert(commit, id);
+        }
+        read.extend(world.ids(&reading, 50));
+        assert!(memory.used() <= memory.limit(), "{}", memory.prometheus());
+    }
+
+    assert!(read.iter().copied().eq(1..=read.len() as i64), "a row is missing");
+    let reasons: Vec<_> = stalled.iter().filter_map(is_cut_off).collect();
+    let is_told = |reason: &CloseReason| [CloseReason::Memory, CloseReason::Slow].contains(reason);
+    assert!(reasons.iter().all(is_told), "{reasons:?}");
+    assert!(reasons.contains(&CloseReason::Memory), "{reasons:?}");
+    assert_eq!(world.stats.slow_clients_total.get(), 70);
+    drop(stalled);
+    assert!(memory.of(Kind::Queues).used() < 1 << 20);
+}
+
+#[test]
+fn answers_that_nobody_reads_end_the_connection() {
+    let budget = budget(1 << 20);
+    let queue = Queue::new(1_000, Arc::clone(&budget));
+    let end = || queue.closed().now_or_never();
+    let mut answers = 0;
+    while end().is_none() {
+        queue.reply(Bytes::from(vec![b'x'; 500]));
+        answers += 1;
+    }
+
+    assert_eq!(end(), Some(CloseReason::Slow));
+    assert!((100..200).contains(&answers), "{answers}");
+    assert_eq!(budget.used(), 0);
+}
+
+#[test]
+fn an_answer_for_which_there_is_no_memory_ends_the_connection() {
+    let budget = budget(1_000);
+    let queue = Queue::new(10_000, Arc::clone(&budget));
+
+    queue.reply(Bytes::from(vec![b'x'; 1_001]));
+
+    assert_eq!(queue.closed().now_or_never(), Some(CloseReason::Memory));
+    assert!(budget.take_shortage());
+}
+
+#[test]
+fn small_frames_that_wait_keep_no_memory_that_others_share() {
+    let queue = Queue::new(100_000, budget(1 << 20));
+    let shared = Bytes::from(vec![b'x'; 8_000]);
+    for from in 0..10 {
+        assert_eq!(queue.push(&[shared.slice(from..from + 10)]), Push::Queued);
+    }
+    let mut taken = Vec::new();
+    assert!(queue.take(&mut taken, usize::MAX).now_or_never().is_some());
+
+    let within = shared.as_ptr_range();
+    let keeping = taken.iter().filter(|frame| within.contains(&frame.as_ptr())).count();
+
+    assert_eq!((taken.len(), keeping), (10, 1));
 }
