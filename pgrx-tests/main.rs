@@ -14,6 +14,7 @@ mod crash_page;
 mod enums;
 mod firewall;
 mod first_minute;
+mod floods;
 mod historic_catalogue;
 mod identity;
 mod kill;
