@@ -15,13 +15,16 @@ use crate::allowance::Allowance;
 #[derive(Debug)]
 pub struct Budget {
     part: Arc<Allowance>,
+    /// What there is for all.
+    common: usize,
     queues: AtomicUsize,
     is_short: AtomicBool,
 }
 
 impl Budget {
     pub fn new(part: Arc<Allowance>) -> Budget {
-        Budget { part, queues: AtomicUsize::new(0), is_short: AtomicBool::new(false) }
+        let common = part.limit() / 5 * 4;
+        Budget { part, common, queues: AtomicUsize::new(0), is_short: AtomicBool::new(false) }
     }
 
     /// The same frame, counted here once for all queues that it goes to, until the last of them has
@@ -53,22 +56,19 @@ impl Budget {
 
     /// Whether only those may have more who have next to nothing.
     pub(super) fn is_spent(&self) -> bool {
-        self.used() >= self.common()
+        self.used() >= self.common
     }
 
     /// What a queue may hold even if all others have used up what there is for all.
     pub(super) fn least(&self) -> usize {
-        let last = self.part.limit() - self.common();
-        last / self.queues.load(Ordering::Relaxed).max(1)
+        (self.part.limit() - self.common) / self.queues.load(Ordering::Relaxed).max(1)
     }
 
     /// Takes so much for a queue that will hold `then` of its own.
     pub(super) fn take(&self, bytes: usize, then: usize) -> bool {
-        if then <= self.least() {
-            self.part.take(bytes)
-        } else {
-            self.part.take_below(self.common(), bytes)
-        }
+        let is_plenty = self.used().saturating_add(bytes) <= self.common;
+        let limit = if is_plenty || then > self.least() { self.common } else { self.part.limit() };
+        self.part.take_below(limit, bytes)
     }
 
     pub(super) fn give_back(&self, bytes: usize) {
@@ -81,10 +81,6 @@ impl Budget {
 
     pub(super) fn queue_ends(&self) {
         self.queues.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    fn common(&self) -> usize {
-        self.part.limit() / 5 * 4
     }
 }
 

@@ -180,6 +180,46 @@ fn those_who_do_not_read_what_is_theirs_alone_are_cut_off_and_who_reads_gets_eve
 }
 
 #[test]
+fn a_large_event_reaches_who_reads_although_others_hold_the_memory_for_it() {
+    let limits = Config { memory_limit: 16 << 20, history_size: 8 << 20, ..Config::default() };
+    let world = World::new(&limits);
+    let join = |room: &str| {
+        let client = world.connect();
+        let facets = vec![Facet::of_topic(Style::Channel, false)];
+        let topic = format!("realtime:{room}");
+        world.join_for(&client, now(0), (&topic, facets), ("anon", "{}"));
+        client
+    };
+    let (stalled, reading) = (join("stalled"), join("room"));
+    let memory = world.hub.memory();
+    let half = memory.of(Kind::Queues).limit() / 2;
+    let say = |commit: u64, channel: &str, name: &str, size: usize| {
+        let mut batch = BatchBuilder::default();
+        let payload = batch.span_of(&format!("{{\"pad\":\"{}\"}}", "x".repeat(size)));
+        let message = Message {
+            channel: channel.into(),
+            name: name.into(),
+            private: false,
+            payload,
+            wrapped: false,
+            row: None,
+        };
+        batch.events.push(Event::alone(commit, EventKind::Message(message)));
+        world.feed(Feed::Batch(batch.finish()));
+    };
+
+    say(1_000, "stalled", "in the way", half);
+    for (commit, name) in [(1_010, "one"), (1_020, "two"), (1_030, "three")] {
+        say(commit, "room", name, half);
+    }
+    say(1_040, "room", "last", 1);
+
+    assert_eq!(world.heard(&reading, "last"), ["one", "two", "three", "last"]);
+    assert_eq!(stalled.queue.closed().now_or_never(), Some(CloseReason::Memory));
+    assert!(memory.used() <= memory.limit(), "{}", memory.prometheus());
+}
+
+#[test]
 fn answers_that_nobody_reads_end_the_connection() {
     let budget = budget(1 << 20);
     let queue = Queue::new(1_000, Arc::clone(&budget));
