@@ -37,7 +37,7 @@ pub(super) struct Admission {
 
 /// Bytes of an idle websocket: its task and buffers, and what the hub has of it; with TLS, its state
 /// besides.
-const WEBSOCKET: usize = 8 << 10;
+const WEBSOCKET: usize = 6 << 10;
 const TLS: usize = 8 << 10;
 
 /// Answers the requests of one connection, until one of them asks for a websocket and may have it.
