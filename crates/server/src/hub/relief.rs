@@ -40,6 +40,7 @@ impl Relief {
             }
             self.watched = largest(registry);
         }
+        self.watched.retain(|session| registry.sessions.contains_key(session));
         let Some(slow) = self.slow.among(&self.watched, registry, now) else { return Vec::new() };
         let held = |session: &SessionId| {
             registry.sessions.get(session).map_or(0, |entry| entry.queue.held_bytes())
@@ -57,4 +58,59 @@ fn largest(registry: &Registry) -> Vec<SessionId> {
     let mut held: Vec<_> = held.filter(|(bytes, _)| *bytes > 0).collect();
     held.sort_unstable_by(|one, other| other.cmp(one));
     held.into_iter().take(WATCHED).map(|(_, id)| id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::net::SocketAddr;
+    use std::rc::Rc;
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    use bytes::Bytes;
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::allowance::Allowance;
+    use crate::hub::budget::Budget;
+    use crate::hub::handle::Peer;
+    use crate::hub::queue::Queue;
+    use crate::hub::registry::Session;
+
+    /// Connections that hold so many bytes each.
+    fn registry(held: &[usize]) -> Registry {
+        let budget = Arc::new(Budget::new(Arc::new(Allowance::new(1 << 30))));
+        let mut registry = Registry::default();
+        for (session, bytes) in (1..).zip(held) {
+            let queue = Arc::new(Queue::new(1 << 30, Arc::clone(&budget)));
+            queue.push(&[Bytes::from(vec![b'x'; *bytes])]);
+            let address = SocketAddr::from(([127, 0, 0, 1], 9));
+            let peer = Peer { address, user_agent: None, connected_at: SystemTime::UNIX_EPOCH };
+            let (effort, channels) = (Rc::default(), HashMap::new());
+            registry.sessions.insert(session, Session { queue, peer, effort, channels });
+        }
+        registry
+    }
+
+    #[test]
+    fn those_who_hold_most_and_do_not_read_have_to_go() {
+        let mut registry = registry(&[0, 1_000_000, 900_000, 10_000, 1_100_000, 1_200_000]);
+        let (mut relief, start) = (Relief::default(), Instant::now());
+        assert!(relief.find(false, &registry, start).is_empty());
+        assert!(relief.find(true, &registry, start).is_empty());
+
+        // One reads all, and one is gone.
+        let mut taken = Vec::new();
+        let reading = &registry.sessions[&5].queue;
+        assert!(reading.take(&mut taken, usize::MAX).now_or_never().is_some());
+        reading.wrote(1_100_000);
+        registry.sessions.remove(&6);
+        assert!(relief.find(true, &registry, start + PACE.watch / 2).is_empty());
+        let mut victims = relief.find(false, &registry, start + PACE.watch);
+
+        victims.sort_unstable();
+        assert_eq!(victims, [2, 3]);
+        assert!(relief.find(false, &registry, start + 2 * PACE.watch).is_empty());
+    }
 }

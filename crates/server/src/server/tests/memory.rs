@@ -1,7 +1,8 @@
 //! Floods of each kind: what is held stays within the limit, who is refused is told why, and whoever
 //! asks for little is served.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -12,8 +13,13 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Error as SocketError;
 
 use super::world::{Client, HttpAnswer, World, config, token_with, until};
+use crate::hub::handle::Peer;
 use crate::memory::{Kind, Memory};
+use crate::server::conversation::OwnedAddress;
+use crate::server::credentials::Credentials;
+use crate::server::join::{self, Joiner};
 use crate::stats::{RefusedConnection, RefusedJoin, RefusedPush};
+use crate::wire::Vsn;
 
 fn small() -> Config {
     Config {
@@ -256,4 +262,24 @@ async fn websockets_are_refused_past_the_limit_and_silent_sockets_are_none_of_th
     drop(clients);
     until(|| held(&world, Kind::Connections) < 20_000).await;
     let _ = subscribed(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_join_that_waits_takes_no_more_than_is_counted() {
+    let world = World::new(small()).await;
+    let peer = Peer { address: world.address, user_agent: None, connected_at: SystemTime::now() };
+    let topic = "realtime:room".into();
+    let joiner = Joiner {
+        context: Arc::clone(&world.context),
+        session: world.context.hub.connect(peer).0,
+        vsn: Vsn::V2,
+        credentials: Credentials::anonymous("web"),
+        filters: world.context.own_filters(),
+        memory: world.context.share(Kind::Channels),
+        address: OwnedAddress { join_ref: None, ref_: None, topic },
+    };
+
+    let waiting = join::join(joiner, Box::default());
+
+    assert!(size_of_val(&waiting) < join::JOIN, "{}", size_of_val(&waiting));
 }
