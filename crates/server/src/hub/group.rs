@@ -173,7 +173,7 @@ impl Group {
             }
             let queue = &member.queue;
             let pushed = match (has_memory, is_shared) {
-                (false, _) => Push::Starved,
+                (false, _) => queue.starve(),
                 (true, true) => queue.push_shared(frames),
                 (true, false) => queue.push(frames),
             };

@@ -177,6 +177,12 @@ impl Queue {
         Push::Queued
     }
 
+    /// There was no memory for a frame that others would have shared: as if it had been offered here.
+    pub fn starve(&self) -> Push {
+        self.lock().lagging = true;
+        Push::Starved
+    }
+
     /// Whether there is no room for so much more.
     fn is_full(&self, inner: &Inner, bytes: usize) -> bool {
         let then = inner.bytes + bytes;

@@ -91,6 +91,8 @@ pub struct Stream {
     /// The memory for channels.
     channels: Arc<Allowance>,
     relief: Relief,
+    /// When those were given another try for whom there was no memory.
+    tried: Instant,
     notices: Notices,
     entitlements: Entitlements,
     policy_checks: PolicyChecks,
@@ -124,6 +126,7 @@ impl Stream {
             budget: ends.budget,
             channels: Arc::clone(&ends.channels),
             relief: Relief::default(),
+            tried: Instant::now(),
             lagging: LaggingSessions::default(),
             notices,
             policy_checks: PolicyChecks::new(catalog.clone(), ends.channels),
@@ -199,11 +202,7 @@ impl Stream {
             }
             outcome = self.entitlements.outcome() => self.entitlements.learn(outcome),
             () = std::future::ready(()), if has_work => {}
-            () = tokio::time::sleep(wait) => {
-                self.lagging.wake_starved();
-                self.notices.wake_starved(&self.registry);
-                self.confirm();
-            }
+            () = tokio::time::sleep(wait) => self.confirm(),
         }
         true
     }
@@ -212,6 +211,11 @@ impl Stream {
     /// not read.
     fn relieve(&mut self) {
         let now = Instant::now();
+        if now.duration_since(self.tried) >= SHORT_TICK {
+            self.tried = now;
+            self.lagging.wake_starved();
+            self.notices.wake_starved(&self.registry);
+        }
         let is_short = self.budget.take_shortage();
         for session in self.relief.find(is_short, &self.registry, now) {
             self.lagging.cut_off(session, CloseReason::Memory, &mut self.registry, &self.stats);

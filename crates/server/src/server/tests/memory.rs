@@ -160,7 +160,7 @@ async fn bodies_are_refused_past_the_limit() {
         HttpAnswer(String::from_utf8(answer).unwrap())
     };
     let mut posts: FuturesUnordered<_> =
-        (0..20).map(|_| post(vec![b' '; 400_000], 500_000)).collect();
+        (0..10).map(|_| post(vec![b' '; 400_000], 500_000)).collect();
 
     let refused = within_limits(&world, posts.next()).await.unwrap();
 
