@@ -60,7 +60,9 @@ fn whatever_clients_flood_the_server_with_it_keeps_to_its_limit_and_serves_the_o
         let (kept, reason) = flood(&database);
         assert!(reason.contains(expected), "{name}: {reason}");
         next = serve(&database, &mut healthy, next, 100);
-        eprintln!("{name}: {} KiB, data {}", kib(server, "VmRSS:"), kib(server, "VmData:"));
+        let (resident, data) = (kib(server, "VmRSS:"), kib(server, "VmData:"));
+        eprintln!("{name}: {resident} KiB, data {data} KiB");
+        assert!(data <= LIMIT_KIB + MARGIN_KIB, "{name}: data {data} KiB");
         drop(kept);
         wait_until("the flood is over", || (metric(&database, "connections") == 1).then_some(()));
     }
