@@ -15,6 +15,7 @@ mod documents;
 mod enums;
 mod firewall;
 mod first_minute;
+mod floods;
 mod historic_catalogue;
 mod identity;
 mod kill;

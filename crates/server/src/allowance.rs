@@ -1,24 +1,37 @@
 //! Memory that many take shares of, in bytes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// What there is for all.
 #[derive(Debug)]
 pub struct Allowance {
     used: AtomicUsize,
     limit: usize,
+    /// How often somebody wanted more than was left.
+    refused: AtomicU64,
 }
 
 impl Allowance {
     pub fn new(limit: usize) -> Allowance {
-        Allowance { used: AtomicUsize::new(0), limit }
+        Allowance { used: AtomicUsize::new(0), limit, refused: AtomicU64::new(0) }
     }
 
     /// False: there is not as much left.
+    #[must_use]
     pub fn take(&self, bytes: usize) -> bool {
-        let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
+        self.take_below(self.limit, bytes)
+    }
+
+    /// False: there is not as much left of what may be used up to `limit`, which is less than the whole.
+    #[must_use]
+    pub fn take_below(&self, limit: usize, bytes: usize) -> bool {
+        let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= limit);
+        let is_taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
+        if !is_taken {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        is_taken
     }
 
     pub fn give_back(&self, bytes: usize) {
@@ -27,6 +40,14 @@ impl Allowance {
 
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
+    }
+
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 }
 
@@ -52,6 +73,21 @@ impl Share {
         }
         grows
     }
+
+    /// Makes it as large as that; false: there is not as much left, and it stays as it is.
+    #[must_use]
+    pub fn resize(&mut self, bytes: usize) -> bool {
+        if bytes > self.bytes {
+            return self.grow(bytes - self.bytes);
+        }
+        self.allowance.give_back(self.bytes - bytes);
+        self.bytes = bytes;
+        true
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 impl Drop for Share {
@@ -75,6 +111,8 @@ mod tests {
         assert!(!one.grow(1));
         drop(one);
         assert!(other.grow(60));
+        assert!(other.resize(10) && other.resize(100) && !other.resize(101));
+        assert_eq!((other.bytes(), allowance.refused()), (100, 3));
         drop(other);
 
         assert_eq!(allowance.used(), 0);

@@ -32,6 +32,16 @@ impl ConnectionLimits {
         let opening = (websockets / 4).clamp(*OPENING.start(), *OPENING.end()).min(room / 5);
         ConnectionLimits { websockets, opening, waiting: opening + SPARE }
     }
+
+    /// The same, where there is memory for so many sockets that are not a websocket.
+    pub fn fitting(self, waiting: usize) -> ConnectionLimits {
+        let waiting = self.waiting.min(waiting.max(2));
+        ConnectionLimits {
+            waiting,
+            opening: self.opening.min(waiting - SPARE.min(waiting / 2)),
+            ..self
+        }
+    }
 }
 
 /// Raises the limit of open files as far as the process may, and says how many there can be.
@@ -67,6 +77,17 @@ mod tests {
             }
         }
         assert_eq!(ConnectionLimits::within(1_024, 10_000).websockets, 628);
+    }
+
+    #[test]
+    fn where_memory_is_short_fewer_sockets_wait() {
+        let limits = ConnectionLimits { websockets: 100, opening: 256, waiting: 288 };
+
+        assert_eq!(limits.fitting(1000), limits);
+        let few = limits.fitting(83);
+        assert_eq!((few.websockets, few.opening, few.waiting), (100, 51, 83));
+        let fewest = limits.fitting(0);
+        assert_eq!((fewest.opening, fewest.waiting), (1, 2));
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod filter;
 pub mod hub;
 pub mod link;
 pub mod logging;
+pub mod memory;
 pub mod notifier;
 pub mod notify;
 pub mod outbox_cleaner;

@@ -18,6 +18,9 @@ use tokio::sync::{Notify, mpsc, watch};
 /// Lines for the log that may wait for the worker; those on top are counted and dropped.
 const LINES: usize = 1024;
 
+/// Bytes of a batch of which only one waits for the hub at a time.
+const LARGE: usize = 1 << 20;
+
 /// What the worker tells the hub, in order.
 #[derive(Debug)]
 pub enum Feed {
@@ -105,8 +108,12 @@ impl Downlink {
                 Ok(None) => continue,
                 Err(end) => return end,
             };
-            if feed.send(next).await.is_err() {
-                return LinkEnd::Stop;
+            // A large batch waits for all before it, lest as many of them wait as of small ones.
+            let is_large = matches!(&next, Feed::Batch(batch) if batch.size() > LARGE);
+            let places = if is_large { feed.max_capacity() } else { 1 };
+            let Ok(mut places) = feed.reserve_many(places).await else { return LinkEnd::Stop };
+            if let Some(place) = places.next() {
+                place.send(next);
             }
         }
     }

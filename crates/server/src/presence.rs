@@ -145,6 +145,11 @@ impl Room {
         self.metas == 0
     }
 
+    /// Memory that one more meta takes, about.
+    pub fn bytes_of(key: &str, details: &Details) -> usize {
+        key.len() + size_of::<Meta>() + details.bytes()
+    }
+
     /// Memory that the metas take, about.
     pub fn bytes(&self) -> usize {
         self.bytes

@@ -69,16 +69,19 @@ pub enum RefusedConnection {
     Handshake,
     /// The database could not answer.
     Unavailable,
+    /// Its part of `tide.memory_limit` is used up.
+    Memory,
 }
 
 impl RefusedConnection {
-    const ALL: [(RefusedConnection, &'static str); 6] = [
+    const ALL: [(RefusedConnection, &'static str); 7] = [
         (RefusedConnection::Limit, "limit"),
         (RefusedConnection::Origin, "origin"),
         (RefusedConnection::Unauthorized, "unauthorized"),
         (RefusedConnection::Role, "role"),
         (RefusedConnection::Handshake, "handshake"),
         (RefusedConnection::Unavailable, "unavailable"),
+        (RefusedConnection::Memory, "memory"),
     ];
 }
 
@@ -102,10 +105,12 @@ pub enum RefusedJoin {
     /// The policies of `tide.channel`.
     Policy,
     Unavailable,
+    /// Their part of `tide.memory_limit` is used up.
+    Memory,
 }
 
 impl RefusedJoin {
-    const ALL: [(RefusedJoin, &'static str); 10] = [
+    const ALL: [(RefusedJoin, &'static str); 11] = [
         (RefusedJoin::Rate, "rate"),
         (RefusedJoin::Channels, "channels"),
         (RefusedJoin::Bindings, "bindings"),
@@ -116,6 +121,7 @@ impl RefusedJoin {
         (RefusedJoin::Table, "table"),
         (RefusedJoin::Policy, "policy"),
         (RefusedJoin::Unavailable, "unavailable"),
+        (RefusedJoin::Memory, "memory"),
     ];
 }
 
@@ -124,7 +130,7 @@ impl RefusedJoin {
 pub enum RefusedPush {
     /// `tide.broadcast_rate`, `tide.presence_rate` or `tide.http_broadcast_rate`.
     Rate,
-    /// `tide.max_broadcast_size`, `tide.max_presence_size`, or the room for all presence.
+    /// `tide.max_broadcast_size`, `tide.max_presence_size`.
     Size,
     /// `tide.max_presence_entries`
     Full,
@@ -132,15 +138,18 @@ pub enum RefusedPush {
     Policy,
     /// What was asked for, or of which topic.
     Request,
+    /// Its part of `tide.memory_limit` is used up.
+    Memory,
 }
 
 impl RefusedPush {
-    const ALL: [(RefusedPush, &'static str); 5] = [
+    const ALL: [(RefusedPush, &'static str); 6] = [
         (RefusedPush::Rate, "rate"),
         (RefusedPush::Size, "size"),
         (RefusedPush::Full, "full"),
         (RefusedPush::Policy, "policy"),
         (RefusedPush::Request, "request"),
+        (RefusedPush::Memory, "memory"),
     ];
 }
 

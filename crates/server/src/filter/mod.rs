@@ -19,7 +19,7 @@ mod tree;
 
 pub use compile::{FilterError, casts, compile};
 pub use constant::index_key;
-pub use effort::{Effort, TooMuch};
+pub use effort::{Effort, Place, TooMuch};
 pub use parse::{MAX_CONDITIONS, MAX_LENGTH, MAX_VALUES, ParseError, parse};
 pub use predicate::Predicate;
 pub use tree::{Comparison, Condition, Filter, PatternKind, Test, Truth};

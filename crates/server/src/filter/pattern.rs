@@ -182,6 +182,7 @@ fn from_like(pattern: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::effort::Place;
     use super::*;
 
     fn matches(kind: PatternKind, pattern: &str, text: &str) -> bool {
@@ -269,7 +270,7 @@ mod tests {
             .collect();
         let hard = Pattern::new(PatternKind::Match, "1[01]{1500}2").expect("it is small");
         let effort = Effort::default();
-        effort.earn(digits.len());
+        effort.earn(0, digits.len(), Place::Turn);
 
         assert_eq!(hard.matches(digits.as_bytes(), &effort), Err(TooMuch));
         // What is usual is not, and takes no more memory than it said.

@@ -6,6 +6,13 @@ use tide_feed::event::{Change, Operation};
 
 use crate::wire::change::ColumnSet;
 
+/// Bytes of bodies that are kept at a time: a large event is written again for each of many column sets
+/// rather than kept for all.
+const MOST: usize = 4 << 20;
+
+/// Bytes of a body whose memory is worth keeping for the next.
+const SPARE: usize = 64 << 10;
+
 /// How a change is written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
@@ -33,11 +40,16 @@ pub(super) struct BodyCache {
 impl BodyCache {
     /// Forgets the last event's bodies and keeps their memory.
     pub(super) fn clear(&mut self) {
-        self.spare.extend(self.encoded.drain(..).map(|(_, mut body)| {
+        let bodies = self.encoded.drain(..).map(|(_, body)| body);
+        self.spare.extend(bodies.filter(|body| body.capacity() <= SPARE).map(|mut body| {
             body.clear();
             body
         }));
         self.spare.truncate(8);
+    }
+
+    fn bytes(&self) -> usize {
+        self.encoded.iter().map(|(_, body)| body.len()).sum()
     }
 
     pub(super) fn get(
@@ -51,6 +63,9 @@ impl BodyCache {
         let shape = Shape { columns: Rc::as_ptr(columns), form, operation, has_old };
         let known = self.encoded.iter().position(|(known, _)| *known == shape);
         let index = known.unwrap_or_else(|| {
+            if self.bytes() > MOST {
+                self.encoded.clear();
+            }
             let mut body = self.spare.pop().unwrap_or_default();
             encode(&mut body);
             self.encoded.push((shape, body));

@@ -1,6 +1,7 @@
 //! Giving lagging and resuming channels what they have not had, from the history.
 
 use std::collections::HashSet;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tide_feed::event::Cursor;
@@ -15,6 +16,7 @@ use super::policy_check::PolicyChecks;
 use super::queue::{CloseReason, Push};
 use super::registry::Registry;
 use super::slow_consumer::{Pace, SlowConsumers};
+use crate::filter::Place;
 use crate::stats::Stats;
 use crate::wire::encode::{Resync, caught_up, resync};
 use crate::wire::frame_buf::FrameBuf;
@@ -31,6 +33,8 @@ pub(super) struct LaggingSessions {
     sessions: HashSet<SessionId>,
     /// Those whose queue has room, so that a turn will get them further.
     ready: Vec<SessionId>,
+    /// Those whose queue is empty, but for whom there is no memory at the moment.
+    starved: Vec<SessionId>,
     slow: SlowConsumers,
 }
 
@@ -39,6 +43,7 @@ impl Default for LaggingSessions {
         LaggingSessions {
             sessions: HashSet::new(),
             ready: Vec::new(),
+            starved: Vec::new(),
             slow: SlowConsumers::new(PACE),
         }
     }
@@ -53,6 +58,22 @@ impl LaggingSessions {
     pub(super) fn wake(&mut self, session: SessionId) {
         if self.sessions.contains(&session) && !self.ready.contains(&session) {
             self.ready.push(session);
+        }
+    }
+
+    /// The connection is to be tried again soon: others have the memory that it needs.
+    pub(super) fn starve(&mut self, session: SessionId) {
+        self.starved.push(session);
+    }
+
+    pub(super) fn is_anybody_starved(&self) -> bool {
+        !self.starved.is_empty()
+    }
+
+    /// There may be memory by now.
+    pub(super) fn wake_starved(&mut self) {
+        for session in std::mem::take(&mut self.starved) {
+            self.wake(session);
         }
     }
 
@@ -89,6 +110,10 @@ impl LaggingSessions {
             Progress::More => self.ready.insert(0, session),
             Progress::Waiting => {}
             Progress::Full => return None,
+            Progress::Starved => {
+                self.starve(session);
+                return None;
+            }
         }
         Some(session)
     }
@@ -143,17 +168,24 @@ impl LaggingSessions {
         };
         let all_are_slow = slow.len() == needing.len();
         for session in slow {
-            self.cut_off(session, registry, stats);
+            self.cut_off(session, CloseReason::Slow, registry, stats);
         }
         all_are_slow
     }
 
-    fn cut_off(&mut self, session: SessionId, registry: &mut Registry, stats: &Stats) {
+    pub(super) fn cut_off(
+        &mut self,
+        session: SessionId,
+        reason: CloseReason,
+        registry: &mut Registry,
+        stats: &Stats,
+    ) {
         self.remove(session);
         if let Some(entry) = registry.sessions.get(&session) {
             stats.slow_clients_total.inc();
-            log::info!("connection {session} is cut off: it reads too slowly");
-            entry.queue.close(CloseReason::Slow);
+            let why = if reason == CloseReason::Memory { ", and memory is short" } else { "" };
+            log::info!("connection {session} is cut off: it reads too slowly{why}");
+            entry.queue.close(reason);
         }
         registry.forget(session);
     }
@@ -195,6 +227,8 @@ enum Progress {
     CaughtUp,
     More,
     Full,
+    /// for memory: it is to be tried again soon.
+    Starved,
     /// for verdicts: the policy checks will wake it.
     Waiting,
 }
@@ -209,6 +243,8 @@ fn advance(
 ) -> Progress {
     let Some(entry) = registry.sessions.get(&session) else { return Progress::CaughtUp };
     let groups: Vec<_> = entry.groups().collect();
+    let effort = Rc::clone(&entry.effort);
+    effort.begin_turn();
     // Also if it has left what it lagged on: its other channels get what is said from now on.
     entry.queue.resume();
     if waits_as_a_whole(session, registry, entitlements) {
@@ -247,6 +283,8 @@ fn advance(
                     bodies: &mut bodies,
                     frame_buf: &mut frame_buf,
                     out: &mut frames,
+                    effort: &effort,
+                    place: Place::Turn,
                 };
                 match group.plans.frames(&group.key, event_ref, None, &mut context) {
                     Ok(()) => {}
@@ -255,9 +293,10 @@ fn advance(
                         return Progress::More;
                     }
                     Err(Missing::Effort) => {
-                        registry.give_up(*id);
+                        registry.relieve(session, event_ref.row_bytes());
                         return Progress::More;
                     }
+                    Err(Missing::Time) => return Progress::More,
                     Err(Missing::Answer { about }) => {
                         policy_checks.raise(*id, seq, about, registry);
                         if waits_as_a_whole(session, registry, entitlements) {
@@ -270,21 +309,23 @@ fn advance(
                     group.previous = group.previous.max(Some(event.position));
                     match &mut member.latest {
                         Some(latest) if seq < latest.until => {
-                            latest.keep(std::mem::take(&mut frames));
+                            latest.keep(seq);
                         }
                         _ => match member.queue.push(&frames) {
                             Push::Queued => {}
                             Push::Full => return Progress::Full,
+                            Push::Starved => return Progress::Starved,
                             Push::Closed => return Progress::CaughtUp,
                         },
                     }
                 }
             }
             member.lag = Some(seq + 1);
-            if let Some(latest) = member.latest.take_if(|latest| seq + 1 >= latest.until) {
-                for frame in latest.frames.into_iter().flatten() {
-                    member.queue.reply(frame);
-                }
+            if let Some(latest) = member.latest.take_if(|latest| seq + 1 >= latest.until)
+                && let Some(first) = latest.first()
+            {
+                member.lag = Some(first);
+                return Progress::More;
             }
         }
     }

@@ -2,12 +2,14 @@
 //! what may be missing.
 
 use bytes::Bytes;
-use tide_feed::event::{Batch, Cursor, Event, Position};
+use tide_feed::event::{Batch, Cursor, Event, EventKind, Position};
 
 use super::body_cache::BodyCache;
 use super::entitlement::{Entitlements, Subject};
 use super::handle::Live;
 use super::history::Seq;
+use crate::filter::{Effort, Place};
+use crate::policy::Images;
 use crate::wire::frame_buf::FrameBuf;
 
 /// An event, with the batch that has its rows, its place in the history and the stream it is of.
@@ -26,11 +28,21 @@ pub(super) enum Missing {
     Identity,
     /// An answer about this: what the role may see of it, or what its policies say.
     Answer { about: Subject },
-    /// Nothing more is to be said: its filters make too much work.
+    /// What the filters are to be paid with: they make too much work.
     Effort,
+    /// Time: the filters are to be evaluated beside the stream, or in the next turn.
+    Time,
 }
 
 impl EventRef<'_> {
+    /// Bytes of the row that it is about.
+    pub(super) fn row_bytes(&self) -> usize {
+        match &self.event.kind {
+            EventKind::Change(change) => Images::of(self.batch, change).bytes(),
+            _ => 0,
+        }
+    }
+
     pub(super) fn cursor(&self, position: Position) -> Cursor {
         Cursor { epoch: self.live.epoch, position }
     }
@@ -42,4 +54,7 @@ pub(super) struct EncodeContext<'a> {
     pub(super) bodies: &'a mut BodyCache,
     pub(super) frame_buf: &'a mut FrameBuf,
     pub(super) out: &'a mut Vec<Bytes>,
+    /// Whose filters are evaluated, and where.
+    pub(super) effort: &'a Effort,
+    pub(super) place: Place,
 }

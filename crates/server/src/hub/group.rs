@@ -1,18 +1,19 @@
 //! Channels that get the same frames: evaluated once, encoded once, whatever their number.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tide_feed::event::{Event, Position, Relation};
 
-use super::encoder::Missing;
 use super::handle::SessionId;
 use super::history::Seq;
 use super::plan::Plans;
 use super::queue::{Push, Queue};
 use super::route::Anchors;
 use super::subscription::{Binding, Facet, Identity, Style, Subscription, Target};
+use crate::allowance::Share;
 use crate::filter::Effort;
 use crate::policy::Rule;
 use crate::wire::{Vsn, record};
@@ -64,11 +65,6 @@ impl GroupKey {
     }
 }
 
-/// An error if a group's filters made more work than they may.
-pub(super) fn effort_left(effort: &Effort) -> Result<(), Missing> {
-    if effort.is_spent() { Err(Missing::Effort) } else { Ok(()) }
-}
-
 pub(super) fn is_about(target: &Target, relation: &Relation) -> bool {
     match target {
         Target::All => true,
@@ -100,6 +96,8 @@ impl Floor {
 pub(super) struct Member {
     pub(super) session: SessionId,
     pub(super) queue: Arc<Queue>,
+    /// Of its connection.
+    pub(super) effort: Rc<Effort>,
     /// Only events after it are for the channel.
     pub(super) floor: Floor,
     /// The first event it has not been given, if it does not keep up or is resuming.
@@ -110,23 +108,35 @@ pub(super) struct Member {
     pub(super) latest: Option<Box<Latest>>,
 }
 
-/// The newest frames of a part of the history that has to be read from its beginning, since the
-/// policies have to be asked about it.
+/// The newest events of a part of the history that has to be read from its beginning, since it is not
+/// known yet which of them are for the channel. It is read again from the first of them.
 #[derive(Debug)]
 pub(super) struct Latest {
-    pub(super) count: usize,
+    count: usize,
     /// The first event after that part.
     pub(super) until: Seq,
-    /// Of each event.
-    pub(super) frames: VecDeque<Vec<Bytes>>,
+    found: VecDeque<Seq>,
+    memory: Share,
 }
 
 impl Latest {
-    pub(super) fn keep(&mut self, frames: Vec<Bytes>) {
-        self.frames.push_back(frames);
-        if self.frames.len() > self.count {
-            self.frames.pop_front();
+    pub(super) fn new(count: usize, until: Seq, memory: Share) -> Latest {
+        Latest { count, until, found: VecDeque::new(), memory }
+    }
+
+    /// The event is for the channel.
+    pub(super) fn keep(&mut self, seq: Seq) {
+        // Without memory they are fewer.
+        if self.found.len() >= self.count || !self.memory.grow(2 * size_of::<Seq>()) {
+            self.found.pop_front();
         }
+        if self.count > 0 {
+            self.found.push_back(seq);
+        }
+    }
+
+    pub(super) fn first(&self) -> Option<Seq> {
+        self.found.front().copied()
     }
 }
 
@@ -144,35 +154,53 @@ impl Group {
         rule.anchors(self.plans.policy.values(rule)?)
     }
 
-    /// Gives an event's frames to all who are to have it now. Those whose queue is full lag from
-    /// here on, which `lags` is told.
+    /// Gives an event's frames to all who are to have it now. Those whose queue is full, or for whom
+    /// there is no memory, lag from here on, which `lags` is told with the reason.
     pub(super) fn give(
         &mut self,
         frames: &mut [Bytes],
         event: &Event,
         seq: Seq,
-        mut lags: impl FnMut(SessionId),
+        mut lags: impl FnMut(SessionId, Push),
     ) {
         self.previous = Some(event.position);
         let is_shared = self.members.len() > 1;
-        if let (true, Some(member)) = (is_shared, self.members.first()) {
-            member.queue.share(frames);
-        }
+        let first = self.members.first().filter(|_| is_shared);
+        let has_memory = first.is_none_or(|member| member.queue.share(frames));
         for member in &mut self.members {
             if member.lag.is_some() || !member.floor.admits(event) {
                 continue;
             }
             let queue = &member.queue;
-            let pushed = if is_shared { queue.push_shared(frames) } else { queue.push(frames) };
-            if pushed == Push::Full {
+            let pushed = match (has_memory, is_shared) {
+                (false, _) => queue.starve(),
+                (true, true) => queue.push_shared(frames),
+                (true, false) => queue.push(frames),
+            };
+            if matches!(pushed, Push::Full | Push::Starved) {
                 member.lag = Some(seq);
-                lags(member.session);
+                lags(member.session, pushed);
             }
         }
     }
 
     /// The first event that one of its members has not been given.
     pub(super) fn lag(&self) -> Option<Seq> {
-        self.members.iter().filter_map(|member| member.lag).min()
+        let first = |member: &Member| {
+            member.latest.as_ref().and_then(|latest| latest.first()).or(member.lag)
+        };
+        self.members.iter().filter_map(first).min()
+    }
+
+    /// Whose effort evaluates the filters for an event of the stream: one who can afford it, if there
+    /// is one. `None`: nobody is to be given it now.
+    pub(super) fn payer(&self, seq: Seq) -> Option<&Member> {
+        let keeping_up = || self.members.iter().filter(|member| member.lag.is_none());
+        let able = if self.key.has_filters() {
+            keeping_up().find(|member| member.effort.can_pay(seq))
+        } else {
+            keeping_up().next()
+        };
+        able.or_else(|| keeping_up().max_by_key(|member| member.effort.left()))
     }
 }

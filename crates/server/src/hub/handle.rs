@@ -11,8 +11,10 @@ use tide_feed::control::{Connection, RecentEvent};
 use tide_feed::event::{Epoch, Lsn};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use crate::allowance::Allowance;
 use crate::hub::queue::{Budget, Queue};
 use crate::hub::subscription::{Facet, Identity, Style, Subscription};
+use crate::memory::{Kind, Memory};
 use crate::notify::{Lease, NotifyRegistry};
 use crate::wire::Vsn;
 
@@ -52,18 +54,61 @@ pub struct Ephemeral {
 /// What the hub is asked to do.
 #[derive(Debug)]
 pub(super) enum Command {
-    Connect { session: SessionId, queue: Arc<Queue>, peer: Peer },
-    Join { session: SessionId, subscription: Subscription, joined: oneshot::Sender<()> },
-    SetIdentity { session: SessionId, topic: Arc<str>, identity: Arc<Identity> },
-    Leave { session: SessionId, topic: Arc<str> },
-    Receive { session: SessionId, topic: Arc<str>, vsn: Vsn, facet: Facet, receive: bool },
-    Ephemeral { message: Ephemeral },
-    Tell { session: SessionId, frame: Bytes },
-    Drained { session: SessionId },
-    Forget { session: SessionId },
-    Recent { limit: usize, tables: Option<Vec<u32>>, answer: oneshot::Sender<Vec<RecentEvent>> },
-    Connections { answer: oneshot::Sender<Vec<Connection>> },
-    Disconnect { session: SessionId, answer: oneshot::Sender<bool> },
+    Connect {
+        session: SessionId,
+        queue: Arc<Queue>,
+        peer: Peer,
+    },
+    Join {
+        session: SessionId,
+        subscription: Subscription,
+        joined: oneshot::Sender<()>,
+    },
+    SetIdentity {
+        session: SessionId,
+        topic: Arc<str>,
+        identity: Arc<Identity>,
+    },
+    Leave {
+        session: SessionId,
+        topic: Arc<str>,
+    },
+    Receive {
+        session: SessionId,
+        topic: Arc<str>,
+        vsn: Vsn,
+        facet: Facet,
+        receive: bool,
+    },
+    Ephemeral {
+        message: Ephemeral,
+    },
+    Tell {
+        session: SessionId,
+        frame: Bytes,
+    },
+    /// There was no memory for what it has to be told.
+    CutOff {
+        session: SessionId,
+    },
+    Drained {
+        session: SessionId,
+    },
+    Forget {
+        session: SessionId,
+    },
+    Recent {
+        limit: usize,
+        tables: Option<Vec<u32>>,
+        answer: oneshot::Sender<Vec<RecentEvent>>,
+    },
+    Connections {
+        answer: oneshot::Sender<Vec<Connection>>,
+    },
+    Disconnect {
+        session: SessionId,
+        answer: oneshot::Sender<bool>,
+    },
     Stop,
 }
 
@@ -85,6 +130,7 @@ struct Shared {
     stalled: Arc<Mutex<Option<String>>>,
     next_session: AtomicU64,
     queue_size: usize,
+    memory: Memory,
     budget: Arc<Budget>,
     notify_registry: NotifyRegistry,
 }
@@ -133,6 +179,8 @@ impl Ephemeral {
 
 /// The hub's own ends of what the handle holds.
 pub(super) struct Ends {
+    pub(super) budget: Arc<Budget>,
+    pub(super) channels: Arc<Allowance>,
     pub(super) ephemerals: Arc<PendingEphemerals>,
     pub(super) commands: mpsc::UnboundedReceiver<Command>,
     pub(super) live: watch::Sender<Option<Live>>,
@@ -142,9 +190,11 @@ pub(super) struct Ends {
 impl Hub {
     pub(super) fn new(
         queue_size: usize,
-        budget: Arc<Budget>,
+        memory: Memory,
         notify_registry: NotifyRegistry,
     ) -> (Hub, Ends) {
+        let budget = Arc::new(Budget::new(Arc::clone(memory.of(Kind::Queues))));
+        let channels = Arc::clone(memory.of(Kind::Channels));
         let (commands, received) = mpsc::unbounded_channel();
         let (live_sender, live) = watch::channel(None);
         let stalled = Arc::new(Mutex::new(None));
@@ -156,11 +206,18 @@ impl Hub {
             stalled: Arc::clone(&stalled),
             next_session: AtomicU64::new(1),
             queue_size,
-            budget,
+            memory,
+            budget: Arc::clone(&budget),
             notify_registry,
         };
-        let ends = Ends { ephemerals, commands: received, live: live_sender, stalled };
+        let ends =
+            Ends { budget, channels, ephemerals, commands: received, live: live_sender, stalled };
         (Hub { shared: Arc::new(shared) }, ends)
+    }
+
+    /// What all memory is counted in.
+    pub fn memory(&self) -> &Memory {
+        &self.shared.memory
     }
 
     /// Registers a connection; what is pushed to its queue is to be written to its socket.
@@ -201,13 +258,21 @@ impl Hub {
 
     /// Gives frames to everybody in a topic. At most once: a client whose queue is full, or that
     /// reads from the history, does not get them (counted as `dropped_casts_total`). In the order
-    /// of the calls for any one caller.
-    pub fn send_ephemeral(&self, mut message: Ephemeral) {
+    /// of the calls for any one caller. False: there is no memory for it, and nobody gets it.
+    #[must_use]
+    pub fn send_ephemeral(&self, mut message: Ephemeral) -> bool {
         // Once for all who are to have it, and for as long as one of them has not.
-        message.v1 = self.shared.budget.count(message.v1);
-        message.v2 = self.shared.budget.count(message.v2);
+        let budget = &self.shared.budget;
+        let counted = budget.count(message.v1).zip(budget.count(message.v2));
+        let has_memory = counted.is_some();
+        if !has_memory && message.to != Style::Presence {
+            return false;
+        }
+        // Without its frames a word about presence says that there was one.
+        (message.v1, message.v2) = counted.unwrap_or_default();
         self.shared.ephemerals.add(&message);
         self.send(Command::Ephemeral { message });
+        has_memory
     }
 
     /// Waits until the hub keeps up with ephemeral messages: to be called by whoever is about to
@@ -216,9 +281,13 @@ impl Hub {
         self.shared.ephemerals.ready().await;
     }
 
-    /// Gives a frame to one connection, in its order among the ephemeral messages.
+    /// Gives a frame about who is present to one connection, in its order among the ephemeral
+    /// messages. If there is no memory for it, the connection ends.
     pub fn tell(&self, session: SessionId, frame: Bytes) {
-        self.send(Command::Tell { session, frame });
+        self.send(match self.shared.budget.count(frame) {
+            Some(frame) => Command::Tell { session, frame },
+            None => Command::CutOff { session },
+        });
     }
 
     /// From now on a joined channel receives this as well, or no more. For facets without bindings.

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use tide_feed::event::{Batch, Event, Lsn, Position};
 
+use crate::allowance::{Allowance, Share};
+
 /// Counts every event the hub has taken in since the worker started.
 pub(super) type Seq = u64;
 
@@ -20,6 +22,8 @@ struct Entry {
 pub(super) struct History {
     entries: VecDeque<Entry>,
     bytes: usize,
+    part: Arc<Allowance>,
+    share: Share,
     capacity: usize,
     retention: Duration,
     /// Bytes of WAL that the oldest event may lie back.
@@ -32,10 +36,18 @@ pub(super) struct History {
 }
 
 impl History {
-    pub(super) fn new(capacity: usize, retention: Duration, reach: u64) -> History {
+    /// `part`: the memory for it, of which it takes up to `capacity`.
+    pub(super) fn new(
+        part: &Arc<Allowance>,
+        capacity: usize,
+        retention: Duration,
+        reach: u64,
+    ) -> History {
         History {
             entries: VecDeque::new(),
             bytes: 0,
+            part: Arc::clone(part),
+            share: Share::of(part),
             capacity,
             retention,
             reach,
@@ -49,6 +61,7 @@ impl History {
     pub(super) fn restart(&mut self, from: Lsn) {
         self.entries.clear();
         self.bytes = 0;
+        self.count_bytes();
         self.decoded = from;
         self.floor = Position::before(from);
     }
@@ -58,6 +71,7 @@ impl History {
         let size = batch.size();
         self.next += batch.events.len() as Seq;
         self.bytes += size;
+        self.count_bytes();
         self.entries.push_back(Entry { batch, first, size, arrived: now });
         first
     }
@@ -83,6 +97,11 @@ impl History {
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// An event may be larger than all that there is for the history: then it is alone in it.
+    fn count_bytes(&mut self) {
+        let _ = self.share.resize(self.bytes.min(self.part.limit()));
     }
 
     /// How many events are kept.
@@ -125,10 +144,11 @@ impl History {
         self.entries.front().and_then(|entry| entry.batch.events.first()).map(|e| e.position.commit)
     }
 
-    /// The first event that is not kept any more after the next [`History::evict`], if one is due.
-    pub(super) fn due(&self, now: Instant) -> Option<Seq> {
+    /// The first event that is not kept any more after the next [`History::evict`], if one is due
+    /// for so much more to come.
+    pub(super) fn due(&self, coming: usize, now: Instant) -> Option<Seq> {
         let oldest = self.entries.front()?;
-        let too_much = self.bytes > self.capacity;
+        let too_much = self.is_full(coming);
         let too_old = now.saturating_duration_since(oldest.arrived) >= self.retention;
         let commit = oldest.batch.events.first().map_or(self.decoded, |e| e.position.commit);
         let too_far = !self.reaches(commit);
@@ -140,15 +160,16 @@ impl History {
         self.decoded.0.saturating_sub(lsn.0) <= self.reach
     }
 
-    /// Whether the next eviction is for want of room, not for age.
-    pub(super) fn is_full(&self) -> bool {
-        self.bytes > self.capacity
+    /// Whether there is no room for so much more.
+    pub(super) fn is_full(&self, coming: usize) -> bool {
+        self.bytes + coming > self.capacity
     }
 
     /// Drops the oldest batch.
     pub(super) fn evict(&mut self) {
         if let Some(entry) = self.entries.pop_front() {
             self.bytes -= entry.size;
+            self.count_bytes();
             if let Some(event) = entry.batch.events.last() {
                 self.floor = event.position;
             }
@@ -189,6 +210,10 @@ mod tests {
 
     use super::*;
 
+    fn history(capacity: usize, retention: Duration, reach: u64) -> History {
+        History::new(&Arc::new(Allowance::new(usize::MAX)), capacity, retention, reach)
+    }
+
     fn batch(commits: &[u64]) -> Arc<Batch> {
         let event = |commit: &u64| Event::alone(*commit, EventKind::Failed(Failed::default()));
         let events = commits.iter().map(event).collect();
@@ -203,7 +228,7 @@ mod tests {
 
     #[test]
     fn events_are_found_by_position_and_by_number() {
-        let mut history = History::new(usize::MAX, Duration::MAX, u64::MAX);
+        let mut history = history(usize::MAX, Duration::MAX, u64::MAX);
         history.push(batch(&[10, 20]), Instant::now());
         history.push(batch(&[30]), Instant::now());
 
@@ -217,36 +242,56 @@ mod tests {
 
     #[test]
     fn what_was_evicted_raises_the_floor() {
-        let mut history = History::new(0, Duration::MAX, u64::MAX);
+        let mut history = history(0, Duration::MAX, u64::MAX);
         history.restart(Lsn(8));
         history.push(batch(&[10]), Instant::now());
-        assert_eq!(history.due(Instant::now()), Some(1));
+        assert_eq!(history.due(0, Instant::now()), Some(1));
 
         history.evict();
 
         assert_eq!(history.floor(), at(10));
         assert_eq!(history.bytes(), 0);
-        assert!(history.due(Instant::now()).is_none());
+        assert!(history.due(0, Instant::now()).is_none());
     }
 
     #[test]
     fn events_whose_wal_lies_too_far_back_are_not_kept() {
-        let mut history = History::new(usize::MAX, Duration::MAX, 1000);
+        let mut history = history(usize::MAX, Duration::MAX, 1000);
         history.push(batch(&[10]), Instant::now());
 
         history.decoded_to(Lsn(1010));
-        assert!(history.due(Instant::now()).is_none());
+        assert!(history.due(0, Instant::now()).is_none());
         history.decoded_to(Lsn(1011));
-        assert_eq!(history.due(Instant::now()), Some(1));
+        assert_eq!(history.due(0, Instant::now()), Some(1));
+    }
+
+    #[test]
+    fn room_is_made_for_what_comes_and_an_event_too_large_for_all_is_alone() {
+        let size = batch(&[10]).size();
+        let part = Arc::new(Allowance::new(3 * size));
+        let mut history = History::new(&part, 2 * size, Duration::MAX, u64::MAX);
+        let now = Instant::now();
+        history.push(batch(&[10]), now);
+
+        assert!(history.due(size, now).is_none());
+        history.push(batch(&[20]), now);
+        assert_eq!(part.used(), 2 * size);
+        for end in [1, 2] {
+            assert_eq!(history.due(100 * size, now), Some(end));
+            history.evict();
+        }
+
+        assert!(history.due(100 * size, now).is_none());
+        assert_eq!(part.used(), 0);
     }
 
     #[test]
     fn events_grow_too_old_to_keep() {
-        let mut history = History::new(usize::MAX, Duration::from_secs(10), u64::MAX);
+        let mut history = history(usize::MAX, Duration::from_secs(10), u64::MAX);
         let start = Instant::now();
         history.push(batch(&[10]), start);
 
-        assert!(history.due(start + Duration::from_secs(9)).is_none());
-        assert_eq!(history.due(start + Duration::from_secs(10)), Some(1));
+        assert!(history.due(0, start + Duration::from_secs(9)).is_none());
+        assert_eq!(history.due(0, start + Duration::from_secs(10)), Some(1));
     }
 }

@@ -3,6 +3,7 @@
 
 mod alteration;
 mod body_cache;
+mod budget;
 mod catch_up;
 mod encoder;
 mod entitlement;
@@ -19,6 +20,7 @@ pub mod queue;
 pub mod receipts;
 mod recent;
 mod registry;
+mod relief;
 mod route;
 mod row_batch;
 mod slow_consumer;

@@ -15,10 +15,11 @@ use tide_feed::notification::Notification;
 
 use super::handle::SessionId;
 use super::history::Seq;
-use super::queue::Push;
+use super::queue::{Push, Queue};
 use super::registry::{Registry, Session};
 use super::slow_consumer::{Pace, SlowConsumers};
 use super::subscription::Style;
+use crate::allowance::Allowance;
 use crate::stats::Stats;
 use crate::topic;
 use crate::wire::Vsn;
@@ -36,12 +37,13 @@ pub(super) struct Notices {
     ring: VecDeque<Notice>,
     /// Number of the oldest in the ring.
     first: Seq,
-    bytes: usize,
-    capacity: usize,
+    part: Arc<Allowance>,
     /// Those who are not given each as it comes.
     positions: HashMap<SessionId, ReadPosition>,
     /// Those whose queue has room, so that a turn will get them further.
     ready: Vec<SessionId>,
+    /// Those whose queue is empty, but for whom there is no memory at the moment.
+    starved: Vec<SessionId>,
     slow: SlowConsumers,
     frame_buf: FrameBuf,
 }
@@ -57,18 +59,38 @@ enum ReadPosition {
 /// A notification as frames.
 struct Notice {
     topic: Arc<str>,
-    v1: Option<Bytes>,
-    v2: Option<Bytes>,
+    v1: Option<NoticeFrame>,
+    v2: Option<NoticeFrame>,
+}
+
+struct NoticeFrame {
+    bytes: Bytes,
+    /// Counted once for all queues that it goes to; there may have been no memory for that.
+    is_shared: bool,
+}
+
+impl NoticeFrame {
+    fn new(bytes: Bytes, queue: &Queue) -> NoticeFrame {
+        let mut frames = [bytes];
+        let is_shared = queue.share(&mut frames);
+        let [bytes] = frames;
+        NoticeFrame { bytes, is_shared }
+    }
+
+    fn push(&self, queue: &Queue) -> Push {
+        let frames = std::slice::from_ref(&self.bytes);
+        if self.is_shared { queue.push_shared(frames) } else { queue.push(frames) }
+    }
 }
 
 impl Notice {
     fn size(&self) -> usize {
         let frames = [&self.v1, &self.v2].into_iter().flatten();
-        size_of::<Notice>() + frames.map(Bytes::len).sum::<usize>()
+        size_of::<Notice>() + frames.map(|frame| frame.bytes.len()).sum::<usize>()
     }
 
     /// The frame for a connection that is in the topic.
-    fn frame(&self, session: &Session, registry: &Registry) -> Option<&Bytes> {
+    fn frame(&self, session: &Session, registry: &Registry) -> Option<&NoticeFrame> {
         let mut groups = session.channels.get(&self.topic)?.groups.iter();
         let vsn = groups.find_map(|id| registry.group(*id)).map(|group| group.key.vsn)?;
         match vsn {
@@ -79,15 +101,15 @@ impl Notice {
 }
 
 impl Notices {
-    /// `capacity`: bytes of the ring.
-    pub(super) fn new(capacity: usize) -> Notices {
+    /// `part`: the memory for the ring.
+    pub(super) fn new(part: Arc<Allowance>) -> Notices {
         Notices {
             ring: VecDeque::new(),
             first: 0,
-            bytes: 0,
-            capacity,
+            part,
             positions: HashMap::new(),
             ready: Vec::new(),
+            starved: Vec::new(),
             slow: SlowConsumers::new(PACE),
             frame_buf: FrameBuf::default(),
         }
@@ -98,7 +120,7 @@ impl Notices {
         let name = [topic::PREFIX, topic::NOTIFY, &said.channel].concat();
         let mut notice = Notice { topic: Arc::from(&*name), v1: None, v2: None };
         let mut payload = Vec::new();
-        let mut is_needed = false;
+        let mut needing = 0;
         for group in registry.of_topic(&name).iter().filter_map(|id| registry.group(*id)) {
             if group.key.style != Style::Notify {
                 continue;
@@ -110,32 +132,42 @@ impl Notices {
                 Vsn::V1 => &mut notice.v1,
                 Vsn::V2 => &mut notice.v2,
             };
+            let Some(first) = group.members.first() else { continue };
             let frame = frame.get_or_insert_with(|| {
                 let envelope = Envelope::broadcast(group.key.vsn, &name, "notify");
-                envelope.wrap(&mut self.frame_buf, &payload)
+                NoticeFrame::new(envelope.wrap(&mut self.frame_buf, &payload), &first.queue)
             });
-            let frames = std::slice::from_ref(frame);
             for member in &group.members {
                 match self.positions.get(&member.session) {
-                    Some(ReadPosition::Next(_)) => is_needed = true,
+                    Some(ReadPosition::Next(_)) => needing += 1,
                     Some(ReadPosition::Stalled) => stats.dropped_casts_total.inc(),
-                    None if member.queue.push(frames) == Push::Full => {
-                        self.positions.insert(member.session, ReadPosition::Next(self.head()));
-                        is_needed = true;
+                    None => {
+                        let pushed = frame.push(&member.queue);
+                        if matches!(pushed, Push::Full | Push::Starved) {
+                            self.positions.insert(member.session, ReadPosition::Next(self.head()));
+                            needing += 1;
+                        }
+                        if pushed == Push::Starved {
+                            self.starved.push(member.session);
+                        }
                     }
-                    None => {}
                 }
             }
         }
-        if is_needed {
-            self.bytes += notice.size();
+        if needing == 0 {
+            return;
+        }
+        // There is room for more than the ring is let grow to, but not for any number at once.
+        if self.part.take(notice.size()) {
             self.ring.push_back(notice);
+        } else {
+            stats.dropped_casts_total.add(needing);
         }
     }
 
     /// Whether more may come. If not, ask again soon: a fast reader needs the oldest of them.
     pub(super) fn has_room(&mut self, registry: &Registry, stats: &Stats, now: Instant) -> bool {
-        while self.bytes > self.capacity {
+        while self.part.used() > self.part.limit() / 8 * 7 {
             // A good piece at a time: those who stand in it are watched together.
             let end = self.first + (self.ring.len() as Seq / 8).max(1);
             let needs = |(session, position): (&SessionId, &ReadPosition)| match position {
@@ -160,6 +192,17 @@ impl Notices {
 
     pub(super) fn has_work(&self) -> bool {
         !self.ready.is_empty()
+    }
+
+    pub(super) fn is_anybody_starved(&self) -> bool {
+        !self.starved.is_empty()
+    }
+
+    /// There may be memory by now.
+    pub(super) fn wake_starved(&mut self, registry: &Registry) {
+        for session in std::mem::take(&mut self.starved) {
+            self.wake(session, registry);
+        }
     }
 
     /// The connection's queue has room (again).
@@ -200,10 +243,13 @@ impl Notices {
         while *next < end {
             let index = usize::try_from(*next - self.first).unwrap_or(usize::MAX);
             let frame = self.ring.get(index).and_then(|notice| notice.frame(entry, registry));
-            if let Some(frame) = frame
-                && entry.queue.push(std::slice::from_ref(frame)) == Push::Full
-            {
-                return None;
+            match frame.map(|frame| frame.push(&entry.queue)) {
+                Some(Push::Full) => return None,
+                Some(Push::Starved) => {
+                    self.starved.push(session);
+                    return None;
+                }
+                _ => {}
             }
             *next += 1;
         }
@@ -243,7 +289,7 @@ impl Notices {
         while self.first < needed
             && let Some(notice) = self.ring.pop_front()
         {
-            self.bytes -= notice.size();
+            self.part.give_back(notice.size());
             self.first += 1;
         }
         if self.ring.is_empty() {
@@ -266,13 +312,14 @@ fn write_payload(out: &mut Vec<u8>, said: &Notification) {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::rc::Rc;
     use std::time::SystemTime;
 
     use futures_util::FutureExt;
 
     use super::super::group::{Floor, GroupKey};
     use super::super::handle::Peer;
-    use super::super::queue::{Budget, Queue, Taken};
+    use super::super::queue::{Budget, Taken};
     use super::super::registry::Membership;
     use super::*;
     use crate::hub::subscription::Identity;
@@ -282,6 +329,10 @@ mod tests {
     const QUEUE: usize = 1_000;
     /// Bytes of the ring: a few hundred.
     const RING: usize = 100_000;
+
+    fn budget(bytes: usize) -> Budget {
+        Budget::new(Arc::new(Allowance::new(bytes)))
+    }
 
     struct World {
         notices: Notices,
@@ -294,7 +345,7 @@ mod tests {
     impl World {
         fn new() -> World {
             World {
-                notices: Notices::new(RING),
+                notices: Notices::new(Arc::new(Allowance::new(RING))),
                 registry: Registry::default(),
                 stats: Stats::default(),
                 now: Instant::now(),
@@ -303,13 +354,14 @@ mod tests {
         }
 
         fn join(&mut self, session: SessionId, vsn: Vsn) -> Arc<Queue> {
-            let queue = Arc::new(Queue::new(QUEUE, Arc::new(Budget::new(usize::MAX))));
+            let queue = Arc::new(Queue::new(QUEUE, Arc::new(budget(usize::MAX))));
             let peer = Peer {
                 address: SocketAddr::from(([127, 0, 0, 1], 9)),
                 user_agent: None,
                 connected_at: SystemTime::UNIX_EPOCH,
             };
-            let entry = Session { queue: Arc::clone(&queue), peer, channels: HashMap::new() };
+            let (channels, effort) = (HashMap::new(), Rc::default());
+            let entry = Session { queue: Arc::clone(&queue), peer, effort, channels };
             self.registry.sessions.insert(session, entry);
             let topic: Arc<str> = TOPIC.into();
             let key = GroupKey {
@@ -384,7 +436,7 @@ mod tests {
         assert_eq!(world.read_all(2, &two), expected);
         assert_eq!(world.stats.dropped_casts_total.get(), 0);
         // Nothing is kept for nobody.
-        assert!(world.notices.ring.is_empty() && world.notices.bytes == 0);
+        assert!(world.notices.ring.is_empty() && world.notices.part.used() == 0);
     }
 
     #[test]
@@ -404,7 +456,7 @@ mod tests {
         assert!((1..=12).contains(&waits), "waited {waits} times");
         let dropped = world.stats.dropped_casts_total.get();
         assert!(dropped > 4_000, "{dropped}");
-        assert!(world.notices.bytes <= RING);
+        assert!(world.notices.part.used() <= RING);
         // Once it reads again it hears what is said from then on.
         let late = world.read_all(1, &stalled);
         assert_eq!(late.len() as u64 + dropped, 5_000);
@@ -424,6 +476,6 @@ mod tests {
         world.notices.remove(1);
         world.registry.forget(1);
 
-        assert!(world.notices.ring.is_empty() && world.notices.bytes == 0);
+        assert!(world.notices.ring.is_empty() && world.notices.part.used() == 0);
     }
 }

@@ -11,7 +11,7 @@ use super::alteration::altered;
 use super::body_cache::Form;
 use super::encoder::{EncodeContext, EventRef, Missing};
 use super::entitlement::{Entitlement, Entitlements, Subject};
-use super::group::{GroupKey, effort_left, is_about};
+use super::group::{GroupKey, is_about};
 use super::history::Seq;
 use super::subscription::{Binding, Style};
 use super::verdict::{PolicyState, Verdict};
@@ -27,7 +27,8 @@ use crate::wire::{encode, record};
 pub(super) struct Plans {
     newest: Option<Box<Plan>>,
     pub(super) policy: PolicyState,
-    effort: Rc<Effort>,
+    /// What its filters have spent, of late rather than ever.
+    pub(super) spent: u64,
 }
 
 /// How a group encodes changes of one shape of one table, for as long as the catalogue stays as it
@@ -42,8 +43,6 @@ struct Plan {
     names_truncate: bool,
     /// Columns that filters may look at.
     readable: Vec<i16>,
-    /// What they may do there.
-    effort: Rc<Effort>,
 }
 
 /// Bindings with the same `select` share a frame; a channel rarely has more than one.
@@ -77,19 +76,24 @@ impl Plans {
         match &event_ref.event.kind {
             EventKind::Change(change) => {
                 let images = Images::of(event_ref.batch, change);
+                let effort = context.effort;
                 if group.has_filters() {
-                    self.effort.earn(images.bytes());
+                    effort.earn(event_ref.seq, images.bytes(), context.place);
+                    if effort.is_out_of_time() {
+                        return Err(Missing::Time);
+                    }
                 }
+                let before = effort.total();
                 let (plan, policy) =
                     self.plan(group, &change.relation, event_ref.seq, context.entitlements)?;
-                if !plan.concerns(group, change, &images) {
-                    return effort_left(&plan.effort);
+                if !plan.concerns(group, change, &images, effort) {
+                    return self.account(effort, before);
                 }
                 match plan.sight(group, event_ref.seq, change, &images, policy)? {
                     Verdict::Sight(sight) => {
                         policy.told = false;
                         plan.frames(group, event_ref, change, sight, previous, context);
-                        return effort_left(&plan.effort);
+                        return self.account(effort, before);
                     }
                     Verdict::Failed(sqlstate) => {
                         if !std::mem::replace(&mut policy.told, true) {
@@ -110,6 +114,13 @@ impl Plans {
         Ok(())
     }
 
+    /// Notes what the filters have spent since then; an error if it is more than they may.
+    fn account(&mut self, effort: &Effort, before: u64) -> Result<(), Missing> {
+        let spent = effort.total().wrapping_sub(before);
+        self.spent = self.spent - self.spent / 64 + spent;
+        if effort.is_spent() { Err(Missing::Effort) } else { Ok(()) }
+    }
+
     fn plan(
         &mut self,
         group: &GroupKey,
@@ -125,7 +136,7 @@ impl Plans {
         });
         let plan = match current {
             Some(plan) => plan,
-            None => Box::new(Plan::new(group, relation, seq, entitlements, &self.effort)?),
+            None => Box::new(Plan::new(group, relation, seq, entitlements)?),
         };
         Ok((self.newest.insert(plan), &mut self.policy))
     }
@@ -137,7 +148,6 @@ impl Plan {
         relation: &Arc<Relation>,
         seq: Seq,
         entitlements: &mut Entitlements,
-        effort: &Rc<Effort>,
     ) -> Result<Plan, Missing> {
         let mut plan = Plan {
             relation: Arc::clone(relation),
@@ -146,7 +156,6 @@ impl Plan {
             parts: Vec::new(),
             names_truncate: false,
             readable: Vec::new(),
-            effort: Rc::clone(effort),
         };
         if !group.targets(relation) {
             return Ok(plan);
@@ -200,24 +209,35 @@ impl Plan {
     }
 
     /// Whether the change could be for the group, whatever its policies say.
-    fn concerns(&self, group: &GroupKey, change: &Change, images: &Images<'_>) -> bool {
+    fn concerns(
+        &self,
+        group: &GroupKey,
+        change: &Change,
+        images: &Images<'_>,
+        effort: &Effort,
+    ) -> bool {
         if change.operation == Operation::Truncate {
             return !self.parts.is_empty();
         }
         self.parts.iter().flat_map(|part| &part.bindings).any(|index| {
             group.bindings.get(*index).is_some_and(|binding| {
-                self.admits(binding, |attnum| images.after(attnum))
-                    || self.admits(binding, |attnum| images.before(attnum))
+                self.admits(binding, effort, |attnum| images.after(attnum))
+                    || self.admits(binding, effort, |attnum| images.before(attnum))
             })
         })
     }
 
     /// Whether the binding's filter admits a row.
-    fn admits<'v>(&self, binding: &Binding, value: impl Fn(i16) -> Datum<'v>) -> bool {
+    fn admits<'v>(
+        &self,
+        binding: &Binding,
+        effort: &Effort,
+        value: impl Fn(i16) -> Datum<'v>,
+    ) -> bool {
         let Some(filter) = &binding.filter else { return true };
         let readable = |attnum| self.readable.contains(&attnum);
         let value = |attnum| if readable(attnum) { value(attnum) } else { Datum::Absent };
-        filter.matches(value, &self.effort).unwrap_or(false)
+        filter.matches(value, effort).unwrap_or(false)
     }
 
     /// Whether the group sees the row before and after the change.
@@ -290,9 +310,11 @@ impl Plan {
                 binding.operations.contains(operation)
                     && match operation {
                         Operation::Insert | Operation::Update => {
-                            self.admits(binding, |attnum| images.after(attnum))
+                            self.admits(binding, context.effort, |attnum| images.after(attnum))
                         }
-                        Operation::Delete => self.admits(binding, |attnum| images.before(attnum)),
+                        Operation::Delete => {
+                            self.admits(binding, context.effort, |attnum| images.before(attnum))
+                        }
                         // A filter says which rows; TRUNCATE is about all of them.
                         Operation::Truncate => true,
                     }

@@ -18,6 +18,7 @@ use super::policy_question::{GroupAnswer, PolicyAnswer, PolicyQuestion};
 use super::registry::Registry;
 use super::row_batch::{ROWS, RowBatch};
 use super::verdict::TRIES;
+use crate::allowance::Allowance;
 use crate::catalog::{Catalog, CatalogError};
 use crate::policy::Way;
 use crate::stats::Stats;
@@ -54,15 +55,17 @@ struct CheckQueue {
 pub(super) struct PolicyChecks {
     queues: HashMap<PolicyKey, CheckQueue>,
     catalog: Catalog,
+    /// The memory for channels, of which what is answered takes some.
+    channels: Arc<Allowance>,
     sender: mpsc::UnboundedSender<PolicyAnswer>,
     answers: mpsc::UnboundedReceiver<PolicyAnswer>,
 }
 
 impl PolicyChecks {
-    pub(super) fn new(catalog: Catalog) -> PolicyChecks {
+    pub(super) fn new(catalog: Catalog, channels: Arc<Allowance>) -> PolicyChecks {
         // At most one for each key.
         let (sender, answers) = mpsc::unbounded_channel();
-        PolicyChecks { queues: HashMap::new(), catalog, sender, answers }
+        PolicyChecks { queues: HashMap::new(), catalog, channels, sender, answers }
     }
 
     /// Waits for what is to be given to [`PolicyChecks::settle`]. Loses nothing if it is given up.
@@ -158,6 +161,7 @@ impl PolicyChecks {
     ) {
         let PolicyAnswer { role, table, rule, groups, asked, count, outcome } = answer;
         let key = PolicyKey { role: Arc::clone(&role), about: Subject::Rows(table) };
+        let part = &self.channels;
         let Some(queue) = self.queues.get_mut(&key) else { return };
         queue.is_asking = false;
         // What is said by a rule counts for as long as that is the rule. Here it may not be known
@@ -199,7 +203,7 @@ impl PolicyChecks {
             match said.next() {
                 None => again.push(id),
                 Some(GroupAnswer::Visible(visible)) if visible.len() == count => {
-                    policy.keep_visible(&visible, &rule, &asked);
+                    policy.keep_visible(&visible, &rule, &asked, part);
                     wake(id, registry, lagging);
                 }
                 Some(GroupAnswer::Values(values)) => {
@@ -210,7 +214,7 @@ impl PolicyChecks {
                                 registry.anchor(id, table, &rule);
                             }
                         }
-                        None => policy.failed(&rule, "XX000", (&role, table), stats),
+                        None => policy.failed(&rule, "XX000", (&role, table), stats, part),
                     }
                     wake(id, registry, lagging);
                 }
@@ -225,11 +229,11 @@ impl PolicyChecks {
                     again.push(id);
                 }
                 Some(GroupAnswer::Visible(_)) => {
-                    policy.failed(&rule, "XX000", (&role, table), stats);
+                    policy.failed(&rule, "XX000", (&role, table), stats, part);
                     wake(id, registry, lagging);
                 }
                 Some(GroupAnswer::Failed(sqlstate)) => {
-                    policy.failed(&rule, &sqlstate, (&role, table), stats);
+                    policy.failed(&rule, &sqlstate, (&role, table), stats, part);
                     wake(id, registry, lagging);
                 }
             }

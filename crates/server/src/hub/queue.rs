@@ -7,67 +7,31 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-/// Memory that all connections' queues share, in bytes.
-#[derive(Debug)]
-pub struct Budget {
-    used: AtomicUsize,
-    limit: usize,
-    queues: AtomicUsize,
-}
+use crate::wire::frame_buf::FrameBuf;
 
-impl Budget {
-    pub fn new(limit: usize) -> Budget {
-        Budget { used: AtomicUsize::new(0), limit, queues: AtomicUsize::new(0) }
-    }
-
-    /// The same frame, counted here once for all queues that it goes to, until the last of them has
-    /// let go of it: see [`Queue::push_shared`].
-    pub fn count(self: &Arc<Self>, frame: Bytes) -> Bytes {
-        self.used.fetch_add(frame.len(), Ordering::Relaxed);
-        Bytes::from_owner(Counted { frame, budget: Arc::clone(self) })
-    }
-
-    /// What a queue may hold even if all others have used up the budget: those who do not read must
-    /// not be in the way of those who do.
-    fn least(&self) -> usize {
-        self.limit / 4 / self.queues.load(Ordering::Relaxed).max(1)
-    }
-
-    pub fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    fn is_spent(&self) -> bool {
-        self.used() >= self.limit
-    }
-}
-
-/// A frame that is shared by several queues.
-struct Counted {
-    frame: Bytes,
-    budget: Arc<Budget>,
-}
-
-impl AsRef<[u8]> for Counted {
-    fn as_ref(&self) -> &[u8] {
-        &self.frame
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.frame.len(), Ordering::Relaxed);
-    }
-}
+pub use super::budget::Budget;
 
 /// Room for frames that an empty queue keeps.
 const KEPT: usize = 16;
 
+/// Bytes of a frame that is moved away from its neighbours when it has to wait, lest it keep the
+/// memory that it shares with them.
+pub(super) const SMALL: usize = 2 << 10;
+
+/// Bytes that are so few that it is for others to make room for them.
+const LITTLE: usize = 64 << 10;
+
+/// Bytes of answers that may wait, in a queue that is smaller than that, for a client that does not
+/// read them.
+const ANSWERS: usize = 64 << 10;
+
 /// Why the server ends a connection by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// It read too slowly and fell off the history.
+    /// It read too slowly and fell off the history, or asks without reading the answers.
     Slow,
+    /// There is no memory left, and it is the one that held most of it and did not read.
+    Memory,
     /// `tide.disconnect`.
     Disconnected,
     /// The worker stops.
@@ -80,6 +44,8 @@ pub enum Push {
     Queued,
     /// Full: not queued. The hub reads on from the history once the queue has drained.
     Full,
+    /// Not queued, though nothing waits: others have the memory. To be offered again soon.
+    Starved,
     /// The connection is gone.
     Closed,
 }
@@ -90,6 +56,8 @@ pub enum Push {
 pub struct Queue {
     inner: Mutex<Inner>,
     filled: Notify,
+    /// Bytes of what the session has taken that are written by now.
+    written: AtomicUsize,
     capacity: usize,
     budget: Arc<Budget>,
 }
@@ -110,7 +78,14 @@ impl Waiting {
 #[derive(Debug, Default)]
 struct Inner {
     frames: VecDeque<Waiting>,
+    /// What small frames are written on that wait here alone.
+    frame_buf: FrameBuf,
     bytes: usize,
+    /// Of these, counted in the budget for this queue alone.
+    own: usize,
+    /// What the session has taken and is writing: bytes in all, and of these its own.
+    taken: usize,
+    taken_own: usize,
     sent_bytes: u64,
     sent_frames: u64,
     /// The hub wants to hear when the queue is half empty.
@@ -143,8 +118,9 @@ pub struct QueueStats {
 
 impl Queue {
     pub fn new(capacity: usize, budget: Arc<Budget>) -> Queue {
-        budget.queues.fetch_add(1, Ordering::Relaxed);
-        Queue { inner: Mutex::default(), filled: Notify::new(), capacity, budget }
+        budget.queue_begins();
+        let (inner, filled, written) = (Mutex::default(), Notify::new(), AtomicUsize::new(0));
+        Queue { inner, filled, written, capacity, budget }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -153,8 +129,8 @@ impl Queue {
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Offers an event's frames: all are queued, or none. They always fit an empty queue, whatever
-    /// their size.
+    /// Offers an event's frames: all are queued, or none. Those of one event always fit a queue that
+    /// is empty, if there is memory.
     pub fn push(&self, frames: &[Bytes]) -> Push {
         self.push_all(frames, true)
     }
@@ -165,11 +141,14 @@ impl Queue {
         self.push_all(frames, false)
     }
 
-    /// Counts frames in the budget that are about to be pushed to this queue and others.
-    pub fn share(&self, frames: &mut [Bytes]) {
-        for frame in frames {
-            *frame = self.budget.count(std::mem::take(frame));
-        }
+    /// Counts frames in the budget that are about to be pushed to this queue and others; false: there
+    /// is no room for them.
+    #[must_use]
+    pub fn share(&self, frames: &mut [Bytes]) -> bool {
+        frames.iter_mut().all(|frame| {
+            let counted = self.budget.count(frame.clone());
+            counted.map(|counted| *frame = counted).is_some()
+        })
     }
 
     fn push_all(&self, frames: &[Bytes], is_own: bool) -> Push {
@@ -182,20 +161,44 @@ impl Queue {
             inner.lagging = true;
             return Push::Full;
         }
+        if is_own && !self.charge(&inner, bytes) {
+            inner.lagging = true;
+            if !inner.frames.is_empty() {
+                return Push::Full;
+            }
+            self.budget.fall_short();
+            return Push::Starved;
+        }
         for frame in frames {
-            self.append(&mut inner, frame.clone(), is_own);
+            inner.append(frame.clone(), is_own);
         }
         drop(inner);
         self.filled.notify_one();
         Push::Queued
     }
 
+    /// There was no memory for a frame that others would have shared: as if it had been offered here.
+    pub fn starve(&self) -> Push {
+        self.lock().lagging = true;
+        Push::Starved
+    }
+
     /// Whether there is no room for so much more.
     fn is_full(&self, inner: &Inner, bytes: usize) -> bool {
         let then = inner.bytes + bytes;
-        let is_full =
-            then > self.capacity || (self.budget.is_spent() && then > self.budget.least());
-        inner.bytes > 0 && is_full
+        if inner.frames.is_empty() {
+            return false;
+        }
+        let is_short = self.budget.is_spent() && then > self.budget.least();
+        if is_short && then <= LITTLE.min(self.capacity) {
+            self.budget.fall_short();
+        }
+        then > self.capacity || is_short
+    }
+
+    /// Counts so much in the budget for this queue alone.
+    fn charge(&self, inner: &Inner, bytes: usize) -> bool {
+        self.budget.take(bytes, inner.own + inner.taken_own + bytes)
     }
 
     /// Offers a frame that will not be offered again: a queue that is full, or whose client reads
@@ -209,7 +212,22 @@ impl Queue {
         if inner.lagging || self.is_full(&inner, frame.len()) {
             return Push::Full;
         }
-        self.append(&mut inner, frame.clone(), false);
+        inner.append(frame.clone(), false);
+        drop(inner);
+        self.filled.notify_one();
+        Push::Queued
+    }
+
+    /// Offers a frame that does not count as what the client may miss, and that is counted already.
+    pub fn tell(&self, frame: &Bytes) -> Push {
+        let mut inner = self.lock();
+        if inner.close_reason.is_some() {
+            return Push::Closed;
+        }
+        if !inner.frames.is_empty() && inner.bytes + frame.len() > self.capacity {
+            return Push::Full;
+        }
+        inner.append(frame.clone(), false);
         drop(inner);
         self.filled.notify_one();
         Push::Queued
@@ -221,10 +239,24 @@ impl Queue {
         self.lock().missed_presence = true;
     }
 
-    /// Queues an answer to the client's own request, past the limit: the session asks for no more
-    /// than one at a time.
+    /// Queues an answer to the client's own request, past the limit. A client that asks and asks and
+    /// does not read is cut off.
     pub fn reply(&self, frame: Bytes) {
-        self.append(&mut self.lock(), frame, true);
+        let mut inner = self.lock();
+        if inner.close_reason.is_some() {
+            return;
+        }
+        if inner.bytes > self.capacity + self.capacity.max(ANSWERS) {
+            drop(inner);
+            return self.close(CloseReason::Slow);
+        }
+        if !self.charge(&inner, frame.len()) {
+            self.budget.fall_short();
+            drop(inner);
+            return self.close(CloseReason::Memory);
+        }
+        inner.append(frame, true);
+        drop(inner);
         self.filled.notify_one();
     }
 
@@ -269,25 +301,31 @@ impl Queue {
         if let Some(reason) = inner.close_reason {
             return Some(Taken::Closed(reason));
         }
+        // What was taken before has been written.
+        self.budget.give_back(std::mem::take(&mut inner.taken_own));
+        inner.taken = 0;
+        self.written.store(0, Ordering::Relaxed);
         let before = inner.bytes;
-        let (mut taken, mut own) = (0, 0);
-        while taken < limit {
+        while inner.taken < limit {
             let Some(waiting) = inner.frames.pop_front() else { break };
-            own += waiting.own_bytes();
-            let frame = waiting.frame;
-            taken += frame.len();
-            inner.bytes -= frame.len();
-            inner.sent_bytes += frame.len() as u64;
+            let (bytes, own) = (waiting.frame.len(), waiting.own_bytes());
+            inner.bytes -= bytes;
+            inner.own -= own;
+            inner.taken += bytes;
+            inner.taken_own += own;
+            inner.sent_bytes += bytes as u64;
             inner.sent_frames += 1;
-            buffer.push(frame);
+            buffer.push(waiting.frame);
         }
-        if taken == 0 {
+        if inner.taken == 0 {
             return None;
         }
-        self.budget.used.fetch_sub(own, Ordering::Relaxed);
+        // An idle connection keeps no buffer of its busy times.
         if inner.frames.is_empty() && inner.frames.capacity() > KEPT {
-            // An idle connection keeps no buffer of its busy times.
             inner.frames = VecDeque::new();
+        }
+        if inner.frames.is_empty() {
+            inner.frame_buf = FrameBuf::default();
         }
         let half = self.capacity / 2;
         let drained = inner.lagging && before > half && inner.bytes <= half
@@ -296,9 +334,22 @@ impl Queue {
         Some(Taken::Frames { drained, missed_presence })
     }
 
-    /// Bytes of frames that the session has taken so far.
+    /// So much of what the session has taken is written.
+    pub fn wrote(&self, bytes: usize) {
+        self.written.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of frames that the session has written so far.
     pub fn sent_bytes(&self) -> u64 {
-        self.lock().sent_bytes
+        let inner = self.lock();
+        let unwritten = inner.taken.saturating_sub(self.written.load(Ordering::Relaxed));
+        inner.sent_bytes - unwritten as u64
+    }
+
+    /// Bytes that would go with it.
+    pub fn held_bytes(&self) -> usize {
+        let inner = self.lock();
+        inner.bytes + inner.taken
     }
 
     pub fn stats(&self) -> QueueStats {
@@ -311,24 +362,29 @@ impl Queue {
         }
     }
 
-    fn append(&self, inner: &mut Inner, frame: Bytes, is_own: bool) {
-        inner.bytes += frame.len();
-        let waiting = Waiting { frame, is_own };
-        self.budget.used.fetch_add(waiting.own_bytes(), Ordering::Relaxed);
-        inner.frames.push_back(waiting);
-    }
-
     /// Drops what waits.
     fn clear(&self, inner: &mut Inner) {
-        let own = inner.frames.iter().map(Waiting::own_bytes).sum();
-        self.budget.used.fetch_sub(own, Ordering::Relaxed);
+        self.budget.give_back(std::mem::take(&mut inner.own));
         (inner.frames, inner.bytes) = (VecDeque::new(), 0);
+    }
+}
+
+impl Inner {
+    fn append(&mut self, frame: Bytes, is_own: bool) {
+        let waits = is_own && frame.len() < SMALL && !self.frames.is_empty();
+        let frame = if waits { self.frame_buf.split(&[&frame]) } else { frame };
+        let waiting = Waiting { frame, is_own };
+        self.bytes += waiting.frame.len();
+        self.own += waiting.own_bytes();
+        self.frames.push_back(waiting);
     }
 }
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        self.clear(&mut self.lock());
-        self.budget.queues.fetch_sub(1, Ordering::Relaxed);
+        let mut inner = self.lock();
+        self.clear(&mut inner);
+        self.budget.give_back(inner.taken_own);
+        self.budget.queue_ends();
     }
 }

@@ -1,6 +1,7 @@
 //! Who is connected, what they have joined, and which channels are alike.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -12,12 +13,15 @@ use super::plan::Plans;
 use super::queue::Queue;
 use super::route::Routes;
 use super::subscription::{Facet, Identity, Style};
+use crate::filter::Effort;
 use crate::policy::Rule;
 use crate::wire::{Vsn, encode};
 
 pub(super) struct Session {
     pub(super) queue: Arc<Queue>,
     pub(super) peer: Peer,
+    /// What the filters of all its channels may spend.
+    pub(super) effort: Rc<Effort>,
     /// By topic; a topic is joined once per connection.
     pub(super) channels: HashMap<Arc<str>, JoinedTopic>,
 }
@@ -211,9 +215,16 @@ impl Registry {
         Some((identity, memberships.collect()))
     }
 
-    /// Ends what the members of a group get of rows, and tells them: its filters make too much work.
-    /// What else they have joined goes on.
-    pub(super) fn give_up(&mut self, id: GroupId) {
+    /// The filters of a connection need more work than they may make for an event with a row of so many
+    /// bytes: ends the channel whose filters took the most, and tells the client. What else it has
+    /// joined goes on.
+    pub(super) fn relieve(&mut self, session: SessionId, row: usize) {
+        let Some(entry) = self.sessions.get(&session) else { return };
+        entry.effort.forgive(row);
+        let queue = Arc::clone(&entry.queue);
+        let filtered = |id: &GroupId| self.group(*id).is_some_and(|group| group.key.has_filters());
+        let spent = |id: &GroupId| self.group(*id).map(|group| group.plans.spent);
+        let Some(id) = entry.groups().filter(filtered).max_by_key(spent) else { return };
         let Some(group) = self.groups.get(&id) else { return };
         let GroupKey { topic, vsn, style, .. } = &group.key;
         let topic = Arc::clone(topic);
@@ -221,17 +232,10 @@ impl Registry {
             Style::Changes | Style::Legacy => "postgres_changes",
             _ => "tide.filter",
         };
-        let frame = encode::too_much_work(*vsn, &topic, extension);
-        let members =
-            group.members.iter().map(|member| (member.session, Arc::clone(&member.queue)));
-        for (session, queue) in members.collect::<Vec<_>>() {
-            log::info!(
-                "a subscription of connection {session} ends: its filters make too much work"
-            );
-            queue.reply(frame.clone());
-            self.remove(session, id);
-            self.change_groups(session, &topic, |groups| groups.retain(|other| *other != id));
-        }
+        log::info!("a subscription of connection {session} ends: its filters make too much work");
+        queue.reply(encode::too_much_work(*vsn, &topic, extension));
+        self.remove(session, id);
+        self.change_groups(session, &topic, |groups| groups.retain(|other| *other != id));
     }
 
     /// Takes the connection out of a group, which goes with its last member.
@@ -304,9 +308,10 @@ impl Registry {
     fn add(&mut self, session: SessionId, membership: Membership) -> GroupId {
         let Membership { key, floor, lag, replays, latest } = membership;
         let id = self.group_of(key);
-        let queue = self.sessions.get(&session).map(|entry| Arc::clone(&entry.queue));
-        if let (Some(group), Some(queue)) = (self.groups.get_mut(&id), queue) {
-            group.members.push(Member { session, queue, floor, lag, replays, latest });
+        if let (Some(group), Some(entry)) = (self.groups.get_mut(&id), self.sessions.get(&session))
+        {
+            let (queue, effort) = (Arc::clone(&entry.queue), Rc::clone(&entry.effort));
+            group.members.push(Member { session, queue, effort, floor, lag, replays, latest });
         }
         id
     }

@@ -61,8 +61,8 @@ impl SlowConsumers {
         let due = self.pace.least * u64::try_from(elapsed.as_millis()).unwrap_or(0) / 1000;
         // Who came to the end during the watch is looked at after the next.
         let is_slow = |session: &&SessionId| {
-            let drained = watch.sent.get(*session).map(|then| sent(**session).unwrap_or(0) - then);
-            drained.is_some_and(|drained| drained < due)
+            let (then, now) = (watch.sent.get(*session), sent(**session));
+            then.zip(now).is_some_and(|(then, now)| now.saturating_sub(*then) < due)
         };
         let slow = needing.iter().filter(is_slow).copied().collect();
         self.watch = None;

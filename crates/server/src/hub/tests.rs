@@ -34,6 +34,7 @@ use super::{Parts, start};
 use crate::catalog::{Catalog, frame};
 use crate::filter::{compile, parse};
 use crate::link::{Feed, Uplink};
+use crate::memory::Memory;
 use crate::notify::NotifyRegistry;
 use crate::stats::Stats;
 use crate::wire::Vsn;
@@ -542,9 +543,9 @@ fn a_cast_is_for_everybody_in_the_topic_but_its_sender() {
         Ephemeral { private, except, ..to_room(Style::Channel, frame) }
     };
 
-    world.hub.send_ephemeral(message("private", true, None));
-    world.hub.send_ephemeral(message("to others", false, Some(sender.session)));
-    world.hub.send_ephemeral(message("to all", false, None));
+    assert!(world.hub.send_ephemeral(message("private", true, None)));
+    assert!(world.hub.send_ephemeral(message("to others", false, Some(sender.session))));
+    assert!(world.hub.send_ephemeral(message("to all", false, None)));
 
     assert_eq!(world.heard(&sender, "to all"), ["to all"]);
     assert_eq!(world.heard(&other, "to all"), ["to others", "to all"]);
@@ -557,7 +558,7 @@ fn a_channel_may_begin_and_cease_to_receive_presence() {
     world.join_room(&client, false, now(0));
     let send = |to, name: &str| {
         let frame = format!(r#"[null,null,"r","broadcast",{{"event":"{name}"}}]"#);
-        world.hub.send_ephemeral(to_room(to, frame));
+        assert!(world.hub.send_ephemeral(to_room(to, frame)));
     };
     let receive = |receive| {
         let facet = Facet::of_topic(Style::Presence, false);
@@ -580,12 +581,12 @@ fn a_channel_may_begin_and_cease_to_receive_presence() {
 #[test]
 fn those_who_cast_faster_than_the_hub_wait_for_it() {
     let (hub, mut ends) =
-        Hub::new(1 << 20, Arc::new(Budget::new(1 << 20)), NotifyRegistry::default());
+        Hub::new(1 << 20, Memory::new(&Config::default()), NotifyRegistry::default());
     let frame = Bytes::from(vec![b'x'; 3 << 20]);
     let send = || hub.send_ephemeral(to_room(Style::Channel, frame.clone()));
-    send();
+    assert!(send());
     assert!(hub.ready().now_or_never().is_some());
-    send();
+    assert!(send());
     let mut ready = pin!(hub.ready());
     assert!(ready.as_mut().now_or_never().is_none());
 

@@ -8,12 +8,15 @@ use tide_feed::catalog::is_transient;
 use super::entitlement::Subject;
 use super::history::Seq;
 use super::row_batch::{AskedEvent, ROWS};
+use crate::allowance::{Allowance, Share};
 use crate::policy::{Rule, Seen, Sight, Value};
 use crate::stats::Stats;
 
 /// Verdicts that a group keeps: those that it has not come to yet. One more drops the oldest, which
 /// is then asked about again.
 const VERDICTS: usize = 4096;
+/// Bytes that each takes up, about.
+const VERDICT: usize = 96;
 /// How often a question is asked again that may itself be the reason for having no answer.
 pub(super) const TRIES: u32 = 3;
 
@@ -29,6 +32,8 @@ pub(super) enum Verdict {
 #[derive(Default)]
 pub(super) struct PolicyState {
     verdicts: BTreeMap<Seq, (Arc<Rule>, Verdict)>,
+    /// What they take up.
+    memory: Option<Share>,
     /// What the claims in the rules of tables are worth to it.
     values: Vec<(u32, Arc<Rule>, Box<[Value]>)>,
     /// The event that it waits at.
@@ -78,10 +83,16 @@ impl PolicyState {
         self.awaited = self.awaited.map(|awaited| awaited.max(end));
     }
 
-    fn keep(&mut self, seq: Seq, rule: &Arc<Rule>, verdict: Verdict) {
+    /// `part`: the memory for channels.
+    fn keep(&mut self, seq: Seq, rule: &Arc<Rule>, verdict: Verdict, part: &Arc<Allowance>) {
         self.verdicts.insert(seq, (Arc::clone(rule), verdict));
         if self.verdicts.len() > VERDICTS {
             self.verdicts.pop_first();
+        }
+        let share = self.memory.get_or_insert_with(|| Share::of(part));
+        // Without memory there are fewer, but the first is what the group waits for.
+        while !share.resize(self.verdicts.len() * VERDICT) && self.verdicts.len() > 1 {
+            self.verdicts.pop_last();
         }
     }
 
@@ -91,6 +102,12 @@ impl PolicyState {
             Some(lag) if !self.verdicts.is_empty() => self.verdicts = self.verdicts.split_off(&lag),
             Some(_) => {}
             None => self.verdicts = BTreeMap::new(),
+        }
+        // They are no more than before.
+        let bytes = self.verdicts.len() * VERDICT;
+        self.memory = self.memory.take().filter(|share| bytes > 0 && bytes <= share.bytes());
+        if let Some(share) = &mut self.memory {
+            let _ = share.resize(bytes);
         }
     }
 }
@@ -102,6 +119,7 @@ impl PolicyState {
         visible: &[bool],
         rule: &Arc<Rule>,
         asked: &[AskedEvent],
+        part: &Arc<Allowance>,
     ) {
         self.rows = self.rows.map(|rows| rows * 2).filter(|rows| *rows < ROWS);
         for AskedEvent { seq, before, after, sight } in asked {
@@ -110,7 +128,7 @@ impl PolicyState {
             };
             let sight =
                 Sight { before: seen(*before, sight.before), after: seen(*after, sight.after) };
-            self.keep(*seq, rule, Verdict::Sight(sight));
+            self.keep(*seq, rule, Verdict::Sight(sight), part);
         }
     }
 
@@ -133,13 +151,14 @@ impl PolicyState {
         sqlstate: &str,
         (role, table): (&str, u32),
         stats: &Stats,
+        part: &Arc<Allowance>,
     ) {
         stats.policy_failures_total.inc();
         if !self.told {
             log::warn!("a policy of table {table} failed for role {role}: SQLSTATE {sqlstate}");
         }
         if let Some(seq) = self.awaited {
-            self.keep(seq, rule, Verdict::Failed(sqlstate.into()));
+            self.keep(seq, rule, Verdict::Failed(sqlstate.into()), part);
         }
     }
 }

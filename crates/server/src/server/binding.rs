@@ -10,8 +10,9 @@ use super::context::ServerContext;
 use super::identity;
 use crate::allowance::{Allowance, Share};
 use crate::catalog::CatalogError;
-use crate::filter::{self, FilterError, Predicate};
+use crate::filter::{self, Filter, FilterError, Predicate};
 use crate::hub::subscription::{Binding, Operations, Target};
+use crate::memory::Kind;
 use crate::wire::join::{ChangeParams, Requested, binding_id};
 
 /// Most values in all filters of one join.
@@ -146,7 +147,7 @@ impl<'a> Bindings<'a> {
         }
         let predicate = if parsed.patterns() > 0 {
             // Others are served meanwhile.
-            let access = access.clone();
+            let access = with_columns_of(access, &parsed);
             let compiling = spawn_blocking(move || filter::compile(&parsed, &access, &answers));
             compiling.await.map_err(|_| BindingError::Unavailable)?
         } else {
@@ -162,7 +163,7 @@ impl<'a> Bindings<'a> {
             let most = "The filters of this connection would take too much memory";
             return Err(BindingError::TooMuch(most));
         }
-        let mut share = Share::of(&self.context.filters);
+        let mut share = self.context.share(Kind::Filters);
         if !share.grow(memory) {
             return Err(BindingError::TooMuch("There is no memory for more filters, try again"));
         }
@@ -202,6 +203,14 @@ impl<'a> Bindings<'a> {
         }
         Ok(chosen.into())
     }
+}
+
+/// The table with those of its columns only that the filter is about: it may have a great many.
+fn with_columns_of(access: &TableAccess, filter: &Filter) -> TableAccess {
+    let is_named = |name: &str| filter.conditions.iter().any(|condition| condition.column == name);
+    let columns = access.columns.iter().filter(|column| is_named(&column.name)).cloned().collect();
+    let (schema, table) = (access.schema.clone(), access.table.clone());
+    TableAccess { oid: access.oid, schema, table, row_security: None, columns }
 }
 
 /// Class 22: the texts are not values of the type. Class 54: these are too large.

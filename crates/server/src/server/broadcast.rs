@@ -14,6 +14,10 @@ use crate::wire::Vsn;
 use crate::wire::broadcast::{binary_frame, json_frame};
 use crate::wire::decode::{Broadcast, Payload};
 
+/// What a client is told whose broadcast there is no memory for.
+pub(super) const NO_MEMORY: &str =
+    "MemoryLimitReached: There is no memory for more broadcasts, try again";
+
 /// Why something is not said; the reason is for the client.
 #[derive(Debug)]
 pub(super) struct Refused {
@@ -90,8 +94,9 @@ impl<'a> CheckedBroadcast<'a> {
         CheckedBroadcast { topic, private, broadcast }
     }
 
-    /// To everybody who has joined the channel, but one.
-    pub(super) fn send(&self, context: &ServerContext, except: Option<SessionId>) {
+    /// To everybody who has joined the channel, but one. False: there is no memory for it.
+    #[must_use]
+    pub(super) fn send(&self, context: &ServerContext, except: Option<SessionId>) -> bool {
         let (topic, event) = (self.topic, &*self.broadcast.event);
         let (v1, v2) = match &self.broadcast.payload {
             Payload::Json(json) => {
@@ -104,7 +109,13 @@ impl<'a> CheckedBroadcast<'a> {
             }
         };
         let (to, private, topic) = (Style::Channel, self.private, Arc::from(topic));
-        context.stats.broadcasts_total.inc();
-        context.hub.send_ephemeral(Ephemeral { topic, to, private, v1, v2, except });
+        let has_memory =
+            context.hub.send_ephemeral(Ephemeral { topic, to, private, v1, v2, except });
+        if has_memory {
+            context.stats.broadcasts_total.inc();
+        } else {
+            context.stats.refused_broadcast(RefusedPush::Memory).inc();
+        }
+        has_memory
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct Channel {
     pub(super) watches_presence: bool,
     /// Of the connection's memory for filters.
     pub(super) _filters: Option<Share>,
+    /// What it takes up.
+    pub(super) memory: Share,
     /// None on topics of ours.
     pub(super) presence: Option<Box<ChannelPresence>>,
 }
@@ -105,6 +107,7 @@ impl Drop for Channels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::allowance::Allowance;
 
     fn channel(expires: Option<i64>) -> Channel {
         let mut credentials = Credentials::anonymous("web");
@@ -117,6 +120,7 @@ mod tests {
             ack: false,
             _lease: None,
             _filters: None,
+            memory: Share::of(&Arc::new(Allowance::new(0))),
             echo: false,
             watches_presence: false,
             presence: None,

@@ -20,9 +20,10 @@ use tokio_rustls::TlsAcceptor;
 use super::connection_slots::ConnectionSlot;
 use super::context::ServerContext;
 use super::http::{self, Front};
-use super::read_budget::Metered;
-use super::session;
+use super::read_budget::{Metered, lacks_memory};
 use super::shutdown::stopped;
+use super::{session, writer};
+use crate::memory::Kind;
 use crate::stats::RefusedConnection;
 
 /// Largest head of a request: room for a token of many claims in the query.
@@ -33,6 +34,12 @@ const NO_PLACE: &str = "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\
     content-type: application/json\r\ncache-control: no-store\r\nretry-after: 1\r\n\
     content-length: 63\r\n\r\n\
     {\"error\":\"too many connections have not sent a request so far\"}";
+
+/// The same where a head is too large for the memory that is left for what is arriving.
+const NO_MEMORY: &str = "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\
+    content-type: application/json\r\ncache-control: no-store\r\nretry-after: 1\r\n\
+    content-length: 62\r\n\r\n\
+    {\"error\":\"there is no memory for what is arriving, try again\"}";
 
 /// A websocket that goes on until it ends.
 type Conversing = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -85,7 +92,10 @@ async fn open(
     };
     match handshake {
         // Boxed: it is ten times as large as a plain socket.
-        Ok(Ok(socket)) => speak_http(Box::new(socket), peer, context, stop, slot).await,
+        Ok(Ok(mut socket)) => {
+            socket.get_mut().1.set_buffer_limit(Some(writer::TLS_BUFFER));
+            speak_http(Box::new(socket), peer, context, stop, slot).await
+        }
         Ok(Err(_)) | Err(_) => {
             context.stats.refused_connection(RefusedConnection::Handshake).inc();
             None
@@ -116,7 +126,7 @@ where
             Ok::<_, Infallible>(answer)
         })
     });
-    let socket = Metered::new(socket, Arc::clone(&context.inbound));
+    let socket = Metered::new(socket, context.share(Kind::Inbound), MAX_HEAD);
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limit)
@@ -138,14 +148,19 @@ where
     if ended.as_ref().is_err_and(hyper::Error::is_parse) {
         context.stats.refused_connection(RefusedConnection::Handshake).inc();
     }
-    ended.ok()?;
+    let is_short = ended.as_ref().is_err_and(lacks_memory);
     let parts = connection.into_parts();
     let mut socket = parts.io.into_inner();
+    if is_short {
+        context.stats.refused_connection(RefusedConnection::Memory).inc();
+        let _ = socket.write_all(NO_MEMORY.as_bytes()).now_or_never();
+    }
+    ended.ok()?;
     match front.admission() {
         Some(admission) => {
             // Copied: it is a piece of HTTP's buffer, which is to go.
             let read_ahead = parts.read_buf.to_vec();
-            socket.message_complete();
+            socket.upgrade(&read_ahead, context.config().max_message_size).ok()?;
             Some(Box::pin(session::run(socket, read_ahead, peer, admission, context, stop)))
         }
         None => {

@@ -9,6 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::allowance::{Allowance, Share};
+
+/// Bytes that a socket takes which is not a websocket: its task, HTTP's buffers, a TLS handshake.
+pub(super) const HANDSHAKE: usize = 24 << 10;
+
 #[derive(Debug)]
 pub(super) struct ConnectionSlots {
     inner: Mutex<Inner>,
@@ -16,6 +21,7 @@ pub(super) struct ConnectionSlots {
     limit: usize,
     /// Requests at work that may wait for the database.
     opening: usize,
+    memory: Arc<Allowance>,
     freed: Notify,
 }
 
@@ -37,8 +43,8 @@ impl Inner {
 }
 
 impl ConnectionSlots {
-    pub(super) fn new(limit: usize, opening: usize) -> ConnectionSlots {
-        ConnectionSlots { inner: Mutex::default(), limit, opening, freed: Notify::new() }
+    pub(super) fn new(limit: usize, opening: usize, memory: Arc<Allowance>) -> ConnectionSlots {
+        ConnectionSlots { inner: Mutex::default(), limit, opening, memory, freed: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -52,7 +58,8 @@ impl ConnectionSlots {
             let freed = self.freed.notified();
             {
                 let mut inner = self.lock();
-                if inner.taken < self.limit {
+                let mut share = Share::of(&self.memory);
+                if inner.taken < self.limit && share.grow(HANDSHAKE) {
                     inner.taken += 1;
                     let number = inner.number();
                     let evicted = Arc::<Notify>::default();
@@ -61,6 +68,7 @@ impl ConnectionSlots {
                         slots: Arc::clone(self),
                         number: Mutex::new(number),
                         evicted,
+                        _share: share,
                     });
                 }
                 let (_, silent) = inner.silent.pop_first()?;
@@ -79,6 +87,7 @@ pub(super) struct ConnectionSlot {
     /// In the order of those that are silent.
     number: Mutex<u64>,
     evicted: Arc<Notify>,
+    _share: Share,
 }
 
 impl ConnectionSlot {
@@ -147,9 +156,14 @@ mod tests {
 
     use super::*;
 
+    fn slots(limit: usize, opening: usize) -> Arc<ConnectionSlots> {
+        let memory = Arc::new(Allowance::new(limit * HANDSHAKE));
+        Arc::new(ConnectionSlots::new(limit, opening, memory))
+    }
+
     #[tokio::test]
     async fn whoever_was_silent_for_the_longest_makes_room() {
-        let slots = Arc::new(ConnectionSlots::new(2, 2));
+        let slots = slots(2, 2);
         let first = slots.take().await.unwrap();
         let second = slots.take().await.unwrap();
         // It has sent something since.
@@ -166,7 +180,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_who_is_at_work_is_sent_away() {
-        let slots = Arc::new(ConnectionSlots::new(2, 1));
+        let slots = slots(2, 1);
         let (first, second) = (slots.take().await.unwrap(), slots.take().await.unwrap());
         let opening = first.work(true).unwrap();
         assert!(second.work(true).is_none());

@@ -2,25 +2,24 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use tide_feed::catalog::{TableAccess, TableName};
+use tide_feed::catalog::TableName;
 use tide_feed::config::Config;
 use tokio::sync::Semaphore;
 
-use super::connection_slots::ConnectionSlots;
+use super::connection_slots::{self, ConnectionSlots};
 use super::grant;
 use super::presence::Rooms;
 use super::rest::HttpBroadcasts;
 use super::role::RoleCache;
 use super::single_flight::SingleFlight;
-use crate::allowance::Allowance;
+use super::tables::TablesAnswer;
+use crate::allowance::{Allowance, Share};
 use crate::auth::Verifier;
-use crate::catalog::{Catalog, CatalogError, Moment};
+use crate::catalog::Catalog;
 use crate::descriptors::ConnectionLimits;
 use crate::hub::Hub;
+use crate::memory::{Kind, Memory};
 use crate::stats::Stats;
-
-/// The tables as the role may see them, and the moment as of which.
-type TablesAnswer = Result<(Arc<[TableAccess]>, Moment), CatalogError>;
 
 #[derive(Debug)]
 pub struct ServerContext {
@@ -34,9 +33,6 @@ pub struct ServerContext {
     pub(super) access: SingleFlight<grant::AccessQuestion, grant::AccessAnswer>,
     pub(super) rooms: Arc<Rooms>,
     pub(super) http_broadcasts: HttpBroadcasts,
-    /// Parts of `tide.memory_limit`.
-    pub(super) inbound: Arc<Allowance>,
-    pub(super) filters: Arc<Allowance>,
     /// `tide.max_connections` permits, or as many as there are descriptors for.
     pub(super) websockets: Arc<Semaphore>,
     pub(super) slots: Arc<ConnectionSlots>,
@@ -51,9 +47,8 @@ impl ServerContext {
         stats: Arc<Stats>,
         limits: ConnectionLimits,
     ) -> ServerContext {
-        // The hub's history and queues have the rest.
-        let inbound = Arc::new(Allowance::new(config.memory_limit / 8));
-        let filters = Arc::new(Allowance::new(config.memory_limit / 16));
+        let handshakes = Arc::clone(hub.memory().of(Kind::Handshakes));
+        let limits = limits.fitting(handshakes.limit() / connection_slots::HANDSHAKE);
         let limit = limits.websockets.min(Semaphore::MAX_PERMITS);
         let rooms = Arc::new(Rooms::new(hub.clone(), &config));
         ServerContext {
@@ -67,11 +62,19 @@ impl ServerContext {
             access: SingleFlight::new(),
             rooms,
             http_broadcasts: HttpBroadcasts::default(),
-            inbound,
-            filters,
             websockets: Arc::new(Semaphore::new(limit)),
-            slots: Arc::new(ConnectionSlots::new(limits.waiting, limits.opening)),
+            slots: Arc::new(ConnectionSlots::new(limits.waiting, limits.opening, handshakes)),
         }
+    }
+
+    /// What all memory is counted in.
+    pub fn memory(&self) -> &Memory {
+        self.hub.memory()
+    }
+
+    /// A share of nothing of what there is for this.
+    pub(super) fn share(&self, kind: Kind) -> Share {
+        Share::of(self.memory().of(kind))
     }
 
     /// What the filters of one connection may take up.

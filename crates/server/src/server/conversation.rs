@@ -1,6 +1,5 @@
 //! One connection's side of the protocol: client frames in, answers into its queue. No sockets.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,13 +14,13 @@ use super::identity::{self, Refusal};
 use super::join::{self, Joiner, Refused};
 use super::limit::TokenBucket;
 use super::pending::Pending;
-use super::presence::NoRoom;
+use super::tracking::{self, PresenceError};
 use super::{access, broadcast};
 use crate::allowance::Allowance;
 use crate::hub::handle::SessionId;
 use crate::hub::queue::Queue;
 use crate::hub::subscription::{Facet, Style};
-use crate::presence::Details;
+use crate::memory::Kind;
 use crate::stats::{RefusedJoin, RefusedPush};
 use crate::topic::PREFIX;
 use crate::wire::Vsn;
@@ -197,7 +196,7 @@ impl Conversation {
     /// A push to a joined channel.
     fn pushed(&mut self, to: Address<'_>, event: ClientEvent) {
         match event {
-            ClientEvent::AccessToken(Some(token)) => self.access_token(to.topic, token),
+            ClientEvent::AccessToken(Some(token)) => self.access_token(to, token),
             ClientEvent::AccessToken(None) => {}
             ClientEvent::Broadcast(broadcast) => self.broadcast(to, &broadcast),
             ClientEvent::Presence(presence) => self.presence(to, &presence),
@@ -215,7 +214,9 @@ impl Conversation {
             Ok(broadcast) => {
                 let ack = channel.ack;
                 let except = (!channel.echo).then_some(self.session);
-                broadcast.send(&self.context, except);
+                if !broadcast.send(&self.context, except) {
+                    return self.reply(encode::broadcast_error(self.vsn, to, broadcast::NO_MEMORY));
+                }
                 // Without `ack` the client counts it as sent and waits for nothing.
                 if ack {
                     self.reply(encode::ok(self.vsn, to));
@@ -235,7 +236,7 @@ impl Conversation {
             return self.close_channel(to.topic, "Client presence rate limit exceeded");
         }
         let Some(channel) = self.channels.get_mut(to.topic) else { return };
-        match handle_presence(channel, to.topic, presence, config.max_presence_size) {
+        match tracking::track(channel, to.topic, presence, config.max_presence_size) {
             Ok(()) => self.reply(encode::ok(self.vsn, to)),
             Err(PresenceError::Refused { count, reason }) => {
                 self.context.stats.refused_presence(count).inc();
@@ -284,6 +285,12 @@ impl Conversation {
             self.refuse_join(to, RefusedJoin::Channels, reason);
             return Ok(());
         }
+        let mut memory = self.context.share(Kind::Channels);
+        if !memory.grow(join::JOIN + payload.memory()) {
+            let Refused { count, reason } = Refused::memory();
+            self.refuse_join(to, count, &reason);
+            return Ok(());
+        }
         let topic: Arc<str> = to.topic.into();
         let joiner = Joiner {
             context: Arc::clone(&self.context),
@@ -291,6 +298,7 @@ impl Conversation {
             vsn: self.vsn,
             credentials: self.credentials.clone(),
             filters: Arc::clone(&self.filters),
+            memory,
             address: OwnedAddress {
                 join_ref: to.join_ref.or(to.ref_).map(Into::into),
                 ref_: to.ref_.map(Into::into),
@@ -317,15 +325,20 @@ impl Conversation {
         self.abandon(to.topic);
     }
 
-    fn access_token(&mut self, topic: &str, token: String) {
-        let Some(channel) = self.channels.get(topic) else { return };
+    fn access_token(&mut self, to: Address<'_>, token: String) {
+        let Some(channel) = self.channels.get(to.topic) else { return };
         if !identity::is_token(&token) || channel.credentials.are_of(&token) {
             return;
         }
+        let mut memory = self.context.share(Kind::Channels);
+        if !memory.grow(join::JOIN + 2 * token.len()) {
+            return self.reply(encode::error(self.vsn, to, &Refused::memory().reason));
+        }
         let (context, asked) = (Arc::clone(&self.context), channel.access.asked());
-        let topic: Arc<str> = topic.into();
+        let topic: Arc<str> = to.topic.into();
         let name = Arc::clone(&topic);
         let renewal = async move {
+            let _memory = memory;
             Outcome::Renewed(renewal(&context, &token, name.strip_prefix(PREFIX), asked).await)
         };
         self.pending.begin(topic, Box::pin(renewal));
@@ -333,6 +346,10 @@ impl Conversation {
 
     fn renew(&mut self, topic: &Arc<str>, credentials: Credentials, access: Option<Access>) {
         let Some(channel) = self.channels.get_mut(topic) else { return };
+        let others = channel.memory.bytes().saturating_sub(channel.credentials.memory());
+        if !channel.memory.resize(others + credentials.memory()) {
+            return self.close_channel(topic, &Refused::memory().reason);
+        }
         if channel.credentials.identity != credentials.identity {
             let identity = Arc::clone(&credentials.identity);
             self.context.hub.set_identity(self.session, topic, identity);
@@ -423,62 +440,4 @@ async fn renewal(
         }
         _ => Ok((credentials, None)),
     }
-}
-
-/// Why somebody is not present as it wants to be.
-enum PresenceError {
-    Refused {
-        count: RefusedPush,
-        reason: Cow<'static, str>,
-    },
-    /// Past `tide.max_presence_size`.
-    TooLarge,
-}
-
-impl PresenceError {
-    fn refused(count: RefusedPush, reason: impl Into<Cow<'static, str>>) -> PresenceError {
-        PresenceError::Refused { count, reason: reason.into() }
-    }
-}
-
-fn handle_presence(
-    channel: &mut Channel,
-    topic: &str,
-    request: &Presence,
-    max_size: usize,
-) -> Result<(), PresenceError> {
-    let bad_request = |reason: &'static str| PresenceError::refused(RefusedPush::Request, reason);
-    let Some(presence) = &mut channel.presence else {
-        return Err(bad_request("this topic has no presence"));
-    };
-    let payload = match request {
-        Presence::Untrack => {
-            presence.untrack();
-            return Ok(());
-        }
-        Presence::Track(payload) => payload,
-        Presence::Other(_) => return Err(bad_request("presence can be tracked and untracked")),
-    };
-    if !channel.access.presence().write {
-        let name = topic.strip_prefix(PREFIX).unwrap_or(topic);
-        let reason = format!(
-            "Unauthorized: You do not have permissions to track presence on this Channel topic: {name}"
-        );
-        return Err(PresenceError::refused(RefusedPush::Policy, reason));
-    }
-    let details = payload.as_deref().and_then(|payload| Details::of(payload.get()));
-    let details = details.ok_or_else(|| bad_request("Presence track payload must be a map"))?;
-    if presence.key().len() + details.bytes() > max_size {
-        return Err(PresenceError::TooLarge);
-    }
-    presence.track(details).map_err(|no_room| match no_room {
-        NoRoom::Channel => PresenceError::refused(
-            RefusedPush::Full,
-            "PresenceLimitReached: Too many are present on this channel",
-        ),
-        NoRoom::Server => PresenceError::refused(
-            RefusedPush::Size,
-            "PresenceLimitReached: There is no memory for more presence",
-        ),
-    })
 }

@@ -39,6 +39,11 @@ impl Credentials {
         self.digest.unwrap_or_else(|| digest(self.role()))
     }
 
+    /// Bytes that they take up, whoever shares them.
+    pub(super) fn memory(&self) -> usize {
+        self.identity.role.len() + self.identity.claims.len()
+    }
+
     pub(super) fn has_expired(&self, now: i64) -> bool {
         self.expires.is_some_and(|expires| expires <= now)
     }

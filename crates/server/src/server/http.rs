@@ -18,6 +18,8 @@ use super::credentials::Credentials;
 use super::handshake::{Handshake, HandshakeError};
 use super::route::Route;
 use super::{identity, page, rest};
+use crate::allowance::Share;
+use crate::memory::Kind;
 use crate::stats::RefusedConnection;
 use crate::wire::Vsn;
 
@@ -29,7 +31,14 @@ pub(super) struct Admission {
     pub(super) user_agent: Option<Box<str>>,
     /// One of `tide.max_connections`, given back when the connection ends.
     pub(super) permit: OwnedSemaphorePermit,
+    /// What the connection takes up while it is idle.
+    pub(super) memory: Share,
 }
+
+/// Bytes of an idle websocket: its task and buffers, and what the hub has of it; with TLS, its state
+/// besides.
+const WEBSOCKET: usize = 6 << 10;
+const TLS: usize = 8 << 10;
 
 /// Answers the requests of one connection, until one of them asks for a websocket and may have it.
 #[derive(Debug)]
@@ -74,7 +83,7 @@ impl Front {
             }
             Route::Health => self.health(),
             Route::Metrics => {
-                let text = self.context.stats.prometheus();
+                let text = self.context.stats.prometheus() + &self.context.memory().prometheus();
                 body(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
             }
             Route::Websocket => self.upgrade(&parts, work).await,
@@ -138,8 +147,15 @@ impl Front {
                     return failure(refusal.status(), &refusal.to_string());
                 }
             };
-        let admission =
-            Admission { credentials, vsn: handshake.vsn, user_agent: handshake.user_agent, permit };
+        let mut memory = self.context.share(Kind::Connections);
+        let tls = if self.context.config().ssl { TLS } else { 0 };
+        if !memory.grow(WEBSOCKET + tls + credentials.memory()) {
+            self.context.stats.refused_connection(RefusedConnection::Memory).inc();
+            let reason = "there is no memory for more connections, try again";
+            return failure(StatusCode::SERVICE_UNAVAILABLE, reason);
+        }
+        let (vsn, user_agent) = (handshake.vsn, handshake.user_agent);
+        let admission = Admission { credentials, vsn, user_agent, permit, memory };
         *self.admission.lock().unwrap_or_else(PoisonError::into_inner) = Some(admission);
         work.stays();
         switch(&handshake.accept)

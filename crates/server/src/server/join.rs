@@ -4,7 +4,7 @@ use std::slice;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tide_feed::catalog::{TableAccess, TableName, Which};
+use tide_feed::catalog::{TableAccess, TableName};
 use tokio::time::timeout;
 
 use super::access;
@@ -18,7 +18,6 @@ use super::identity::{self, Refusal};
 use super::presence::{ChannelPresence, RoomKey};
 use super::since::since;
 use crate::allowance::{Allowance, Share};
-use crate::catalog::Moment;
 use crate::hub::handle::SessionId;
 use crate::hub::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
 use crate::notify::Lease;
@@ -31,6 +30,16 @@ use crate::wire::{Vsn, record};
 /// Bytes of what a client may call itself on a channel.
 const MAX_PRESENCE_KEY: usize = 255;
 
+/// Bytes that a join takes up besides its payload, while it is under way.
+pub(super) const JOIN: usize = 4 << 10;
+
+/// How much more than its payload a join may take up while it is being looked at: filters that are
+/// taken apart, values on their way to Postgres and back.
+const AT_WORK: usize = 3;
+
+/// Bytes that a channel takes up besides its bindings: here and in the hub.
+const CHANNEL: usize = 1 << 10;
+
 /// Who wants to join, and where the answer goes.
 pub(super) struct Joiner {
     pub(super) context: Arc<ServerContext>,
@@ -40,6 +49,8 @@ pub(super) struct Joiner {
     pub(super) credentials: Credentials,
     /// Memory for the filters of the connection's channels.
     pub(super) filters: Arc<Allowance>,
+    /// What the join takes up, and then the channel.
+    pub(super) memory: Share,
     pub(super) address: OwnedAddress,
 }
 
@@ -52,6 +63,11 @@ pub(super) struct Refused {
 impl Refused {
     pub(super) fn request(reason: impl Into<String>) -> Refused {
         Refused { count: RefusedJoin::Request, reason: reason.into() }
+    }
+
+    pub(super) fn memory() -> Refused {
+        let reason = "MemoryLimitReached: There is no memory for more channels, try again";
+        Refused { count: RefusedJoin::Memory, reason: reason.into() }
     }
 
     fn filters(why: &str) -> Refused {
@@ -92,7 +108,11 @@ impl Plan {
 
 /// Checks everything, then waits until the hub has the channel and the stream is live.
 pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outcome {
-    match joiner.plan(&payload).await {
+    let planned = match joiner.memory.grow(AT_WORK * payload.memory()) {
+        true => joiner.plan(&payload).await,
+        false => Err(Refused::memory()),
+    };
+    match planned.and_then(|plan| joiner.keep(plan)) {
         Ok(plan) => {
             let echoed = plan.legacy.as_ref().map_or(&*payload.postgres_changes, slice::from_ref);
             let subscription = Subscription {
@@ -112,6 +132,14 @@ pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outco
 }
 
 impl Joiner {
+    /// From here on it takes up what the channel needs.
+    fn keep(&mut self, plan: Plan) -> Result<Plan, Refused> {
+        let facets = plan.facets.iter().map(Facet::memory).sum::<usize>();
+        let greeting = plan.greeting.iter().map(Bytes::len).sum::<usize>();
+        let kept = channel_memory(&self.address.topic, &self.credentials) + facets + greeting;
+        if self.memory.resize(kept) { Ok(plan) } else { Err(Refused::memory()) }
+    }
+
     /// The channel, once the hub has it; tells who is present to those who asked.
     fn channel(
         self,
@@ -144,6 +172,7 @@ impl Joiner {
             presence,
             _lease: lease,
             _filters: filters,
+            memory: self.memory,
         }
     }
 
@@ -387,25 +416,6 @@ impl Joiner {
         Ok(&payload.broadcast)
     }
 
-    /// The tables as the role may see them, and the moment as of which.
-    pub(super) async fn tables(
-        &self,
-        names: Vec<TableName>,
-    ) -> Result<(Arc<[TableAccess]>, Moment), Refused> {
-        let (context, role) = (&self.context, self.credentials.role());
-        let names = &names;
-        let look_up = async || {
-            let (tables, asked) = context.catalog.tables(role, Which::Named(names.clone())).await?;
-            Ok((tables.into(), asked))
-        };
-        let ask = || context.tables.answer((Arc::clone(role), names.clone()), look_up);
-        let answer = identity::patiently(context.config().handshake_timeout, ask).await;
-        answer.map_err(|error| {
-            log::warn!("could not look up the tables of a subscription: {error}");
-            Refusal::Unavailable.into()
-        })
-    }
-
     /// Each set of parameters as a binding, or with the text that says that it is none.
     pub(super) async fn bind(
         &self,
@@ -442,6 +452,11 @@ impl BindingError {
             BindingError::Refused => denied(),
         }
     }
+}
+
+/// Bytes that a channel takes up without what it asked for.
+fn channel_memory(topic: &str, credentials: &Credentials) -> usize {
+    CHANNEL + 2 * topic.len() + credentials.memory()
 }
 
 /// What a client receives of the channel itself.

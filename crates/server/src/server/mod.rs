@@ -31,9 +31,11 @@ mod session;
 mod shutdown;
 mod since;
 mod single_flight;
+mod tables;
 #[cfg(test)]
 mod tests;
 pub mod tls;
+mod tracking;
 mod writer;
 
 pub use context::ServerContext;

@@ -7,9 +7,11 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tide_feed::config::Config;
 use tide_feed::json;
 
+use crate::allowance::Share;
 use crate::hub::Hub;
 use crate::hub::handle::{Ephemeral, SessionId};
 use crate::hub::subscription::Style;
+use crate::memory::Kind;
 use crate::presence::{Details, Diff, MemberId, Room, Tracked};
 use crate::wire::{Vsn, encode};
 
@@ -28,14 +30,14 @@ pub(super) struct Rooms {
     inner: Mutex<Inner>,
     /// Metas per room.
     max_entries: usize,
-    /// Bytes over all rooms.
-    max_bytes: usize,
 }
 
 #[derive(Debug)]
 struct Inner {
     rooms: HashMap<RoomKey, Room>,
     bytes: usize,
+    /// Of the memory for presence: as many, or more while somebody is let in.
+    share: Share,
     /// Numbers for members and metas. It begins anywhere, so that clients that come back after a
     /// restart do not take a new meta for one that they know.
     next: u64,
@@ -56,6 +58,8 @@ impl Inner {
         if room.is_empty() {
             self.rooms.remove(room_key);
         }
+        // What was made room for before is enough.
+        let _ = self.share.resize(self.bytes);
         result
     }
 }
@@ -71,13 +75,9 @@ pub(super) enum NoRoom {
 
 impl Rooms {
     pub(super) fn new(hub: Hub, config: &Config) -> Rooms {
-        let inner = Inner { rooms: HashMap::new(), bytes: 0, next: random() };
-        Rooms {
-            hub,
-            inner: Mutex::new(inner),
-            max_entries: config.max_presence_entries,
-            max_bytes: config.memory_limit / 16,
-        }
+        let share = Share::of(hub.memory().of(Kind::Presence));
+        let inner = Inner { rooms: HashMap::new(), bytes: 0, share, next: random() };
+        Rooms { hub, inner: Mutex::new(inner), max_entries: config.max_presence_entries }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -86,7 +86,8 @@ impl Rooms {
 
     /// To be called with the lock held: members hear of changes in the order of the changes.
     fn announce(&self, room_key: &RoomKey, diff: &Diff) {
-        self.hub.send_ephemeral(Ephemeral {
+        // Without memory members are told afresh once they have read what waits for them.
+        let _ = self.hub.send_ephemeral(Ephemeral {
             topic: Arc::clone(&room_key.topic),
             to: Style::Presence,
             private: room_key.private,
@@ -121,7 +122,8 @@ impl ChannelPresence {
 
     pub(super) fn track(&mut self, details: Details) -> Result<(), NoRoom> {
         let mut inner = self.rooms.lock();
-        if inner.bytes + details.bytes() > self.rooms.max_bytes {
+        let wanted = inner.bytes + Room::bytes_of(&self.key, &details);
+        if !inner.share.resize(wanted) {
             return Err(NoRoom::Server);
         }
         let (reference, limit) = (inner.number(), self.rooms.max_entries);

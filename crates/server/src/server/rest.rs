@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
@@ -16,7 +16,10 @@ use super::context::ServerContext;
 use super::credentials::Credentials;
 use super::grant::{Access, BROADCAST};
 use super::limit::TokenBucket;
+use super::read_budget::lacks_memory;
 use super::{access, handshake, identity, route};
+use crate::allowance::Share;
+use crate::memory::Kind;
 use crate::stats::RefusedPush;
 use crate::topic::{PREFIX, Topic};
 use crate::wire::decode::{Broadcast, Payload};
@@ -27,6 +30,10 @@ const TOKENS: usize = 10_000;
 
 /// Bytes of an event's name: what a binary frame has room for.
 const MAX_EVENT: usize = 255;
+
+/// What a body takes up, as a multiple of its size: it grows in a buffer that has room to spare, and
+/// is taken apart.
+const COPIES: usize = 3;
 
 /// How many broadcasts each token may still send. Connections come and go with every request, so
 /// it is not for them to count.
@@ -85,8 +92,10 @@ pub(super) async fn broadcast(
     let credentials = identity::of_handshake(context, key.as_deref()).await?;
     let request = Request { context, credentials };
     let content = Content::of(&parts.headers)?;
+    // Held until the request has been dealt with.
+    let mut memory = context.share(Kind::Inbound);
     match route::addressee(parts.uri.path()) {
-        None => request.batch(content, &read(body, context.config().max_message_size).await?).await,
+        None => request.batch(content, &read(context, body, &mut memory).await?).await,
         Some((name, event)) => {
             let (Some(name), Some(event)) =
                 (handshake::percent_decoded(name), handshake::percent_decoded(event))
@@ -94,21 +103,40 @@ pub(super) async fn broadcast(
                 return Err(Denied::new(StatusCode::UNPROCESSABLE_ENTITY, "the path is malformed"));
             };
             let private = handshake::parameter(query, "private").as_deref() == Some("true");
-            let payload = content.payload(read(body, context.config().max_message_size).await?)?;
+            let payload = content.payload(read(context, body, &mut memory).await?)?;
             let broadcast = Broadcast { event: event.into_owned(), payload };
             request.one(&Addressed { name: name.into_owned(), private, broadcast }).await
         }
     }
 }
 
-async fn read(body: Incoming, limit: usize) -> Result<Bytes, Denied> {
-    match Limited::new(body, limit).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            Err(Denied::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"))
+/// The body, counted as it arrives.
+async fn read(
+    context: &ServerContext,
+    mut body: Incoming,
+    memory: &mut Share,
+) -> Result<Bytes, Denied> {
+    let no_memory = || {
+        context.stats.refused_broadcast(RefusedPush::Memory).inc();
+        let reason = "there is no memory for the body, try again";
+        Denied::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+    };
+    let mut read = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| match lacks_memory(&error) {
+            true => no_memory(),
+            false => Denied::new(StatusCode::BAD_REQUEST, "the body did not arrive whole"),
+        });
+        let Ok(data) = frame?.into_data() else { continue };
+        if read.len() + data.len() > context.config().max_message_size {
+            return Err(Denied::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"));
         }
-        Err(_) => Err(Denied::new(StatusCode::BAD_REQUEST, "the body did not arrive whole")),
+        if !memory.grow(COPIES * data.len()) {
+            return Err(no_memory());
+        }
+        read.extend_from_slice(&data);
     }
+    Ok(read.into())
 }
 
 /// What the body is said to be.
@@ -166,7 +194,7 @@ impl Request<'_> {
         }
         for message in &messages {
             if self.may_send(message).await? {
-                self.send(message);
+                self.send(message)?;
             } else {
                 self.context.stats.refused_broadcast(RefusedPush::Policy).inc();
             }
@@ -180,8 +208,7 @@ impl Request<'_> {
         if !self.may_send(message).await? {
             return Err(self.refuse(broadcast::not_permitted(&message.name)));
         }
-        self.send(message);
-        Ok(())
+        self.send(message)
     }
 
     fn take(&self, count: usize) -> Result<(), Denied> {
@@ -212,9 +239,13 @@ impl Request<'_> {
         Ok(access.broadcast().write)
     }
 
-    fn send(&self, message: &Addressed) {
+    fn send(&self, message: &Addressed) -> Result<(), Denied> {
         let topic = topic(&message.name);
-        CheckedBroadcast::new(&topic, message.private, &message.broadcast).send(self.context, None);
+        let checked = CheckedBroadcast::new(&topic, message.private, &message.broadcast);
+        if checked.send(self.context, None) {
+            return Ok(());
+        }
+        Err(Denied::new(StatusCode::SERVICE_UNAVAILABLE, broadcast::NO_MEMORY))
     }
 
     fn refuse(&self, refused: Refused) -> Denied {

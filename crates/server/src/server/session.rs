@@ -22,10 +22,13 @@ use super::conversation::{Conversation, ProtocolViolation};
 use super::http::Admission;
 use super::read_budget::Metered;
 use super::shutdown::stopped;
+use super::writer::{Progress, TLS_BUFFER};
 use super::{credentials, writer};
+use crate::allowance::{Allowance, Share};
 use crate::hub::Hub;
 use crate::hub::handle::{Peer, SessionId};
 use crate::hub::queue::{CloseReason, Queue, Taken};
+use crate::memory::Kind;
 use crate::stats::Stats;
 
 /// Read at once, and kept for as long as the connection lives: more than a heartbeat, less than
@@ -81,7 +84,7 @@ pub(super) async fn run<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let Admission { credentials, vsn, user_agent, permit } = admission;
+    let Admission { credentials, vsn, user_agent, permit, memory } = admission;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(0)
@@ -107,7 +110,7 @@ pub(super) async fn run<S>(
     // What the hub still sends is for nobody; the channels are gone from here on.
     drop(session);
     Box::pin(take_leave(&mut socket, &member, end)).await;
-    drop(permit);
+    drop((permit, memory));
 }
 
 /// The connection as the hub and the statistics know it, for as long as it is there: also when
@@ -117,6 +120,8 @@ struct Member {
     id: SessionId,
     queue: Arc<Queue>,
     stats: Arc<Stats>,
+    /// With TLS, where the memory for its buffer is taken from.
+    tls: Option<Arc<Allowance>>,
 }
 
 impl Member {
@@ -125,7 +130,9 @@ impl Member {
         let (id, queue) = context.hub.connect(peer);
         context.stats.connections.inc();
         context.stats.connections_total.inc();
-        Member { hub: context.hub.clone(), id, queue, stats: Arc::clone(&context.stats) }
+        let part = context.memory().of(Kind::Queues);
+        let tls = context.config().ssl.then(|| Arc::clone(part));
+        Member { hub: context.hub.clone(), id, queue, stats: Arc::clone(&context.stats), tls }
     }
 }
 
@@ -133,6 +140,23 @@ impl Drop for Member {
     fn drop(&mut self) {
         self.hub.forget(self.id);
         self.stats.connections.dec();
+    }
+}
+
+/// A batch on its way to the client.
+struct Writing<'a> {
+    queue: &'a Queue,
+    /// What is to be taken for TLS's buffer once the client does not read.
+    tls: Option<Share>,
+}
+
+impl Progress for Writing<'_> {
+    fn wrote(&mut self, bytes: usize) {
+        self.queue.wrote(bytes);
+    }
+
+    fn stalls(&mut self) -> bool {
+        self.tls.as_mut().is_none_or(|share| share.resize(TLS_BUFFER))
     }
 }
 
@@ -207,7 +231,8 @@ where
     ) -> Result<(), End> {
         let began = Instant::now();
         let queue = &self.member.queue;
-        let mut writing = pin!(writer::write(self.socket, frames));
+        let mut progress = Writing { queue, tls: self.member.tls.as_ref().map(Share::of) };
+        let mut writing = pin!(writer::write(self.socket, frames, &mut progress));
         let mut stopping = stopping;
         let written = tokio::select! {
             biased;
@@ -240,7 +265,6 @@ where
         held: &mut Option<Bytes>,
     ) -> Result<(), End> {
         self.heard = Instant::now();
-        self.socket.get_mut().message_complete();
         // A channel whose join reply is out is joined, also for a frame that is on its heels.
         while let Some((topic, outcome)) = self.conversation.outcome().now_or_never() {
             self.conversation.settle(topic, outcome);
@@ -297,6 +321,10 @@ impl End {
             End::Closed(CloseReason::Slow) => {
                 (CloseCode::Again, "too slow: this client read slower than events came")
             }
+            End::Closed(CloseReason::Memory) => (
+                CloseCode::Again,
+                "too slow: memory is short, and much of it was held for this client",
+            ),
             End::Closed(CloseReason::Shutdown) => (CloseCode::Restart, "the server stops"),
             End::Closed(CloseReason::Disconnected) => {
                 (CloseCode::Policy, "disconnected by an administrator")
@@ -321,7 +349,7 @@ impl End {
 /// The next message, once the hub has dealt with enough of what clients said before.
 async fn heard<S>(
     hub: &Hub,
-    socket: &mut WebSocketStream<S>,
+    socket: &mut WebSocketStream<Metered<S>>,
     held: &mut Option<Bytes>,
 ) -> Option<Result<Message, SocketError>>
 where
@@ -334,13 +362,16 @@ where
 /// The next message. Lets go of the last one only once reading has begun again: the library then
 /// takes a fresh, small buffer, in the place of keeping a large message's for good.
 async fn next<S>(
-    socket: &mut WebSocketStream<S>,
+    socket: &mut WebSocketStream<Metered<S>>,
     held: &mut Option<Bytes>,
 ) -> Option<Result<Message, SocketError>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     std::future::poll_fn(|cx| {
+        if held.is_some() {
+            socket.get_mut().message_complete();
+        }
         let polled = Pin::new(&mut *socket).poll_next(cx);
         *held = None;
         polled
@@ -361,7 +392,8 @@ fn linger(reason: CloseReason) -> Duration {
     match reason {
         CloseReason::Shutdown => SHORT_LINGER,
         CloseReason::Slow => SLOW_LINGER,
-        CloseReason::Disconnected => LINGER,
+        // Others need what is held for it.
+        CloseReason::Memory | CloseReason::Disconnected => LINGER,
     }
 }
 
@@ -383,7 +415,8 @@ where
                 && let Some(Taken::Frames { .. }) =
                     member.queue.take(&mut frames, BATCH).now_or_never()
             {
-                writer::write(socket, &frames).await?;
+                let mut progress = Writing { queue: &member.queue, tls: None };
+                writer::write(socket, &frames, &mut progress).await?;
             }
             let close = CloseFrame { code, reason: reason.into() };
             socket.send(Message::Close(Some(close))).await?;

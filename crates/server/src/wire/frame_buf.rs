@@ -4,7 +4,7 @@
 use bytes::{Bytes, BytesMut};
 
 /// Bytes of one buffer: small enough that one frame left unsent does not hold on to much memory.
-const SIZE: usize = 32 << 10;
+const SIZE: usize = 8 << 10;
 
 #[derive(Debug, Default)]
 pub struct FrameBuf {

@@ -88,6 +88,40 @@ pub enum Requested {
     Unknown(String),
 }
 
+/// What a text takes up besides its letters, wherever it is.
+const TEXT: usize = size_of::<String>() + 16;
+
+impl JoinPayload {
+    /// Bytes that it takes up, about.
+    pub fn memory(&self) -> usize {
+        let BroadcastOptions { since, filter, select, .. } = &self.broadcast;
+        let single = [since, filter, &self.presence.key, &self.access_token];
+        let changes = self.postgres_changes.iter().map(ChangeParams::memory).sum::<usize>();
+        size_of::<JoinPayload>()
+            + of_texts(single.into_iter().flatten())
+            + of_list(select)
+            + changes
+    }
+}
+
+impl ChangeParams {
+    fn memory(&self) -> usize {
+        let single = [&self.schema, &self.table, &self.filter];
+        size_of::<ChangeParams>()
+            + self.raw.len()
+            + of_texts(single.into_iter().flatten())
+            + of_list(&self.select)
+    }
+}
+
+fn of_texts<'t>(texts: impl Iterator<Item = &'t String>) -> usize {
+    texts.map(|text| TEXT + text.len()).sum()
+}
+
+fn of_list(texts: &Option<Vec<String>>) -> usize {
+    of_texts(texts.iter().flatten())
+}
+
 impl From<&Members<'_>> for JoinPayload {
     fn from(payload: &Members<'_>) -> JoinPayload {
         let config = payload.object("config");

@@ -1,11 +1,13 @@
 //! Delivering events and ephemeral messages to the groups that want them.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tide_feed::event::{Batch, EventKind};
 
 use super::Stream;
+use crate::filter::Place;
 use crate::hub::encoder::{EncodeContext, EventRef, Missing};
 use crate::hub::entitlement::Subject;
 use crate::hub::failure::{self, refusal, wire_topic};
@@ -83,12 +85,16 @@ impl Stream {
 
     fn deliver_to_group(&mut self, id: GroupId, event_ref: EventRef<'_>) {
         let Some(group) = self.registry.group_mut(id) else { return };
+        let Some(payer) = group.payer(event_ref.seq) else { return };
+        let (payer, effort) = (payer.session, Rc::clone(&payer.effort));
         self.frames.clear();
         let mut context = EncodeContext {
             entitlements: &mut self.entitlements,
             bodies: &mut self.bodies,
             frame_buf: &mut self.frame_buf,
             out: &mut self.frames,
+            effort: &effort,
+            place: Place::Stream,
         };
         match group.plans.frames(&group.key, event_ref, group.previous, &mut context) {
             Ok(()) => {}
@@ -102,15 +108,40 @@ impl Stream {
                 }
                 return;
             }
-            Err(Missing::Effort) => return self.registry.give_up(id),
+            Err(Missing::Effort) => {
+                self.registry.relieve(payer, event_ref.row_bytes());
+                // The others of the group, or those of its channels that are left.
+                return self.deliver_to_group(id, event_ref);
+            }
+            Err(Missing::Time) => return self.put_off(id, event_ref),
             Err(Missing::Answer { about }) => return self.hold(id, event_ref, about),
         }
         if self.frames.is_empty() {
             return;
         }
         let lagging = &mut self.lagging;
-        group
-            .give(&mut self.frames, event_ref.event, event_ref.seq, |session| lagging.add(session));
+        group.give(&mut self.frames, event_ref.event, event_ref.seq, |session, pushed| {
+            lagging.add(session);
+            if pushed == Push::Starved {
+                lagging.starve(session);
+            }
+        });
+    }
+
+    /// Has a group's members read on from the history, with all their channels, so that what they are
+    /// told stays in order: their filters take longer than the stream can wait.
+    fn put_off(&mut self, id: GroupId, event_ref: EventRef<'_>) {
+        let Some(group) = self.registry.group_mut(id) else { return };
+        let mut put_off = Vec::new();
+        for member in group.members.iter_mut().filter(|member| member.lag.is_none()) {
+            member.lag = Some(event_ref.seq);
+            put_off.push(member.session);
+        }
+        for session in put_off {
+            self.lagging.add(session);
+            self.lagging.wake(session);
+            self.hold_all(session, event_ref);
+        }
     }
 
     /// Has a group wait for what decides about the event; it reads on from the history.
@@ -161,10 +192,11 @@ impl Stream {
                 Vsn::V2 => &message.v2,
             };
             for member in &group.members {
-                if message.except == Some(member.session) || frame.is_empty() {
+                let is_missed = frame.is_empty() && message.to == Style::Presence;
+                if message.except == Some(member.session) || frame.is_empty() && !is_missed {
                     continue;
                 }
-                if member.queue.offer(frame) == Push::Full {
+                if is_missed || member.queue.offer(frame) == Push::Full {
                     self.stats.dropped_casts_total.inc();
                     if message.to == Style::Presence {
                         member.queue.miss_presence();

@@ -1,13 +1,15 @@
 //! Joining: where in the stream a channel begins.
 
-use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tide_feed::event::{Cursor, Position};
 
 use super::Stream;
+use crate::allowance::Share;
 use crate::catalog::Moment;
+use crate::filter::{Effort, Place};
 use crate::hub::encoder::{EncodeContext, EventRef, Missing};
 use crate::hub::entitlement::Subject;
 use crate::hub::group::{Floor, GroupKey, Latest};
@@ -18,6 +20,9 @@ use crate::hub::registry::Membership;
 use crate::hub::subscription::{Facet, Identity, Since, Style, Subscription};
 use crate::policy::Way;
 use crate::wire::encode::{self, Resync, resync};
+
+/// Events that are looked at for the newest that are for a channel while the stream waits.
+const LOOKED_AT: Seq = 4096;
 
 /// Where a channel begins.
 struct Beginning {
@@ -34,7 +39,8 @@ impl Stream {
         let queue = Arc::clone(&entry.queue);
         // May have to ask the catalog worker: before the client hears that it has joined, and goes
         // on.
-        let Beginning { mut memberships, position, gap } = self.beginning(&subscription);
+        let effort = Rc::clone(&entry.effort);
+        let Beginning { mut memberships, position, gap } = self.beginning(&subscription, &effort);
         let epoch = self.live.map(|live| live.epoch).unwrap_or_default();
         // Notifications have none.
         let is_kept = subscription.facets.iter().all(|facet| facet.style != Style::Notify);
@@ -60,7 +66,7 @@ impl Stream {
         }
     }
 
-    fn beginning(&mut self, subscription: &Subscription) -> Beginning {
+    fn beginning(&mut self, subscription: &Subscription, effort: &Effort) -> Beginning {
         let facets = subscription.facets.iter();
         let keys: Vec<GroupKey> = facets.map(|facet| self.key(subscription, facet)).collect();
         let at = |floor: Floor, lag: Option<Seq>| {
@@ -82,8 +88,9 @@ impl Stream {
             },
             Since::Last(count) => {
                 let identity = &subscription.identity;
-                let memberships: Vec<Membership> =
-                    keys.into_iter().map(|key| self.newest(key, *count, identity)).collect();
+                effort.begin_turn();
+                let newest = |key| self.newest(key, *count, identity, effort);
+                let memberships: Vec<Membership> = keys.into_iter().map(newest).collect();
                 let first = memberships.iter().filter_map(|membership| membership.lag).min();
                 let position = first.map_or(position, |first| self.history.before(first));
                 Beginning { memberships, position, gap: None }
@@ -126,7 +133,13 @@ impl Stream {
     }
 
     /// Where to begin so that the newest `count` events of the group are given.
-    fn newest(&mut self, mut key: GroupKey, count: u32, identity: &Arc<Identity>) -> Membership {
+    fn newest(
+        &mut self,
+        mut key: GroupKey,
+        count: u32,
+        identity: &Arc<Identity>,
+        effort: &Effort,
+    ) -> Membership {
         let now = self.history.reached();
         let Some(live) = self.live else { return Membership::new(key, Floor::at(now), None) };
         let mut plans = Plans::default();
@@ -144,21 +157,26 @@ impl Stream {
                 bodies: &mut self.bodies,
                 frame_buf: &mut self.frame_buf,
                 out: &mut self.frames,
+                effort,
+                place: Place::Turn,
             };
-            match plans.frames(&key, event_ref, None, &mut context) {
-                Ok(()) => {}
-                // How many of the events are for it is only known once the policies were asked.
-                Err(missing) => {
-                    if missing == Missing::Identity {
-                        key.identity = Some(Arc::clone(identity));
-                    }
-                    let count = usize::try_from(count).unwrap_or(usize::MAX);
-                    let until = self.history.head();
-                    let latest = Latest { count, until, frames: VecDeque::new() };
-                    let start = Some(self.history.start());
-                    let membership = Membership::new(key, Floor::default(), start);
-                    return Membership { latest: Some(Box::new(latest)), ..membership };
+            let looked_at = self.history.head() - seq;
+            let found_out = match plans.frames(&key, event_ref, None, &mut context) {
+                Ok(()) if looked_at > LOOKED_AT => Err(Missing::Time),
+                outcome => outcome,
+            };
+            // How many of the events are for it is only known once the policies were asked, or once
+            // there was more time.
+            if let Err(missing) = found_out {
+                if missing == Missing::Identity {
+                    key.identity = Some(Arc::clone(identity));
                 }
+                effort.forgive(event_ref.row_bytes());
+                let count = usize::try_from(count).unwrap_or(usize::MAX);
+                let latest = Latest::new(count, self.history.head(), Share::of(&self.channels));
+                let start = Some(self.history.start());
+                let membership = Membership::new(key, Floor::default(), start);
+                return Membership { latest: Some(Box::new(latest)), ..membership };
             }
             if !self.frames.is_empty() {
                 found += 1;

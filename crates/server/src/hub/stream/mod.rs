@@ -4,12 +4,13 @@
 mod delivery;
 mod join;
 
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tide_feed::config::Config;
-use tide_feed::event::Lsn;
+use tide_feed::event::{Batch, Lsn};
 use tide_feed::notification::Notification;
 use tokio::sync::{mpsc, watch};
 
@@ -21,12 +22,15 @@ use super::handle::{Command, Ends, Hub, Live, PendingEphemerals};
 use super::history::History;
 use super::notices::Notices;
 use super::policy_check::PolicyChecks;
-use super::queue::{Budget, CloseReason};
+use super::queue::{Budget, CloseReason, Push};
 use super::receipts::Receipts;
 use super::recent;
 use super::registry::{Registry, Session};
+use super::relief::Relief;
+use crate::allowance::Allowance;
 use crate::catalog::Catalog;
 use crate::link::{Feed, Uplink};
+use crate::memory::{Kind, Memory};
 use crate::notify::NotifyRegistry;
 use crate::stats::Stats;
 use crate::wire::encode::{Resync, resync};
@@ -66,21 +70,29 @@ pub struct Parts {
 
 /// A hub: how to talk to it, and its loop, which is to be run.
 pub fn new(config: &Config, parts: Parts) -> (Hub, Stream) {
-    // Half for the history, an eighth for notifications, a sixteenth for filters, the rest for queues.
-    let eighth = config.memory_limit / 8;
-    let budget = Arc::new(Budget::new(3 * eighth - eighth / 2));
-    let history = config.history_size.min(config.memory_limit / 2);
-    let (hub, ends) = Hub::new(config.send_queue_size, budget, parts.notify_registry.clone());
+    let memory = Memory::new(config);
+    let part = memory.of(Kind::History);
     let (retention, reach) = (config.history_retention, config.max_slot_wal_keep_size);
-    let history = History::new(history, retention, reach);
-    (hub, Stream::new(parts, ends, history, Notices::new(eighth)))
+    let size = config.history_size.min(part.limit());
+    let history = History::new(part, size, retention, reach);
+    let notices = Notices::new(Arc::clone(memory.of(Kind::Notices)));
+    let (hub, ends) = Hub::new(config.send_queue_size, memory, parts.notify_registry.clone());
+    (hub, Stream::new(parts, ends, history, notices))
 }
 
 /// The hub's own half. Whatever it does not know yet waits beside the stream: nothing in it blocks.
 pub struct Stream {
     history: History,
+    /// What there is no room for in the history yet.
+    coming: Option<Batch>,
     registry: Registry,
     lagging: LaggingSessions,
+    budget: Arc<Budget>,
+    /// The memory for channels.
+    channels: Arc<Allowance>,
+    relief: Relief,
+    /// When those were given another try for whom there was no memory.
+    tried: Instant,
     notices: Notices,
     entitlements: Entitlements,
     policy_checks: PolicyChecks,
@@ -109,10 +121,15 @@ impl Stream {
         let Parts { feed, notified, uplink, catalog, stats, receipts, .. } = parts;
         Stream {
             history,
+            coming: None,
             registry: Registry::default(),
+            budget: ends.budget,
+            channels: Arc::clone(&ends.channels),
+            relief: Relief::default(),
+            tried: Instant::now(),
             lagging: LaggingSessions::default(),
             notices,
-            policy_checks: PolicyChecks::new(catalog.clone()),
+            policy_checks: PolicyChecks::new(catalog.clone(), ends.channels),
             entitlements: Entitlements::new(catalog),
             live: None,
             announce: ends.live,
@@ -155,9 +172,15 @@ impl Stream {
     /// Waits for something to do, and does it; false: there is to be no more.
     async fn turn(&mut self) -> bool {
         let has_room = self.make_room();
+        if has_room && let Some(batch) = self.coming.take() {
+            self.deliver(batch);
+            return true;
+        }
+        self.relieve();
         let hears = self.notices.has_room(&self.registry, &self.stats, Instant::now());
         let has_work = self.lagging.has_work() || self.notices.has_work();
-        let wait = match has_room && hears && !self.policy_checks.is_resting() {
+        let is_starved = self.lagging.is_anybody_starved() || self.notices.is_anybody_starved();
+        let wait = match has_room && hears && !is_starved && !self.policy_checks.is_resting() {
             true => TICK,
             false => SHORT_TICK,
         };
@@ -182,6 +205,22 @@ impl Stream {
             () = tokio::time::sleep(wait) => self.confirm(),
         }
         true
+    }
+
+    /// Where there is no memory for those who hold next to nothing, cuts off who holds the most and does
+    /// not read.
+    fn relieve(&mut self) {
+        let now = Instant::now();
+        if now.duration_since(self.tried) >= SHORT_TICK {
+            self.tried = now;
+            self.lagging.wake_starved();
+            self.notices.wake_starved(&self.registry);
+        }
+        let is_short = self.budget.take_shortage();
+        for session in self.relief.find(is_short, &self.registry, now) {
+            self.lagging.cut_off(session, CloseReason::Memory, &mut self.registry, &self.stats);
+            self.notices.remove(session);
+        }
     }
 
     /// Takes up what sessions ask for; false: to stop.
@@ -226,8 +265,9 @@ impl Stream {
     fn make_room(&mut self) -> bool {
         let now = Instant::now();
         let mut evicted = false;
-        while let Some(end) = self.history.due(now) {
-            let full = self.history.is_full();
+        let coming = self.coming.as_ref().map_or(0, Batch::size);
+        while let Some(end) = self.history.due(coming, now) {
+            let full = self.history.is_full(coming);
             if !self.lagging.may_evict(end, full, &mut self.registry, &self.stats, now) {
                 return false;
             }
@@ -263,6 +303,7 @@ impl Stream {
 
     fn take(&mut self, feed: Feed) {
         match feed {
+            Feed::Batch(batch) if self.history.is_full(batch.size()) => self.coming = Some(batch),
             Feed::Batch(batch) => self.deliver(batch),
             Feed::Decoded(lsn) => {
                 self.history.decoded_to(lsn);
@@ -322,8 +363,8 @@ impl Stream {
     fn handle(&mut self, command: Command) {
         match command {
             Command::Connect { session, queue, peer } => {
-                let channels = std::collections::HashMap::new();
-                self.registry.sessions.insert(session, Session { queue, peer, channels });
+                let (channels, effort) = (std::collections::HashMap::new(), Rc::default());
+                self.registry.sessions.insert(session, Session { queue, peer, effort, channels });
             }
             Command::Join { session, subscription, joined } => {
                 self.join(session, subscription);
@@ -346,9 +387,17 @@ impl Stream {
                 self.deliver_ephemeral(&message);
             }
             Command::Tell { session, frame } => {
-                if let Some(entry) = self.registry.sessions.get(&session) {
-                    entry.queue.reply(frame);
+                // One that does not read has it told afresh once it does.
+                if let Some(entry) = self.registry.sessions.get(&session)
+                    && entry.queue.tell(&frame) == Push::Full
+                {
+                    entry.queue.miss_presence();
                 }
+            }
+            Command::CutOff { session } => {
+                self.notices.remove(session);
+                let (registry, stats) = (&mut self.registry, &self.stats);
+                self.lagging.cut_off(session, CloseReason::Memory, registry, stats);
             }
             Command::Drained { session } => {
                 self.lagging.wake(session);

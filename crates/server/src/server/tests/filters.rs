@@ -1,10 +1,13 @@
 //! Filters that would take much memory or work: refused, or ended, alone.
 
+use std::collections::HashMap;
+
 use serde_json::{Value, json};
 use tide_feed::config::Config;
 use tokio::net::TcpStream;
 
 use super::world::{Client, World, config, until};
+use crate::memory::Kind;
 use crate::stats::RefusedJoin;
 
 fn binding(filter: &str) -> Value {
@@ -101,7 +104,7 @@ async fn memory_for_filters_is_limited_per_connection_and_in_all() {
 
     assert!(of_connections > 0);
     drop(clients);
-    until(|| world.context.filters.used() == 0).await;
+    until(|| world.context.memory().of(Kind::Filters).used() == 0).await;
     let mut client = world.client().await;
     assert_eq!(join(&mut client, "realtime:a", some(0)).await, "");
 }
@@ -140,4 +143,64 @@ async fn a_filter_that_makes_too_much_work_ends_and_everything_else_goes_on() {
         }
     }
     assert_eq!((ended, ids), (1, vec![json!(1), json!(2)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_pays_for_all_its_channels_together_and_the_others_are_not_held_up() {
+    let world = World::new(Config { public_channels: true, ..config() }).await;
+    let (mut greedy, mut other) = (world.client().await, world.client().await);
+    // Each of them alone could go on for hundreds of events.
+    let some = || changes((0..15).map(|n| format!("note=lt.a{n}")).chain(["id=gt.0".into()]));
+    for n in 0..12 {
+        assert_eq!(join(&mut greedy, &format!("realtime:{n}"), some()).await, "");
+    }
+    let usual = changes(["note=like.x%".to_owned()]);
+    assert_eq!(join(&mut other, "realtime:usual", usual).await, "");
+
+    let rows = 100;
+    for id in 1..=rows {
+        world.insert(1000 + 10 * id, id as i64, &"x".repeat(2_000));
+        assert_eq!(other.next().await[4]["data"]["record"]["id"], id);
+    }
+
+    let (mut ended, mut ids) = (0, HashMap::<String, Vec<u64>>::new());
+    while !ids.values().any(|ids| ids.last() == Some(&rows)) {
+        let frame = greedy.next().await;
+        let topic = frame[2].as_str().unwrap().to_owned();
+        if frame[3] == "system" {
+            assert!(frame[4]["message"].as_str().unwrap().contains("too much work"), "{frame}");
+            ids.remove(&topic);
+            ended += 1;
+        } else {
+            let id = frame[4]["data"]["record"]["id"].as_u64().unwrap();
+            ids.entry(topic).or_default().push(id);
+        }
+    }
+
+    assert!((6..12).contains(&ended), "{ended}");
+    let whole: Vec<u64> = (1..=rows).collect();
+    assert!(ids.values().all(|ids| whole.starts_with(ids)), "{ids:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_takes_longer_than_the_stream_waits_comes_in_order_all_the_same() {
+    let world = World::new(Config { public_channels: true, ..config() }).await;
+    let mut client = world.client().await;
+    // With one more such channel than an event has time for in the stream.
+    for topic in ["realtime:a", "realtime:b", "realtime:c"] {
+        let some = (0..20).map(|n| format!("note=lt.a{n}")).chain(["id=gt.0".into()]);
+        assert_eq!(join(&mut client, topic, changes(some)).await, "");
+    }
+
+    let rows = 20;
+    for id in 1..=rows {
+        world.insert(1000 + 10 * id, id as i64, &"x".repeat(2_000));
+    }
+
+    let mut ids = Vec::new();
+    for _ in 0..3 * rows {
+        ids.push(client.next().await[4]["data"]["record"]["id"].as_u64().unwrap());
+    }
+    let each_three_times: Vec<u64> = (1..=rows).flat_map(|id| [id; 3]).collect();
+    assert_eq!(ids, each_three_times);
 }

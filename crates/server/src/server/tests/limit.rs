@@ -12,6 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::world::{World, config, until};
 use crate::descriptors::ConnectionLimits;
+use crate::memory::Kind;
 use crate::server::credentials::Credentials;
 use crate::server::http::Admission;
 use crate::server::read_budget::Metered;
@@ -216,11 +217,12 @@ async fn an_idle_connection_takes_little_room() {
         credentials: Credentials::anonymous("web"),
         vsn: Vsn::V2,
         user_agent: None,
+        memory: world.context.share(Kind::Connections),
         permit: Arc::clone(&world.context.websockets).try_acquire_owned().unwrap(),
     };
 
     let context = Arc::clone(&world.context);
-    let stream = Metered::new(stream, Arc::clone(&context.inbound));
+    let stream = Metered::new(stream, context.share(Kind::Inbound), 0);
     let session = session::run(stream, Vec::new(), world.address, admission, context, stopped);
 
     // With its read buffer, and what the hub has of it, far below 10 KiB.

@@ -6,6 +6,7 @@ mod filters;
 mod http;
 mod identity;
 mod limit;
+mod memory;
 mod presence;
 mod rest;
 mod websocket;
