@@ -9,6 +9,7 @@ mod crowd;
 mod deepstream;
 mod fanout;
 mod idle;
+mod joins;
 mod latency;
 mod nats;
 mod pgbench;
@@ -33,7 +34,7 @@ use report::Report;
 
 type Figure = (&'static str, fn(&Plan) -> Report);
 
-const FIGURES: [Figure; 9] = [
+const FIGURES: [Figure; 10] = [
     ("rows", rows::run),
     ("latency", latency::run),
     ("tps", tps::run),
@@ -43,6 +44,7 @@ const FIGURES: [Figure; 9] = [
     ("sending", sending::run),
     ("policies", policies::run),
     ("deepstream", deepstream::run),
+    ("joins", joins::run),
 ];
 
 fn main() {
