@@ -255,7 +255,7 @@ impl Clients {
             Arc::clone(&self.stats),
             self.limits,
         ));
-        log::info!("notify_registry on {}", self.listener.url().unwrap_or_default());
+        log::info!("listening on {}", self.listener.url().unwrap_or_default());
         let (tls, acceptors) = watch::channel(tls);
         tokio::select! {
             () = server::run(listeners, acceptors, Arc::clone(&context), stopped) => {}
