@@ -11,7 +11,7 @@ use tide_feed::catalog::{
 };
 use tide_feed::event::Kind;
 
-use crate::helper::answer::{encode, parse};
+use crate::helper::answer::{self, encode, parse};
 use crate::helper::role;
 use crate::helper::transaction::{Refusal, rolled_back};
 use crate::source::in_flight;
@@ -89,8 +89,11 @@ fn forget_catalogue() {
 
 /// The one text that a query answers with.
 fn text(query: &str, arguments: &[DatumWithOid]) -> Result<String, Refusal> {
-    let answer = Spi::get_one_with_args::<String>(query, arguments);
-    answer.ok().flatten().ok_or_else(|| Refusal::internal("the look-up gave no answer"))
+    let failed = |_: pgrx::spi::Error| Refusal::internal("the look-up cannot be made");
+    let answer = Spi::connect(|client| {
+        answer::text(client.select(query, Some(1), arguments).map_err(failed)?)
+    })?;
+    answer.ok_or_else(|| Refusal::internal("the look-up gave no answer"))
 }
 
 /// A table as `tables.sql` describes it.

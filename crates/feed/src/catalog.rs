@@ -12,8 +12,17 @@ use serde_json::value::RawValue;
 
 use crate::event::Kind;
 
-/// Largest frame; enough for a page of `tide.recent`, far below what could hurt.
+use crate::few::few;
+
+/// Largest frame; enough for a page of `tide.recent`, far below what could hurt. A question that
+/// is larger is not asked; in the place of an answer that is larger stands an error.
 pub const MAX_FRAME: usize = 64 << 20;
+
+/// The SQLSTATE of what is too large to be asked or answered.
+pub const TOO_LARGE: &str = "54000";
+
+/// Rows that a question about an outbox may be about, at most, whatever limit it gives.
+pub const MOST_ROWS: u32 = 65_536;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -46,7 +55,12 @@ pub enum Request {
     /// [`Visibility`].
     Visibility { role: String, object: Object },
     /// (executor) Casts each text to the type, as the role; answers `to_jsonb` of the results.
-    Cast { role: String, type_sql: String, values: Vec<String> },
+    Cast {
+        role: String,
+        type_sql: String,
+        #[serde(deserialize_with = "few")]
+        values: Vec<String>,
+    },
     /// (executor) Which of the rows the condition admits, for each of the clients, whose claims
     /// these are. `rows` is a JSON array of objects, one for each row. `labels` are those of enums
     /// that are in condition and rows, with their oids: if one has another name by now, the
@@ -56,15 +70,29 @@ pub enum Request {
         table: u32,
         condition: String,
         rows: String,
+        #[serde(deserialize_with = "few")]
         labels: Vec<(u32, String)>,
+        #[serde(deserialize_with = "few")]
         claims: Vec<String>,
     },
     /// (executor) What the expressions are worth to each of the clients. Answers
     /// [`ClaimsOutcomes`].
-    EvaluateClaims { role: String, expressions: Vec<String>, claims: Vec<String> },
+    EvaluateClaims {
+        role: String,
+        #[serde(deserialize_with = "few")]
+        expressions: Vec<String>,
+        #[serde(deserialize_with = "few")]
+        claims: Vec<String>,
+    },
     /// (executor) What the role, with these claims, may do on a channel; answers a list of
     /// [`Grant`]s, one for each extension. A policy that fails or takes too long grants nothing.
-    Channel { role: String, claims: String, topic: String, extensions: Vec<String> },
+    Channel {
+        role: String,
+        claims: String,
+        topic: String,
+        #[serde(deserialize_with = "few")]
+        extensions: Vec<String>,
+    },
     /// (catalog worker) The rows of `tide.check()`, for the page; answers a list of [`Finding`]s.
     Check,
     /// (catalog worker) The tables that are outboxes; answers a list of [`Outbox`]es.
@@ -74,10 +102,19 @@ pub enum Request {
     TakeOver { table: u32, generation: u32, after: i64, limit: u32 },
     /// (catalog worker) These rows of an outbox have been published: deletes them, but for the
     /// newest of the table, which is flagged; all are if they are to be kept. Answers [`Retired`].
-    Retire { table: u32, ids: Vec<i64>, keep: bool },
+    Retire {
+        table: u32,
+        #[serde(deserialize_with = "few")]
+        ids: Vec<i64>,
+        keep: bool,
+    },
     /// (catalog worker) These rows of an outbox could not be published, each for an SQLSTATE: has
     /// them say so. Answered by `null`.
-    SetAside { table: u32, rows: Vec<(i64, Box<str>)> },
+    SetAside {
+        table: u32,
+        #[serde(deserialize_with = "few")]
+        rows: Vec<(i64, Box<str>)>,
+    },
     /// (catalog worker) How many rows of an outbox say that they could not be published.
     CountFailed { table: u32 },
     /// (catalog worker) Rows of an outbox that are not flagged; answers [`Unpublished`].
@@ -90,8 +127,8 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Which {
-    Named(Vec<TableName>),
-    Oids(Vec<u32>),
+    Named(#[serde(deserialize_with = "few")] Vec<TableName>),
+    Oids(#[serde(deserialize_with = "few")] Vec<u32>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ pub mod channel;
 pub mod config;
 pub mod control;
 pub mod event;
+mod few;
 pub mod json;
 pub mod labels;
 pub mod link;
