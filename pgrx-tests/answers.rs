@@ -160,3 +160,45 @@ fn a_server_that_does_not_keep_to_the_protocol_costs_a_question_or_its_connectio
 
     assert_eq!(database.processes(CATALOG_WORKER), before);
 }
+
+#[test]
+fn a_join_after_a_revoke_is_refused_though_the_table_is_known() {
+    let database = Cluster::shared().database("answers_revoked");
+    let t = database.table("t", "id int primary key");
+    let mut sql = database.sql();
+    sql.batch_execute(&format!(
+        "create role answers_readers; grant answers_readers to authenticated;
+         revoke select on {t} from authenticated; grant select on {t} to answers_readers"
+    ))
+    .unwrap();
+    let changes = [
+        (
+            format!("revoke select on {t} from answers_readers"),
+            format!("grant select on {t} to answers_readers"),
+        ),
+        (
+            "revoke answers_readers from authenticated".to_owned(),
+            "grant answers_readers to authenticated".to_owned(),
+        ),
+        (
+            "revoke usage on schema public from public".to_owned(),
+            "grant usage on schema public to public".to_owned(),
+        ),
+        (
+            format!("alter publication tide drop table {t}"),
+            format!("alter publication tide add table {t}"),
+        ),
+        (format!("alter table {t} rename to away"), format!("alter table away rename to {t}")),
+    ];
+
+    for _ in 0..5 {
+        for (revoke, grant) in &changes {
+            assert_eq!(join(&database, &t), "ok", "before {revoke}");
+            assert_eq!(join(&database, &t), "ok", "known before {revoke}");
+            sql.batch_execute(revoke).unwrap();
+            assert_eq!(join(&database, &t), "Unauthorized", "after {revoke}");
+            sql.batch_execute(grant).unwrap();
+        }
+    }
+    sql.batch_execute("drop owned by answers_readers; drop role answers_readers").unwrap();
+}

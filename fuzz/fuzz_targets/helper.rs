@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tide_feed::catalog::{
-    Cast, ClaimsOutcomes, Finding, Grant, Hello, Outbox, PolicyOutcomes, Reply, Request,
+    Cast, Changes, ClaimsOutcomes, Finding, Grant, Hello, Outbox, PolicyOutcomes, Reply, Request,
     Retired, RoleStatus, Secrets, Tables, TakenOver, Unpublished, Visibility,
 };
 use tide_feed::control::ControlRequest;
@@ -22,6 +22,7 @@ fuzz_target!(|bytes: &[u8]| {
     understood::<Secrets>(answer);
     understood::<RoleStatus>(answer);
     understood::<Tables>(answer);
+    understood::<Changes>(answer);
     understood::<Visibility>(answer);
     understood::<Cast>(answer);
     understood::<PolicyOutcomes>(answer);

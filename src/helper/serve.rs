@@ -18,7 +18,7 @@ use tide_feed::catalog::{Hello, Request};
 
 use crate::helper::transaction::Refusal;
 use crate::helper::{
-    answer, catalog, channel, executor, notifier, outbox, policy, session,
+    answer, catalog, changes, channel, executor, notifier, outbox, policy, session,
 };
 use crate::process::{helpers, signals};
 use crate::socket::{FrameSocket, SocketError};
@@ -45,7 +45,10 @@ pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
         return;
     }
     match hello {
-        Hello::CatalogWorker => session::connect_as_owner(database),
+        Hello::CatalogWorker => {
+            session::connect_as_owner(database);
+            changes::listen();
+        }
         _ => session::connect_as_authenticator(database),
     }
     let socket = guc::control_socket(database);
@@ -69,6 +72,7 @@ pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
 fn serve(hello: Hello, socket: &Path) -> Result<(), SocketError> {
     let mut socket = FrameSocket::connect(socket)?;
     socket.send(&encode(&hello))?;
+    changes::begin_stream();
     if hello == Hello::Notifier {
         return notifier::serve(socket.into_stream());
     }
@@ -87,12 +91,13 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
     let request: Request = serde_json::from_slice(frame).map_err(|_| unknown())?;
     match (hello, request) {
         (Hello::CatalogWorker, Request::Secrets) => catalog::secrets(),
-        (Hello::CatalogWorker, Request::Role { role }) => catalog::role(&role),
-        (Hello::CatalogWorker, Request::Tables { role, publication, which }) => {
-            catalog::tables(&role, &publication, &which)
+        (Hello::CatalogWorker, Request::Role { role, streamed }) => catalog::role(&role, streamed),
+        (Hello::CatalogWorker, Request::Tables { role, publication, which, streamed }) => {
+            catalog::tables(&role, &publication, &which, streamed)
         }
-        (Hello::CatalogWorker, Request::Visibility { role, object }) => {
-            catalog::visibility(&role, object)
+        (Hello::CatalogWorker, Request::Changes { since }) => catalog::changes(since),
+        (Hello::CatalogWorker, Request::Visibility { role, object, streamed }) => {
+            catalog::visibility(&role, object, streamed)
         }
         (Hello::CatalogWorker, Request::Check) => catalog::check(),
         (Hello::CatalogWorker, Request::Outboxes) => outbox::list(),

@@ -40,20 +40,25 @@ pub enum Hello {
 /// The SQLSTATE of a question with labels that are called otherwise by now.
 pub const RENAMED: &str = "TD002";
 
+/// `streamed` is how many changes of the catalogue the stream has told the server of: an answer has to
+/// know of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {
     /// (catalog worker) What identity checks need.
     Secrets,
     /// (catalog worker) May this role be used by clients at all?
-    Role { role: String },
+    Role { role: String, streamed: u64 },
     /// (catalog worker) Tables as `role` may see them. A table that is missing, not published, or
     /// that the role has no SELECT on any column of, is left out of the answer: there is no telling
     /// which of the three it was.
-    Tables { role: String, publication: String, which: Which },
+    Tables { role: String, publication: String, which: Which, streamed: u64 },
+    /// (catalog worker) What has changed in the catalogue after the change of this number; answers
+    /// [`Changes`].
+    Changes { since: u64 },
     /// (catalog worker) What `role` may know of a table or schema, published or not; answers
     /// [`Visibility`].
-    Visibility { role: String, object: Object },
+    Visibility { role: String, object: Object, streamed: u64 },
     /// (executor) Casts each text to the type, as the role; answers `to_jsonb` of the results.
     Cast {
         role: String,
@@ -258,7 +263,21 @@ pub struct Tables {
     pub lsn: u64,
     /// The transactions that were running right after that.
     pub running: Vec<u32>,
+    /// The number of the newest change of the catalogue that the look-up knows of.
+    pub change: u64,
     pub tables: Vec<TableAccess>,
+}
+
+/// Answer to [`Request::Changes`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// As in [`Tables`].
+    pub lsn: u64,
+    pub running: Vec<u32>,
+    /// The number of the newest change.
+    pub change: u64,
+    /// The tables that have changed; `None`: it may be any.
+    pub tables: Option<Vec<u32>>,
 }
 
 /// A table that is an outbox; [`Request::Outboxes`] answers a list of these.

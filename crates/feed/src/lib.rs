@@ -5,6 +5,7 @@
 pub mod backoff;
 pub mod bounded;
 pub mod catalog;
+pub mod changes;
 pub mod channel;
 pub mod config;
 pub mod control;

@@ -121,7 +121,7 @@ mod tests {
         let serving = pool.clone();
         tokio::spawn(async move { serving.serve(ours).await });
 
-        let too_large = Request::Role { role: "x".repeat(100) };
+        let too_large = Request::Role { role: "x".repeat(100), streamed: 0 };
         let refused = pool.ask(too_large).await.expect_err("is refused");
 
         assert!(

@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use tide_feed::catalog::{TableAccess, TableName};
 use tide_feed::config::Config;
 use tokio::sync::Semaphore;
 
@@ -12,15 +11,13 @@ use super::presence::Rooms;
 use super::rest::HttpBroadcasts;
 use super::role::RoleCache;
 use super::single_flight::SingleFlight;
+use super::tables::TableQuestions;
 use crate::allowance::Allowance;
 use crate::auth::Verifier;
-use crate::catalog::{Catalog, CatalogError, Moment};
+use crate::catalog::Catalog;
 use crate::descriptors::ConnectionLimits;
 use crate::hub::Hub;
 use crate::stats::Stats;
-
-/// The tables as the role may see them, and the moment as of which.
-type TablesAnswer = Result<(Arc<[TableAccess]>, Moment), CatalogError>;
 
 #[derive(Debug)]
 pub struct ServerContext {
@@ -30,7 +27,7 @@ pub struct ServerContext {
     pub stats: Arc<Stats>,
     verifier: RwLock<Arc<Verifier>>,
     pub(super) roles: RoleCache,
-    pub(super) tables: SingleFlight<(Arc<str>, Vec<TableName>), TablesAnswer>,
+    pub(super) tables: TableQuestions,
     pub(super) access: SingleFlight<grant::AccessQuestion, grant::AccessAnswer>,
     pub(super) rooms: Arc<Rooms>,
     pub(super) http_broadcasts: HttpBroadcasts,
@@ -63,7 +60,7 @@ impl ServerContext {
             stats,
             verifier: RwLock::new(Arc::new(verifier)),
             roles: RoleCache::new(),
-            tables: SingleFlight::new(),
+            tables: TableQuestions::new(),
             access: SingleFlight::new(),
             rooms,
             http_broadcasts: HttpBroadcasts::default(),

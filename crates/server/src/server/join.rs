@@ -4,7 +4,7 @@ use std::slice;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tide_feed::catalog::{TableAccess, TableName, Which};
+use tide_feed::catalog::{TableAccess, TableName};
 use tokio::time::timeout;
 
 use super::access;
@@ -391,14 +391,9 @@ impl Joiner {
     pub(super) async fn tables(
         &self,
         names: Vec<TableName>,
-    ) -> Result<(Arc<[TableAccess]>, Moment), Refused> {
+    ) -> Result<(Arc<[Arc<TableAccess>]>, Moment), Refused> {
         let (context, role) = (&self.context, self.credentials.role());
-        let names = &names;
-        let look_up = async || {
-            let (tables, asked) = context.catalog.tables(role, Which::Named(names.clone())).await?;
-            Ok((tables.into(), asked))
-        };
-        let ask = || context.tables.answer((Arc::clone(role), names.clone()), look_up);
+        let ask = || context.tables.ask(&context.catalog, role, &names);
         let answer = identity::patiently(context.config.handshake_timeout, ask).await;
         answer.map_err(|error| {
             log::warn!("could not look up the tables of a subscription: {error}");
@@ -410,7 +405,7 @@ impl Joiner {
     pub(super) async fn bind(
         &self,
         params: &[ChangeParams],
-        tables: &[TableAccess],
+        tables: &[Arc<TableAccess>],
     ) -> Result<(Vec<Binding>, Vec<String>, Option<Share>), Refused> {
         let role = self.credentials.role();
         let mut all = Bindings::new(&self.context, role, tables, &self.filters);
