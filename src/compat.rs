@@ -91,6 +91,21 @@ pub(crate) unsafe fn release_running_transactions() {
     }
 }
 
+/// How many transactions with an id have ended, in the life of the cluster's shared memory. Counted
+/// before others can see that one has.
+pub(crate) fn ended_transactions() -> u64 {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    // SAFETY: in shared memory, which is complete before any process attaches; an aligned word.
+    unsafe {
+        (&raw const (*pg_sys::ShmemVariableCache).xactCompletionCount).read_volatile()
+    }
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    // SAFETY: as above.
+    unsafe {
+        (&raw const (*pg_sys::TransamVariables).xactCompletionCount).read_volatile()
+    }
+}
+
 /// Creates a logical slot of this database that vanishes unless it is made persistent.
 ///
 /// # Safety

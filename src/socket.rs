@@ -63,7 +63,11 @@ impl FrameSocket {
         if length > MAX_FRAME {
             return Err(SocketError::TooLarge(length));
         }
-        let mut body = vec![0; length];
+        let mut body = Vec::new();
+        // Memory that cannot be had is an error here, and the end of the process where it is taken
+        // for granted.
+        body.try_reserve_exact(length).map_err(|_| io::Error::from(ErrorKind::OutOfMemory))?;
+        body.resize(length, 0);
         self.read_exact(&mut body)?;
         Ok(body)
     }

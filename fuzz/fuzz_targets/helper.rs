@@ -8,9 +8,10 @@ use libfuzzer_sys::fuzz_target;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tide_feed::catalog::{
-    Cast, ControlRequest, Evaluations, Finding, Grant, Hello, Judgements, Outbox, Reply, Request,
+    Cast, Changes, ClaimsOutcomes, Finding, Grant, Hello, Outbox, PolicyOutcomes, Reply, Request,
     Retired, RoleStatus, Secrets, Tables, TakenOver, Unpublished, Visibility,
 };
+use tide_feed::control::ControlRequest;
 
 fuzz_target!(|bytes: &[u8]| {
     same::<Hello>(bytes);
@@ -21,10 +22,11 @@ fuzz_target!(|bytes: &[u8]| {
     understood::<Secrets>(answer);
     understood::<RoleStatus>(answer);
     understood::<Tables>(answer);
+    understood::<Changes>(answer);
     understood::<Visibility>(answer);
     understood::<Cast>(answer);
-    understood::<Judgements>(answer);
-    understood::<Evaluations>(answer);
+    understood::<PolicyOutcomes>(answer);
+    understood::<ClaimsOutcomes>(answer);
     understood::<Vec<Grant>>(answer);
     understood::<Vec<Finding>>(answer);
     understood::<Vec<Outbox>>(answer);

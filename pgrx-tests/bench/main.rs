@@ -9,6 +9,7 @@ mod crowd;
 mod deepstream;
 mod fanout;
 mod idle;
+mod joins;
 mod latency;
 mod nats;
 mod pgbench;
@@ -35,7 +36,7 @@ use report::Report;
 
 type Figure = (&'static str, fn(&Plan) -> Report);
 
-const FIGURES: [Figure; 11] = [
+const FIGURES: [Figure; 12] = [
     ("rows", rows::run),
     ("latency", latency::run),
     ("tps", tps::run),
@@ -45,6 +46,7 @@ const FIGURES: [Figure; 11] = [
     ("sending", sending::run),
     ("policies", policies::run),
     ("deepstream", deepstream::run),
+    ("joins", joins::run),
     ("slow", slow::run),
     ("shutdown", shutdown::run),
 ];

@@ -34,6 +34,10 @@ pub struct Plan {
     pub policy_changes: usize,
     /// `BENCH_POLICY_CHECKS`: rows times subscribers, in one run where Postgres has to be asked.
     pub policy_checks: usize,
+    /// `BENCH_JOINS`: joins of tables that are known.
+    pub joins: usize,
+    /// `BENCH_JOIN_TABLES`: tables, each of which is joined once.
+    pub join_tables: usize,
 }
 
 impl Plan {
@@ -53,6 +57,8 @@ impl Plan {
             subscribers: counts("BENCH_SUBSCRIBERS", &[1, 100, 1_000, 10_000, 100_000]),
             policy_changes: number("BENCH_POLICY_CHANGES", 50_000) as usize,
             policy_checks: number("BENCH_POLICY_CHECKS", 1_000_000) as usize,
+            joins: number("BENCH_JOINS", 20_000) as usize,
+            join_tables: number("BENCH_JOIN_TABLES", 3_000) as usize,
         }
     }
 

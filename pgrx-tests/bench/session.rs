@@ -55,14 +55,40 @@ impl Session {
         Reader::new(self.stream, Messages)
     }
 
+    /// Has a statement with one text parameter planned, for [`Session::ask_all`].
+    pub fn prepare(&mut self, statement: &str) {
+        let parse = format!("\0{statement}\0\0\0");
+        self.send(Some(b'P'), parse.as_bytes());
+        self.send(Some(b'S'), &[]);
+        self.wait_for(b'Z');
+    }
+
+    /// Runs the prepared statement with each argument, in a transaction of its own, so many sent
+    /// ahead of their answers.
+    pub fn ask_all(&mut self, arguments: &[String], window: usize) {
+        for some in arguments.chunks(window) {
+            let mut messages = Vec::new();
+            for argument in some {
+                let mut bind = vec![0, 0, 0, 0, 0, 1];
+                bind.extend_from_slice(&(argument.len() as u32).to_be_bytes());
+                bind.extend_from_slice(argument.as_bytes());
+                bind.extend_from_slice(&[0, 0]);
+                write(&mut messages, Some(b'B'), &bind);
+                write(&mut messages, Some(b'E'), &[0, 0, 0, 0, 0]);
+                write(&mut messages, Some(b'S'), &[]);
+            }
+            self.stream.write_all(&messages).unwrap();
+            some.iter().for_each(|_| self.wait_for(b'Z'));
+        }
+    }
+
     fn query(&mut self, command: &str) {
         self.send(Some(b'Q'), format!("{command}\0").as_bytes());
     }
 
     fn send(&mut self, kind: Option<u8>, body: &[u8]) {
-        let mut message: Vec<u8> = kind.into_iter().collect();
-        message.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
-        message.extend_from_slice(body);
+        let mut message = Vec::new();
+        write(&mut message, kind, body);
         self.stream.write_all(&message).unwrap();
     }
 
@@ -82,6 +108,12 @@ impl Session {
             }
         }
     }
+}
+
+fn write(out: &mut Vec<u8>, kind: Option<u8>, body: &[u8]) {
+    out.extend(kind);
+    out.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
+    out.extend_from_slice(body);
 }
 
 /// Of a message with its length word, but without its type.

@@ -7,11 +7,14 @@ use pgrx::datum::DatumWithOid;
 use pgrx::{Spi, pg_sys};
 use serde::Deserialize;
 use tide_feed::catalog::{
-    ColumnAccess, Object, RoleStatus, RowSecurity, Secrets, TableAccess, Tables, Visibility, Which,
+    Changes, ColumnAccess, Object, RoleStatus, RowSecurity, Secrets, TableAccess, Tables,
+    Visibility, Which,
 };
 use tide_feed::event::Kind;
 
-use crate::helper::answer::{encode, parse};
+use crate::helper::answer::{self, encode, parse};
+use crate::helper::changes::{self, forget_catalogue};
+use crate::helper::plan::Plan;
 use crate::helper::role;
 use crate::helper::transaction::{Refusal, rolled_back};
 use crate::source::in_flight;
@@ -29,19 +32,23 @@ pub(crate) fn secrets() -> Result<String, Refusal> {
     encode(&Secrets { jwt_secrets })
 }
 
-pub(crate) fn role(role: &str) -> Result<String, Refusal> {
-    forget_catalogue();
+pub(crate) fn role(role: &str, streamed: u64) -> Result<String, Refusal> {
+    forget_catalogue(streamed);
     let status: RoleStatus = rolled_back(TIMEOUT, || Ok(role::look_up(role).0))?;
     encode(&status)
 }
 
 /// The WAL address comes first, then who was running: whatever commits after it, or could not be
 /// seen yet, has been decoded after the question.
-pub(crate) fn tables(role: &str, publication: &str, which: &Which) -> Result<String, Refusal> {
-    // SAFETY: reads a number from shared memory.
-    let lsn = unsafe { pg_sys::GetXLogInsertRecPtr() };
-    let running = in_flight::running().into_iter().map(pg_sys::TransactionId::into_inner).collect();
-    forget_catalogue();
+pub(crate) fn tables(
+    role: &str,
+    publication: &str,
+    which: &Which,
+    streamed: u64,
+) -> Result<String, Refusal> {
+    thread_local! { static PLAN: Plan = const { Plan::new(TABLES) }; }
+    let (lsn, running) = now();
+    forget_catalogue(streamed);
     let (mut schemas, mut names, mut oids) = (Vec::new(), Vec::new(), Vec::new());
     match which {
         Which::Named(tables) => {
@@ -50,17 +57,34 @@ pub(crate) fn tables(role: &str, publication: &str, which: &Which) -> Result<Str
         }
         Which::Oids(asked) => oids.extend(asked.iter().map(|&oid| pg_sys::Oid::from(oid))),
     }
-    let found: Vec<FoundTable> = rolled_back(TIMEOUT, || {
+    let (found, change): (Vec<FoundTable>, u64) = rolled_back(TIMEOUT, || {
+        let change = changes::newest();
         let arguments =
             [role.into(), publication.into(), schemas.into(), names.into(), oids.into()];
-        parse(&text(TABLES, &arguments)?)
+        Ok((parse(&PLAN.with(|plan| plan.text(&arguments))?)?, change))
     })?;
-    encode(&Tables { lsn, running, tables: found.into_iter().map(TableAccess::from).collect() })
+    let tables = found.into_iter().map(TableAccess::from).collect();
+    encode(&Tables { lsn, running, change, tables })
+}
+
+/// The moment, and what has changed in the catalogue by then.
+pub(crate) fn changes(since: u64) -> Result<String, Refusal> {
+    let (lsn, running) = now();
+    let change = rolled_back(TIMEOUT, || Ok(changes::newest()))?;
+    encode(&Changes { lsn, running, change, tables: changes::since(since) })
+}
+
+/// The end of the WAL, and the transactions that were running right after.
+fn now() -> (u64, Vec<u32>) {
+    // SAFETY: reads a number from shared memory.
+    let lsn = unsafe { pg_sys::GetXLogInsertRecPtr() };
+    let running = in_flight::running().into_iter().map(pg_sys::TransactionId::into_inner);
+    (lsn, running.collect())
 }
 
 /// What is missing, or forbidden, is not visible.
-pub(crate) fn visibility(role: &str, object: Object) -> Result<String, Refusal> {
-    forget_catalogue();
+pub(crate) fn visibility(role: &str, object: Object, streamed: u64) -> Result<String, Refusal> {
+    forget_catalogue(streamed);
     let (table, schema) = match object {
         Object::Table(oid) => (Some(pg_sys::Oid::from(oid)), None),
         Object::Schema(oid) => (None, Some(pg_sys::Oid::from(oid))),
@@ -79,18 +103,13 @@ pub(crate) fn check() -> Result<String, Refusal> {
     rolled_back(TIMEOUT, || text(CHECK, &[]))
 }
 
-/// Has the next look-up read the catalogue itself. A transaction tells other processes to drop what
-/// they remember only after it has become visible: without this, a REVOKE that clients are already
-/// asked about could be missed.
-fn forget_catalogue() {
-    // SAFETY: outside a transaction, where nothing of the caches is in use.
-    unsafe { pg_sys::InvalidateSystemCaches() };
-}
-
 /// The one text that a query answers with.
 fn text(query: &str, arguments: &[DatumWithOid]) -> Result<String, Refusal> {
-    let answer = Spi::get_one_with_args::<String>(query, arguments);
-    answer.ok().flatten().ok_or_else(|| Refusal::internal("the look-up gave no answer"))
+    let failed = |_: pgrx::spi::Error| Refusal::internal("the look-up cannot be made");
+    let answer = Spi::connect(|client| {
+        answer::text(client.select(query, Some(1), arguments).map_err(failed)?)
+    })?;
+    answer.ok_or_else(|| Refusal::internal("the look-up gave no answer"))
 }
 
 /// A table as `tables.sql` describes it.

@@ -70,6 +70,6 @@ fn admits(condition: &str, topic: &str, extensions: &[String]) -> Result<Vec<boo
               pg_catalog.unnest(array[row($1, about)::tide.channel]) as channel"
     );
     let arguments = [topic.into(), extensions.to_vec().into()];
-    let answer = expression::value::<Vec<bool>>(&query, &arguments)?;
+    let answer = expression::array::<Vec<bool>>(&query, &arguments)?;
     answer.ok_or_else(|| Refusal::internal("the policies gave no answer"))
 }

@@ -7,7 +7,7 @@ use pgrx::{PgSqlErrorCode, Spi, pg_sys};
 use tide_feed::catalog::Cast;
 
 use crate::guc;
-use crate::helper::answer::encode;
+use crate::helper::answer::{self, encode};
 use crate::helper::transaction::{Refusal, rolled_back};
 use crate::helper::{role, session};
 
@@ -16,7 +16,7 @@ const TO_JSONB: &str = "select pg_catalog.to_jsonb($1)::pg_catalog.text";
 
 /// Bytes that the values of one question may take when they are written out: a hundred of the
 /// longest numbers.
-const MAX_ANSWER: usize = 16 << 20;
+const MAX_VALUES: usize = 16 << 20;
 
 /// Parses each text as a value of the type, as a literal in a query would be, and answers what
 /// `to_jsonb` makes of it.
@@ -25,7 +25,7 @@ pub(crate) fn cast(role: &str, type_sql: &str, values: &[String]) -> Result<Stri
         let input = Input::of(type_sql)?;
         // Dates and such are read as an ordinary session reads them.
         session::be_ordinary();
-        let mut room = MAX_ANSWER;
+        let mut room = MAX_VALUES;
         let cast = |value: &String| {
             let json = input.to_jsonb(value)?;
             let left = room.checked_sub(json.len());
@@ -100,8 +100,11 @@ impl Input {
             let datum = pg_sys::OidInputFunctionCall(self.function, value, self.parameter, -1);
             DatumWithOid::new(datum, self.type_oid)
         };
-        let json = Spi::get_one_with_args::<String>(TO_JSONB, &[datum]);
-        json.ok().flatten().ok_or_else(|| Refusal::internal("the value has no JSON form"))
+        let failed = |_: pgrx::spi::Error| Refusal::internal("the value cannot be written");
+        let json = Spi::connect(|client| {
+            answer::text(client.select(TO_JSONB, Some(1), &[datum]).map_err(failed)?)
+        })?;
+        json.ok_or_else(|| Refusal::internal("the value has no JSON form"))
     }
 }
 

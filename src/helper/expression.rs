@@ -16,13 +16,13 @@ use std::ffi::{CStr, CString};
 use pgrx::datum::DatumWithOid;
 use pgrx::{FromDatum, IntoDatum, Spi, pg_sys};
 
-use crate::helper::session;
 use crate::helper::transaction::Refusal;
+use crate::helper::{answer, session};
 
-/// The one value that a query with expressions in it answers with; `None`: NULL, or no row. In a
+/// The one array that a query with expressions in it answers with; `None`: NULL, or no row. In a
 /// transaction with a snapshot. The query is planned for this once, as functions that read settings
 /// but are declared IMMUTABLE become constants of the plan.
-pub(crate) fn value<T: FromDatum + IntoDatum>(
+pub(crate) fn array<T: FromDatum + IntoDatum>(
     query: &str,
     arguments: &[DatumWithOid<'_>],
 ) -> Result<Option<T>, Refusal> {
@@ -36,11 +36,24 @@ pub(crate) fn value<T: FromDatum + IntoDatum>(
         // Closed where it goes out of scope.
         let mut cursor = client.find_cursor(&name)?;
         let rows = cursor.fetch(1)?;
-        if rows.is_empty() { Ok(None) } else { rows.first().get_one::<T>() }
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let row = rows.first();
+        if let Some(datum) = row.get_datum_by_ordinal(1)? {
+            // SAFETY: an array, as every caller asks for one.
+            let admitted = unsafe { answer::admit(datum) };
+            if let Err(refusal) = admitted {
+                return Ok(Some(Err(refusal)));
+            }
+        }
+        Ok(row.get_one::<T>()?.map(Ok))
     });
     // SAFETY: the level begun above.
     unsafe { pg_sys::AtEOXact_GUC(false, level) };
-    answer.map_err(|_: pgrx::spi::Error| Refusal::internal("the query gave an unexpected answer"))
+    answer
+        .map_err(|_: pgrx::spi::Error| Refusal::internal("the query gave an unexpected answer"))?
+        .transpose()
 }
 
 /// Analyses the query under today's settings, then starts it under those of an ordinary session, which

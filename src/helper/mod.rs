@@ -3,6 +3,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod catalog;
+pub(crate) mod changes;
 pub(crate) mod channel;
 pub(crate) mod executor;
 pub(crate) mod expression;
@@ -10,6 +11,7 @@ pub(crate) mod labels;
 pub(crate) mod notifier;
 pub(crate) mod notify_queue;
 pub(crate) mod outbox;
+pub(crate) mod plan;
 pub(crate) mod policy;
 pub(crate) mod role;
 pub(crate) mod serve;

@@ -11,9 +11,9 @@ use std::time::Duration;
 use pgrx::datum::DatumWithOid;
 use pgrx::{Spi, pg_sys};
 use serde::Deserialize;
-use tide_feed::catalog::{Outbox, Retired, TakenOver, Unpublished};
+use tide_feed::catalog::{MOST_ROWS, Outbox, Retired, TakenOver, Unpublished};
 
-use crate::helper::answer::{encode, parse};
+use crate::helper::answer::{self, encode, parse};
 use crate::helper::transaction::{Refusal, committed, rolled_back};
 use crate::source::outbox::mark;
 
@@ -122,7 +122,7 @@ pub(crate) fn take_over(
         moved: u32,
         last: Option<i64>,
     }
-    let mark = mark(generation);
+    let (mark, limit) = (mark(generation), limit.min(MOST_ROWS));
     let taken = maintain(|| {
         let Some(outbox) = Description::of(table, &mark)? else {
             return Err(Refusal::internal("it is no outbox any more, or has lost columns"));
@@ -194,7 +194,8 @@ pub(crate) fn count_failed(table: u32) -> Result<String, Refusal> {
 pub(crate) fn unpublished(table: u32, after: i64, limit: u32) -> Result<String, Refusal> {
     let ids = maintain(|| {
         let Some(outbox) = Description::of(table, "")? else { return Ok(Vec::new()) };
-        parse(&outbox.run(UNFLAGGED, &[after.into(), i64::from(limit).into()])?)
+        let limit = i64::from(limit.min(MOST_ROWS));
+        parse(&outbox.run(UNFLAGGED, &[after.into(), limit.into()])?)
     })?;
     // SAFETY: reads a number from shared memory. What could be seen has committed before.
     let lsn = unsafe { pg_sys::GetXLogInsertRecPtr() };
@@ -206,7 +207,8 @@ pub(crate) fn expire(table: u32, age: Duration, limit: u32) -> Result<String, Re
     let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
     let deleted = maintain(|| {
         let Some(outbox) = Description::of(table, "")? else { return Ok(0) };
-        outbox.count(EXPIRE, &[age.into(), i64::from(limit).into()])
+        let limit = i64::from(limit.min(MOST_ROWS));
+        outbox.count(EXPIRE, &[age.into(), limit.into()])
     })?;
     encode(&deleted)
 }
@@ -269,10 +271,8 @@ fn set_local(name: &std::ffi::CStr, value: &std::ffi::CStr) {
 
 /// The one text that a statement answers with, if it gives a row.
 fn text(statement: &str, arguments: &[DatumWithOid<'_>]) -> Result<Option<String>, Refusal> {
-    match Spi::get_one_with_args::<String>(statement, arguments) {
-        Ok(answer) => Ok(answer),
-        // No row at all.
-        Err(pgrx::spi::Error::InvalidPosition) => Ok(None),
-        Err(error) => Err(Refusal::internal(&error.to_string())),
-    }
+    let failed = |error: pgrx::spi::Error| Refusal::internal(&error.to_string());
+    Spi::connect_mut(|client| {
+        answer::text(client.update(statement, Some(1), arguments).map_err(failed)?)
+    })
 }

@@ -10,7 +10,7 @@ use pgrx::{PgSqlErrorCode, Spi, pg_sys};
 use tide_feed::catalog::{ClaimsOutcome, ClaimsOutcomes, PolicyOutcome, PolicyOutcomes};
 
 use crate::guc;
-use crate::helper::answer::encode;
+use crate::helper::answer::{LARGEST, encode, too_large};
 use crate::helper::executor::as_role;
 use crate::helper::session::set;
 use crate::helper::transaction::{Refusal, allow};
@@ -18,6 +18,8 @@ use crate::helper::{expression, labels};
 
 /// How long an executor goes on with further clients of one question: others wait for it.
 const BUDGET: Duration = Duration::from_millis(50);
+/// And how many bytes the answers may have by then; the rest is asked about in another question.
+const PAGE: usize = LARGEST / 4;
 
 /// Which of the rows the condition admits, for each client.
 pub(crate) fn evaluate_policy(
@@ -39,7 +41,8 @@ pub(crate) fn evaluate_policy(
             let visible = rows.admitted(condition)?;
             // What was renamed meanwhile may have been read as another label.
             labels::check(labels)?;
-            Ok(PolicyOutcome::Visible(visible))
+            let size = visible.len() * "false,".len();
+            Ok((PolicyOutcome::Visible(visible), size))
         },
         PolicyOutcome::Failed,
     )?;
@@ -62,21 +65,23 @@ pub(crate) fn evaluate_claims(
         claims,
         || Ok(()),
         |()| {
-            let values = expression::value::<Vec<Option<String>>>(&query, &[])?;
-            values.map(ClaimsOutcome::Values).ok_or_else(|| Refusal::internal("no values"))
+            let values = expression::array::<Vec<Option<String>>>(&query, &[])?;
+            let values = values.ok_or_else(|| Refusal::internal("no values"))?;
+            let size = values.iter().flatten().map(String::len).sum();
+            Ok((ClaimsOutcome::Values(values), size))
         },
         ClaimsOutcome::Failed,
     )?;
     encode(&ClaimsOutcomes { outcomes })
 }
 
-/// Prepares once, then does the work for one client after the other. The first failure ends the
-/// transaction, and so is the last answer.
+/// Prepares once, then does the work for one client after the other, which says how large the answer
+/// is. The first failure ends the transaction, and so is the last answer.
 fn for_each<P, A>(
     role: &str,
     claims: &[String],
     prepare: impl FnOnce() -> Result<P, Refusal>,
-    work: impl Fn(&P) -> Result<A, Refusal>,
+    work: impl Fn(&P) -> Result<(A, usize), Refusal>,
     failed: impl FnOnce(String) -> A,
 ) -> Result<Vec<A>, Refusal> {
     let mut answers = Vec::new();
@@ -84,12 +89,17 @@ fn for_each<P, A>(
     let outcome = as_role(role, || {
         let prepared = prepare()?;
         is_prepared.set(true);
-        let begun = Instant::now();
+        let (begun, mut written) = (Instant::now(), 0);
         for claims in claims {
-            if !answers.is_empty() && begun.elapsed() > BUDGET {
+            if !answers.is_empty() && (begun.elapsed() > BUDGET || written > PAGE) {
                 break;
             }
-            answers.push(with_claims(claims, || work(&prepared))?);
+            let (answer, size) = with_claims(claims, || work(&prepared))?;
+            if size > LARGEST / 2 {
+                return Err(too_large());
+            }
+            written += size;
+            answers.push(answer);
         }
         Ok(())
     });
@@ -153,7 +163,7 @@ impl AskedRows {
         );
         // SAFETY: the value and its type come from the same query.
         let rows = unsafe { DatumWithOid::new(self.rows, self.rows_type) };
-        let admitted = expression::value::<Vec<bool>>(&query, &[rows])?;
+        let admitted = expression::array::<Vec<bool>>(&query, &[rows])?;
         admitted.ok_or_else(|| Refusal::internal("the policy gave no answer"))
     }
 }

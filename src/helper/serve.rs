@@ -3,24 +3,31 @@
 //!
 //! Each connects to the unix socket of its database's server, says which it is, and answers requests
 //! one at a time until that closes the connection; then it waits for the next server, for as long as
-//! the worker is there. If a helper ends, for whatever reason, the worker starts another.
+//! the worker is there. If a helper ends, for whatever reason, the worker starts another. A question
+//! that cannot be understood, or whose answer is too large, is answered by an error; one that is
+//! itself too large costs the connection.
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::{pg_guard, pg_sys};
-use tide_feed::catalog::{Hello, Reply, Request};
+use tide_feed::backoff::Backoff;
+use tide_feed::catalog::{Hello, Request};
 
 use crate::helper::transaction::Refusal;
-use crate::helper::{catalog, channel, executor, notifier, outbox, policy, session};
+use crate::helper::{
+    answer, catalog, changes, channel, executor, notifier, outbox, policy, session,
+};
 use crate::process::{helpers, signals};
 use crate::socket::{FrameSocket, SocketError};
 use crate::{guc, wait};
 
 /// Pause before a server that is not there is looked for again.
 const RETRY: Duration = Duration::from_millis(50);
+/// The longest pause before a server that does not keep to the protocol is talked to again.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// Entry point; `arg` is the oid of the database, the worker's `bgw_extra` says which it is to be.
 #[pg_guard]
@@ -38,33 +45,41 @@ pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
         return;
     }
     match hello {
-        Hello::CatalogWorker => session::connect_as_owner(database),
+        Hello::CatalogWorker => {
+            session::connect_as_owner(database);
+            changes::listen();
+        }
         _ => session::connect_as_authenticator(database),
     }
     let socket = guc::control_socket(database);
     let worker = helpers::worker(database);
+    let mut backoff = Backoff::up_to(LONGEST);
     while worker.is_some() && helpers::worker(database) == worker {
+        let begun = Instant::now();
         match serve(hello, &socket) {
             // A server that ends is followed by another, which this session serves as well.
             Ok(()) | Err(SocketError::Closed) => {}
             Err(SocketError::Io(error)) if is_server_gone(&error) => {}
-            Err(error) => return pgrx::log!("pg_tide: {error}"),
+            Err(error) => {
+                pgrx::log!("pg_tide: {error}");
+                backoff.failed_after(begun.elapsed());
+            }
         }
-        wait::until_latch_or(RETRY);
+        wait::until_latch_or(RETRY.max(backoff.wait()));
     }
 }
 
 fn serve(hello: Hello, socket: &Path) -> Result<(), SocketError> {
     let mut socket = FrameSocket::connect(socket)?;
     socket.send(&encode(&hello))?;
+    changes::begin_stream();
     if hello == Hello::Notifier {
         return notifier::serve(socket.into_stream());
     }
     loop {
         let frame = socket.receive()?;
         signals::reload();
-        let answer = answer(hello, &frame);
-        socket.send(&encode(&reply(answer)))?;
+        socket.send(&answer::frame(answer(hello, &frame)))?;
     }
 }
 
@@ -76,12 +91,13 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
     let request: Request = serde_json::from_slice(frame).map_err(|_| unknown())?;
     match (hello, request) {
         (Hello::CatalogWorker, Request::Secrets) => catalog::secrets(),
-        (Hello::CatalogWorker, Request::Role { role }) => catalog::role(&role),
-        (Hello::CatalogWorker, Request::Tables { role, publication, which }) => {
-            catalog::tables(&role, &publication, &which)
+        (Hello::CatalogWorker, Request::Role { role, streamed }) => catalog::role(&role, streamed),
+        (Hello::CatalogWorker, Request::Tables { role, publication, which, streamed }) => {
+            catalog::tables(&role, &publication, &which, streamed)
         }
-        (Hello::CatalogWorker, Request::Visibility { role, object }) => {
-            catalog::visibility(&role, object)
+        (Hello::CatalogWorker, Request::Changes { since }) => catalog::changes(since),
+        (Hello::CatalogWorker, Request::Visibility { role, object, streamed }) => {
+            catalog::visibility(&role, object, streamed)
         }
         (Hello::CatalogWorker, Request::Check) => catalog::check(),
         (Hello::CatalogWorker, Request::Outboxes) => outbox::list(),
@@ -114,17 +130,6 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
         }
         _ => Err(unknown()),
     }
-}
-
-fn reply(answer: Result<String, Refusal>) -> Reply {
-    let refused = match answer {
-        Ok(json) => match serde_json::value::RawValue::from_string(json) {
-            Ok(json) => return Reply::Ok(json),
-            Err(_) => Refusal::internal("not JSON"),
-        },
-        Err(refusal) => refusal,
-    };
-    Reply::Error { sqlstate: refused.sqlstate, message: refused.message }
 }
 
 /// The protocol's own types, whose encoding cannot fail.

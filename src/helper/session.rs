@@ -61,10 +61,18 @@ pub(crate) fn connect_as_authenticator(database: pg_sys::Oid) {
     crate::compat::connect(database, AUTHENTICATOR);
 }
 
+/// The catalog worker's queries are planned once for all arguments, and take less time than compiling
+/// them would.
+const PLANNING: [(&CStr, &CStr); 2] =
+    [(c"plan_cache_mode", c"force_generic_plan"), (c"jit", c"off")];
+
 /// Connects and becomes the extension's owner, whoever that is now. The worker cannot say who it
 /// is (it never reads today's catalogue), so the session starts as the bootstrap superuser and
 /// steps down; the catalog worker runs nobody's code but pg_tide's, so nobody can step up again.
 pub(crate) fn connect_as_owner(database: pg_sys::Oid) {
+    for (name, value) in PLANNING {
+        set(name, value);
+    }
     connect_as_superuser(database);
     // SAFETY: connected; one short transaction.
     unsafe {

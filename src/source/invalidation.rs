@@ -1,4 +1,5 @@
-//! What the catalogue's invalidations made stale, collected until the decoder looks.
+//! What the catalogue's invalidations made stale, collected until the decoder, or the catalog
+//! worker, looks.
 //!
 //! The callbacks run in the midst of catalogue look-ups, so they only take notes. They hear of
 //! the changes of decoded transactions, in order, and of those of other sessions as they commit.

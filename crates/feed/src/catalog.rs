@@ -12,8 +12,17 @@ use serde_json::value::RawValue;
 
 use crate::event::Kind;
 
-/// Largest frame; enough for a page of `tide.recent`, far below what could hurt.
+use crate::few::few;
+
+/// Largest frame; enough for a page of `tide.recent`, far below what could hurt. A question that
+/// is larger is not asked; in the place of an answer that is larger stands an error.
 pub const MAX_FRAME: usize = 64 << 20;
+
+/// The SQLSTATE of what is too large to be asked or answered.
+pub const TOO_LARGE: &str = "54000";
+
+/// Rows that a question about an outbox may be about, at most, whatever limit it gives.
+pub const MOST_ROWS: u32 = 65_536;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -31,22 +40,32 @@ pub enum Hello {
 /// The SQLSTATE of a question with labels that are called otherwise by now.
 pub const RENAMED: &str = "TD002";
 
+/// `streamed` is how many changes of the catalogue the stream has told the server of: an answer has to
+/// know of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {
     /// (catalog worker) What identity checks need.
     Secrets,
     /// (catalog worker) May this role be used by clients at all?
-    Role { role: String },
+    Role { role: String, streamed: u64 },
     /// (catalog worker) Tables as `role` may see them. A table that is missing, not published, or
     /// that the role has no SELECT on any column of, is left out of the answer: there is no telling
     /// which of the three it was.
-    Tables { role: String, publication: String, which: Which },
+    Tables { role: String, publication: String, which: Which, streamed: u64 },
+    /// (catalog worker) What has changed in the catalogue after the change of this number; answers
+    /// [`Changes`].
+    Changes { since: u64 },
     /// (catalog worker) What `role` may know of a table or schema, published or not; answers
     /// [`Visibility`].
-    Visibility { role: String, object: Object },
+    Visibility { role: String, object: Object, streamed: u64 },
     /// (executor) Casts each text to the type, as the role; answers `to_jsonb` of the results.
-    Cast { role: String, type_sql: String, values: Vec<String> },
+    Cast {
+        role: String,
+        type_sql: String,
+        #[serde(deserialize_with = "few")]
+        values: Vec<String>,
+    },
     /// (executor) Which of the rows the condition admits, for each of the clients, whose claims
     /// these are. `rows` is a JSON array of objects, one for each row. `labels` are those of enums
     /// that are in condition and rows, with their oids: if one has another name by now, the
@@ -56,15 +75,29 @@ pub enum Request {
         table: u32,
         condition: String,
         rows: String,
+        #[serde(deserialize_with = "few")]
         labels: Vec<(u32, String)>,
+        #[serde(deserialize_with = "few")]
         claims: Vec<String>,
     },
     /// (executor) What the expressions are worth to each of the clients. Answers
     /// [`ClaimsOutcomes`].
-    EvaluateClaims { role: String, expressions: Vec<String>, claims: Vec<String> },
+    EvaluateClaims {
+        role: String,
+        #[serde(deserialize_with = "few")]
+        expressions: Vec<String>,
+        #[serde(deserialize_with = "few")]
+        claims: Vec<String>,
+    },
     /// (executor) What the role, with these claims, may do on a channel; answers a list of
     /// [`Grant`]s, one for each extension. A policy that fails or takes too long grants nothing.
-    Channel { role: String, claims: String, topic: String, extensions: Vec<String> },
+    Channel {
+        role: String,
+        claims: String,
+        topic: String,
+        #[serde(deserialize_with = "few")]
+        extensions: Vec<String>,
+    },
     /// (catalog worker) The rows of `tide.check()`, for the page; answers a list of [`Finding`]s.
     Check,
     /// (catalog worker) The tables that are outboxes; answers a list of [`Outbox`]es.
@@ -74,10 +107,19 @@ pub enum Request {
     TakeOver { table: u32, generation: u32, after: i64, limit: u32 },
     /// (catalog worker) These rows of an outbox have been published: deletes them, but for the
     /// newest of the table, which is flagged; all are if they are to be kept. Answers [`Retired`].
-    Retire { table: u32, ids: Vec<i64>, keep: bool },
+    Retire {
+        table: u32,
+        #[serde(deserialize_with = "few")]
+        ids: Vec<i64>,
+        keep: bool,
+    },
     /// (catalog worker) These rows of an outbox could not be published, each for an SQLSTATE: has
     /// them say so. Answered by `null`.
-    SetAside { table: u32, rows: Vec<(i64, Box<str>)> },
+    SetAside {
+        table: u32,
+        #[serde(deserialize_with = "few")]
+        rows: Vec<(i64, Box<str>)>,
+    },
     /// (catalog worker) How many rows of an outbox say that they could not be published.
     CountFailed { table: u32 },
     /// (catalog worker) Rows of an outbox that are not flagged; answers [`Unpublished`].
@@ -90,8 +132,8 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Which {
-    Named(Vec<TableName>),
-    Oids(Vec<u32>),
+    Named(#[serde(deserialize_with = "few")] Vec<TableName>),
+    Oids(#[serde(deserialize_with = "few")] Vec<u32>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -221,7 +263,21 @@ pub struct Tables {
     pub lsn: u64,
     /// The transactions that were running right after that.
     pub running: Vec<u32>,
+    /// The number of the newest change of the catalogue that the look-up knows of.
+    pub change: u64,
     pub tables: Vec<TableAccess>,
+}
+
+/// Answer to [`Request::Changes`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// As in [`Tables`].
+    pub lsn: u64,
+    pub running: Vec<u32>,
+    /// The number of the newest change.
+    pub change: u64,
+    /// The tables that have changed; `None`: it may be any.
+    pub tables: Option<Vec<u32>>,
 }
 
 /// A table that is an outbox; [`Request::Outboxes`] answers a list of these.

@@ -5,10 +5,12 @@
 pub mod backoff;
 pub mod bounded;
 pub mod catalog;
+pub mod changes;
 pub mod channel;
 pub mod config;
 pub mod control;
 pub mod event;
+mod few;
 pub mod json;
 pub mod labels;
 pub mod link;

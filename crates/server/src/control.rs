@@ -8,10 +8,11 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::ser::Error as _;
 use serde_json::value::RawValue;
-use tide_feed::catalog::{Hello, Reply, Which};
+use tide_feed::catalog::{Hello, MAX_FRAME, Reply, TOO_LARGE, Which};
 use tide_feed::control::{
     Connections, ControlRequest, Disconnected, Explanation, FailedMessages, Recent, State, Status,
 };
+use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 
@@ -91,7 +92,14 @@ impl Control {
                 Ok(answer) => Reply::Ok(answer),
                 Err(error) => Reply::Error { sqlstate: "XX000".into(), message: error.to_string() },
             };
-            frame::write(stream, &reply).await?;
+            let frame = match frame::encode(&reply, MAX_FRAME) {
+                Ok(frame) => frame,
+                Err(error) => {
+                    let message = format!("the answer is too large: {error}");
+                    frame::encode(&Reply::Error { sqlstate: TOO_LARGE.into(), message }, MAX_FRAME)?
+                }
+            };
+            stream.write_all(&frame).await?;
         }
     }
 

@@ -23,17 +23,22 @@ pub(crate) async fn read<T: DeserializeOwned>(
     serde_json::from_slice(&bytes).map_err(io::Error::from)
 }
 
-pub(crate) async fn write<T: Serialize>(
-    stream: &mut (impl AsyncWrite + Unpin),
-    value: &T,
-) -> io::Result<()> {
+/// The frame, to be written as it is; an error if its body is larger than `most` bytes.
+pub(crate) fn encode<T: Serialize>(value: &T, most: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, value)?;
     let len = bytes.len() - 4;
-    if len > MAX_FRAME {
+    if len > most {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "frame too long"));
     }
     let header = u32::try_from(len).map_err(io::Error::other)?.to_be_bytes();
     bytes.splice(..4, header);
-    stream.write_all(&bytes).await
+    Ok(bytes)
+}
+
+pub(crate) async fn write<T: Serialize>(
+    stream: &mut (impl AsyncWrite + Unpin),
+    value: &T,
+) -> io::Result<()> {
+    stream.write_all(&encode(value, MAX_FRAME)?).await
 }

@@ -2,25 +2,30 @@
 //! unix socket. The decoding process itself never looks at it.
 
 pub(crate) mod frame;
+mod known;
 mod pool;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use known::KnownTables;
 use pool::Pool;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tide_feed::catalog::{
-    Cast, ClaimsOutcome, ClaimsOutcomes, Grant, Object, Outbox, PolicyOutcome, PolicyOutcomes,
-    Request, Retired, RoleStatus, Secrets, TableAccess, Tables, TakenOver, Unpublished, Visibility,
-    Which, is_transient,
+    Cast, Changes, ClaimsOutcome, ClaimsOutcomes, Grant, Object, Outbox, PolicyOutcome,
+    PolicyOutcomes, Request, Retired, RoleStatus, Secrets, TableAccess, TableName, Tables,
+    TakenOver, Unpublished, Visibility, Which, is_transient,
 };
-use tide_feed::event::Lsn;
+use tide_feed::event::{CatalogChange, Lsn};
 use tokio::net::UnixStream;
 
 /// How long a question may wait for a helper and its answer; covers the restart of a helper.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Tables that one question is about, at most: more are asked about page by page.
+pub(crate) const PAGE: usize = 32;
 
 /// A question could not be answered.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -64,13 +69,15 @@ pub struct Catalog {
     catalog_worker: Pool,
     executors: Pool,
     publication: String,
+    known: Arc<KnownTables>,
 }
 
 impl Catalog {
     /// `publication`: the one whose tables are looked up.
     pub fn new(publication: String) -> Catalog {
         let catalog_worker = Pool::new(CatalogError::Unavailable);
-        Catalog { catalog_worker, executors: Pool::new(CatalogError::Ended), publication }
+        let (executors, known) = (Pool::new(CatalogError::Ended), Arc::default());
+        Catalog { catalog_worker, executors, publication, known }
     }
 
     pub async fn secrets(&self) -> Result<Secrets, CatalogError> {
@@ -78,7 +85,11 @@ impl Catalog {
     }
 
     pub async fn role(&self, role: &str) -> Result<RoleStatus, CatalogError> {
-        ask(&self.catalog_worker, Request::Role { role: role.into() }).await
+        ask(
+            &self.catalog_worker,
+            Request::Role { role: role.into(), streamed: self.known.streamed() },
+        )
+        .await
     }
 
     /// The tables as `role` may see them, and a moment between the question and its answer: what
@@ -87,17 +98,60 @@ impl Catalog {
         &self,
         role: &str,
         which: Which,
-    ) -> Result<(Vec<TableAccess>, Moment), CatalogError> {
-        let publication = self.publication.clone();
-        let request = Request::Tables { role: role.into(), publication, which };
+    ) -> Result<(Vec<Arc<TableAccess>>, Moment), CatalogError> {
+        let (mut tables, mut first) = (Vec::new(), None);
+        for page in pages(which) {
+            let (some, moment) = self.page(role, page).await?;
+            tables.extend(some);
+            first.get_or_insert(moment);
+        }
+        Ok((tables, first.unwrap_or_default()))
+    }
+
+    async fn page(
+        &self,
+        role: &str,
+        which: Which,
+    ) -> Result<(Vec<Arc<TableAccess>>, Moment), CatalogError> {
+        let (role_name, publication) = (role.into(), self.publication.clone());
+        let streamed = self.known.streamed();
+        let request = Request::Tables { role: role_name, publication, which, streamed };
         let answer: Tables = ask(&self.catalog_worker, request).await?;
-        let moment = Moment { end: Lsn(answer.lsn), running: answer.running.into() };
-        Ok((answer.tables, moment))
+        let tables: Vec<_> = answer.tables.into_iter().map(Arc::new).collect();
+        self.known.learn(streamed, role, answer.change, &tables);
+        Ok((tables, Moment { end: Lsn(answer.lsn), running: answer.running.into() }))
+    }
+
+    /// A moment after this call began. What is known of tables after it knows of all changes that
+    /// were committed before.
+    pub async fn moment(&self) -> Result<Moment, CatalogError> {
+        let since = self.known.change();
+        let answer: Changes = ask(&self.catalog_worker, Request::Changes { since }).await?;
+        self.known.changed(since, answer.change, answer.tables.as_deref());
+        Ok(Moment { end: Lsn(answer.lsn), running: answer.running.into() })
+    }
+
+    /// The tables of these names as the role may see them, if all are known: as of the last
+    /// [`Catalog::moment`].
+    pub fn named(&self, role: &str, names: &[TableName]) -> Option<Vec<Arc<TableAccess>>> {
+        self.known.named(role, names)
+    }
+
+    /// The table as the role may see it, if that is known: as of the changes of the catalogue that
+    /// the stream has told of.
+    pub fn at_head(&self, role: &str, table: u32) -> Option<Arc<TableAccess>> {
+        self.known.at_head(role, table)
+    }
+
+    /// The stream tells of a change of the catalogue.
+    pub fn forget(&self, change: &CatalogChange) {
+        self.known.forget(change);
     }
 
     /// What `role` may know of a table or schema.
     pub async fn visibility(&self, role: &str, object: Object) -> Result<Visibility, CatalogError> {
-        ask(&self.catalog_worker, Request::Visibility { role: role.into(), object }).await
+        let streamed = self.known.streamed();
+        ask(&self.catalog_worker, Request::Visibility { role: role.into(), object, streamed }).await
     }
 
     /// The texts cast to the type by Postgres, as `role`; each as the JSON `to_jsonb` prints.
@@ -239,6 +293,19 @@ impl Catalog {
     /// How many helpers are connected: catalog workers, executors.
     pub fn helpers(&self) -> (usize, usize) {
         (self.catalog_worker.members(), self.executors.members())
+    }
+}
+
+/// The question in parts whose answers have an end. At least one: the moment is asked for, too.
+fn pages(which: Which) -> Vec<Which> {
+    match which {
+        Which::Named(names) if names.len() > PAGE => {
+            names.chunks(PAGE).map(|some| Which::Named(some.to_vec())).collect()
+        }
+        Which::Oids(oids) if oids.len() > PAGE => {
+            oids.chunks(PAGE).map(|some| Which::Oids(some.to_vec())).collect()
+        }
+        few => vec![few],
     }
 }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::value::RawValue;
-use tide_feed::catalog::{Reply, Request};
+use tide_feed::catalog::{MAX_FRAME, Reply, Request, TOO_LARGE};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -27,12 +28,15 @@ pub(super) struct Pool {
     members: Arc<AtomicUsize>,
     /// What they are told whose helper goes away while it answers.
     lost: CatalogError,
+    /// Bytes of a question.
+    largest: usize,
 }
 
 impl Pool {
     pub(super) fn new(lost: CatalogError) -> Pool {
         let (jobs, waiting) = mpsc::channel(QUEUE);
-        Pool { jobs, waiting: Arc::new(Mutex::new(waiting)), members: Arc::default(), lost }
+        let waiting = Arc::new(Mutex::new(waiting));
+        Pool { jobs, waiting, members: Arc::default(), lost, largest: MAX_FRAME }
     }
 
     pub(super) fn members(&self) -> usize {
@@ -64,7 +68,13 @@ impl Pool {
             if job.answer.is_closed() {
                 continue;
             }
-            let reply = match converse(helper, &job.request).await {
+            let Ok(question) = frame::encode(&job.request, self.largest) else {
+                let message = "the question is larger than 64 MB".into();
+                let refused = CatalogError::Refused { sqlstate: TOO_LARGE.into(), message };
+                let _ = job.answer.send(Err(refused));
+                continue;
+            };
+            let reply = match converse(helper, &question).await {
                 Ok(reply) => reply,
                 Err(error) => {
                     let _ = job.answer.send(Err(self.lost.clone()));
@@ -81,8 +91,8 @@ impl Pool {
     }
 }
 
-async fn converse(helper: &mut UnixStream, request: &Request) -> io::Result<Reply> {
-    frame::write(helper, request).await?;
+async fn converse(helper: &mut UnixStream, question: &[u8]) -> io::Result<Reply> {
+    helper.write_all(question).await?;
     frame::read(helper).await
 }
 
@@ -96,5 +106,35 @@ async fn gone(helper: &UnixStream) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn a_question_that_is_too_large_costs_itself_and_no_helper() {
+        let pool = Pool { largest: 100, ..Pool::new(CatalogError::Ended) };
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+        let serving = pool.clone();
+        tokio::spawn(async move { serving.serve(ours).await });
+
+        let too_large = Request::Role { role: "x".repeat(100), streamed: 0 };
+        let refused = pool.ask(too_large).await.expect_err("is refused");
+
+        assert!(
+            matches!(&refused, CatalogError::Refused { sqlstate, .. } if sqlstate == TOO_LARGE),
+            "{refused:?}"
+        );
+        let helper = async {
+            let asked: Request = frame::read(&mut theirs).await.expect("a question");
+            frame::write(&mut theirs, &json!({ "ok": 7 })).await.expect("is read");
+            asked
+        };
+        let (answer, asked) = tokio::join!(pool.ask(Request::Check), helper);
+        assert_eq!(asked, Request::Check);
+        assert_eq!(answer.expect("an answer").get(), "7");
     }
 }

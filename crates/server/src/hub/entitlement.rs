@@ -27,7 +27,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// One role's view of one table.
 pub(super) struct Entitlement {
     /// `None`: nothing at all.
-    access: Option<TableAccess>,
+    access: Option<Arc<TableAccess>>,
     /// Which rows.
     rule: Arc<Rule>,
     /// It holds for events before this one: while it was asked about, the catalogue changed.
@@ -43,7 +43,7 @@ struct CachedSet {
 
 impl Entitlement {
     /// `former`: the rule of the same role and table, for it to stay the same if it does.
-    fn new(access: Option<TableAccess>, former: Option<Arc<Rule>>, until: Seq) -> Entitlement {
+    fn new(access: Option<Arc<TableAccess>>, former: Option<Arc<Rule>>, until: Seq) -> Entitlement {
         let security = access.as_ref().and_then(|access| access.row_security.as_ref());
         let columns = access.as_ref().map_or(&[][..], |access| &access.columns);
         let rule = Rule::of(security, columns);
@@ -186,7 +186,7 @@ struct Open {
 }
 
 enum Found {
-    Table(Option<TableAccess>),
+    Table(Option<Arc<TableAccess>>),
     Visibility(Visibility),
 }
 
@@ -249,7 +249,17 @@ impl Entitlements {
         if let Some(known) = self.known.get(&key).filter(|known| known.holds_for(seq)) {
             return Some(Rc::clone(known));
         }
-        self.ask((Arc::clone(role), Subject::Rows(table)));
+        let question = (Arc::clone(role), Subject::Rows(table));
+        if !self.open.contains_key(&question)
+            && let Some(access) = self.catalog.at_head(role, table)
+        {
+            // A join has asked; the stream has told of no change since.
+            let former = self.former.remove(&key);
+            let known = Rc::new(Entitlement::new(Some(access), former, Seq::MAX));
+            self.known.insert(key, Rc::clone(&known));
+            return Some(known);
+        }
+        self.ask(question);
         self.known.get(&key).filter(|known| known.holds_for(seq)).cloned()
     }
 
@@ -295,6 +305,7 @@ impl Entitlements {
     /// The catalogue has changed; `next` is the first event after that.
     pub(super) fn forget(&mut self, change: &CatalogChange, next: Seq) {
         self.generation += 1;
+        self.catalog.forget(change);
         // Whoever needs the others asks again.
         self.open.retain(|_, open| open.is_asking || !open.backoff.is_due());
         let is_stale = |subject: &Subject| match change {

@@ -57,7 +57,7 @@ pub(super) struct Bindings<'a> {
     context: &'a ServerContext,
     role: &'a str,
     /// Those that the join names and the role may read.
-    tables: &'a [TableAccess],
+    tables: &'a [Arc<TableAccess>],
     constants: usize,
     patterns: usize,
     /// Of what the connection's filters may take up.
@@ -68,7 +68,7 @@ impl<'a> Bindings<'a> {
     pub(super) fn new(
         context: &'a ServerContext,
         role: &'a str,
-        tables: &'a [TableAccess],
+        tables: &'a [Arc<TableAccess>],
         own: &Arc<Allowance>,
     ) -> Bindings<'a> {
         Bindings { context, role, tables, constants: 0, patterns: 0, share: Share::of(own) }

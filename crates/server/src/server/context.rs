@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use tide_feed::catalog::TableName;
 use tide_feed::config::Config;
 use tokio::sync::Semaphore;
 
@@ -12,7 +11,7 @@ use super::presence::Rooms;
 use super::rest::HttpBroadcasts;
 use super::role::RoleCache;
 use super::single_flight::SingleFlight;
-use super::tables::TablesAnswer;
+use super::table_questions::TableQuestions;
 use crate::allowance::{Allowance, Share};
 use crate::auth::Verifier;
 use crate::catalog::Catalog;
@@ -29,7 +28,7 @@ pub struct ServerContext {
     pub stats: Arc<Stats>,
     verifier: RwLock<Arc<Verifier>>,
     pub(super) roles: RoleCache,
-    pub(super) tables: SingleFlight<(Arc<str>, Vec<TableName>), TablesAnswer>,
+    pub(super) tables: TableQuestions,
     pub(super) access: SingleFlight<grant::AccessQuestion, grant::AccessAnswer>,
     pub(super) rooms: Arc<Rooms>,
     pub(super) http_broadcasts: HttpBroadcasts,
@@ -58,7 +57,7 @@ impl ServerContext {
             stats,
             verifier: RwLock::new(Arc::new(verifier)),
             roles: RoleCache::new(),
-            tables: SingleFlight::new(),
+            tables: TableQuestions::new(),
             access: SingleFlight::new(),
             rooms,
             http_broadcasts: HttpBroadcasts::default(),

@@ -1,6 +1,8 @@
 //! What a client hears about its subscription itself, between the reply to its join and the first
 //! event.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tide_feed::catalog::TableAccess;
 
@@ -32,15 +34,14 @@ impl Joiner {
     pub(super) fn greet_row_security(
         &self,
         bindings: &[Binding],
-        tables: &[TableAccess],
+        tables: &[Arc<TableAccess>],
         greeting: &mut Vec<Bytes>,
     ) {
         let bound = |table: &TableAccess| {
             bindings.iter().any(|binding| binding.target == Target::Table(table.oid))
         };
-        for TableAccess { schema, table, row_security, columns, .. } in
-            tables.iter().filter(|table| bound(table))
-        {
+        for access in tables.iter().filter(|table| bound(table)) {
+            let TableAccess { schema, table, row_security, columns, .. } = &**access;
             if !Rule::of(row_security.as_ref(), columns).is_blind_to_the_past() {
                 continue;
             }

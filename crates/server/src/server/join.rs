@@ -420,7 +420,7 @@ impl Joiner {
     pub(super) async fn bind(
         &self,
         params: &[ChangeParams],
-        tables: &[TableAccess],
+        tables: &[Arc<TableAccess>],
     ) -> Result<(Vec<Binding>, Vec<String>, Option<Share>), Refused> {
         let role = self.credentials.role();
         let mut all = Bindings::new(&self.context, role, tables, &self.filters);

@@ -31,6 +31,7 @@ mod session;
 mod shutdown;
 mod since;
 mod single_flight;
+mod table_questions;
 mod tables;
 #[cfg(test)]
 mod tests;

@@ -3,30 +3,25 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use tide_feed::catalog::{ColumnAccess, RowSecurity, TableAccess, TableName, Which};
+use tide_feed::catalog::{ColumnAccess, RowSecurity, TableAccess, TableName};
 
 use super::identity::{self, Refusal};
 use super::join::{Joiner, Refused};
 use crate::allowance::Share;
-use crate::catalog::{CatalogError, Moment};
+use crate::catalog::Moment;
 use crate::memory::Kind;
 
-/// An answer of the catalogue, for all who asked together.
+/// What is known of the tables that one join names, for as long as it is under way.
 #[derive(Debug)]
-pub(super) struct KnownTables {
-    tables: Vec<TableAccess>,
-    /// As of which it is.
-    moment: Moment,
+pub(super) struct Tables {
+    tables: Arc<[Arc<TableAccess>]>,
     _memory: Share,
 }
 
-/// `None`: there is no memory for it.
-pub(super) type TablesAnswer = Result<Option<Arc<KnownTables>>, CatalogError>;
+impl Deref for Tables {
+    type Target = [Arc<TableAccess>];
 
-impl Deref for KnownTables {
-    type Target = [TableAccess];
-
-    fn deref(&self) -> &[TableAccess] {
+    fn deref(&self) -> &[Arc<TableAccess>] {
         &self.tables
     }
 }
@@ -36,23 +31,19 @@ impl Joiner {
     pub(super) async fn tables(
         &self,
         names: Vec<TableName>,
-    ) -> Result<(Arc<KnownTables>, Moment), Refused> {
+    ) -> Result<(Arc<Tables>, Moment), Refused> {
         let (context, role) = (&self.context, self.credentials.role());
-        let names = &names;
-        let look_up = async || {
-            let (tables, moment) =
-                context.catalog.tables(role, Which::Named(names.clone())).await?;
-            let mut share = context.share(Kind::Channels);
-            let has_memory = share.grow(tables.iter().map(memory).sum());
-            Ok(has_memory.then(|| Arc::new(KnownTables { tables, moment, _memory: share })))
-        };
-        let ask = || context.tables.answer((Arc::clone(role), names.clone()), look_up);
+        let ask = || context.tables.ask(&context.catalog, role, &names);
         match identity::patiently(context.config().handshake_timeout, ask).await {
-            Ok(Some(known)) => {
-                let moment = known.moment.clone();
-                Ok((known, moment))
+            Ok((tables, asked)) => {
+                let mut share = context.share(Kind::Channels);
+                // What is known of a table is the same for all who ask at a time.
+                let bytes = tables.iter().map(|table| memory(table) / Arc::strong_count(table));
+                if !share.grow(bytes.sum()) {
+                    return Err(Refused::memory());
+                }
+                Ok((Arc::new(Tables { tables, _memory: share }), asked))
             }
-            Ok(None) => Err(Refused::memory()),
             Err(error) => {
                 log::warn!("could not look up the tables of a subscription: {error}");
                 Err(Refusal::Unavailable.into())

@@ -79,9 +79,11 @@ impl CatalogWorker {
                     Some(Trouble::End) => break,
                     Some(Trouble::Delay) => {
                         self.lets.acquire().await.expect("not closed").forget();
-                        json!({ "ok": { "lsn": 0, "running": [], "tables": tables } })
+                        json!({ "ok": { "lsn": 0, "running": [], "change": 0, "tables": tables } })
                     }
-                    None => json!({ "ok": { "lsn": 0, "running": [], "tables": tables } }),
+                    None => {
+                        json!({ "ok": { "lsn": 0, "running": [], "change": 0, "tables": tables } })
+                    }
                 };
                 if frame::write(&mut theirs, &answer).await.is_err() {
                     return;

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
-use tide_feed::catalog::Request;
+use tide_feed::catalog::{Request, Which};
 use tide_feed::config::Config;
 use tide_feed::event::CatalogChange;
 use tokio::net::UnixStream;
@@ -84,6 +84,25 @@ fn a_look_up_that_fails_is_not_taken_for_an_answer() {
 
         assert_eq!(world.ids(&client, 2), [2, 3], "{trouble:?}");
     }
+}
+
+#[test]
+fn what_a_join_has_asked_is_not_asked_again_before_the_stream_tells_of_a_change() {
+    let world = World::new(&Config::default());
+    let client = world.connect();
+    let which = Which::Oids(vec![TABLE]);
+    world.runtime.block_on(world.catalog.tables("anon", which)).expect("an answer");
+    assert_eq!(world.catalog_worker.asked(), 1);
+
+    world.join(&client, now(100));
+    world.insert(200, 1);
+    assert_eq!(world.ids(&client, 1), [1]);
+    assert_eq!(world.catalog_worker.asked(), 1);
+    world.altered();
+    world.insert(300, 2);
+
+    assert_eq!(world.ids(&client, 1), [2]);
+    assert_eq!(world.catalog_worker.asked(), 2);
 }
 
 #[test]

@@ -322,7 +322,7 @@ fn helpers(catalog: &Catalog, granted: &Arc<Mutex<Vec<TableAccess>>>, end: &Arc<
 
 fn answer(request: &Request, granted: &Mutex<Vec<TableAccess>>, end: u64) -> Value {
     match request {
-        Request::Role { role } => json!({"ok": match role.as_str() {
+        Request::Role { role, .. } => json!({"ok": match role.as_str() {
             "web" | "other" => "usable",
             "boss" => "privileged",
             _ => "refused",
@@ -336,7 +336,11 @@ fn answer(request: &Request, granted: &Mutex<Vec<TableAccess>>, end: u64) -> Val
                     .any(|name| name.schema == table.schema && name.table == table.table),
                 Which::Oids(oids) => oids.contains(&table.oid),
             });
-            json!({"ok": {"lsn": end, "running": [], "tables": tables}})
+            json!({"ok": {"lsn": end, "running": [], "change": 0, "tables": tables}})
+        }
+        // It may be that what is granted has changed.
+        Request::Changes { .. } => {
+            json!({"ok": {"lsn": end, "running": [], "change": 0, "tables": null}})
         }
         Request::Check => json!({"ok": [{"item": "preload", "ok": true}]}),
         other => json!({"error": {"sqlstate": "0A000", "message": format!("{other:?}")}}),
