@@ -150,9 +150,16 @@ impl LaggingSessions {
         end: Seq,
         full: bool,
         registry: &mut Registry,
+        entitlements: &Entitlements,
         stats: &Stats,
         now: Instant,
     ) -> bool {
+        let needing =
+            self.sessions.iter().copied().filter(|session| needs(*session, end, registry));
+        // The first rows of a burst wait for what is known in a moment.
+        if full && needing.clone().any(|s| waits_as_a_whole(s, registry, entitlements)) {
+            return false;
+        }
         self.skip(end, registry, stats);
         let needing =
             self.sessions.iter().copied().filter(|session| needs(*session, end, registry));

@@ -268,7 +268,8 @@ impl Stream {
         let coming = self.coming.as_ref().map_or(0, Batch::size);
         while let Some(end) = self.history.due(coming, now) {
             let full = self.history.is_full(coming);
-            if !self.lagging.may_evict(end, full, &mut self.registry, &self.stats, now) {
+            let (registry, entitlements) = (&mut self.registry, &self.entitlements);
+            if !self.lagging.may_evict(end, full, registry, entitlements, &self.stats, now) {
                 return false;
             }
             self.history.evict();
