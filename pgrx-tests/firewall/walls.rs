@@ -74,7 +74,7 @@ fn the_server_has_nothing_of_postgres() {
 #[test]
 fn no_thread_of_the_server_can_reach_what_it_has_no_use_for() {
     let cluster = Cluster::with("tide.network_threads = 3");
-    let (database, _client, _) = followed(&cluster, "given_up");
+    let (database, _client, _) = followed(&cluster, "confined_by");
     let server = server(&database).unwrap();
 
     let threads = std::fs::read_dir(format!("/proc/{server}/task")).unwrap();
@@ -86,13 +86,13 @@ fn no_thread_of_the_server_can_reach_what_it_has_no_use_for() {
         let said = |name: &str| status.lines().find_map(|l| Some(l.strip_prefix(name)?.trim()));
         assert_eq!((said("Seccomp:"), said("NoNewPrivs:")), (Some("2"), Some("1")), "{status}");
     }
-    let given_up = "select server_gave_up from tide.status()";
-    let given_up: Vec<String> = database.sql().query_one(given_up, &[]).unwrap().get(0);
+    let confined_by = "select server_confined_by from tide.status()";
+    let confined_by: Vec<String> = database.sql().query_one(confined_by, &[]).unwrap().get(0);
     // Landlock is up to the kernel; this is not.
-    assert!(given_up.iter().any(|what| what == "system calls"), "{given_up:?}");
+    assert!(confined_by.iter().any(|what| what == "seccomp"), "{confined_by:?}");
     let health = http::get(database.port, "/health").body;
     let health: serde_json::Value = serde_json::from_str(&health).unwrap();
-    assert_eq!(health["given_up"], serde_json::json!(given_up));
+    assert_eq!(health["confined_by"], serde_json::json!(confined_by));
 }
 
 #[test]

@@ -21,7 +21,7 @@ create function tide.status(
     out restarts integer,
     out server_pid integer,
     out last_server_failure text,
-    out server_gave_up text[],
+    out server_confined_by text[],
     out slot name,
     out epoch text,
     out decoded_lsn pg_lsn,
@@ -44,7 +44,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 begin atomic
     select w.pid, w.state, w.reason, to_timestamp(w.started_at / 1e6), w.restarts,
-           w.server_pid, w.server_failure, w.given_up, s.slot_name, w.epoch,
+           w.server_pid, w.server_failure, w.confined_by, s.slot_name, w.epoch,
            case when w.decoded_lsn > 0 then '0/0'::pg_lsn + w.decoded_lsn end,
            s.confirmed_flush_lsn,
            case when not pg_is_in_recovery()
@@ -58,7 +58,7 @@ begin atomic
            coalesce(w.catalog_worker, false), coalesce(w.executors, 0)
     from jsonb_to_record(tide._worker_status()) as w (
         pid integer, state text, reason text, started_at bigint, restarts integer,
-        server_pid integer, server_failure text, given_up text[],
+        server_pid integer, server_failure text, confined_by text[],
         epoch text, decoded_lsn numeric,
         history_events bigint, history_bytes bigint, connections bigint, channels bigint,
         forged_messages bigint, failed_messages jsonb, url text, listener_error text,
@@ -73,7 +73,7 @@ begin atomic
     ) as s on true;
 end;
 comment on function tide.status() is
-'How the worker of this database is: its process, that of its server, how the last one ended and what this one cannot do any more (open files; make sockets, run programs, touch other processes), whether it is live and if not, why, how far it has decoded, what it keeps, who is connected, where it listens. One row, also when it is stopped. For members of pg_monitor';
+'How the worker of this database is: its process, that of its server, how the last one ended and by what this one is confined (landlock: no files; seccomp: no system calls but those that serving clients takes), whether it is live and if not, why, how far it has decoded, what it keeps, who is connected, where it listens. One row, also when it is stopped. For members of pg_monitor';
 revoke execute on function tide.status() from public;
 grant execute on function tide.status() to pg_monitor;
 

@@ -70,9 +70,9 @@ pub struct RecentEvent {
 pub struct Status {
     /// Of the server.
     pub server_pid: u32,
-    /// What the server cannot do any more, however it is told to: `files`, `system calls`.
+    /// What keeps the server to itself, whoever has taken hold of it: `landlock`, `seccomp`.
     #[serde(default)]
-    pub given_up: Vec<String>,
+    pub confined_by: Vec<String>,
     pub state: State,
     /// Why it is not live.
     #[serde(default)]

@@ -43,21 +43,20 @@ pub fn limit_memory(memory_limit: usize) {
     }
 }
 
-/// What this process cannot do any more, whoever has taken hold of it.
+/// What keeps this process to itself, whoever has taken hold of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Confinement {
-    /// Open, make or remove any file.
-    pub files: bool,
-    /// Open or bind a socket, connect to one, run a program, look into another process or send it
-    /// a signal.
-    pub calls: bool,
+    /// No file can be opened, made or removed, and no signal sent to others.
+    pub landlock: bool,
+    /// No system calls but those that serving clients takes.
+    pub seccomp: bool,
 }
 
 impl Confinement {
-    /// What was given up, by the names that `tide.status()` and `/health` use.
+    /// The names that `tide.status()` and `/health` have for it.
     pub fn names(self) -> Vec<&'static str> {
-        let all = [(self.files, "files"), (self.calls, "system calls")];
-        all.into_iter().filter_map(|(is_given_up, name)| is_given_up.then_some(name)).collect()
+        let all = [(self.landlock, "landlock"), (self.seccomp, "seccomp")];
+        all.into_iter().filter_map(|(holds, name)| holds.then_some(name)).collect()
     }
 }
 
@@ -65,162 +64,140 @@ impl Confinement {
 /// it starts from now on. The operating system's user is the one that owns the database, and whom
 /// Postgres's own socket may well take for a superuser.
 ///
-/// What the kernel does not have cannot be given up; that is said in the log and in the answer.
-pub fn give_up_the_rest() -> Confinement {
-    let give_up = |what: &str, given_up: Result<(), String>| {
-        if let Err(error) = &given_up {
-            log::warn!("the server could not give up {what}: {error}");
+/// What the kernel does not have cannot be used; that is said in the log and in the answer.
+pub fn confine() -> Confinement {
+    let done = |what: &str, outcome: Result<(), String>| {
+        if let Err(error) = &outcome {
+            log::warn!("the server could not confine itself by {what}: {error}");
         }
-        given_up.is_ok()
+        outcome.is_ok()
     };
     Confinement {
-        files: give_up("the file system", give_up_files()),
-        calls: give_up("sockets, programs and other processes", give_up_calls()),
+        landlock: done("Landlock", confine_by_landlock()),
+        seccomp: done("seccomp", confine_by_seccomp()),
     }
 }
 
-fn give_up_files() -> Result<(), String> {
-    let files = AccessFs::from_all(ABI::V5);
+fn confine_by_landlock() -> Result<(), String> {
     // Best effort: of newer kinds of access, those that the kernel knows.
     let restricted = Ruleset::default()
-        .handle_access(files)
+        .handle_access(AccessFs::from_all(ABI::V5))
         .and_then(|ruleset| ruleset.scope(Scope::AbstractUnixSocket | Scope::Signal))
         .and_then(Ruleset::create)
         .and_then(|ruleset| ruleset.restrict_self());
     match restricted.map_err(|error| error.to_string())?.ruleset {
-        RulesetStatus::NotEnforced => Err("this kernel has no Landlock".into()),
+        RulesetStatus::NotEnforced => Err("this kernel has none".into()),
         RulesetStatus::PartiallyEnforced | RulesetStatus::FullyEnforced => Ok(()),
     }
 }
 
-fn give_up_calls() -> Result<(), String> {
-    let of = |calls, errno| filter(calls, errno).map_err(|error| error.to_string());
-    let filters = [
-        of(calls_given_up().map_err(|error| error.to_string())?, libc::EPERM)?,
-        // Its flags cannot be looked at. Who hears that there is no such call takes the older one.
-        of(vec![(libc::SYS_clone3, Vec::new())], libc::ENOSYS)?,
-    ];
-    filters
-        .iter()
-        .try_for_each(|filter| seccompiler::apply_filter(filter).map_err(|error| error.to_string()))
+fn confine_by_seccomp() -> Result<(), String> {
+    let filter = filter().map_err(|error| error.to_string())?;
+    seccompiler::apply_filter(&filter).map_err(|error| error.to_string())
 }
 
-/// Calls that nothing here has a use for once the sockets are bound.
-const CALLS: [libc::c_long; 41] = [
-    // Sockets besides those that are there.
-    libc::SYS_socket,
-    libc::SYS_socketpair,
-    libc::SYS_connect,
-    libc::SYS_bind,
-    libc::SYS_listen,
-    // Programs.
-    libc::SYS_execve,
-    libc::SYS_execveat,
-    // Other processes: of the same user, and so Postgres's.
-    libc::SYS_kill,
-    libc::SYS_tkill,
-    libc::SYS_rt_sigqueueinfo,
-    libc::SYS_rt_tgsigqueueinfo,
-    libc::SYS_pidfd_open,
-    libc::SYS_pidfd_getfd,
-    libc::SYS_pidfd_send_signal,
-    libc::SYS_ptrace,
-    libc::SYS_process_vm_readv,
-    libc::SYS_process_vm_writev,
-    libc::SYS_process_madvise,
-    libc::SYS_kcmp,
-    libc::SYS_setpriority,
-    libc::SYS_ioprio_set,
-    libc::SYS_sched_setaffinity,
-    libc::SYS_sched_setscheduler,
-    libc::SYS_sched_setparam,
-    libc::SYS_sched_setattr,
-    libc::SYS_migrate_pages,
-    libc::SYS_move_pages,
-    // Their memory, if shared_memory_type is sysv.
-    libc::SYS_shmget,
-    libc::SYS_shmat,
-    libc::SYS_shmctl,
-    libc::SYS_semctl,
-    libc::SYS_semop,
-    // What does what other calls do, unseen by a filter of calls.
-    libc::SYS_io_uring_setup,
-    libc::SYS_bpf,
-    libc::SYS_perf_event_open,
-    libc::SYS_userfaultfd,
-    libc::SYS_unshare,
-    libc::SYS_setns,
-    libc::SYS_mount,
-    libc::SYS_keyctl,
-    libc::SYS_add_key,
+/// The calls that serving clients takes once the sockets are bound, whatever their arguments.
+const CALLS: [libc::c_long; 47] = [
+    // Sockets that are there, and those that are accepted.
+    libc::SYS_accept4,
+    libc::SYS_getpeername,
+    libc::SYS_getsockname,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_recvfrom,
+    libc::SYS_shutdown,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_close,
+    libc::SYS_dup,
+    // Waiting.
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_eventfd2,
+    libc::SYS_ppoll,
+    libc::SYS_futex,
+    libc::SYS_nanosleep,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_gettimeofday,
+    libc::SYS_restart_syscall,
+    libc::SYS_sched_yield,
+    // Memory.
+    libc::SYS_brk,
+    libc::SYS_madvise,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_sysinfo,
+    // Threads, and how they end.
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_rseq,
+    libc::SYS_membarrier,
+    libc::SYS_set_robust_list,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_getcpu,
+    libc::SYS_sigaltstack,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    // The rest.
+    libc::SYS_getrandom,
+    libc::SYS_uname,
 ];
 
-/// The older calls that make processes, where there are any.
+/// Older forms of some of them.
 #[cfg(target_arch = "x86_64")]
-const FORKS: &[libc::c_long] = &[libc::SYS_fork, libc::SYS_vfork];
+const OLDER: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll, libc::SYS_time];
 #[cfg(not(target_arch = "x86_64"))]
-const FORKS: &[libc::c_long] = &[];
+const OLDER: &[libc::c_long] = &[];
 
-/// Numbers of the same calls under the second ABI of x86-64, where a kernel still has that.
-#[cfg(target_arch = "x86_64")]
-const X32: Option<libc::c_long> = Some(0x4000_0000);
-#[cfg(not(target_arch = "x86_64"))]
-const X32: Option<libc::c_long> = None;
-
-/// `F_SETOWN`, `F_SETSIG`, `F_SETOWN_EX` of `asm-generic/fcntl.h`.
-const SET_OWNER: [u64; 3] = [8, 10, 15];
-/// `FIOSETOWN` and `SIOCSPGRP` of `asm-generic/sockios.h`.
-const IOCTL_SET_OWNER: [u64; 2] = [0x8901, 0x8902];
-
-/// Calls, each with the arguments under which it is given up; none: under any.
-type Calls = Vec<(libc::c_long, Vec<SeccompRule>)>;
-
-fn calls_given_up() -> Result<Calls, BackendError> {
-    use SeccompCmpOp::{Eq, MaskedEq, Ne};
-    let when = |conditions: &[(u8, SeccompCmpOp, u64)]| {
-        let conditions = conditions.iter().map(|(argument, comparison, value)| {
-            SeccompCondition::new(*argument, SeccompCmpArgLen::Dword, comparison.clone(), *value)
-        });
-        SeccompRule::new(conditions.collect::<Result<_, _>>()?)
+/// Those that depend on their arguments.
+fn calls_with_arguments() -> Result<Vec<(libc::c_long, SeccompRule)>, BackendError> {
+    use SeccompCmpArgLen::{Dword, Qword};
+    use SeccompCmpOp::{Eq, MaskedEq};
+    let when = |argument, length, comparison, value| {
+        SeccompRule::new(vec![SeccompCondition::new(argument, length, comparison, value)?])
     };
     let own = u64::from(getpid().as_raw_nonzero().get().unsigned_abs());
-    let (thread, fast_open) = (libc::CLONE_THREAD as u64, libc::MSG_FASTOPEN as u64);
-    let any_of = |commands: &[u64]| {
-        commands.iter().map(|command| when(&[(1, Eq, *command)])).collect::<Result<Vec<_>, _>>()
-    };
-    let with_arguments = [
+    let (thread, exec) = (libc::CLONE_THREAD as u64, libc::PROT_EXEC as u64);
+    Ok(vec![
+        // Threads, but no processes: one that outlives this one may be the postmaster's to wait for,
+        // which takes the end of one that it does not know for a crash.
+        (libc::SYS_clone, when(0, Dword, MaskedEq(thread), thread)?),
         // An abort is a signal to oneself.
-        (libc::SYS_tgkill, vec![when(&[(0, Ne, own)])?]),
-        (libc::SYS_prlimit64, vec![when(&[(0, Ne, 0), (0, Ne, own)])?]),
-        // Threads may be started. A process that outlives this one could be the postmaster's to
-        // wait for, if that is the first of its kind, and how it ends would be a crash to it.
-        (libc::SYS_clone, vec![when(&[(0, MaskedEq(thread), 0)])?]),
-        // Whoever owns a descriptor gets signals by it.
-        (libc::SYS_fcntl, any_of(&SET_OWNER)?),
-        (libc::SYS_ioctl, any_of(&IOCTL_SET_OWNER)?),
-        // Connects.
-        (libc::SYS_sendto, vec![when(&[(3, MaskedEq(fast_open), fast_open)])?]),
-        (libc::SYS_sendmsg, vec![when(&[(2, MaskedEq(fast_open), fast_open)])?]),
-        (libc::SYS_sendmmsg, vec![when(&[(3, MaskedEq(fast_open), fast_open)])?]),
-    ];
-    let always = CALLS.iter().chain(FORKS).map(|call| (*call, Vec::new()));
-    Ok(always.chain(with_arguments).collect())
+        (libc::SYS_tgkill, when(0, Dword, Eq, own)?),
+        // To nobody but who is connected: an address could be anybody's.
+        (libc::SYS_sendto, when(4, Qword, Eq, 0)?),
+        // No limit is changed.
+        (libc::SYS_prlimit64, when(2, Qword, Eq, 0)?),
+        // No code comes to be.
+        (libc::SYS_mmap, when(2, Dword, MaskedEq(exec), 0)?),
+        (libc::SYS_mprotect, when(2, Dword, MaskedEq(exec), 0)?),
+        (libc::SYS_prctl, when(0, Dword, Eq, libc::PR_SET_NAME as u64)?),
+        (libc::SYS_fcntl, when(1, Dword, Eq, libc::F_GETFD as u64)?),
+        (libc::SYS_fcntl, when(1, Dword, Eq, libc::F_GETFL as u64)?),
+        (libc::SYS_fcntl, when(1, Dword, Eq, libc::F_DUPFD_CLOEXEC as u64)?),
+    ])
 }
 
-fn filter(calls: Calls, errno: libc::c_int) -> Result<BpfProgram, BackendError> {
-    let mut rules: BTreeMap<_, _> = calls.into_iter().collect();
-    if let Some(bit) = X32 {
-        let twins: Vec<_> = rules.iter().map(|(call, rule)| (call | bit, rule.clone())).collect();
-        rules.extend(twins);
+/// Says of all others that the kernel does not have them, so that whoever tries a newer one takes
+/// the older.
+fn filter() -> Result<BpfProgram, BackendError> {
+    let always = CALLS.iter().chain(OLDER).map(|call| (*call, Vec::new()));
+    let mut rules: BTreeMap<_, _> = always.collect();
+    for (call, rule) in calls_with_arguments()? {
+        rules.entry(call).or_default().push(rule);
     }
-    let denied = SeccompAction::Errno(errno.unsigned_abs());
-    let filter = SeccompFilter::new(
-        rules,
-        SeccompAction::Allow,
-        denied,
-        std::env::consts::ARCH.try_into()?,
-    )?;
-    filter.try_into()
+    let denied = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let architecture = std::env::consts::ARCH.try_into()?;
+    SeccompFilter::new(rules, denied, SeccompAction::Allow, architecture)?.try_into()
 }
 
 #[cfg(test)]
@@ -236,8 +213,8 @@ mod tests {
     /// In a thread of its own: there is no way back.
     fn confined<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
         let confined = thread::spawn(|| {
-            let confinement = give_up_the_rest();
-            assert!(confinement.calls, "{confinement:?}");
+            let confinement = confine();
+            assert!(confinement.seccomp, "{confinement:?}");
             f()
         });
         confined.join().expect("no panic")
@@ -249,26 +226,27 @@ mod tests {
         let address = listener.local_addr().expect("bound");
 
         let refused = confined(move || {
+            use std::fs::Permissions;
+            use std::os::unix::fs::PermissionsExt;
+
+            let signal = rustix::process::kill_process(getpid(), Signal::URG);
+            let limit = Rlimit { current: None, maximum: None };
+            let limit = rustix::process::setrlimit(Resource::Data, limit);
             [
                 TcpStream::connect(address).err(),
                 TcpListener::bind("127.0.0.1:0").err(),
                 UnixStream::connect("/tmp/.s.PGSQL.5432").err(),
+                UnixStream::pair().err(),
                 Command::new("/bin/true").spawn().err(),
-                rustix::process::kill_process(getpid(), Signal::URG).err().map(io::Error::from),
+                File::open("/proc/self/status").err(),
+                std::fs::set_permissions(".", Permissions::from_mode(0o777)).err(),
+                signal.err().map(io::Error::from),
+                limit.err().map(io::Error::from),
             ]
-            .map(|error| error.map(|error| error.kind()))
+            .map(|error| error.and_then(|error| error.raw_os_error()))
         });
 
-        assert_eq!(refused, [Some(io::ErrorKind::PermissionDenied); 5]);
-    }
-
-    #[test]
-    fn no_file_can_be_opened_where_the_kernel_can_see_to_it() {
-        let has_landlock = thread::spawn(give_up_the_rest).join().expect("no panic").files;
-
-        let opened = confined(|| File::open("/proc/self/status").map(drop));
-
-        assert_eq!(opened.is_err(), has_landlock, "{opened:?}");
+        assert_eq!(refused, [Some(libc::ENOSYS); 9]);
     }
 
     #[test]

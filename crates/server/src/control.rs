@@ -167,7 +167,7 @@ impl Control {
         let (catalog_workers, executors) = self.catalog.helpers();
         Status {
             server_pid: std::process::id(),
-            given_up: self.stats.given_up().into_iter().map(str::to_owned).collect(),
+            confined_by: self.stats.confined_by().into_iter().map(str::to_owned).collect(),
             state: match (&reason, live) {
                 (Some(_), _) => State::Stalled,
                 (None, Some(_)) => State::Live,

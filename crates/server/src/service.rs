@@ -253,7 +253,7 @@ impl Clients {
             _ = stop.wait_for(|stop| *stop) => return,
         };
         // Before the first byte of a stranger is read, and before there is any other thread.
-        let _ = self.stats.confinement.set(confinement::give_up_the_rest());
+        let _ = self.stats.confinement.set(confinement::confine());
         let Some((verifier, tls, listeners)) = ready else {
             return std::future::pending().await;
         };

@@ -156,7 +156,7 @@ impl RefusedPush {
 /// Shared by the hub, the sessions and the listener.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// What this process gave up before it let the first client in.
+    /// How this process confined itself before it let the first client in.
     pub confinement: OnceLock<Confinement>,
     /// Websocket connections. Kept by the sessions, as are the next four.
     pub connections: Gauge,
@@ -217,8 +217,8 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// What this process cannot do any more; nothing yet before it listens.
-    pub fn given_up(&self) -> Vec<&'static str> {
+    /// What keeps this process to itself; nothing yet before it listens.
+    pub fn confined_by(&self) -> Vec<&'static str> {
         self.confinement.get().map_or_else(Vec::new, |confinement| confinement.names())
     }
 

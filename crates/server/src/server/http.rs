@@ -109,15 +109,17 @@ impl Front {
     }
 
     fn health(&self) -> HttpAnswer {
-        let given_up = self.context.stats.given_up();
+        let confined_by = self.context.stats.confined_by();
         match self.context.hub.live() {
-            Some(_) => json_body(StatusCode::OK, &json!({"status": "ok", "given_up": given_up})),
+            Some(_) => {
+                json_body(StatusCode::OK, &json!({"status": "ok", "confined_by": confined_by}))
+            }
             None => {
                 let reason = self.context.hub.stalled();
                 let reason = reason.as_deref().unwrap_or("the change stream is not live yet");
                 json_body(
                     StatusCode::SERVICE_UNAVAILABLE,
-                    &json!({"status": "unavailable", "reason": reason, "given_up": given_up}),
+                    &json!({"status": "unavailable", "reason": reason, "confined_by": confined_by}),
                 )
             }
         }
