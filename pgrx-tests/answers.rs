@@ -83,7 +83,7 @@ fn impersonate(database: &Database<'_>, kind: &str, processes: &str) -> (UnixLis
         .query_one("select oid from pg_database where datname = current_database()", &[])
         .unwrap()
         .get(0);
-    let path = database.cluster.data().join(format!("pg_tide.{oid}.sock"));
+    let path = database.cluster.data().join(format!("pg_stat_tmp/pg_tide.{oid}.sock"));
     std::fs::remove_file(&path).unwrap();
     let listener = UnixListener::bind(&path).unwrap();
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap();

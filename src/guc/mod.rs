@@ -149,8 +149,15 @@ fn read(path: PathBuf) -> File {
 }
 
 /// Where the worker of this database listens for its helpers and for SQL functions.
-pub(crate) fn control_socket(oid: pg_sys::Oid) -> PathBuf {
-    PathBuf::from(format!("pg_tide.{}.sock", oid.to_u32()))
+pub(crate) fn control_socket(database: pg_sys::Oid) -> PathBuf {
+    own_file(database, "sock")
+}
+
+/// A file of a database's worker, relative to the data directory: where Postgres's extensions keep
+/// what is of one running server. Base backups and pg_rewind leave that folder's content out; a
+/// socket that they came upon elsewhere would have the latter fail midway.
+pub(crate) fn own_file(database: pg_sys::Oid, what: &str) -> PathBuf {
+    PathBuf::from(format!("pg_stat_tmp/pg_tide.{}.{what}", database.to_u32()))
 }
 
 /// A table at whose changes decoding stands still, if there is to be one.
