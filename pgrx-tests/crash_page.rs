@@ -195,7 +195,7 @@ fn the_page_goes_with_the_extension_and_with_the_database() {
         let database = cluster.database("page");
         let query = "select oid from pg_database where datname = 'page'";
         let oid: u32 = database.sql().query_one(query, &[]).unwrap().get(0);
-        let page = cluster.data().join(format!("pg_tide.{oid}.crash"));
+        let page = cluster.data().join(format!("pg_stat_tmp/pg_tide.{oid}.crash"));
         assert!(page.exists());
 
         if what.starts_with("extension") {
@@ -207,4 +207,20 @@ fn the_page_goes_with_the_extension_and_with_the_database() {
         wait_until(&format!("the page is gone with the {what}"), || (!page.exists()).then_some(()));
         cluster.connect("postgres").batch_execute("drop database if exists page").unwrap();
     }
+}
+
+/// As it is where a file system writes to a new place each time, and has none left.
+#[test]
+fn a_page_that_cannot_be_written_crashes_nobody() {
+    let cluster = Cluster::start();
+    let database = cluster.database("cut_off");
+    let query = "select oid from pg_database where datname = 'cut_off'";
+    let oid: u32 = database.sql().query_one(query, &[]).unwrap().get(0);
+    let page = cluster.data().join(format!("pg_stat_tmp/pg_tide.{oid}.crash"));
+    let worker = database.worker();
+
+    std::fs::OpenOptions::new().write(true).open(page).unwrap().set_len(0).unwrap();
+
+    database.delivers();
+    assert_eq!(database.worker(), worker);
 }

@@ -1,6 +1,7 @@
 //! What pg_tide's background workers do on signals.
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
+use std::ptr::null_mut;
 
 use pgrx::pg_sys;
 
@@ -40,6 +41,27 @@ pub(crate) fn ignore_cancel() {
 pub(crate) fn survive_blame() {
     // SAFETY: the handler does no more than what one may.
     unsafe { on_signal(libc::SIGQUIT, quit) };
+}
+
+/// For a process that decodes: where it is it says in a mapped file, which may come to lack room.
+pub(crate) fn survive_bus_errors() {
+    // SAFETY: the handler does no more than what one may; `sa_mask` is empty when it is zero.
+    unsafe {
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        action.sa_sigaction = bus_error as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        libc::sigaction(libc::SIGBUS, &raw const action, null_mut());
+    }
+}
+
+/// What was being done is done again when this returns.
+extern "C" fn bus_error(signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
+    // SAFETY: the kernel says where. A fault of any other kind ends the process the next time.
+    unsafe {
+        if !crash_page::bear((*info).si_addr()) {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+    }
 }
 
 unsafe extern "C-unwind" fn quit(signal: c_int) {

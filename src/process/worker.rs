@@ -59,6 +59,7 @@ pub extern "C-unwind" fn tide_worker_main(database: pg_sys::Datum) {
     signals::install();
     signals::ignore_cancel();
     signals::survive_blame();
+    signals::survive_bus_errors();
     if !entry.should_run() {
         return;
     }

@@ -8,6 +8,7 @@
 //! A loss of power or of all processes in the middle of decoding looks the same, and counts as one
 //! crash; it does not happen twice in a row at the same change of the same record.
 
+use std::ffi::c_void;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -19,6 +20,8 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use tide_feed::event::Lsn;
+
+use crate::guc;
 
 /// Bytes of the file.
 const SIZE: usize = 4096;
@@ -78,7 +81,7 @@ fn page() -> &'static Page {
 
 /// The page's file, relative to the data directory.
 fn path(database: pg_sys::Oid) -> PathBuf {
-    PathBuf::from(format!("pg_tide.{}.crash", database.to_u32()))
+    guc::own_file(database, "crash")
 }
 
 /// From now on this process says in the database's page where it is. Once, before it decodes.
@@ -190,6 +193,23 @@ pub(crate) enum SkipError {
     Io(#[from] io::Error),
 }
 
+/// The page could not be read or written (SIGBUS): the file was cut off, or a file system that
+/// writes to a new place each time has none. From now on the page is memory of this process alone,
+/// and its crashes are not counted. False: `address` is not in the page. For a signal handler.
+pub(crate) fn bear(address: *const c_void) -> bool {
+    let page = PAGE.load(Ordering::Relaxed);
+    let offset = (address as usize).wrapping_sub(page as usize);
+    if std::ptr::eq(page, &raw const NOWHERE) || offset >= SIZE {
+        return false;
+    }
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    // SAFETY: takes the place of the mapping that was made for the page, whose content is all zero
+    // then, as it is when nothing is known.
+    let mapped = unsafe { libc::mmap(page.cast(), SIZE, protection, flags, -1, 0) };
+    mapped != libc::MAP_FAILED
+}
+
 /// Has the worker of this database, or the next one, give up everything that the slot holds, if that
 /// is over the crashes before `wanted`. By way of the file, which outlives the crashes.
 pub(crate) fn ask_skip(database: pg_sys::Oid, wanted: Lsn) -> Result<(), SkipError> {
@@ -208,8 +228,8 @@ pub(crate) fn ask_skip(database: pg_sys::Oid, wanted: Lsn) -> Result<(), SkipErr
 
 fn map(file: &File) -> io::Result<*mut Page> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: a new mapping of an open file that has room on the disk for all of it, so that writing
-    // to it cannot fail. Page-aligned, and any bytes are a valid page.
+    // SAFETY: a new mapping of an open file that has room on the disk for all of it: that writing
+    // to it fails nevertheless is for `bear` to see to. Page-aligned, and any bytes are a valid page.
     unsafe {
         match libc::posix_fallocate(file.as_raw_fd(), 0, SIZE as libc::off_t) {
             0 => {}
