@@ -7,6 +7,7 @@ mod walls;
 
 use serde_json::json;
 
+use crate::memory::peak_kib;
 use crate::support::client::Client;
 use crate::support::cluster::{Shutdown, signal};
 use crate::support::database::LARGE;
@@ -236,7 +237,7 @@ fn a_past_that_the_server_fails_over_twice_is_given_up() {
 fn keep_from_starting(database: &Database<'_>) -> std::path::PathBuf {
     let oid = "select oid from pg_database where datname = current_database()";
     let oid: u32 = database.sql().query_one(oid, &[]).unwrap().get(0);
-    let socket = database.cluster.data().join(format!("pg_tide.{oid}.sock"));
+    let socket = database.cluster.data().join(format!("pg_stat_tmp/pg_tide.{oid}.sock"));
     std::fs::remove_file(&socket).unwrap();
     std::fs::create_dir(&socket).unwrap();
     socket
@@ -300,4 +301,30 @@ fn a_reload_changes_what_clients_may_do_and_cuts_nobody_off() {
     another_server(&database, first);
     wait_until("who has no token is let in again", anonymous);
     assert_eq!(database.worker(), worker);
+}
+
+#[test]
+fn a_decoder_that_is_given_up_leaves_no_memory_behind() {
+    const RECORD: u64 = 30_000_000;
+    let cluster = Cluster::start();
+    let (database, mut client, _) = followed(&cluster, "given_up");
+    // The row before it is in the history: so the record is read again each time.
+    let large = format!("select pg_logical_emit_message(true, 'x', repeat('y', {RECORD}))");
+    database.sql().batch_execute(&large).unwrap();
+    let mut peaks = Vec::new();
+
+    for id in 1..=5 {
+        database.sql().batch_execute(&format!("insert into t values ({id})")).unwrap();
+        let position = next(&mut client, id);
+        peaks.push(peak_kib(database.worker()));
+        let before = server(&database).unwrap();
+        signal("KILL", before);
+        another_server(&database, before);
+        client = database.client();
+        follow(&mut client, Some(&position));
+    }
+
+    // The first time it is read, and the second, while the first is still there.
+    let grown = peaks[4].saturating_sub(peaks[1]);
+    assert!(grown < RECORD / 1024, "{peaks:?}");
 }

@@ -65,7 +65,10 @@ impl Decoder {
             if pg_sys::GetFlushRecPtr(null_mut()) <= (*reader).EndRecPtr {
                 return false;
             }
+            // What the reader comes to need is to go with the context, also if that is abandoned.
+            pg_sys::MemoryContextSwitchTo((*self.context).context);
             let record = pg_sys::XLogReadRecord(reader, &raw mut message);
+            pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
             if !message.is_null() {
                 let message = CStr::from_ptr(message).to_string_lossy();
                 error!("could not read WAL: {message}");
