@@ -702,3 +702,23 @@ fn every_message_committed_on_the_promoted_server_arrives() {
     wait_until_swept(&promoted, "tide.outbox");
     wait_until_swept(&promoted, "adopted");
 }
+
+#[test]
+fn autovacuum_hears_of_the_rows_that_are_deleted() {
+    let cluster = Cluster::start();
+    let database = cluster.database("vacuumed");
+    let rows = 500_i64;
+    let insert = format!(
+        "insert into tide.outbox (channel, name, data)
+         select 'room', 'news', '{{}}' from generate_series(1, {rows})"
+    );
+    database.sql().batch_execute(&insert).unwrap();
+
+    // The newest row stays.
+    let deleted = "select n_tup_del from pg_stat_user_tables
+                   where schemaname = 'tide' and relname = 'outbox'";
+    wait_until("the deletions are counted", || {
+        let count: i64 = database.sql().query_one(deleted, &[]).unwrap().get(0);
+        (count == rows - 1).then_some(())
+    });
+}

@@ -100,6 +100,9 @@ pub(crate) fn committed<R>(
     });
     let result = PgTryBuilder::new(work).catch_others(|error| Err(refusal(&error))).execute();
     abort();
+    // Autovacuum goes by them, and nobody else reports them in a background worker.
+    // SAFETY: outside a transaction.
+    unsafe { pg_sys::pgstat_report_stat(true) };
     result
 }
 
