@@ -238,6 +238,24 @@ pub(crate) unsafe fn on_signal(signal: c_int, handler: unsafe extern "C-unwind" 
     }
 }
 
+/// An expression over a table's columns, with virtual generated columns as what they are generated
+/// from: rows in the WAL do not have them.
+///
+/// # Safety
+/// The table is open; the expression is one over its columns.
+pub(crate) unsafe fn expand_generated_columns(
+    expression: *mut pg_sys::Node,
+    table: pg_sys::Relation,
+) -> *mut pg_sys::Node {
+    #[cfg(not(feature = "pg18"))]
+    let _ = table;
+    #[cfg(not(feature = "pg18"))]
+    return expression;
+    // SAFETY: as above. The columns of the only table there is are those of number 1.
+    #[cfg(feature = "pg18")]
+    return unsafe { pg_sys::expand_generated_columns_in_expr(expression, table, 1) };
+}
+
 /// A set of `events` things to wait for, that lives as long as the process.
 ///
 /// # Safety

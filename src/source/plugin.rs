@@ -50,7 +50,10 @@ unsafe extern "C-unwind" fn on_startup(
     options: *mut pg_sys::OutputPluginOptions,
     _is_init: bool,
 ) {
-    if REPLAY.load(Ordering::Relaxed).is_null() {
+    // pg_upgrade makes the slots of the old cluster anew, and replays nothing.
+    // SAFETY: set when the server started.
+    let is_upgrade = unsafe { pg_sys::IsBinaryUpgrade };
+    if REPLAY.load(Ordering::Relaxed).is_null() && !is_upgrade {
         ereport!(
             ERROR,
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

@@ -236,7 +236,7 @@ impl Published {
             }
             origins.relations.insert((*target).rd_id.to_u32());
             let filter =
-                publishing.filter.map(|tree| RowFilter::new(&tree, descriptor, sources, memory.0));
+                publishing.filter.map(|tree| RowFilter::new(&tree, target, sources, memory.0));
             let schema = (*(*target).rd_rel).relnamespace;
             let relation = Relation {
                 oid: (*target).rd_id.to_u32(),

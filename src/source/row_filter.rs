@@ -23,10 +23,10 @@ pub(crate) struct RowFilter {
 impl RowFilter {
     /// # Safety
     /// Under a historic snapshot. `memory` outlives the filter; `sources` has an entry for each
-    /// column of `descriptor`.
+    /// column of the table, which is open.
     pub(crate) unsafe fn new(
         tree: &CStr,
-        descriptor: pg_sys::TupleDesc,
+        table: pg_sys::Relation,
         sources: Vec<Option<usize>>,
         memory: pg_sys::MemoryContext,
     ) -> RowFilter {
@@ -34,10 +34,11 @@ impl RowFilter {
         unsafe {
             let before = pg_sys::MemoryContextSwitchTo(memory);
             let tree = pg_sys::stringToNode(tree.as_ptr());
+            let tree = compat::expand_generated_columns(tree.cast(), table);
             let estate = pg_sys::CreateExecutorState();
             let state = pg_sys::ExecPrepareExpr(tree.cast(), estate);
             let context = pg_sys::MakePerTupleExprContext(estate);
-            let descriptor = pg_sys::CreateTupleDescCopy(descriptor);
+            let descriptor = pg_sys::CreateTupleDescCopy((*table).rd_att);
             let slot =
                 pg_sys::MakeSingleTupleTableSlot(descriptor, &raw const pg_sys::TTSOpsVirtual);
             pg_sys::MemoryContextSwitchTo(before);
