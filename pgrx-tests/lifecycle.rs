@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::support::cluster::{Shutdown, signal};
+use crate::support::cluster::{Shutdown, as_owner, signal, succeed};
 use crate::support::database::{LARGE, WORKER};
 use crate::support::{Cluster, DEADLINE, Database, wait_until};
 
@@ -421,4 +421,47 @@ fn dropped_publications_and_tables_are_survived() {
     assert_eq!(client.change()["record"]["id"], 2);
     sql.batch_execute(&format!("drop table {t}")).unwrap();
     database.delivers();
+}
+
+#[test]
+fn a_primary_that_was_failed_over_from_can_be_rewound() {
+    let primary = Cluster::with(
+        "wal_keep_size = 64MB\nhot_standby = on\nwal_log_hints = on\nfull_page_writes = on",
+    );
+    let database = primary.database("rewound");
+    let standby = primary.standby();
+    standby.resume();
+    standby.promote();
+    let promoted = Database { cluster: &standby, name: database.name.clone(), port: database.port };
+    // What is told apart by is written by a checkpoint.
+    promoted.sql().batch_execute("checkpoint").unwrap();
+    database.sql().batch_execute("create table lost (id int)").unwrap();
+    primary.stop(Shutdown::Fast);
+    promoted.wait_until_live();
+
+    let source = format!("host={} user=postgres dbname=postgres", standby.host().display());
+    succeed(
+        as_owner("pg_rewind")
+            .arg("--target-pgdata")
+            .arg(primary.data())
+            .args(["--source-server", &source]),
+    );
+
+    promoted.delivers();
+}
+
+#[test]
+fn a_stream_that_begins_after_a_prepared_transaction_says_so() {
+    let cluster = Cluster::start();
+    let prepare = "create table held (id int);
+                   begin; insert into held values (1); prepare transaction 'held'";
+    cluster.connect("postgres").batch_execute(prepare).unwrap();
+    let database = Database::without_extension(&cluster, "behind", &[]);
+    database.sql().batch_execute("create extension pg_tide").unwrap();
+
+    let reason = "select reason from tide.status() where reason like '%prepared%'";
+    wait_until("the reason is said", || database.sql().query_opt(reason, &[]).unwrap());
+    cluster.connect("postgres").batch_execute("commit prepared 'held'").unwrap();
+
+    database.wait_until_live();
 }

@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 
+use crate::source::in_flight;
+
 /// This is not worth a word.
 const SHORT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
 pub(crate) struct RunningXacts {
     /// Those that were running at first: transaction and process. `None`: not looked yet.
-    older: Option<Vec<(pg_sys::TransactionId, i32)>>,
+    older: Option<Vec<(pg_sys::TransactionId, Option<i32>)>>,
     since: Option<Instant>,
     was_said: bool,
 }
@@ -34,20 +36,30 @@ impl RunningXacts {
             return Some(None);
         }
         self.was_said = true;
-        let mut processes: Vec<String> =
-            older.iter().take(10).map(|(_, process)| process.to_string()).collect();
+        let name = |pid: Option<i32>| match pid {
+            Some(pid) => format!("pid {pid}"),
+            None => "prepared".to_owned(),
+        };
+        let mut processes: Vec<String> = older.iter().take(10).map(|(_, pid)| name(*pid)).collect();
         if older.len() > processes.len() {
             processes.push("more".to_owned());
         }
         Some(Some(format!(
-            "the stream begins when transactions that are open now have ended (pid {})",
+            "the stream begins when transactions that are open now have ended ({})",
             processes.join(", ")
         )))
     }
 }
 
-/// Transactions that have written something, with their processes.
-fn running() -> Vec<(pg_sys::TransactionId, i32)> {
+/// Transactions that have written something, with their processes; those that are prepared have none.
+fn running() -> Vec<(pg_sys::TransactionId, Option<i32>)> {
+    let running = in_flight::running();
+    let processes = processes();
+    let process = |xid| processes.iter().find(|(of, _)| *of == xid).map(|(_, pid)| *pid);
+    running.into_iter().map(|xid| (xid, process(xid))).collect()
+}
+
+fn processes() -> Vec<(pg_sys::TransactionId, i32)> {
     let mut running = Vec::new();
     // SAFETY: the array is as long as said for as long as the server runs. It is read without a
     // lock: each word is whole, and whether the transaction runs is asked properly afterwards.

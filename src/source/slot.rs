@@ -169,6 +169,10 @@ fn orphaned(database: pg_sys::Oid) -> Vec<CString> {
         let lock = compat::replication_slot_control_lock();
         pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_SHARED);
         let count = usize::try_from(pg_sys::max_replication_slots).unwrap_or(0);
+        if count == 0 {
+            // Then there is no array.
+            return Vec::new();
+        }
         let first = (*pg_sys::ReplicationSlotCtl).replication_slots.as_ptr();
         let names = (0..count)
             .map(|n| first.add(n))
