@@ -259,6 +259,32 @@ fn partitions_arrive_as_their_root() {
     assert_eq!(changes[4]["record"], json!({ "id": 3, "region": "us", "n": null }));
 }
 
+/// Rows in the WAL do not have them. Postgres has had them since 18.
+#[test]
+fn rows_are_filtered_by_virtual_generated_columns() {
+    let version = "select current_setting('server_version_num')::int";
+    if database().sql().query_one(version, &[]).unwrap().get::<_, i32>(0) < 180_000 {
+        return;
+    }
+    let t = database().fresh_name("virtual");
+    let publication = format!("p_{t}");
+    let cluster = Cluster::shared();
+    let other = cluster.database_with(&format!("db_{t}"), &[("tide.publication", &publication)]);
+    let mut sql = other.sql();
+    sql.batch_execute(&format!(
+        "create table {t} (id int primary key, twice int generated always as (id * 2) virtual);
+         create publication {publication} for table {t} where (twice > 4) with (publish = 'insert');
+         grant select on {t} to authenticated"
+    ))
+    .unwrap();
+    let mut client = other.client();
+    client.subscribe("room", &t);
+
+    sql.batch_execute(&format!("insert into {t} values (1), (2), (3), (4)")).unwrap();
+
+    assert_eq!(summaries(&mut client, 2), ["INSERT 3", "INSERT 4"]);
+}
+
 #[test]
 fn the_publications_filter_columns_and_operations_hold() {
     let t = database().fresh_name("filtered");
