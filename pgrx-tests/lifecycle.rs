@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::support::cluster::{Shutdown, as_owner, signal, succeed};
+use crate::support::cluster::{Shutdown, as_owner, bin, signal, succeed};
 use crate::support::database::{LARGE, WORKER};
 use crate::support::{Cluster, DEADLINE, Database, wait_until};
 
@@ -464,4 +464,44 @@ fn a_stream_that_begins_after_a_prepared_transaction_says_so() {
     cluster.connect("postgres").batch_execute("commit prepared 'held'").unwrap();
 
     database.wait_until_live();
+}
+
+/// From 17 on it makes the slots of the old cluster anew, as its last steps, when the files have been
+/// moved: what fails then cannot be gone back from.
+#[test]
+fn pg_upgrade_takes_the_slot_along() {
+    let old = Cluster::with("tide.history_retention = '1s'");
+    let database = old.database("upgraded");
+    let version = "select current_setting('server_version_num')::int";
+    if database.sql().query_one(version, &[]).unwrap().get::<_, i32>(0) < 170_000 {
+        return;
+    }
+    database.delivers();
+    // The slot has to be at the end.
+    let is_empty = "select history_events = 0 from tide.status()";
+    wait_until("the history is empty", || {
+        database.sql().query_one(is_empty, &[]).unwrap().get::<_, bool>(0).then_some(())
+    });
+    old.stop(Shutdown::Fast);
+    let new = Cluster::stopped();
+
+    succeed(
+        as_owner("pg_upgrade")
+            .args(["--username", "postgres", "--no-sync"])
+            .arg("--old-bindir")
+            .arg(bin())
+            .arg("--new-bindir")
+            .arg(bin())
+            .arg("--old-datadir")
+            .arg(old.data())
+            .arg("--new-datadir")
+            .arg(new.data())
+            .arg("--socketdir")
+            .arg(new.host()),
+    );
+    new.resume();
+
+    let upgraded = Database { cluster: &new, name: database.name.clone(), port: database.port };
+    upgraded.wait_until_live();
+    upgraded.delivers();
 }
