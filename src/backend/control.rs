@@ -1,7 +1,5 @@
 //! A backend's line to its database's worker, for the SQL functions that want something of it.
 
-use std::io::ErrorKind;
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use pgrx::{PgSqlErrorCode, pg_sys};
@@ -10,7 +8,7 @@ use tide_feed::catalog::{Hello, Reply};
 use tide_feed::control::ControlRequest;
 
 use crate::guc;
-use crate::socket::{FrameSocket, SocketError};
+use crate::socket::{self, FrameSocket, SocketError};
 
 /// The worker answers from memory.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,9 +29,11 @@ pub(crate) enum ControlError {
 pub(crate) fn ask<R: DeserializeOwned>(request: &ControlRequest) -> Result<R, ControlError> {
     // SAFETY: set when this backend connected to its database.
     let path = guc::control_socket(unsafe { pg_sys::MyDatabaseId });
-    let mut socket = FrameSocket::connect(&path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => ControlError::NotRunning,
-        _ => ControlError::Socket(error.into()),
+    let mut socket = FrameSocket::connect(&path).map_err(|error| {
+        if socket::is_server_gone(&error) {
+            return ControlError::NotRunning;
+        }
+        ControlError::Socket(error.into())
     })?;
     socket.set_timeout(TIMEOUT);
     socket.send(&serde_json::to_vec(&Hello::Control)?)?;
@@ -59,12 +59,12 @@ pub(crate) fn nudge_outboxes() {
 fn nudge(request: &ControlRequest) {
     // SAFETY: set when this backend connected to its database.
     let path = guc::control_socket(unsafe { pg_sys::MyDatabaseId });
-    let Ok(mut stream) = UnixStream::connect(path) else { return };
-    let _ = stream.set_write_timeout(Some(Duration::from_millis(200)));
+    let Ok(mut stream) = socket::connect(&path) else { return };
     for message in [serde_json::to_vec(&Hello::Control), serde_json::to_vec(request)] {
         let Ok(message) = message else { return };
         let length = u32::try_from(message.len()).unwrap_or(0).to_be_bytes();
         let frame = [&length[..], &message].concat();
+        // A socket that nobody has written to has room for it.
         if std::io::Write::write_all(&mut stream, &frame).is_err() {
             return;
         }
