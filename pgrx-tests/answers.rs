@@ -78,6 +78,8 @@ impl Helper {
 
 /// Takes the helpers' server's place, and gives the first helper of a kind that comes.
 fn impersonate(database: &Database<'_>, kind: &str, processes: &str) -> (UnixListener, Helper) {
+    // One that is not might come to the test before it is ended.
+    database.wait_for_helpers();
     let oid: u32 = database
         .sql()
         .query_one("select oid from pg_database where datname = current_database()", &[])

@@ -93,11 +93,12 @@ impl FrameSocket {
         self.write_all(body)
     }
 
-    pub(crate) fn receive(&mut self) -> Result<Vec<u8>, SocketError> {
+    /// A frame of no more than so many bytes.
+    pub(crate) fn receive(&mut self, most: usize) -> Result<Vec<u8>, SocketError> {
         let mut length = [0; 4];
         self.read_exact(&mut length)?;
         let length = u32::from_be_bytes(length) as usize;
-        if length > MAX_FRAME {
+        if length > most {
             return Err(SocketError::TooLarge(length));
         }
         let mut body = Vec::new();

@@ -15,6 +15,7 @@ use tide_feed::catalog::{MOST_ROWS, Outbox, Retired, TakenOver, Unpublished};
 
 use crate::helper::answer::{self, encode, parse};
 use crate::helper::transaction::{Refusal, committed, rolled_back};
+use crate::server_text::ServerText;
 use crate::source::outbox::mark;
 
 /// A page of rows takes milliseconds.
@@ -170,8 +171,8 @@ pub(crate) fn retire(table: u32, ids: Vec<i64>, keep: bool) -> Result<String, Re
 /// These rows could not be published, each for an SQLSTATE: has them say so. This is on disk when
 /// it is done, since the slot passes them then.
 pub(crate) fn set_aside(table: u32, rows: Vec<(i64, Box<str>)>) -> Result<String, Refusal> {
-    let (ids, states): (Vec<i64>, Vec<String>) =
-        rows.into_iter().map(|(id, sqlstate)| (id, sqlstate.into())).unzip();
+    let (ids, states): (Vec<i64>, Vec<_>) =
+        rows.into_iter().map(|(id, sqlstate)| (id, ServerText(sqlstate))).unzip();
     maintain(|| {
         let Some(outbox) = Description::of(table, "")? else { return Ok(()) };
         set_local(c"synchronous_commit", c"local");

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::{pg_guard, pg_sys};
 use tide_feed::backoff::Backoff;
-use tide_feed::catalog::{Hello, Request};
+use tide_feed::catalog::{Hello, MAX_FRAME, MAX_QUESTION, Request};
 
 use crate::helper::transaction::Refusal;
 use crate::helper::{
@@ -75,8 +75,10 @@ fn serve(hello: Hello, path: &Path) -> Result<(), SocketError> {
     if hello == Hello::Notifier {
         return notifier::serve(socket.into_stream());
     }
+    // An executor is asked about rows.
+    let most = if hello == Hello::CatalogWorker { MAX_QUESTION } else { MAX_FRAME };
     loop {
-        let frame = socket.receive()?;
+        let frame = socket.receive(most)?;
         signals::reload();
         socket.send(&answer::frame(answer(hello, &frame)))?;
     }

@@ -18,6 +18,10 @@ use crate::few::few;
 /// is larger is not asked; in the place of an answer that is larger stands an error.
 pub const MAX_FRAME: usize = 64 << 20;
 
+/// Largest frame with a question for the catalog worker: pages of rows, ids and names, none of them
+/// a row's content.
+pub const MAX_QUESTION: usize = 4 << 20;
+
 /// The SQLSTATE of what is too large to be asked or answered.
 pub const TOO_LARGE: &str = "54000";
 
