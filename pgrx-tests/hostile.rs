@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Cluster, DEADLINE, Database};
 
+const NOTIFIER: &str = "pg_tide notifier";
 const LATIN1: &str = "encoding 'LATIN1' locale 'C' template template0";
 
 /// The socket that SQL functions and helpers connect to, which is nobody's from now on.
@@ -188,4 +189,76 @@ fn a_server_that_accepts_nobody_keeps_no_session_waiting() {
     assert!(row.get::<_, &str>(0).contains("is not running"), "{}", row.get::<_, &str>(0));
     // At the end of a transaction, where nothing can be cancelled.
     sql.batch_execute("select tide.rotate_jwt_secret()").unwrap();
+}
+
+/// The next notifier that connects, in the place of whose server this is.
+fn next_notifier(database: &Database<'_>) -> UnixStream {
+    let path = vacant_socket(database);
+    let listener = UnixListener::bind(&path).unwrap();
+    open_to_all(&path);
+    let notifier = database.processes(NOTIFIER).pop().unwrap();
+    database.sql().execute("select pg_terminate_backend($1)", &[&notifier]).unwrap();
+    loop {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        if read(&mut stream) == "notifier" {
+            return stream;
+        }
+    }
+}
+
+fn notifier_of(name: &str, cluster: &Cluster) -> (UnixStream, i32) {
+    let settings = [("tide.notify_channels", "*"), ("tide.public_channels", "on")];
+    let database = cluster.database_with(name, &settings);
+    let mut client = database.client();
+    client.join("realtime:tide:notify:jobs", &json!({}));
+    let stream = next_notifier(&database);
+    (stream, database.processes(NOTIFIER)[0])
+}
+
+#[test]
+fn a_server_that_reads_nothing_is_not_listened_to() {
+    const LONG: usize = 400_000;
+    let cluster = Cluster::start();
+    let (mut stream, notifier) = notifier_of("hostile_unread", &cluster);
+    let peak = || {
+        let status = std::fs::read_to_string(format!("/proc/{notifier}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    let before = peak();
+    // Postgres refuses a name of that length, and the answer repeats it.
+    let lists = ["x", "y"].map(|letter| json!([letter.repeat(LONG)]).to_string());
+
+    stream.set_write_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+    let taken =
+        (0..100).take_while(|n| write(&mut stream, lists[n % 2].as_bytes()).is_ok()).count();
+
+    assert!((1..20).contains(&taken), "{taken} lists were taken");
+    let grown = peak() - before;
+    assert!(grown < 64 << 10, "{grown} kB");
+    // Once it reads, it is answered.
+    for n in 0..taken {
+        let letter = if n % 2 == 0 { "x" } else { "y" };
+        let answer = read(&mut stream)["listening"].take();
+        assert!(answer["channel"].as_str().unwrap().starts_with(letter), "the {n}th");
+        assert_eq!(answer["heard"], false);
+    }
+}
+
+#[test]
+fn a_list_is_answered_by_what_is_new_in_it() {
+    let cluster = Cluster::start();
+    let (mut stream, _) = notifier_of("hostile_lists", &cluster);
+    let mut say = |channels: Value| write(&mut stream, channels.to_string().as_bytes()).unwrap();
+
+    say(json!(["one"]));
+    say(json!(["one", "two"]));
+    say(json!([]));
+    say(json!(["two"]));
+    say(json!(["two", "three"]));
+
+    let answers: Vec<Value> = (0..4).map(|_| read(&mut stream)).collect();
+    let heard = |channel: &str| json!({ "listening": { "channel": channel, "heard": true } });
+    assert_eq!(answers, ["one", "two", "two", "three"].map(heard));
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 use tide_feed::catalog::MAX_FRAME;
+use tide_feed::wishes::WishError;
 
 /// Waits this long at a time where there is no deadline: only to be a number that fits.
 const LONG_WAIT: Duration = Duration::from_secs(3600);
@@ -25,6 +26,8 @@ pub(crate) enum SocketError {
     Closed,
     #[error("a frame of {0} bytes is too large")]
     TooLarge(usize),
+    #[error(transparent)]
+    Wish(#[from] WishError),
 }
 
 /// A connection to the server's socket, which never blocks; neither does this: a server that accepts
