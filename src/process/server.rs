@@ -16,7 +16,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use tide_feed::backoff::Backoff;
 use tide_feed::event::Lsn;
-use tide_feed::link::{self, Report, Word};
+use tide_feed::link::{self, Pace, Report, Word};
 
 use crate::process::link::{Link, LinkError};
 use crate::wait;
@@ -55,9 +55,9 @@ struct Running {
     answered: Instant,
     /// How long it may take to answer, or to read on.
     patience: Duration,
-    /// Whether it is waited for to read on, and when it last did.
-    is_waited_for: bool,
-    read_on: Instant,
+    pace: Pace,
+    /// Why it is to be ended, for what it does.
+    condemned: Option<&'static str>,
 }
 
 /// What the worker has to know of its server.
@@ -132,6 +132,13 @@ pub(crate) fn set_fed(lsn: Lsn) {
             running.link.set_fed(lsn);
         }
     });
+}
+
+/// Has the server ended, and another one started, for what it does; false: it is about to be.
+pub(crate) fn condemn(why: &'static str) -> bool {
+    SERVER.with_borrow_mut(|server| {
+        server.running.as_mut().is_some_and(|running| running.condemned.replace(why).is_none())
+    })
 }
 
 /// Whether the server has nothing to do.
@@ -217,6 +224,10 @@ impl Server {
     /// Looks whether it is well; how it ended if it has, or had to be ended.
     fn check(&mut self, patience: Duration) -> Result<(), String> {
         let Some(running) = &mut self.running else { return Ok(()) };
+        if let Some(why) = running.condemned {
+            running.end();
+            return Err(why.to_owned());
+        }
         match running.link.read() {
             Ok(()) => {}
             Err(LinkError::Closed) => return Err(running.ended()),
@@ -285,8 +296,8 @@ impl Running {
                 pinged: None,
                 answered: now,
                 patience: PATIENCE,
-                is_waited_for: false,
-                read_on: now,
+                pace: Pace::default(),
+                condemned: None,
             }),
             _ => Err(io::Error::other("it does not take its settings")),
         }
@@ -312,18 +323,20 @@ impl Running {
     fn write(&mut self, parts: &mut &mut [IoSlice<'_>]) -> Result<bool, LinkError> {
         let length = |parts: &[IoSlice<'_>]| parts.iter().map(|part| part.len()).sum::<usize>();
         self.link.read()?;
+        if self.pace.is_measured() && self.link.is_idle() {
+            self.pace.reset();
+        }
         let before = length(parts);
-        if self.link.write(parts)? {
-            self.is_waited_for = false;
+        let is_written = self.link.write(parts)?;
+        self.pace.took(before - length(parts));
+        if is_written {
             return Ok(true);
         }
         let now = Instant::now();
-        if length(parts) < before || !self.is_waited_for {
-            (self.is_waited_for, self.read_on) = (true, now);
-        }
-        if self.looked.elapsed() >= LOOK {
+        let is_too_slow = self.pace.is_too_slow(now, self.patience);
+        if is_too_slow || self.looked.elapsed() >= LOOK {
             self.looked = now;
-            if self.is_stopped() || self.read_on.elapsed() > self.patience {
+            if is_too_slow || self.is_stopped() {
                 self.link.tear();
                 return Err(LinkError::Deaf);
             }

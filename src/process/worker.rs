@@ -113,7 +113,7 @@ impl Worker {
     fn new(entry: &'static Entry, config: Config) -> Worker {
         let prefix = guc::slot_name().unwrap_or_default();
         let (publication, largest) = (config.publication.clone(), guc::max_event_size());
-        let stream = Stream::new(prefix, publication, largest);
+        let stream = Stream::new(prefix, publication, largest, config.max_slot_wal_keep_size);
         helpers::employ(entry.database(), guc::executors());
         Worker {
             entry,

@@ -41,7 +41,7 @@ pub enum ControlRequest {
     Reload,
     /// A table was made an outbox: take it over. Answered by `null`.
     Outboxes,
-    /// Die in this way. Obeyed under the hidden setting `tide.debug_faults` only, for tests.
+    /// Fail in this way. Obeyed under the hidden setting `tide.debug_faults` only, for tests.
     Fault {
         fault: Fault,
     },
@@ -100,13 +100,15 @@ pub fn answer(frame: &[u8]) -> Result<&str, NoAnswer> {
     }
 }
 
-/// A way to die that nothing can be done against from within.
+/// A way to fail that nothing can be done against from within.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
     Abort,
     StackOverflow,
     OutOfMemory,
+    /// Lives, but does not let the slot move any more.
+    Cling,
 }
 
 /// Answer to [`ControlRequest::Recent`].

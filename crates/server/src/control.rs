@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 use crate::catalog::{Catalog, frame};
 use crate::hub::Hub;
+use crate::link::Uplink;
 use crate::notifier::Notifier;
 use crate::policy::{Rule, Way};
 use crate::server::bind::Listener;
@@ -38,7 +39,8 @@ pub struct Control {
     pub outboxes: Arc<Notify>,
     /// How many websockets there can be.
     pub connection_limit: u64,
-    /// Whether it dies when it is asked to, for tests.
+    pub uplink: Uplink,
+    /// Whether it fails when it is asked to, for tests.
     pub obeys_faults: bool,
 }
 
@@ -128,7 +130,8 @@ impl Control {
             }
             ControlRequest::Fault { fault: asked } => {
                 if self.obeys_faults {
-                    fault::die(asked);
+                    fault::fail(asked, &self.uplink);
+                    return raw(&());
                 }
                 Err(serde_json::Error::custom("tide.debug_faults is off"))
             }
