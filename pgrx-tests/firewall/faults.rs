@@ -96,6 +96,21 @@ fn a_server_that_does_not_let_the_slot_move_is_replaced() {
     assert_eq!(postmaster_start_time(&database), started);
 }
 
+/// The log is on a disk that has an end.
+#[test]
+fn a_server_with_much_to_say_does_not_fill_the_log() {
+    let cluster = Cluster::start();
+    let database = cluster.database_with("chattering", &[("tide.debug_faults", "on")]);
+
+    ask_for(&database, "chatter").unwrap();
+
+    cluster.wait_for_log(0, "lines that the server had for the log were dropped");
+    // A hundred, and one more for each moment that it took to read them.
+    let lines = cluster.log().matches("chatter, line").count();
+    assert!((1..500).contains(&lines), "{lines}");
+    assert!(server(&database).is_some());
+}
+
 #[test]
 fn nobody_asks_for_a_fault_outside_of_tests() {
     let database = Cluster::shared().database("faultless");

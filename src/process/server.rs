@@ -18,6 +18,7 @@ use tide_feed::backoff::Backoff;
 use tide_feed::event::Lsn;
 use tide_feed::link::{self, Pace, Report, Word};
 
+use crate::process::last_words::LastWords;
 use crate::process::link::{Link, LinkError};
 use crate::wait;
 
@@ -48,6 +49,7 @@ struct Server {
 struct Running {
     child: Child,
     link: Link,
+    last_words: LastWords,
     since: Instant,
     looked: Instant,
     /// When it was asked whether it is there, if it has not answered yet; and when it last did.
@@ -247,6 +249,7 @@ impl Server {
             return Ok(());
         }
         running.looked = Instant::now();
+        running.last_words.listen();
         running.ping(patience);
         if running.is_stopped() {
             running.end();
@@ -261,10 +264,13 @@ impl Server {
         }
     }
 
-    fn failed(&mut self, how: String) -> Condition {
+    fn failed(&mut self, mut how: String) -> Condition {
         let backoff = self.backoff.get_or_insert_with(Backoff::usual);
-        let since = self.running.take().map_or(Duration::ZERO, |running| running.since.elapsed());
-        backoff.failed_after(since);
+        let mut running = self.running.take();
+        if let Some(words) = running.as_mut().and_then(|running| running.last_words.text()) {
+            how = format!("{how}: {words}");
+        }
+        backoff.failed_after(running.map_or(Duration::ZERO, |running| running.since.elapsed()));
         Condition::Failed(how)
     }
 }
@@ -275,11 +281,12 @@ impl Running {
         let (mut link, far) = Link::pair()?;
         // SAFETY: the worker's own process id.
         let worker = unsafe { pg_sys::MyProcPid };
-        let child = Command::new(program()?)
+        let mut child = Command::new(program()?)
             .arg(worker.to_string())
             .env_clear()
             .stdin(Stdio::from(OwnedFd::from(far)))
             .stdout(Stdio::from(death_watch()?))
+            .stderr(Stdio::piped())
             .process_group(0)
             .spawn()?;
         let frame = link::json(first);
@@ -289,6 +296,7 @@ impl Running {
         // A socket that nobody has written to has room for the settings.
         match link.write(&mut parts) {
             Ok(true) => Ok(Running {
+                last_words: LastWords::of(child.stderr.take()),
                 child,
                 link,
                 since: now,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use tide_feed::config::{Config, Credentials};
-use tide_feed::link::{PROTOCOL, Report, Word};
+use tide_feed::link::{LineBudget, PROTOCOL, Report, Word};
 
 use crate::guc;
 use crate::process::background::{Background, Full, Handle};
@@ -107,6 +107,7 @@ struct Worker {
     waits: WaitSet,
     stream: Stream,
     flushed: Option<Instant>,
+    lines: LineBudget,
 }
 
 impl Worker {
@@ -123,6 +124,7 @@ impl Worker {
             waits: WaitSet::new(None),
             stream,
             flushed: None,
+            lines: LineBudget::new(Instant::now()),
         }
     }
 
@@ -207,9 +209,20 @@ impl Worker {
                 Report::Ready => self.entry.set_state(WorkerState::Running, ""),
                 Report::Alive(number) => self.stream.proven(number),
                 Report::WantsNotifier(wants) => helpers::employ_notifier(wants),
-                Report::Log { warning: true, text } => pgrx::warning!("pg_tide: {text}"),
-                Report::Log { warning: false, text } => pgrx::log!("pg_tide: {text}"),
+                Report::Log { warning, text } => self.log(warning, &text),
             }
+        }
+        if let Some(count) = self.lines.take_dropped(Instant::now()) {
+            pgrx::warning!("pg_tide: {count} lines that the server had for the log were dropped");
+        }
+    }
+
+    /// A line of the server's, who may say anything, and as often as it likes.
+    fn log(&mut self, warning: bool, text: &str) {
+        match (self.lines.admits(Instant::now()), warning) {
+            (true, true) => pgrx::warning!("pg_tide: {text}"),
+            (true, false) => pgrx::log!("pg_tide: {text}"),
+            (false, _) => {}
         }
     }
 

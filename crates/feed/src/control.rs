@@ -109,6 +109,8 @@ pub enum Fault {
     OutOfMemory,
     /// Lives, but does not let the slot move any more.
     Cling,
+    /// Lives, and has much to say in the log.
+    Chatter,
 }
 
 /// Answer to [`ControlRequest::Recent`].

@@ -13,6 +13,7 @@ use crate::link::Uplink;
 pub fn fail(fault: Fault, uplink: &Uplink) {
     match fault {
         Fault::Cling => return uplink.cling(),
+        Fault::Chatter => return (0..1_000).for_each(|n| log::info!("chatter, line {n}")),
         Fault::Abort => {}
         Fault::StackOverflow => {
             // A thread's stack has an end, whatever the limit of the main one's is.
