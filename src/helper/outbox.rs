@@ -9,12 +9,13 @@
 use std::time::Duration;
 
 use pgrx::datum::DatumWithOid;
-use pgrx::{Spi, pg_sys};
+use pgrx::{PgSqlErrorCode, Spi, pg_sys};
 use serde::Deserialize;
 use tide_feed::catalog::{MOST_ROWS, Outbox, Retired, TakenOver, Unpublished};
 
 use crate::helper::answer::{self, encode, parse};
 use crate::helper::transaction::{Refusal, committed, rolled_back};
+use crate::process::shmem;
 use crate::server_text::ServerText;
 use crate::source::outbox::mark;
 
@@ -122,6 +123,12 @@ pub(crate) fn take_over(
     struct Moved {
         moved: u32,
         last: Option<i64>,
+    }
+    // Rows that are in line for another slot than the worker's would never be published.
+    // SAFETY: set when this process connected to its database.
+    if !shmem::decodes(unsafe { pg_sys::MyDatabaseId }, generation) {
+        let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+        return Err(Refusal::new(code, "it is not the slot that is decoded"));
     }
     let (mark, limit) = (mark(generation), limit.min(MOST_ROWS));
     let taken = maintain(|| {

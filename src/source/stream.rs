@@ -14,7 +14,7 @@ use tide_feed::link::{self, Word};
 
 use crate::failure::{Failure, attempt};
 use crate::helper::session;
-use crate::process::server;
+use crate::process::{server, shmem};
 use crate::source::decoder::Decoder;
 use crate::source::in_flight::InFlight;
 use crate::source::replay::Replay;
@@ -236,6 +236,8 @@ impl Stream {
         let timeline = unsafe { pg_sys::GetWALInsertionTimeLine() };
         self.epoch = Epoch { generation: slot.generation, timeline };
         self.replay().set_generation(slot.generation);
+        // SAFETY: set when the worker connected to its database.
+        shmem::set_generation(unsafe { pg_sys::MyDatabaseId }, slot.generation);
         let from = decoder.confirmed();
         self.decoder = Some(decoder);
         self.announce(from);
