@@ -7,10 +7,10 @@ use tide_feed::catalog::{Grant, is_transient};
 use crate::encoding;
 use crate::helper::answer::encode;
 use crate::helper::executor::as_role;
-use crate::helper::expression;
 use crate::helper::policy::with_claims;
 use crate::helper::session::set;
 use crate::helper::transaction::Refusal;
+use crate::helper::{expression, log};
 use crate::server_text::{ServerText, texts};
 
 const POLICIES: &str = include_str!("../../sql/catalog/channel.sql");
@@ -42,10 +42,10 @@ pub(crate) fn grants(
         if is_transient(&refusal.sqlstate) {
             return Err(refusal);
         }
-        pgrx::log!(
-            "pg_tide: a policy of tide.channel failed for role \"{role}\": {}",
+        log::say(&format!(
+            "a policy of tide.channel failed for role \"{role}\": {}",
             refusal.for_log()
-        );
+        ));
     }
     encode(&grants)
 }
