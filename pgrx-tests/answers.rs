@@ -78,6 +78,8 @@ impl Helper {
 
 /// Takes the helpers' server's place, and gives the first helper of a kind that comes.
 fn impersonate(database: &Database<'_>, kind: &str, processes: &str) -> (UnixListener, Helper) {
+    // One that is not might come to the test before it is ended.
+    database.wait_for_helpers();
     let oid: u32 = database
         .sql()
         .query_one("select oid from pg_database where datname = current_database()", &[])
@@ -150,6 +152,23 @@ fn a_server_that_does_not_keep_to_the_protocol_costs_a_question_or_its_connectio
     let limitless = r#"{"op":"unpublished","table":1,"after":0,"limit":4294967295}"#;
     assert_eq!(helper.ask(limitless.as_bytes())["ok"]["ids"], json!([]));
     assert!(helper.ask(br#"{"op":"secrets"}"#)["ok"].is_object());
+
+    // A slot that nobody decodes: what was in line for it would wait for ever.
+    let outbox = "select 'tide.outbox'::regclass::oid";
+    let outbox: u32 = database.sql().query_one(outbox, &[]).unwrap().get(0);
+    let slot = database.slot("slot_name").unwrap();
+    let real = u32::from_str_radix(slot.rsplit('_').next().unwrap(), 16).unwrap();
+    let mut take_over = |generation: u32| {
+        let question = json!({
+            "op": "take_over", "table": outbox, "generation": generation, "after": 0, "limit": 10,
+        });
+        helper.ask(question.to_string().as_bytes())
+    };
+    assert_eq!(take_over(real.wrapping_add(1))["error"]["sqlstate"], "55000");
+    assert_eq!(take_over(real)["ok"]["done"], true);
+    let taken = "select generation from tide.outboxes where relation = $1";
+    let taken: i64 = database.sql().query_one(taken, &[&outbox]).unwrap().get(0);
+    assert_eq!(taken, i64::from(real));
 
     // More than a frame may have.
     helper.0.write_all(&u32::MAX.to_be_bytes()).unwrap();

@@ -18,6 +18,7 @@ mod firewall;
 mod first_minute;
 mod floods;
 mod historic_catalogue;
+mod hostile;
 mod identity;
 mod kill;
 mod leaks;

@@ -173,6 +173,25 @@ fn the_notifier_listens_from_the_first_joiner_to_the_last_leaver() {
 }
 
 #[test]
+fn the_notifier_is_kept_while_clients_come_and_go() {
+    let cluster = Cluster::start();
+    let database = cluster.database_with("flapping", SETTINGS);
+    let mut client = database.client();
+    join(&mut client, "jobs");
+    let notifier = database.processes("pg_tide notifier");
+    assert_eq!(notifier.len(), 1);
+
+    for _ in 0..20 {
+        client.call(&topic("jobs"), "phx_leave", &json!({}));
+        join(&mut client, "jobs");
+    }
+
+    notify(&database, "jobs", "still there");
+    assert_eq!(client.broadcast(&topic("jobs"))["payload"]["payload"], "still there");
+    assert_eq!(database.processes("pg_tide notifier"), notifier);
+}
+
+#[test]
 fn a_worker_that_is_started_again_listens_again_to_those_who_come_back() {
     let cluster = Cluster::start();
     let database = cluster.database_with("again", SETTINGS);

@@ -211,6 +211,40 @@ fn what_a_databases_owner_puts_on_its_search_path_is_run_as_nobody_else() {
     assert!(!is_superuser() && sprung.is_empty(), "{sprung:#?}");
 }
 
+/// Whoever owns a database says what its sessions begin with.
+#[test]
+fn time_outs_of_a_database_are_not_those_of_pg_tides_sessions() {
+    let database = Cluster::shared().database("timed");
+    let mut sql = database.cluster.connect("postgres");
+    // Those that this version of Postgres has.
+    let known = "select name from pg_settings where name in ('transaction_timeout', 'lock_timeout',
+                     'statement_timeout', 'idle_session_timeout', 'idle_in_transaction_session_timeout')";
+    let known: Vec<String> = sql.query(known, &[]).unwrap().iter().map(|row| row.get(0)).collect();
+    for name in &known {
+        sql.batch_execute(&format!("alter database timed set {name} = '1ms'")).unwrap();
+    }
+
+    let kinds = [WORKER, "pg_tide catalog worker", "pg_tide executor"];
+    let before = kinds.map(|kind| database.processes(kind));
+    signal("TERM", before[0][0]);
+    for (kind, before) in kinds.iter().zip(&before) {
+        wait_until("there is another", || {
+            database.processes(kind).into_iter().find(|pid| !before.contains(pid))
+        });
+    }
+    database.wait_until_live();
+
+    // The test's own sessions have no more time than others.
+    for name in &known {
+        sql.batch_execute(&format!("alter database timed reset {name}")).unwrap();
+    }
+    let t = database.table("t", "id int primary key");
+    let mut client = database.client();
+    client.subscribe("rows", &t);
+    run(&database, &format!("insert into {t} values (1)"));
+    assert_eq!(client.change()["record"]["id"], 1);
+}
+
 fn database() -> &'static Database<'static> {
     static DATABASE: LazyLock<Database<'static>> =
         LazyLock::new(|| Cluster::shared().database("sessions"));

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ffi::{CStr, CString, c_char};
 
 use pgrx::pg_sys;
+use pgrx::prelude::*;
 
 /// How the database's texts become UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,15 @@ impl Encoding {
         (Some(converted), true)
     }
 
+    /// As much of a text as can be said in an error, where nothing can be converted that might be
+    /// one itself.
+    pub(crate) fn message(self, text: &str) -> String {
+        if self == Encoding::Utf8 {
+            return text.replace('\0', "?");
+        }
+        text.replace(|character: char| !character.is_ascii() || character == '\0', "?")
+    }
+
     /// An owned copy of a C string.
     ///
     /// # Safety
@@ -76,5 +86,39 @@ impl Encoding {
         // SAFETY: as above.
         let text = unsafe { CStr::from_ptr(text) };
         self.utf8(text.to_bytes()).into()
+    }
+}
+
+/// A text in the encoding of the database, in the current memory of Postgres's; raises an error if
+/// that has not all its characters, or there is a zero byte in it. In a transaction.
+///
+/// Postgres trusts the texts that it has: in some encodings a byte says how many follow, and one
+/// that lies at the end of a text would have it read past that.
+pub(crate) fn server_text(text: &str) -> *mut c_char {
+    refuse_null(text);
+    // SAFETY: as many bytes as are copied, and a zero byte behind them.
+    unsafe {
+        let copy = pg_sys::palloc(text.len() + 1).cast::<c_char>();
+        copy.copy_from_nonoverlapping(text.as_ptr().cast(), text.len());
+        copy.add(text.len()).write(0);
+        if Encoding::of_database() != Encoding::Other || text.is_ascii() {
+            return copy;
+        }
+        // Memory of that size can be had from Postgres only if the number fits.
+        let length = i32::try_from(text.len()).unwrap_or(i32::MAX);
+        pg_sys::pg_any_to_server(copy, length, pg_sys::pg_enc::PG_UTF8 as i32)
+    }
+}
+
+/// The same as a string of Rust's.
+pub(crate) fn server_string(text: &str) -> CString {
+    // SAFETY: it ends with a zero byte.
+    unsafe { CStr::from_ptr(server_text(text)) }.to_owned()
+}
+
+fn refuse_null(text: &str) {
+    if text.contains('\0') {
+        let code = PgSqlErrorCode::ERRCODE_CHARACTER_NOT_IN_REPERTOIRE;
+        ereport!(ERROR, code, "a text must not contain the null character");
     }
 }

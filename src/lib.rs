@@ -13,6 +13,7 @@ mod failure;
 mod guc;
 mod helper;
 mod process;
+mod server_text;
 mod socket;
 mod source;
 mod sys;

@@ -2,13 +2,16 @@
 //! and a deadline can interrupt.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
+use std::mem::offset_of;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 use tide_feed::catalog::MAX_FRAME;
+use tide_feed::wishes::WishError;
 
 /// Waits this long at a time where there is no deadline: only to be a number that fits.
 const LONG_WAIT: Duration = Duration::from_secs(3600);
@@ -23,6 +26,45 @@ pub(crate) enum SocketError {
     Closed,
     #[error("a frame of {0} bytes is too large")]
     TooLarge(usize),
+    #[error(transparent)]
+    Wish(#[from] WishError),
+}
+
+/// A connection to the server's socket, which never blocks; neither does this: a server that accepts
+/// nobody is as good as none.
+pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
+    let path = path.as_os_str().as_bytes();
+    // SAFETY: plain numbers, for which zeros are valid.
+    let mut address = unsafe { std::mem::zeroed::<libc::sockaddr_un>() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    // The last byte stays zero.
+    if path.len() >= address.sun_path.len() {
+        return Err(io::Error::from(ErrorKind::InvalidFilename));
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(path) {
+        *to = *from as libc::c_char;
+    }
+    let length = offset_of!(libc::sockaddr_un, sun_path) + path.len() + 1;
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: the descriptor is new and nobody else's; the address lives, and is as long as said.
+    unsafe {
+        let socket = libc::socket(libc::AF_UNIX, kind, 0);
+        if socket < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let stream = UnixStream::from_raw_fd(socket);
+        let address = (&raw const address).cast();
+        if libc::connect(socket, address, length as libc::socklen_t) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(stream)
+    }
+}
+
+/// Whether that could not be done because there is no server, or none that accepts anybody.
+pub(crate) fn is_server_gone(error: &io::Error) -> bool {
+    let gone = [ErrorKind::NotFound, ErrorKind::ConnectionRefused, ErrorKind::WouldBlock];
+    gone.contains(&error.kind())
 }
 
 /// A connection to the worker. Every wait may raise Postgres's own errors (cancelled, terminated).
@@ -35,9 +77,7 @@ pub(crate) struct FrameSocket {
 
 impl FrameSocket {
     pub(crate) fn connect(path: &Path) -> io::Result<FrameSocket> {
-        let stream = UnixStream::connect(path)?;
-        stream.set_nonblocking(true)?;
-        Ok(FrameSocket { stream, deadline: None })
+        Ok(FrameSocket { stream: connect(path)?, deadline: None })
     }
 
     /// The connection itself, which never blocks.
@@ -56,11 +96,12 @@ impl FrameSocket {
         self.write_all(body)
     }
 
-    pub(crate) fn receive(&mut self) -> Result<Vec<u8>, SocketError> {
+    /// A frame of no more than so many bytes.
+    pub(crate) fn receive(&mut self, most: usize) -> Result<Vec<u8>, SocketError> {
         let mut length = [0; 4];
         self.read_exact(&mut length)?;
         let length = u32::from_be_bytes(length) as usize;
-        if length > MAX_FRAME {
+        if length > most {
             return Err(SocketError::TooLarge(length));
         }
         let mut body = Vec::new();

@@ -60,6 +60,57 @@ fn whatever_the_server_dies_of_is_its_own_death() {
     drop(client);
 }
 
+/// What it holds is WAL that nothing else would remove, until the disk is full.
+#[test]
+fn a_server_that_does_not_let_the_slot_move_is_replaced() {
+    let cluster = Cluster::start();
+    let settings = [
+        ("tide.debug_faults", "on"),
+        ("tide.server_timeout", "3s"),
+        ("tide.history_size", "1MB"),
+        ("tide.max_slot_wal_keep_size", "4MB"),
+    ];
+    let (database, client, _) = followed_with(&cluster, "clinging", &settings);
+    let (worker, started) = (database.worker(), postmaster_start_time(&database));
+    let before = server(&database).unwrap();
+
+    ask_for(&database, "cling").unwrap();
+    let wal = "select pg_logical_emit_message(false, 'somebody', repeat('x', 1 << 20))
+               from generate_series(1, 300)";
+    database.sql().batch_execute(wal).unwrap();
+
+    another_server(&database, before);
+    let failure = last_failure(&database);
+    assert!(failure.contains("does not let go of the past"), "{failure}");
+    drop(client);
+    let mut client = database.client();
+    follow(&mut client, None);
+    database.sql().batch_execute("insert into t values (1)").unwrap();
+    next(&mut client, 1);
+    wait_until("the slot has moved", || {
+        let held = "select pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn) < 16 << 20
+                    from pg_replication_slots where database = 'clinging'";
+        database.sql().query_one(held, &[]).unwrap().get::<_, bool>(0).then_some(())
+    });
+    assert_eq!(database.worker(), worker);
+    assert_eq!(postmaster_start_time(&database), started);
+}
+
+/// The log is on a disk that has an end.
+#[test]
+fn a_server_with_much_to_say_does_not_fill_the_log() {
+    let cluster = Cluster::start();
+    let database = cluster.database_with("chattering", &[("tide.debug_faults", "on")]);
+
+    ask_for(&database, "chatter").unwrap();
+
+    cluster.wait_for_log(0, "lines that the server had for the log were dropped");
+    // A hundred, and one more for each moment that it took to read them.
+    let lines = cluster.log().matches("chatter, line").count();
+    assert!((1..500).contains(&lines), "{lines}");
+    assert!(server(&database).is_some());
+}
+
 #[test]
 fn nobody_asks_for_a_fault_outside_of_tests() {
     let database = Cluster::shared().database("faultless");

@@ -69,6 +69,8 @@ fn the_server_has_nothing_of_postgres() {
     assert_eq!(shared(server), 0, "{}", about(server, "maps"));
     assert!(!about(server, "maps").contains("pg_tide.so"));
     assert_eq!(about(server, "environ"), "", "its environment may hold secrets");
+    let log = |pid: i32| std::fs::read_link(format!("/proc/{pid}/fd/2")).unwrap();
+    assert_ne!(log(server), log(worker), "whoever has the log's end can fill it");
 }
 
 #[test]

@@ -138,6 +138,17 @@ impl<'a> Database<'a> {
         });
     }
 
+    /// Waits until all helpers are connected to the server.
+    #[track_caller]
+    pub fn wait_for_helpers(&self) {
+        let are_connected =
+            "select catalog_worker and executors = current_setting('tide.executors')::int
+                             from tide.status()";
+        wait_until(&format!("{} has its helpers", self.name), || {
+            self.sql().query_one(are_connected, &[]).unwrap().get::<_, bool>(0).then_some(())
+        });
+    }
+
     /// The process that decodes this database's WAL, once there is one.
     pub fn worker(&self) -> i32 {
         wait_until(&format!("{} has a worker", self.name), || self.processes(WORKER).pop())

@@ -1,16 +1,16 @@
 //! A backend's line to its database's worker, for the SQL functions that want something of it.
 
-use std::io::ErrorKind;
-use std::os::unix::net::UnixStream;
+use std::io::Write;
 use std::time::Duration;
 
 use pgrx::{PgSqlErrorCode, pg_sys};
-use serde::de::DeserializeOwned;
-use tide_feed::catalog::{Hello, Reply};
-use tide_feed::control::ControlRequest;
+use serde::Deserialize;
+use tide_feed::catalog::Hello;
+use tide_feed::control::{self, ControlRequest, NoAnswer};
 
+use crate::encoding::Encoding;
 use crate::guc;
-use crate::socket::{FrameSocket, SocketError};
+use crate::socket::{self, FrameSocket, SocketError};
 
 /// The worker answers from memory.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -21,27 +21,45 @@ pub(crate) enum ControlError {
     NotRunning,
     #[error(transparent)]
     Socket(#[from] SocketError),
-    #[error("the worker's answer could not be understood")]
-    Answer(#[from] serde_json::Error),
-    #[error("{message}")]
-    Refused { message: String },
+    #[error(transparent)]
+    NoAnswer(#[from] NoAnswer),
+}
+
+/// What the worker has answered, as the frame that it came in.
+#[derive(Debug)]
+pub(crate) struct Answer(Vec<u8>);
+
+impl Answer {
+    /// It as JSON, which says whatever its author likes.
+    pub(crate) fn json(&self) -> Result<&str, ControlError> {
+        Ok(control::answer(&self.0)?)
+    }
+
+    /// It as what it is to be.
+    pub(crate) fn read<'a, R: Deserialize<'a>>(&'a self) -> Result<R, ControlError> {
+        Ok(serde_json::from_str(self.json()?).map_err(|_| NoAnswer::Garbled)?)
+    }
 }
 
 /// Asks the worker and waits for its answer, which can be cancelled.
-pub(crate) fn ask<R: DeserializeOwned>(request: &ControlRequest) -> Result<R, ControlError> {
+pub(crate) fn ask(request: &ControlRequest) -> Result<Answer, ControlError> {
     // SAFETY: set when this backend connected to its database.
     let path = guc::control_socket(unsafe { pg_sys::MyDatabaseId });
-    let mut socket = FrameSocket::connect(&path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => ControlError::NotRunning,
-        _ => ControlError::Socket(error.into()),
+    let mut socket = FrameSocket::connect(&path).map_err(|error| {
+        if socket::is_server_gone(&error) {
+            return ControlError::NotRunning;
+        }
+        ControlError::Socket(error.into())
     })?;
     socket.set_timeout(TIMEOUT);
-    socket.send(&serde_json::to_vec(&Hello::Control)?)?;
-    socket.send(&serde_json::to_vec(request)?)?;
-    match serde_json::from_slice(&socket.receive()?)? {
-        Reply::Ok(json) => Ok(serde_json::from_str(json.get())?),
-        Reply::Error { message, .. } => Err(ControlError::Refused { message }),
-    }
+    socket.send(&encode(&Hello::Control))?;
+    socket.send(&encode(request))?;
+    Ok(Answer(socket.receive(request.largest_answer())?))
+}
+
+/// The protocol's own types, whose encoding cannot fail.
+fn encode(message: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(message).unwrap_or_default()
 }
 
 /// Tells the worker of this database to read the secrets again.
@@ -59,13 +77,11 @@ pub(crate) fn nudge_outboxes() {
 fn nudge(request: &ControlRequest) {
     // SAFETY: set when this backend connected to its database.
     let path = guc::control_socket(unsafe { pg_sys::MyDatabaseId });
-    let Ok(mut stream) = UnixStream::connect(path) else { return };
-    let _ = stream.set_write_timeout(Some(Duration::from_millis(200)));
-    for message in [serde_json::to_vec(&Hello::Control), serde_json::to_vec(request)] {
-        let Ok(message) = message else { return };
+    let Ok(mut stream) = socket::connect(&path) else { return };
+    for message in [encode(&Hello::Control), encode(request)] {
         let length = u32::try_from(message.len()).unwrap_or(0).to_be_bytes();
-        let frame = [&length[..], &message].concat();
-        if std::io::Write::write_all(&mut stream, &frame).is_err() {
+        // A socket that nobody has written to has room for it.
+        if stream.write_all(&[&length[..], &message].concat()).is_err() {
             return;
         }
     }
@@ -76,14 +92,18 @@ impl ControlError {
     pub(crate) fn raise(&self) -> ! {
         let code = match self {
             ControlError::NotRunning => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            ControlError::Refused { .. } => PgSqlErrorCode::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
-            ControlError::Socket(_) | ControlError::Answer(_) => {
+            ControlError::NoAnswer(NoAnswer::Refused(_)) => {
+                PgSqlErrorCode::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION
+            }
+            ControlError::Socket(_) | ControlError::NoAnswer(NoAnswer::Garbled) => {
                 PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE
             }
         };
+        // The server may have said it.
+        let message = Encoding::of_database().message(&self.to_string());
         crate::backend::report::raise(
             code,
-            self.to_string(),
+            message,
             "select * from tide.check() says what is missing.",
         )
     }

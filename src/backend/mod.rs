@@ -3,6 +3,7 @@
 pub(crate) mod control;
 pub(crate) mod drops;
 pub(crate) mod hooks;
+pub(crate) mod jsonb;
 pub(crate) mod outbox;
 pub(crate) mod preload;
 pub(crate) mod records;

@@ -8,26 +8,27 @@ use pgrx::prelude::*;
 use pgrx::{JsonB, PgXactCallbackEvent, pg_sys, register_xact_callback};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tide_feed::control::{ControlRequest, Recent, Status};
+use tide_feed::control::{ControlRequest, MOST_EVENTS, Recent, Status};
 use tide_feed::event::{Lsn, Position};
 use tide_feed::json::MICROS_1970_TO_2000;
 use tide_feed::token;
 
+use crate::backend::control::ControlError;
+use crate::backend::jsonb::Jsonb;
 use crate::backend::{control, report};
 use crate::guc;
 use crate::process::shmem;
 use crate::process::shmem::WorkerState;
+use crate::server_text::ServerText;
 use crate::source::in_flight::InFlight;
 
 /// How long commits under way may keep `tide.current_position` waiting, and between two looks.
 const PATIENCE: Duration = Duration::from_millis(500);
 const POLL_MICROS: i64 = 1000;
-/// Most events that one call of `tide.recent` gives.
-const MAX_RECENT: i32 = 10_000;
 
 /// Asks the worker anything and gives its answer as it is. Not for users.
 #[pg_extern]
-fn tide_control(request: JsonB) -> JsonB {
+fn tide_control(request: JsonB) -> Jsonb {
     let request: ControlRequest = match serde_json::from_value(request.0) {
         Ok(request) => request,
         Err(error) => {
@@ -35,19 +36,17 @@ fn tide_control(request: JsonB) -> JsonB {
             report::raise(code, format!("not a request: {error}"), "")
         }
     };
-    match control::ask::<Value>(&request) {
-        Ok(answer) => JsonB(answer),
-        Err(error) => error.raise(),
-    }
+    let answer = control::ask(&request).unwrap_or_else(|error| error.raise());
+    Jsonb::read(answer.json().unwrap_or_else(|error| error.raise()))
 }
 
 /// What the worker says of itself, or that and why it does not. Not for users.
 #[pg_extern]
-fn tide_worker_status() -> JsonB {
+fn tide_worker_status() -> Jsonb {
     // SAFETY: set when this backend connected to its database.
     let known = shmem::status(unsafe { pg_sys::MyDatabaseId });
-    let mut status = match control::ask::<Value>(&ControlRequest::Status) {
-        Ok(status) => status,
+    let mut status = match ask_status() {
+        Ok(status) => json!(status),
         Err(error) => {
             let reason = known.as_ref().and_then(|known| known.reason.clone());
             json!({
@@ -64,7 +63,11 @@ fn tide_worker_status() -> JsonB {
             known.started_at.map(|time| i64::from(time).saturating_add(MICROS_1970_TO_2000));
         fields.insert("started_at".into(), json!(started_at));
     }
-    JsonB(status)
+    Jsonb::read(&status.to_string())
+}
+
+fn ask_status() -> Result<Status, ControlError> {
+    control::ask(&ControlRequest::Status)?.read()
 }
 
 /// What a worker is doing that does not answer.
@@ -102,10 +105,12 @@ fn tide_current_position() -> Option<String> {
         pgrx::check_for_interrupts!();
         is_visible = in_flight.are_visible();
     }
-    let status = control::ask::<Status>(&ControlRequest::Status).ok()?;
+    let status = ask_status().ok()?;
     // What has been decoded could be seen before.
     let end = if is_visible { newest.max(status.decoded_lsn) } else { status.decoded_lsn };
-    Some(format!("{}.{}", status.epoch?, Position::before(Lsn(end))))
+    // It is text in the database's encoding, whatever that is.
+    let epoch = status.epoch.filter(|epoch| epoch.is_ascii())?;
+    Some(format!("{epoch}.{}", Position::before(Lsn(end))))
 }
 
 /// The newest events of all tables, for superusers and members of pg_monitor; of their own tables
@@ -117,27 +122,29 @@ fn tide_recent(
 ) -> TableIterator<
     'static,
     (
-        name!(id, String),
+        name!(id, ServerText<String>),
         name!(commit_time, TimestampWithTimeZone),
-        name!(schema, String),
-        name!(table, String),
-        name!(operation, String),
-        name!(record, Option<String>),
-        name!(old_record, Option<String>),
+        name!(schema, ServerText<String>),
+        name!(table, ServerText<String>),
+        name!(operation, ServerText<String>),
+        name!(record, Option<ServerText<String>>),
+        name!(old_record, Option<ServerText<String>>),
     ),
 > {
-    let limit = u32::try_from(limit.clamp(0, MAX_RECENT)).unwrap_or(0);
+    let limit = u32::try_from(limit).unwrap_or(0).min(MOST_EVENTS as u32);
     let tables = (!sees_everything()).then(own_tables);
-    let recent: Recent = match control::ask(&ControlRequest::Recent { limit, tables }) {
-        Ok(recent) => recent,
-        Err(error) => error.raise(),
-    };
+    let answer = control::ask(&ControlRequest::Recent { limit, tables });
+    let answer = answer.unwrap_or_else(|error| error.raise());
+    let recent: Recent = answer.read().unwrap_or_else(|error| error.raise());
+    drop(answer);
     TableIterator::new(recent.events.into_iter().map(|event| {
         let commit_time = timestamp(event.commit_time);
         // As text: Postgres's jsonb keeps numbers of any precision.
-        let text = |json: Option<Box<RawValue>>| json.map(|json| json.get().to_owned());
-        let (record, old_record) = (text(event.record), text(event.old_record));
-        (event.id, commit_time, event.schema, event.table, event.operation, record, old_record)
+        let json = |json: Option<Box<RawValue>>| Some(ServerText(Box::<str>::from(json?).into()));
+        let (record, old_record) = (json(event.record), json(event.old_record));
+        let [id, schema, table, operation] =
+            [event.id, event.schema, event.table, event.operation].map(ServerText);
+        (id, commit_time, schema, table, operation, record, old_record)
     }))
 }
 

@@ -17,6 +17,7 @@ use crate::helper::changes::{self, forget_catalogue};
 use crate::helper::plan::Plan;
 use crate::helper::role;
 use crate::helper::transaction::{Refusal, rolled_back};
+use crate::server_text::ServerText;
 use crate::source::in_flight;
 
 /// Catalogue look-ups take milliseconds; past this something else is wrong.
@@ -52,15 +53,20 @@ pub(crate) fn tables(
     let (mut schemas, mut names, mut oids) = (Vec::new(), Vec::new(), Vec::new());
     match which {
         Which::Named(tables) => {
-            schemas.extend(tables.iter().map(|name| name.schema.clone()));
-            names.extend(tables.iter().map(|name| name.table.clone()));
+            schemas.extend(tables.iter().map(|name| ServerText(&name.schema)));
+            names.extend(tables.iter().map(|name| ServerText(&name.table)));
         }
         Which::Oids(asked) => oids.extend(asked.iter().map(|&oid| pg_sys::Oid::from(oid))),
     }
     let (found, change): (Vec<FoundTable>, u64) = rolled_back(TIMEOUT, || {
         let change = changes::newest();
-        let arguments =
-            [role.into(), publication.into(), schemas.into(), names.into(), oids.into()];
+        let arguments = [
+            ServerText(role).into(),
+            ServerText(publication).into(),
+            schemas.into(),
+            names.into(),
+            oids.into(),
+        ];
         Ok((parse(&PLAN.with(|plan| plan.text(&arguments))?)?, change))
     })?;
     let tables = found.into_iter().map(TableAccess::from).collect();
@@ -92,7 +98,7 @@ pub(crate) fn visibility(role: &str, object: Object, streamed: u64) -> Result<St
     let visibility = rolled_back(TIMEOUT, || {
         let answer = Spi::get_one_with_args::<String>(
             VISIBILITY,
-            &[role.into(), table.into(), schema.into()],
+            &[ServerText(role).into(), table.into(), schema.into()],
         );
         answer.ok().flatten().map(|visibility| parse(&visibility)).transpose()
     })?;

@@ -1,17 +1,17 @@
 //! What the policies of `tide.channel` say: evaluated by Postgres itself, on rows that are never
 //! stored, as the client's role and with its claims.
 
-use std::ffi::CString;
-
 use pgrx::Spi;
 use tide_feed::catalog::{Grant, is_transient};
 
+use crate::encoding;
 use crate::helper::answer::encode;
 use crate::helper::executor::as_role;
-use crate::helper::expression;
 use crate::helper::policy::with_claims;
 use crate::helper::session::set;
 use crate::helper::transaction::Refusal;
+use crate::helper::{expression, log};
+use crate::server_text::{ServerText, texts};
 
 const POLICIES: &str = include_str!("../../sql/catalog/channel.sql");
 
@@ -24,13 +24,11 @@ pub(crate) fn grants(
     topic: &str,
     extensions: &[String],
 ) -> Result<String, Refusal> {
-    let name =
-        CString::new(topic).map_err(|_| Refusal::internal("a topic with a null character"))?;
     let mut grants = vec![Grant::default(); extensions.len()];
     let asked = as_role(role, || {
         let (read, write) = policies()?;
         with_claims(claims, || {
-            set(c"request.topic", &name);
+            set(c"request.topic", &encoding::server_string(topic));
             for (grant, admitted) in grants.iter_mut().zip(admits(&read, topic, extensions)?) {
                 grant.read = admitted;
             }
@@ -44,10 +42,10 @@ pub(crate) fn grants(
         if is_transient(&refusal.sqlstate) {
             return Err(refusal);
         }
-        pgrx::log!(
-            "pg_tide: a policy of tide.channel failed for role \"{role}\": {}",
+        log::say(&format!(
+            "a policy of tide.channel failed for role \"{role}\": {}",
             refusal.for_log()
-        );
+        ));
     }
     encode(&grants)
 }
@@ -69,7 +67,7 @@ fn admits(condition: &str, topic: &str, extensions: &[String]) -> Result<Vec<boo
               cross join lateral
               pg_catalog.unnest(array[row($1, about)::tide.channel]) as channel"
     );
-    let arguments = [topic.into(), extensions.to_vec().into()];
+    let arguments = [ServerText(topic).into(), texts(extensions).into()];
     let answer = expression::array::<Vec<bool>>(&query, &arguments)?;
     answer.ok_or_else(|| Refusal::internal("the policies gave no answer"))
 }

@@ -1,15 +1,15 @@
 //! What an executor answers: what clients ask of the database, asked as the clients' own roles.
 
-use std::ffi::CString;
-
 use pgrx::datum::DatumWithOid;
 use pgrx::{PgSqlErrorCode, Spi, pg_sys};
 use tide_feed::catalog::Cast;
 
+use crate::encoding;
 use crate::guc;
 use crate::helper::answer::{self, encode};
 use crate::helper::transaction::{Refusal, rolled_back};
 use crate::helper::{role, session};
+use crate::server_text::ServerText;
 
 /// Under whatever `search_path`.
 const TO_JSONB: &str = "select pg_catalog.to_jsonb($1)::pg_catalog.text";
@@ -53,8 +53,7 @@ pub(crate) fn as_role<R>(
 ) -> Result<R, Refusal> {
     rolled_back(guc::policy_timeout(), || {
         let oid = role::usable(role)?;
-        let name =
-            CString::new(role).map_err(|_| Refusal::internal("a role with a null character"))?;
+        let name = encoding::server_string(role);
         let context = pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE;
         // SAFETY: in a transaction, whose end takes both back.
         unsafe {
@@ -78,7 +77,7 @@ struct Input {
 impl Input {
     fn of(type_sql: &str) -> Result<Input, Refusal> {
         let query = "select $1::pg_catalog.regtype::pg_catalog.oid";
-        let type_oid = Spi::get_one_with_args::<pg_sys::Oid>(query, &[type_sql.into()]);
+        let type_oid = Spi::get_one_with_args::<pg_sys::Oid>(query, &[ServerText(type_sql).into()]);
         let type_oid = type_oid.ok().flatten().ok_or_else(|| Refusal::internal("no such type"))?;
         let (mut function, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
         // SAFETY: a catalogue look-up in a transaction.
@@ -89,15 +88,11 @@ impl Input {
 
     fn to_jsonb(&self, value: &str) -> Result<String, Refusal> {
         let padded = self.padding.map(|width| format!("{value:<width$}"));
-        let text = CString::new(padded.as_deref().unwrap_or(value)).map_err(|_| {
-            let code = PgSqlErrorCode::ERRCODE_CHARACTER_NOT_IN_REPERTOIRE;
-            Refusal::new(code, "a value must not contain the null character")
-        })?;
+        let text = encoding::server_text(padded.as_deref().unwrap_or(value));
         // SAFETY: the function takes a C string, the parameter and a modifier, and makes a value
         // of `type_oid`, which is what the query is told.
         let datum = unsafe {
-            let value = text.as_ptr().cast_mut();
-            let datum = pg_sys::OidInputFunctionCall(self.function, value, self.parameter, -1);
+            let datum = pg_sys::OidInputFunctionCall(self.function, text, self.parameter, -1);
             DatumWithOid::new(datum, self.type_oid)
         };
         let failed = |_: pgrx::spi::Error| Refusal::internal("the value cannot be written");

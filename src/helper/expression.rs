@@ -11,11 +11,12 @@
 //!
 //! Plans of SPI's cannot do it: they are analysed again when the path has changed.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 
 use pgrx::datum::DatumWithOid;
 use pgrx::{FromDatum, IntoDatum, Spi, pg_sys};
 
+use crate::encoding;
 use crate::helper::transaction::Refusal;
 use crate::helper::{answer, session};
 
@@ -26,8 +27,7 @@ pub(crate) fn array<T: FromDatum + IntoDatum>(
     query: &str,
     arguments: &[DatumWithOid<'_>],
 ) -> Result<Option<T>, Refusal> {
-    let text =
-        CString::new(query).map_err(|_| Refusal::internal("a query with a null character"))?;
+    let text = encoding::server_string(query);
     // SAFETY: in a transaction. After an error its end takes back the portal and the settings.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
     // SAFETY: as above.

@@ -1,10 +1,9 @@
 //! Labels of enums in a question: rows and conditions are texts, and labels can be renamed.
 
-use std::ffi::CString;
-
 use pgrx::pg_sys;
 use tide_feed::catalog::RENAMED;
 
+use crate::encoding;
 use crate::helper::transaction::Refusal;
 
 /// Whether each label is still the one of this oid, to those who read its name.
@@ -14,9 +13,8 @@ pub(crate) fn check(labels: &[(u32, String)]) -> Result<(), Refusal> {
     }
     // SAFETY: in a transaction, between two queries.
     unsafe { pg_sys::AcceptInvalidationMessages() };
-    let is_same = |(oid, label): &(u32, String)| {
-        CString::new(label.as_str()).is_ok_and(|label| is_read_as(&label, (*oid).into()))
-    };
+    let is_same =
+        |(oid, label): &(u32, String)| is_read_as(&encoding::server_string(label), (*oid).into());
     if labels.iter().all(is_same) {
         return Ok(());
     }

@@ -8,6 +8,7 @@ pub(crate) mod channel;
 pub(crate) mod executor;
 pub(crate) mod expression;
 pub(crate) mod labels;
+pub(crate) mod log;
 pub(crate) mod notifier;
 pub(crate) mod notify_queue;
 pub(crate) mod outbox;

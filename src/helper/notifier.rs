@@ -11,7 +11,8 @@ use std::os::unix::net::UnixStream;
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use tide_feed::notification::{MOST_CHANNELS, MOST_WISHES, Notified};
+use tide_feed::notification::Notified;
+use tide_feed::wishes::WishReader;
 
 use crate::helper::notify_queue::{self, NotifyBatch};
 use crate::process::signals;
@@ -19,6 +20,11 @@ use crate::socket::SocketError;
 
 /// Bytes that may wait for the server.
 const ROOM: usize = 64 << 20;
+/// While more than this waits for the server, it is not listened to: it reads nothing, and whatever it
+/// says has an answer.
+const PATIENCE: usize = 1 << 20;
+/// Bytes of a channel's name in Postgres, which refuses a longer one.
+const LONGEST_NAME: usize = 63;
 /// Notifications in one frame.
 const FRAME: usize = 512;
 
@@ -26,12 +32,13 @@ const FRAME: usize = 512;
 #[derive(Debug)]
 struct Notifier {
     stream: UnixStream,
-    /// What the server has said of the next frame.
-    inbox: Vec<u8>,
+    wishes: WishReader,
     /// Frames that wait for the server, and how much of the first it has.
     outbox: VecDeque<Vec<u8>>,
     sent: usize,
     waiting: usize,
+    /// What the server wants to hear, by its newest list.
+    wanted: HashSet<String>,
     heard: HashSet<String>,
 }
 
@@ -40,27 +47,41 @@ struct Notifier {
 /// # Errors
 /// The connection's end, or what is wrong with it.
 pub(crate) fn serve(stream: UnixStream) -> Result<(), SocketError> {
-    let (inbox, outbox) = (Vec::new(), VecDeque::new());
-    let mut notifier =
-        Notifier { stream, inbox, outbox, sent: 0, waiting: 0, heard: HashSet::new() };
+    let mut notifier = Notifier {
+        stream,
+        wishes: WishReader::default(),
+        outbox: VecDeque::new(),
+        sent: 0,
+        waiting: 0,
+        wanted: HashSet::new(),
+        heard: HashSet::new(),
+    };
     let result = notifier.run();
     // The next server has wishes of its own.
-    notifier.follow(&HashSet::new());
+    notifier.follow(HashSet::new());
     result
 }
 
 impl Notifier {
     fn run(&mut self) -> Result<(), SocketError> {
         loop {
-            if let Some(wanted) = self.receive()? {
-                self.follow(&wanted.into_iter().take(MOST_CHANNELS).collect());
+            let wanted = if self.is_kept_waiting() { None } else { self.receive()? };
+            let has_more = wanted.is_some();
+            if let Some(wanted) = wanted {
+                self.follow(wanted.into_iter().collect());
             }
             if notify_queue::is_pending() {
                 let batch = notify_queue::read(self.room());
                 self.add(batch);
             }
             self.send()?;
-            self.wait();
+            // One list at a time: whoever sends them without end is not to keep the queue from being
+            // read.
+            if has_more {
+                check_for_interrupts!();
+            } else {
+                self.wait();
+            }
             signals::reload();
         }
     }
@@ -69,8 +90,14 @@ impl Notifier {
         ROOM.saturating_sub(self.waiting)
     }
 
-    fn follow(&mut self, wanted: &HashSet<String>) {
-        let gone: Vec<String> = self.heard.difference(wanted).cloned().collect();
+    /// Whether the server leaves so much unread that it has to be waited for.
+    fn is_kept_waiting(&self) -> bool {
+        self.waiting > PATIENCE
+    }
+
+    /// Listens to these and no others; says what came of those that are new, or were not heard.
+    fn follow(&mut self, wanted: HashSet<String>) {
+        let gone: Vec<String> = self.heard.difference(&wanted).cloned().collect();
         for channel in gone {
             let (batch, changed) = notify_queue::unlisten(&channel, self.room());
             self.add(batch);
@@ -78,8 +105,12 @@ impl Notifier {
                 self.heard.remove(&channel);
             }
         }
-        for channel in wanted {
-            if !self.heard.contains(channel) {
+        for channel in &wanted {
+            let was_heard = self.heard.contains(channel);
+            if was_heard && self.wanted.contains(channel) {
+                continue;
+            }
+            if !was_heard && (1..=LONGEST_NAME).contains(&channel.len()) {
                 let (batch, changed) = notify_queue::listen(channel, self.room());
                 self.add(batch);
                 if changed {
@@ -89,6 +120,7 @@ impl Notifier {
             let heard = self.heard.contains(channel);
             self.say(&Notified::Listening { channel: channel.clone(), heard });
         }
+        self.wanted = wanted;
     }
 
     fn add(&mut self, batch: NotifyBatch) {
@@ -131,35 +163,29 @@ impl Notifier {
         Ok(())
     }
 
-    /// The newest list of channels that the server wants, if it has sent one.
+    /// The next list of channels that the server wants, if it has sent one.
     fn receive(&mut self) -> Result<Option<Vec<String>>, SocketError> {
         let mut chunk = [0; 4096];
         loop {
+            if let Some(wanted) = self.wishes.cut()? {
+                return Ok(Some(wanted));
+            }
             match self.stream.read(&mut chunk) {
                 Ok(0) => return Err(SocketError::Closed),
-                Ok(read) => self.inbox.extend_from_slice(chunk.get(..read).unwrap_or_default()),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Ok(read) => self.wishes.take_in(chunk.get(..read).unwrap_or_default()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return Err(SocketError::Closed),
             }
-            if self.inbox.len() > MOST_WISHES {
-                return Err(SocketError::TooLarge(self.inbox.len()));
-            }
         }
-        let mut newest = None;
-        while let Some((length, rest)) = self.inbox.split_first_chunk::<4>() {
-            let length = u32::from_be_bytes(*length) as usize;
-            let Some(body) = rest.get(..length) else { break };
-            newest = serde_json::from_slice(body).ok().or(newest);
-            self.inbox.drain(..4 + length);
-        }
-        Ok(newest)
     }
 
     /// Until there is a notification, or the server says or takes something.
     fn wait(&self) {
-        let mut events =
-            pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH | pg_sys::WL_SOCKET_READABLE;
+        let mut events = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH;
+        if !self.is_kept_waiting() {
+            events |= pg_sys::WL_SOCKET_READABLE;
+        }
         if !self.outbox.is_empty() {
             events |= pg_sys::WL_SOCKET_WRITEABLE;
         }

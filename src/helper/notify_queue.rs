@@ -15,6 +15,7 @@ use tide_feed::notification::Notification;
 
 use crate::encoding::Encoding;
 use crate::failure::{Failure, attempt};
+use crate::helper::log;
 use crate::source::decoder;
 use crate::sys;
 use crate::sys::PqCommMethods;
@@ -85,11 +86,10 @@ fn catching<T>(room: usize, work: impl FnOnce() -> T) -> (NotifyBatch, Option<T>
     let result = result.map_err(|error| {
         let failure = Failure::from(&*error);
         decoder::clean_up_after_error();
-        log!(
-            "pg_tide: listening for notifications failed: {} (SQLSTATE {})",
-            failure.condition,
-            failure.sqlstate
-        );
+        log::say(&format!(
+            "listening for notifications failed: {} (SQLSTATE {})",
+            failure.condition, failure.sqlstate
+        ));
     });
     // SAFETY: this process's only thread. Transactions leave their own memory behind.
     unsafe { pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext) };

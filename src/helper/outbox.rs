@@ -9,12 +9,14 @@
 use std::time::Duration;
 
 use pgrx::datum::DatumWithOid;
-use pgrx::{Spi, pg_sys};
+use pgrx::{PgSqlErrorCode, Spi, pg_sys};
 use serde::Deserialize;
 use tide_feed::catalog::{MOST_ROWS, Outbox, Retired, TakenOver, Unpublished};
 
 use crate::helper::answer::{self, encode, parse};
 use crate::helper::transaction::{Refusal, committed, rolled_back};
+use crate::process::shmem;
+use crate::server_text::ServerText;
 use crate::source::outbox::mark;
 
 /// A page of rows takes milliseconds.
@@ -122,6 +124,12 @@ pub(crate) fn take_over(
         moved: u32,
         last: Option<i64>,
     }
+    // Rows that are in line for another slot than the worker's would never be published.
+    // SAFETY: set when this process connected to its database.
+    if !shmem::decodes(unsafe { pg_sys::MyDatabaseId }, generation) {
+        let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+        return Err(Refusal::new(code, "it is not the slot that is decoded"));
+    }
     let (mark, limit) = (mark(generation), limit.min(MOST_ROWS));
     let taken = maintain(|| {
         let Some(outbox) = Description::of(table, &mark)? else {
@@ -170,8 +178,8 @@ pub(crate) fn retire(table: u32, ids: Vec<i64>, keep: bool) -> Result<String, Re
 /// These rows could not be published, each for an SQLSTATE: has them say so. This is on disk when
 /// it is done, since the slot passes them then.
 pub(crate) fn set_aside(table: u32, rows: Vec<(i64, Box<str>)>) -> Result<String, Refusal> {
-    let (ids, states): (Vec<i64>, Vec<String>) =
-        rows.into_iter().map(|(id, sqlstate)| (id, sqlstate.into())).unzip();
+    let (ids, states): (Vec<i64>, Vec<_>) =
+        rows.into_iter().map(|(id, sqlstate)| (id, ServerText(sqlstate))).unzip();
     maintain(|| {
         let Some(outbox) = Description::of(table, "")? else { return Ok(()) };
         set_local(c"synchronous_commit", c"local");

@@ -2,19 +2,20 @@
 //! Postgres itself as the client's role and with its claims.
 
 use std::cell::Cell;
-use std::ffi::CString;
 use std::time::{Duration, Instant};
 
 use pgrx::datum::DatumWithOid;
 use pgrx::{PgSqlErrorCode, Spi, pg_sys};
 use tide_feed::catalog::{ClaimsOutcome, ClaimsOutcomes, PolicyOutcome, PolicyOutcomes};
 
+use crate::encoding;
 use crate::guc;
 use crate::helper::answer::{LARGEST, encode, too_large};
 use crate::helper::executor::as_role;
 use crate::helper::session::set;
 use crate::helper::transaction::{Refusal, allow};
 use crate::helper::{expression, labels};
+use crate::server_text::ServerText;
 
 /// How long an executor goes on with further clients of one question: others wait for it.
 const BUDGET: Duration = Duration::from_millis(50);
@@ -117,8 +118,7 @@ pub(crate) fn with_claims<R>(
     claims: &str,
     work: impl FnOnce() -> Result<R, Refusal>,
 ) -> Result<R, Refusal> {
-    let claims =
-        CString::new(claims).map_err(|_| Refusal::internal("claims with a null character"))?;
+    let claims = encoding::server_string(claims);
     allow(guc::policy_timeout());
     // SAFETY: in a transaction, whose end takes all of it back if the work fails.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
@@ -150,7 +150,7 @@ impl AskedRows {
         let query = format!(
             "select array(select r from pg_catalog.jsonb_populate_recordset(null::{qualified}, $1::jsonb) as r)"
         );
-        let (rows, rows_type) = value(&query, &[rows.into()])
+        let (rows, rows_type) = value(&query, &[ServerText(rows).into()])
             .ok_or_else(|| Refusal::internal("the rows cannot be read"))?;
         Ok(AskedRows { name, rows, rows_type })
     }

@@ -1,10 +1,9 @@
 //! Which roles clients may use.
 
-use std::ffi::CString;
-
 use pgrx::pg_sys;
 use tide_feed::catalog::RoleStatus;
 
+use crate::encoding;
 use crate::guc;
 use crate::helper::transaction::Refusal;
 
@@ -15,7 +14,10 @@ pub(crate) const AUTHENTICATOR: &std::ffi::CStr = c"tide_authenticator";
 /// transaction.
 pub(crate) fn look_up(role: &str) -> (RoleStatus, pg_sys::Oid) {
     let refused = (RoleStatus::Refused, pg_sys::InvalidOid);
-    let Ok(name) = CString::new(role) else { return refused };
+    if role.contains('\0') {
+        return refused;
+    }
+    let name = encoding::server_string(role);
     // SAFETY: catalogue look-ups in a transaction, with strings that outlive them.
     unsafe {
         let authenticator = pg_sys::get_role_oid(AUTHENTICATOR.as_ptr(), true);

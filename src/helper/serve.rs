@@ -7,14 +7,13 @@
 //! that cannot be understood, or whose answer is too large, is answered by an error; one that is
 //! itself too large costs the connection.
 
-use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::{pg_guard, pg_sys};
 use tide_feed::backoff::Backoff;
-use tide_feed::catalog::{Hello, Request};
+use tide_feed::catalog::{Hello, MAX_FRAME, MAX_QUESTION, Request};
 
 use crate::helper::transaction::Refusal;
 use crate::helper::{
@@ -22,7 +21,7 @@ use crate::helper::{
 };
 use crate::process::{helpers, signals};
 use crate::socket::{FrameSocket, SocketError};
-use crate::{guc, wait};
+use crate::{guc, socket, wait};
 
 /// Pause before a server that is not there is looked for again.
 const RETRY: Duration = Duration::from_millis(50);
@@ -59,7 +58,7 @@ pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
         match serve(hello, &socket) {
             // A server that ends is followed by another, which this session serves as well.
             Ok(()) | Err(SocketError::Closed) => {}
-            Err(SocketError::Io(error)) if is_server_gone(&error) => {}
+            Err(SocketError::Io(error)) if socket::is_server_gone(&error) => {}
             Err(error) => {
                 pgrx::log!("pg_tide: {error}");
                 backoff.failed_after(begun.elapsed());
@@ -69,15 +68,17 @@ pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
     }
 }
 
-fn serve(hello: Hello, socket: &Path) -> Result<(), SocketError> {
-    let mut socket = FrameSocket::connect(socket)?;
+fn serve(hello: Hello, path: &Path) -> Result<(), SocketError> {
+    let mut socket = FrameSocket::connect(path)?;
     socket.send(&encode(&hello))?;
     changes::begin_stream();
     if hello == Hello::Notifier {
         return notifier::serve(socket.into_stream());
     }
+    // An executor is asked about rows.
+    let most = if hello == Hello::CatalogWorker { MAX_QUESTION } else { MAX_FRAME };
     loop {
-        let frame = socket.receive()?;
+        let frame = socket.receive(most)?;
         signals::reload();
         socket.send(&answer::frame(answer(hello, &frame)))?;
     }
@@ -135,8 +136,4 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
 /// The protocol's own types, whose encoding cannot fail.
 fn encode(message: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec(message).unwrap_or_default()
-}
-
-fn is_server_gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }

@@ -36,6 +36,11 @@ const CONDUCT: [(&CStr, &CStr); 4] = [
     (c"lock_timeout", c"0"),
 ];
 
+/// Time-outs that apply in background workers too, where Postgres has them: what the time of a
+/// transaction runs out in ends, over and over. (Those of statements and of idle sessions are armed
+/// for clients' queries only.)
+const TIMEOUTS: [&CStr; 1] = [c"transaction_timeout"];
+
 /// Connects as the bootstrap superuser, in whose session the worker decodes and the probes look.
 pub(crate) fn connect_as_superuser(database: pg_sys::Oid) {
     pin();
@@ -95,6 +100,12 @@ pub(crate) fn connect_as_owner(database: pg_sys::Oid) {
 fn pin() {
     for (name, value) in MEANING.iter().chain(&CONDUCT) {
         set(name, value);
+    }
+    for name in TIMEOUTS {
+        // SAFETY: a string that outlives the call; only whether there is such a setting is looked at.
+        if !unsafe { pg_sys::GetConfigOption(name.as_ptr(), true, false) }.is_null() {
+            set(name, c"0");
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use pgrx::pg_sys::{self};
 
 use crate::compat::USER_TIMEOUT;
 use crate::failure::sqlstate;
+use crate::helper::log;
 
 mod raw {
     use std::ffi::c_int;
@@ -209,7 +210,7 @@ fn refusal(error: &CaughtError) -> Refusal {
         }
         // A bug of ours; what it says is for the log.
         CaughtError::RustPanic { ereport, .. } => {
-            pgrx::log!("pg_tide: {}", ereport.message());
+            log::say(ereport.message());
             Refusal::internal("internal error")
         }
     }

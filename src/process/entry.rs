@@ -17,6 +17,9 @@ const TEXT: usize = 480;
 /// Room for the settings of a worker; with longer ones it has to be started anew.
 const SETTINGS: usize = 4 << 10;
 
+/// No slot is of this one.
+const NO_GENERATION: i64 = -1;
+
 /// What is known of one database.
 #[repr(C, align(64))]
 pub(crate) struct Entry {
@@ -39,6 +42,8 @@ pub(crate) struct Entry {
     pid: AtomicI32,
     starts: AtomicU32,
     started_at: AtomicI64,
+    /// Of the slot that the worker decodes; [`NO_GENERATION`]: it has not opened one yet.
+    generation: AtomicI64,
     /// Fingerprint of the settings that the worker started with; 0: none.
     config: AtomicU64,
     helpers: [AtomicI32; HELPERS],
@@ -111,6 +116,7 @@ impl Entry {
         self.pid.store(0, Ordering::Relaxed);
         self.starts.store(0, Ordering::Relaxed);
         self.started_at.store(0, Ordering::Relaxed);
+        self.generation.store(NO_GENERATION, Ordering::Relaxed);
         self.config.store(0, Ordering::Relaxed);
         self.helpers.iter().for_each(|pid| pid.store(0, Ordering::Relaxed));
         self.reason.set("");
@@ -249,6 +255,7 @@ impl Entry {
             let now = unsafe { pg_sys::GetCurrentTimestamp() };
             self.started_at.store(now, Ordering::Release);
             self.starts.fetch_add(1, Ordering::AcqRel);
+            self.generation.store(NO_GENERATION, Ordering::Release);
             self.set_state(WorkerState::Starting, "");
             // Whoever comes while this one connects knows newer ones.
             shmem::locked(|| self.settings.set(""));
@@ -271,6 +278,16 @@ impl Entry {
 
     pub(crate) fn set_config(&self, fingerprint: u64) {
         self.config.store(fingerprint, Ordering::Release);
+    }
+
+    /// The slot that is decoded from now on.
+    pub(crate) fn set_generation(&self, generation: u32) {
+        self.generation.store(generation.into(), Ordering::Release);
+    }
+
+    /// Whether the worker decodes the slot of this generation.
+    pub(crate) fn decodes(&self, generation: u32) -> bool {
+        self.generation.load(Ordering::Acquire) == i64::from(generation)
     }
 
     /// Whether settings, as JSON, find room here.

@@ -16,7 +16,7 @@ use crate::process::shmem;
 pub(crate) enum HelperKind {
     CatalogWorker,
     Executor,
-    /// Only while clients want to hear notifications.
+    /// While clients want to hear notifications, and a little longer.
     Notifier,
 }
 
@@ -29,6 +29,10 @@ impl HelperKind {
         }
     }
 }
+
+/// How long a notifier is kept that nobody wants: the next who wants one may be near, and a process
+/// that comes and goes is more work for the postmaster than one that waits.
+const LINGER: Duration = Duration::from_secs(30);
 
 thread_local! {
     /// The worker's, on its main thread. Not in its loop, since the decoder has to tend them as
@@ -69,12 +73,37 @@ struct Helpers {
 struct HelperSlot {
     kind: HelperKind,
     process: Option<(Handle, Instant)>,
+    /// Kept through its comings and goings.
     backoff: Backoff,
+    /// `None`: it is wanted. Else since when it is not.
+    unwanted: Option<Instant>,
 }
 
 impl HelperSlot {
     fn new(kind: HelperKind) -> HelperSlot {
-        HelperSlot { kind, process: None, backoff: Backoff::usual() }
+        HelperSlot { kind, process: None, backoff: Backoff::usual(), unwanted: None }
+    }
+
+    /// Whether a process is to be started; ends one that nobody has wanted for long enough.
+    fn is_missing(&mut self) -> bool {
+        if let Some((_, since)) = self.process.take_if(|(handle, _)| handle.has_ended()) {
+            self.backoff.failed_after(since.elapsed());
+        }
+        let is_over = self.unwanted.is_some_and(|since| since.elapsed() >= LINGER);
+        if is_over && let Some((handle, since)) = self.process.take() {
+            handle.terminate();
+            self.backoff.failed_after(since.elapsed());
+        }
+        self.process.is_none() && self.unwanted.is_none()
+    }
+
+    /// How long until there is something to do about it.
+    fn wait(&self) -> Option<Duration> {
+        match (&self.process, self.unwanted) {
+            (Some(_), None) | (None, Some(_)) => None,
+            (None, None) => Some(self.backoff.wait()),
+            (Some(_), Some(since)) => Some(LINGER.saturating_sub(since.elapsed())),
+        }
     }
 }
 
@@ -86,27 +115,21 @@ impl Helpers {
     }
 
     fn employ_notifier(&mut self, wanted: bool) {
-        let is_notifier = |slot: &HelperSlot| slot.kind == HelperKind::Notifier;
-        match (wanted, self.slots.iter().any(is_notifier)) {
-            (true, false) => self.slots.push(HelperSlot::new(HelperKind::Notifier)),
-            (false, true) => {
-                for slot in self.slots.extract_if(.., |slot| is_notifier(slot)) {
-                    if let Some((handle, _)) = slot.process {
-                        handle.terminate();
-                    }
-                }
+        let notifier = self.slots.iter_mut().find(|slot| slot.kind == HelperKind::Notifier);
+        match (wanted, notifier) {
+            (true, None) => self.slots.push(HelperSlot::new(HelperKind::Notifier)),
+            (true, Some(notifier)) => notifier.unwanted = None,
+            (false, Some(notifier)) => {
+                notifier.unwanted.get_or_insert_with(Instant::now);
             }
-            _ => {}
+            (false, None) => {}
         }
     }
 
     fn tend(&mut self) -> Option<Duration> {
         let mut next: Option<Duration> = None;
         for slot in &mut self.slots {
-            if let Some((_, since)) = slot.process.take_if(|(handle, _)| handle.has_ended()) {
-                slot.backoff.failed_after(since.elapsed());
-            }
-            if slot.process.is_none() && slot.backoff.is_due() {
+            if slot.is_missing() && slot.backoff.is_due() {
                 match start(self.database, slot.kind) {
                     Ok(handle) => {
                         slot.process = Some((handle, Instant::now()));
@@ -120,8 +143,7 @@ impl Helpers {
                     }
                 }
             }
-            if slot.process.is_none() {
-                let wait = slot.backoff.wait();
+            if let Some(wait) = slot.wait() {
                 next = Some(next.map_or(wait, |next| next.min(wait)));
             }
         }

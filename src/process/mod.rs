@@ -4,6 +4,7 @@ pub(crate) mod background;
 pub(crate) mod databases;
 pub(crate) mod entry;
 pub(crate) mod helpers;
+pub(crate) mod last_words;
 pub(crate) mod latch;
 pub(crate) mod launcher;
 pub(crate) mod link;

@@ -16,8 +16,9 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 use tide_feed::backoff::Backoff;
 use tide_feed::event::Lsn;
-use tide_feed::link::{self, Report, Word};
+use tide_feed::link::{self, Pace, Report, Word};
 
+use crate::process::last_words::LastWords;
 use crate::process::link::{Link, LinkError};
 use crate::wait;
 
@@ -48,6 +49,7 @@ struct Server {
 struct Running {
     child: Child,
     link: Link,
+    last_words: LastWords,
     since: Instant,
     looked: Instant,
     /// When it was asked whether it is there, if it has not answered yet; and when it last did.
@@ -55,9 +57,9 @@ struct Running {
     answered: Instant,
     /// How long it may take to answer, or to read on.
     patience: Duration,
-    /// Whether it is waited for to read on, and when it last did.
-    is_waited_for: bool,
-    read_on: Instant,
+    pace: Pace,
+    /// Why it is to be ended, for what it does.
+    condemned: Option<&'static str>,
 }
 
 /// What the worker has to know of its server.
@@ -132,6 +134,13 @@ pub(crate) fn set_fed(lsn: Lsn) {
             running.link.set_fed(lsn);
         }
     });
+}
+
+/// Has the server ended, and another one started, for what it does; false: it is about to be.
+pub(crate) fn condemn(why: &'static str) -> bool {
+    SERVER.with_borrow_mut(|server| {
+        server.running.as_mut().is_some_and(|running| running.condemned.replace(why).is_none())
+    })
 }
 
 /// Whether the server has nothing to do.
@@ -217,6 +226,10 @@ impl Server {
     /// Looks whether it is well; how it ended if it has, or had to be ended.
     fn check(&mut self, patience: Duration) -> Result<(), String> {
         let Some(running) = &mut self.running else { return Ok(()) };
+        if let Some(why) = running.condemned {
+            running.end();
+            return Err(why.to_owned());
+        }
         match running.link.read() {
             Ok(()) => {}
             Err(LinkError::Closed) => return Err(running.ended()),
@@ -236,6 +249,7 @@ impl Server {
             return Ok(());
         }
         running.looked = Instant::now();
+        running.last_words.listen();
         running.ping(patience);
         if running.is_stopped() {
             running.end();
@@ -250,10 +264,13 @@ impl Server {
         }
     }
 
-    fn failed(&mut self, how: String) -> Condition {
+    fn failed(&mut self, mut how: String) -> Condition {
         let backoff = self.backoff.get_or_insert_with(Backoff::usual);
-        let since = self.running.take().map_or(Duration::ZERO, |running| running.since.elapsed());
-        backoff.failed_after(since);
+        let mut running = self.running.take();
+        if let Some(words) = running.as_mut().and_then(|running| running.last_words.text()) {
+            how = format!("{how}: {words}");
+        }
+        backoff.failed_after(running.map_or(Duration::ZERO, |running| running.since.elapsed()));
         Condition::Failed(how)
     }
 }
@@ -264,11 +281,12 @@ impl Running {
         let (mut link, far) = Link::pair()?;
         // SAFETY: the worker's own process id.
         let worker = unsafe { pg_sys::MyProcPid };
-        let child = Command::new(program()?)
+        let mut child = Command::new(program()?)
             .arg(worker.to_string())
             .env_clear()
             .stdin(Stdio::from(OwnedFd::from(far)))
             .stdout(Stdio::from(death_watch()?))
+            .stderr(Stdio::piped())
             .process_group(0)
             .spawn()?;
         let frame = link::json(first);
@@ -278,6 +296,7 @@ impl Running {
         // A socket that nobody has written to has room for the settings.
         match link.write(&mut parts) {
             Ok(true) => Ok(Running {
+                last_words: LastWords::of(child.stderr.take()),
                 child,
                 link,
                 since: now,
@@ -285,8 +304,8 @@ impl Running {
                 pinged: None,
                 answered: now,
                 patience: PATIENCE,
-                is_waited_for: false,
-                read_on: now,
+                pace: Pace::default(),
+                condemned: None,
             }),
             _ => Err(io::Error::other("it does not take its settings")),
         }
@@ -312,18 +331,20 @@ impl Running {
     fn write(&mut self, parts: &mut &mut [IoSlice<'_>]) -> Result<bool, LinkError> {
         let length = |parts: &[IoSlice<'_>]| parts.iter().map(|part| part.len()).sum::<usize>();
         self.link.read()?;
+        if self.pace.is_measured() && self.link.is_idle() {
+            self.pace.reset();
+        }
         let before = length(parts);
-        if self.link.write(parts)? {
-            self.is_waited_for = false;
+        let is_written = self.link.write(parts)?;
+        self.pace.took(before - length(parts));
+        if is_written {
             return Ok(true);
         }
         let now = Instant::now();
-        if length(parts) < before || !self.is_waited_for {
-            (self.is_waited_for, self.read_on) = (true, now);
-        }
-        if self.looked.elapsed() >= LOOK {
+        let is_too_slow = self.pace.is_too_slow(now, self.patience);
+        if is_too_slow || self.looked.elapsed() >= LOOK {
             self.looked = now;
-            if self.is_stopped() || self.read_on.elapsed() > self.patience {
+            if is_too_slow || self.is_stopped() {
                 self.link.tear();
                 return Err(LinkError::Deaf);
             }

@@ -231,6 +231,19 @@ pub(crate) fn status(database: pg_sys::Oid) -> Option<WorkerStatus> {
     Some(entry.status(reason, server_failure))
 }
 
+/// Whether the worker of a database decodes the slot of this generation.
+pub(crate) fn decodes(database: pg_sys::Oid, generation: u32) -> bool {
+    let entry = shared().and_then(|shared| shared.entry(database));
+    entry.is_some_and(|entry| entry.decodes(generation))
+}
+
+/// The worker of a database has opened the slot of this generation.
+pub(crate) fn set_generation(database: pg_sys::Oid, generation: u32) {
+    if let Some(entry) = shared().and_then(|shared| shared.entry(database)) {
+        entry.set_generation(generation);
+    }
+}
+
 /// Where the newest commit of a database ends that could be seen by then; 0: none is known.
 pub(crate) fn newest_commit(database: pg_sys::Oid) -> pg_sys::XLogRecPtr {
     shared().and_then(|shared| shared.entry(database)).map_or(0, Entry::newest_commit)

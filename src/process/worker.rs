@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use tide_feed::config::{Config, Credentials};
-use tide_feed::link::{PROTOCOL, Report, Word};
+use tide_feed::link::{LineBudget, PROTOCOL, Report, Word};
 
 use crate::guc;
 use crate::process::background::{Background, Full, Handle};
@@ -108,13 +108,14 @@ struct Worker {
     waits: WaitSet,
     stream: Stream,
     flushed: Option<Instant>,
+    lines: LineBudget,
 }
 
 impl Worker {
     fn new(entry: &'static Entry, config: Config) -> Worker {
         let prefix = guc::slot_name().unwrap_or_default();
         let (publication, largest) = (config.publication.clone(), guc::max_event_size());
-        let stream = Stream::new(prefix, publication, largest);
+        let stream = Stream::new(prefix, publication, largest, config.max_slot_wal_keep_size);
         helpers::employ(entry.database(), guc::executors());
         Worker {
             entry,
@@ -124,6 +125,7 @@ impl Worker {
             waits: WaitSet::new(None),
             stream,
             flushed: None,
+            lines: LineBudget::new(Instant::now()),
         }
     }
 
@@ -208,9 +210,20 @@ impl Worker {
                 Report::Ready => self.entry.set_state(WorkerState::Running, ""),
                 Report::Alive(number) => self.stream.proven(number),
                 Report::WantsNotifier(wants) => helpers::employ_notifier(wants),
-                Report::Log { warning: true, text } => pgrx::warning!("pg_tide: {text}"),
-                Report::Log { warning: false, text } => pgrx::log!("pg_tide: {text}"),
+                Report::Log { warning, text } => self.log(warning, &text),
             }
+        }
+        if let Some(count) = self.lines.take_dropped(Instant::now()) {
+            pgrx::warning!("pg_tide: {count} lines that the server had for the log were dropped");
+        }
+    }
+
+    /// A line of the server's, who may say anything, and as often as it likes.
+    fn log(&mut self, warning: bool, text: &str) {
+        match (self.lines.admits(Instant::now()), warning) {
+            (true, true) => pgrx::warning!("pg_tide: {text}"),
+            (true, false) => pgrx::log!("pg_tide: {text}"),
+            (false, _) => {}
         }
     }
 

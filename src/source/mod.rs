@@ -18,4 +18,5 @@ pub(crate) mod running_xacts;
 pub(crate) mod slot;
 pub(crate) mod stall;
 pub(crate) mod stream;
+pub(crate) mod trust;
 pub(crate) mod value;

@@ -14,13 +14,14 @@ use tide_feed::link::{self, Word};
 
 use crate::failure::{Failure, attempt};
 use crate::helper::session;
-use crate::process::server;
+use crate::process::{server, shmem};
 use crate::source::decoder::Decoder;
 use crate::source::in_flight::InFlight;
 use crate::source::replay::Replay;
 use crate::source::running_xacts::RunningXacts;
 use crate::source::slot::{Prefix, Slot};
 use crate::source::stall::Stall;
+use crate::source::trust::Trust;
 use crate::source::{crash_page, decoder, invalidation, plugin, slot, stall};
 
 /// A round gives the worker a chance to do its other work after this long.
@@ -63,23 +64,15 @@ pub(crate) struct Stream {
     owner: pg_sys::ResourceOwner,
 }
 
-/// Whether the past that the slot holds may be what the server fails over.
-#[derive(Debug, Default)]
-struct Trust {
-    /// A server has failed. Until the next one has dealt with everything up to here, its end would
-    /// be blamed on the past.
-    unproven: Option<Lsn>,
-    /// The number of the newest ping, and whether it is under way.
-    ping: u64,
-    is_asking: bool,
-    /// The past was given up: why, for clients that would resume in it.
-    is_given_up: bool,
-    cause: Option<&'static str>,
-}
-
 impl Stream {
-    /// `slot_prefix`: `tide.slot_name`, or empty for `tide_<oid of the database>`.
-    pub(crate) fn new(slot_prefix: String, publication: String, largest_event: usize) -> Stream {
+    /// `slot_prefix`: `tide.slot_name`, or empty for `tide_<oid of the database>`; `reach`: how much
+    /// WAL the server may hold back.
+    pub(crate) fn new(
+        slot_prefix: String,
+        publication: String,
+        largest_event: usize,
+        reach: u64,
+    ) -> Stream {
         // A name with a zero byte in it is no publication's.
         let publication = CString::new(publication).unwrap_or_default();
         let replay = NonNull::from(Box::leak(Box::new(Replay::new(publication, largest_event))));
@@ -101,7 +94,7 @@ impl Stream {
             failed_at: None,
             careful_until: None,
             confirmed_at: Instant::now(),
-            trust: Trust::default(),
+            trust: Trust::new(reach),
             owner,
         }
     }
@@ -134,43 +127,21 @@ impl Stream {
     pub(crate) fn begin_again(&mut self) {
         self.close();
         self.replay().feed.restart();
+        self.trust.begin();
         self.stall.retry_now();
     }
 
-    /// The server has failed. If it does so again before it got over what was fed to it, the past
-    /// is given up, so that nothing in it can be a loop.
+    /// The server has failed.
     pub(crate) fn server_failed(&mut self) {
         let fed = self.replay().feed.told();
         let fed = self.decoder.as_ref().map_or(fed, |decoder| decoder.position().max(fed));
-        let trust = &mut self.trust;
-        trust.is_asking = false;
-        if trust.unproven.is_some() {
-            trust.is_given_up = true;
-            trust.unproven = None;
-        } else if self.announced.is_some() {
-            trust.unproven = Some(fed);
-        }
+        self.trust.server_failed(fed, self.announced.is_some());
         self.announced = None;
     }
 
     /// The server has dealt with everything before this ping.
     pub(crate) fn proven(&mut self, ping: u64) {
-        let trust = &mut self.trust;
-        if trust.is_asking && ping == trust.ping {
-            trust.is_asking = false;
-            trust.unproven = None;
-        }
-    }
-
-    /// Once everything has been fed again that was fed when the server failed, asks whether it has
-    /// got over it.
-    fn ask_for_proof(&mut self, position: Lsn) {
-        let trust = &mut self.trust;
-        if trust.is_asking || trust.unproven.is_none_or(|until| position < until) {
-            return;
-        }
-        trust.ping += 1;
-        trust.is_asking = server::offer(&link::json(&Word::Ping(trust.ping)));
+        self.trust.proven(ping);
     }
 
     /// Closes the context and releases the slot; the next round opens it again.
@@ -231,7 +202,7 @@ impl Stream {
             return Err(reason);
         }
         let prefix = Prefix::new(&self.slot_prefix).map_err(|error| error.to_string())?;
-        if std::mem::take(&mut self.trust.is_given_up) {
+        if self.trust.take_given_up() {
             self.give_up(&prefix, "server_failed", "the server failed twice over what it holds");
         }
         if crash_page::is_skip_wanted() {
@@ -265,6 +236,8 @@ impl Stream {
         let timeline = unsafe { pg_sys::GetWALInsertionTimeLine() };
         self.epoch = Epoch { generation: slot.generation, timeline };
         self.replay().set_generation(slot.generation);
+        // SAFETY: set when the worker connected to its database.
+        shmem::set_generation(unsafe { pg_sys::MyDatabaseId }, slot.generation);
         let from = decoder.confirmed();
         self.decoder = Some(decoder);
         self.announce(from);
@@ -278,7 +251,7 @@ impl Stream {
             slot::drop(&slot.name);
             log!("pg_tide: dropped replication slot \"{}\": {why}", slot.name.to_string_lossy());
         }
-        self.trust.cause = Some(cause);
+        self.trust.set_cause(cause);
     }
 
     /// The slot there is; those that are lost, or superfluous, are dropped.
@@ -304,7 +277,7 @@ impl Stream {
             self.stall.overcome();
         }
         if self.announced != Some(self.epoch) {
-            let cause = self.trust.cause.map(str::to_owned);
+            let cause = self.trust.cause().map(str::to_owned);
             server::tell(&Word::Live { epoch: self.epoch, from, cause });
             self.announced = Some(self.epoch);
         }
@@ -362,12 +335,14 @@ impl Stream {
         replay.report_forged();
         replay.feed.flush();
         replay.feed.decoded(position, true);
-        self.ask_for_proof(position);
+        self.trust.ask_for_proof(position);
     }
 
     /// Moves the slot as far as the hub lets it, if that is worth it.
     fn confirm(&mut self) {
+        let told = self.replay().feed.told();
         let Some(decoder) = &mut self.decoder else { return };
+        self.trust.watch(told, server::confirmed().max(decoder.confirmed()));
         let target = server::confirmed().min(decoder.position());
         let distance = target.0.saturating_sub(decoder.confirmed().0);
         let is_due = self.confirmed_at.elapsed() >= CONFIRM_DELAY || distance >= CONFIRM_BYTES;

@@ -12,11 +12,15 @@ use serde_json::value::RawValue;
 
 use crate::event::Kind;
 
-use crate::few::few;
+use crate::few::{at_most, few};
 
 /// Largest frame; enough for a page of `tide.recent`, far below what could hurt. A question that
 /// is larger is not asked; in the place of an answer that is larger stands an error.
 pub const MAX_FRAME: usize = 64 << 20;
+
+/// Largest frame with a question for the catalog worker: pages of rows, ids and names, none of them
+/// a row's content.
+pub const MAX_QUESTION: usize = 4 << 20;
 
 /// The SQLSTATE of what is too large to be asked or answered.
 pub const TOO_LARGE: &str = "54000";
@@ -109,7 +113,7 @@ pub enum Request {
     /// newest of the table, which is flagged; all are if they are to be kept. Answers [`Retired`].
     Retire {
         table: u32,
-        #[serde(deserialize_with = "few")]
+        #[serde(deserialize_with = "at_most::<{ MOST_ROWS as usize }, _, _>")]
         ids: Vec<i64>,
         keep: bool,
     },
@@ -117,7 +121,7 @@ pub enum Request {
     /// them say so. Answered by `null`.
     SetAside {
         table: u32,
-        #[serde(deserialize_with = "few")]
+        #[serde(deserialize_with = "at_most::<{ MOST_ROWS as usize }, _, _>")]
         rows: Vec<(i64, Box<str>)>,
     },
     /// (catalog worker) How many rows of an outbox say that they could not be published.

@@ -1,8 +1,22 @@
 //! What SQL functions ask the server, and its answers: JSON frames on the socket in the data
 //! directory.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+
+use crate::catalog::MAX_FRAME;
+use crate::few;
+
+/// Bytes of an answer that is about one thing.
+const SMALL: usize = 1 << 20;
+
+/// Bytes of the reason why there is no answer, as it is written in JSON.
+const LONGEST_REASON: usize = 16 << 10;
+
+/// Events that one answer may have, however many are asked for.
+pub const MOST_EVENTS: usize = 10_000;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
@@ -27,25 +41,83 @@ pub enum ControlRequest {
     Reload,
     /// A table was made an outbox: take it over. Answered by `null`.
     Outboxes,
-    /// Die in this way. Obeyed under the hidden setting `tide.debug_faults` only, for tests.
+    /// Fail in this way. Obeyed under the hidden setting `tide.debug_faults` only, for tests.
     Fault {
         fault: Fault,
     },
 }
 
-/// A way to die that nothing can be done against from within.
+impl ControlRequest {
+    /// Bytes of a frame that answers it: whoever asked has one process to lose, and it is Postgres's.
+    pub fn largest_answer(&self) -> usize {
+        match self {
+            ControlRequest::Recent { .. } | ControlRequest::Connections => MAX_FRAME,
+            ControlRequest::Status
+            | ControlRequest::Disconnect { .. }
+            | ControlRequest::Explain { .. }
+            | ControlRequest::Reload
+            | ControlRequest::Outboxes
+            | ControlRequest::Fault { .. } => SMALL,
+        }
+    }
+}
+
+/// Why a frame has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoAnswer {
+    #[error("the worker's answer could not be understood")]
+    Garbled,
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// The JSON in a frame that answers a [`ControlRequest`], where it lies: nothing is made of it here,
+/// since a few bytes of JSON can be made to take much memory.
+///
+/// # Errors
+/// There is none in it, but a reason, or nothing that would be understood.
+pub fn answer(frame: &[u8]) -> Result<&str, NoAnswer> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Reply<'a> {
+        #[serde(borrow)]
+        Ok(&'a RawValue),
+        #[serde(borrow)]
+        Error(Reason<'a>),
+    }
+    #[derive(Deserialize)]
+    struct Reason<'a> {
+        #[serde(borrow)]
+        message: &'a RawValue,
+    }
+    match serde_json::from_slice(frame).map_err(|_| NoAnswer::Garbled)? {
+        Reply::Ok(json) => Ok(json.get()),
+        Reply::Error(Reason { message }) if message.get().len() <= LONGEST_REASON => {
+            let message = serde_json::from_str::<Cow<'_, str>>(message.get());
+            Err(message.map_or(NoAnswer::Garbled, |text| NoAnswer::Refused(text.into_owned())))
+        }
+        Reply::Error(_) => Err(NoAnswer::Garbled),
+    }
+}
+
+/// A way to fail that nothing can be done against from within.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
     Abort,
     StackOverflow,
     OutOfMemory,
+    /// Lives, but does not let the slot move any more.
+    Cling,
+    /// Lives, and has much to say in the log.
+    Chatter,
 }
 
 /// Answer to [`ControlRequest::Recent`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Recent {
     /// Oldest first.
+    #[serde(deserialize_with = "few::at_most::<MOST_EVENTS, _, _>")]
     pub events: Vec<RecentEvent>,
 }
 
@@ -202,4 +274,44 @@ pub struct Explanation {
 pub struct Disconnected {
     /// There was such a connection.
     pub found: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_stays_the_text_that_it_is() {
+        let frame = br#"{"ok":[{"":0},{"":0}, 1e1000]}"#;
+
+        assert_eq!(answer(frame), Ok(r#"[{"":0},{"":0}, 1e1000]"#));
+    }
+
+    #[test]
+    fn a_refusal_is_its_reason_if_that_has_an_end() {
+        let refusal = |length| {
+            let message = "x".repeat(length);
+            format!(r#"{{"error":{{"sqlstate":"XX000","message":"{message}"}}}}"#)
+        };
+
+        assert_eq!(answer(refusal(3).as_bytes()), Err(NoAnswer::Refused("xxx".into())));
+        assert_eq!(answer(refusal(LONGEST_REASON).as_bytes()), Err(NoAnswer::Garbled));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_an_error() {
+        for frame in ["", "null", "{}", r#"{"ok":}"#, r#"{"ok":1,"ok":2}"#, "\0", "[[[["] {
+            assert_eq!(answer(frame.as_bytes()), Err(NoAnswer::Garbled), "{frame}");
+        }
+        assert_eq!(answer(b"{\"ok\":\"\xff\"}"), Err(NoAnswer::Garbled));
+    }
+
+    #[test]
+    fn no_more_events_are_taken_in_than_can_be_asked_for() {
+        let event = r#"{"id":"","commit_time":0,"schema":"","table":"","operation":""}"#;
+        let recent = |count| format!(r#"{{"events":[{}]}}"#, vec![event; count].join(","));
+
+        assert!(serde_json::from_str::<Recent>(&recent(MOST_EVENTS)).is_ok());
+        assert!(serde_json::from_str::<Recent>(&recent(MOST_EVENTS + 1)).is_err());
+    }
 }

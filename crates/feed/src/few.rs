@@ -12,20 +12,27 @@ pub(crate) const MOST: usize = 1 << 20;
 pub(crate) fn few<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
-    struct Few<T>(PhantomData<T>);
+    at_most::<MOST, D, T>(deserializer)
+}
 
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Few<T> {
+/// Reads a list of at most `END` items.
+pub(crate) fn at_most<'de, const END: usize, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    struct Few<const END: usize, T>(PhantomData<T>);
+
+    impl<'de, const END: usize, T: Deserialize<'de>> Visitor<'de> for Few<END, T> {
         type Value = Vec<T>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write!(f, "a list of at most {MOST} items")
+            write!(f, "a list of at most {END} items")
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
             let mut list = Vec::new();
             while let Some(item) = items.next_element()? {
-                if list.len() >= MOST {
-                    return Err(A::Error::invalid_length(MOST + 1, &self));
+                if list.len() >= END {
+                    return Err(A::Error::invalid_length(END + 1, &self));
                 }
                 list.push(item);
             }
@@ -33,13 +40,13 @@ pub(crate) fn few<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
         }
     }
 
-    deserializer.deserialize_seq(Few(PhantomData))
+    deserializer.deserialize_seq(Few::<END, T>(PhantomData))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{Request, Which};
+    use crate::catalog::{MOST_ROWS, Request, Which};
 
     fn retire(count: usize) -> String {
         let ids = vec!["7"; count].join(",");
@@ -48,8 +55,9 @@ mod tests {
 
     #[test]
     fn a_list_in_a_question_has_an_end() {
-        assert!(serde_json::from_str::<Request>(&retire(MOST)).is_ok());
-        assert!(serde_json::from_str::<Request>(&retire(MOST + 1)).is_err());
+        let most = MOST_ROWS as usize;
+        assert!(serde_json::from_str::<Request>(&retire(most)).is_ok());
+        assert!(serde_json::from_str::<Request>(&retire(most + 1)).is_err());
     }
 
     #[test]

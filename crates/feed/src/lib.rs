@@ -18,3 +18,4 @@ pub mod notification;
 pub mod payload;
 pub mod token;
 pub mod wal;
+pub mod wishes;

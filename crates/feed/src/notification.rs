@@ -15,15 +15,16 @@ pub struct Notification {
 /// the database with all of them.
 pub const MOST_CHANNELS: usize = 10_000;
 
-/// Bytes of the wishes that a server may have under way to the notifier: each is the list of all the
-/// channels that it wants to hear.
+/// Bytes of a server's wish to the notifier, which is the list of all the channels that it wants to
+/// hear.
 pub const MOST_WISHES: usize = 4 << 20;
 
 /// What the notifier says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Notified {
-    /// Whether a channel that was asked for is listened to now.
+    /// Whether a channel is listened to now, of those that the list before did not have, or that
+    /// were not heard then.
     Listening { channel: String, heard: bool },
     /// In the order they came.
     Notifications(Vec<Notification>),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::ser::Error as _;
 use serde_json::value::RawValue;
-use tide_feed::catalog::{Hello, MAX_FRAME, Reply, TOO_LARGE, Which};
+use tide_feed::catalog::{Hello, Reply, TOO_LARGE, Which};
 use tide_feed::control::{
     Connections, ControlRequest, Disconnected, Explanation, FailedMessages, Recent, State, Status,
 };
@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 use crate::catalog::{Catalog, frame};
 use crate::hub::Hub;
+use crate::link::Uplink;
 use crate::notifier::Notifier;
 use crate::policy::{Rule, Way};
 use crate::server::bind::Listener;
@@ -38,7 +39,8 @@ pub struct Control {
     pub outboxes: Arc<Notify>,
     /// How many websockets there can be.
     pub connection_limit: u64,
-    /// Whether it dies when it is asked to, for tests.
+    pub uplink: Uplink,
+    /// Whether it fails when it is asked to, for tests.
     pub obeys_faults: bool,
 }
 
@@ -87,16 +89,17 @@ impl Control {
 
     async fn answer(&self, stream: &mut UnixStream) -> io::Result<()> {
         loop {
-            let request = frame::read(stream).await?;
+            let request: ControlRequest = frame::read(stream).await?;
+            let largest = request.largest_answer();
             let reply = match self.reply(request).await {
                 Ok(answer) => Reply::Ok(answer),
                 Err(error) => Reply::Error { sqlstate: "XX000".into(), message: error.to_string() },
             };
-            let frame = match frame::encode(&reply, MAX_FRAME) {
+            let frame = match frame::encode(&reply, largest) {
                 Ok(frame) => frame,
                 Err(error) => {
                     let message = format!("the answer is too large: {error}");
-                    frame::encode(&Reply::Error { sqlstate: TOO_LARGE.into(), message }, MAX_FRAME)?
+                    frame::encode(&Reply::Error { sqlstate: TOO_LARGE.into(), message }, largest)?
                 }
             };
             stream.write_all(&frame).await?;
@@ -127,7 +130,8 @@ impl Control {
             }
             ControlRequest::Fault { fault: asked } => {
                 if self.obeys_faults {
-                    fault::die(asked);
+                    fault::fail(asked, &self.uplink);
+                    return raw(&());
                 }
                 Err(serde_json::Error::custom("tide.debug_faults is off"))
             }

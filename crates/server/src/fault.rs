@@ -1,4 +1,4 @@
-//! Ways to die that nothing can be done against from within. A test asks for them, to see what
+//! Ways to fail that nothing can be done against from within. A test asks for them, to see what
 //! becomes of everybody else.
 
 use std::hint::black_box;
@@ -7,9 +7,13 @@ use std::thread;
 
 use tide_feed::control::Fault;
 
-/// Ends this process as the fault would.
-pub fn die(fault: Fault) -> ! {
+use crate::link::Uplink;
+
+/// Does to this process as the fault would.
+pub fn fail(fault: Fault, uplink: &Uplink) {
     match fault {
+        Fault::Cling => return uplink.cling(),
+        Fault::Chatter => return (0..1_000).for_each(|n| log::info!("chatter, line {n}")),
         Fault::Abort => {}
         Fault::StackOverflow => {
             // A thread's stack has an end, whatever the limit of the main one's is.

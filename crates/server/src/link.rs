@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::unix::net::UnixStream as StdStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tide_feed::config::{Config, Credentials};
@@ -171,6 +172,8 @@ pub struct Uplink(Arc<Shared>);
 struct Shared {
     waiting: Mutex<Waiting>,
     wake: Notify,
+    /// Nothing is confirmed any more, for tests.
+    is_clinging: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -187,7 +190,14 @@ struct Waiting {
 impl Uplink {
     /// The history no longer needs anything before `lsn`: the slot may move up to it.
     pub fn confirm(&self, lsn: Lsn) {
-        self.add(|waiting| waiting.confirm = Some(lsn));
+        if !self.0.is_clinging.load(Ordering::Relaxed) {
+            self.add(|waiting| waiting.confirm = Some(lsn));
+        }
+    }
+
+    /// Confirms nothing from now on.
+    pub fn cling(&self) {
+        self.0.is_clinging.store(true, Ordering::Relaxed);
     }
 
     /// The helpers can connect.

@@ -16,7 +16,18 @@ pub fn install(uplink: Uplink) {
     let logger = UPLINK.get_or_init(|| Logger(uplink));
     if log::set_logger(logger).is_ok() {
         log::set_max_level(LevelFilter::Info);
+        report_panics();
     }
+}
+
+/// A panic ends what it is in, not always the process, whose standard error is looked at when it
+/// has ended.
+fn report_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        log::error!("tide-server has a bug: {panic}");
+        usual(panic);
+    }));
 }
 
 impl Log for Logger {

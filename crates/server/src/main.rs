@@ -13,7 +13,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Standard error is the server's log.
+            // The worker reads it, and says why.
             eprintln!("pg_tide: tide-server ends: {error}");
             ExitCode::FAILURE
         }

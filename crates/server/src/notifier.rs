@@ -33,6 +33,7 @@ impl Notifier {
     /// The end of the connection.
     pub async fn serve(self, stream: UnixStream) -> io::Result<()> {
         let (read, write) = stream.into_split();
+        self.registry.begin();
         tokio::select! {
             ended = self.tell(write) => ended,
             ended = self.hear(read) => ended,
@@ -44,7 +45,7 @@ impl Notifier {
         let mut changes = self.registry.changes();
         loop {
             changes.borrow_and_update();
-            frame::write(&mut stream, &self.registry.wanted()).await?;
+            frame::write(&mut stream, &self.registry.tell()).await?;
             if changes.changed().await.is_err() {
                 return Ok(());
             }

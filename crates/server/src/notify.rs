@@ -3,7 +3,7 @@
 //! Sessions take a [`Lease`] on a channel; the notifier is told what is wanted, and says what came
 //! of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,9 +16,16 @@ pub struct NotifyRegistry(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    wishes: Mutex<HashMap<Arc<str>, Wish>>,
+    wishes: Mutex<Wishes>,
     /// Counts how often the channels that are wanted became others.
     changes: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Wishes {
+    wanted: HashMap<Arc<str>, Wish>,
+    /// What the notifier hears of what it was told last; it does not say that again.
+    heard: HashSet<Arc<str>>,
 }
 
 struct Wish {
@@ -40,11 +47,12 @@ impl NotifyRegistry {
     pub fn lease(&self, channel: &str) -> Option<Lease> {
         let channel: Arc<str> = channel.into();
         let mut wishes = self.wishes();
-        if wishes.len() >= MOST_CHANNELS && !wishes.contains_key(&channel) {
+        let wanted = &mut wishes.wanted;
+        if wanted.len() >= MOST_CHANNELS && !wanted.contains_key(&channel) {
             return None;
         }
         let fresh = || Wish { leases: 0, outcome: watch::channel(None).0 };
-        let wish = wishes.entry(Arc::clone(&channel)).or_insert_with(fresh);
+        let wish = wanted.entry(Arc::clone(&channel)).or_insert_with(fresh);
         wish.leases += 1;
         let (is_first, outcome) = (wish.leases == 1, wish.outcome.subscribe());
         drop(wishes);
@@ -56,7 +64,27 @@ impl NotifyRegistry {
 
     /// All channels to listen to.
     pub fn wanted(&self) -> Vec<Arc<str>> {
-        self.wishes().keys().cloned().collect()
+        self.wishes().wanted.keys().cloned().collect()
+    }
+
+    /// There is another notifier: it has been told nothing yet.
+    pub fn begin(&self) {
+        self.wishes().heard.clear();
+    }
+
+    /// What the notifier is to be told now: all channels to listen to. Those that it hears already,
+    /// since it was not told meanwhile that nobody wanted them, are heard by whoever wants them
+    /// now.
+    pub fn tell(&self) -> Vec<Arc<str>> {
+        let mut wishes = self.wishes();
+        let Wishes { wanted, heard } = &mut *wishes;
+        heard.retain(|channel| wanted.contains_key(channel));
+        for channel in &*heard {
+            if let Some(wish) = wanted.get(channel) {
+                wish.outcome.send_replace(Some(true));
+            }
+        }
+        wanted.keys().cloned().collect()
     }
 
     /// Changes with what is [wanted](NotifyRegistry::wanted).
@@ -66,8 +94,14 @@ impl NotifyRegistry {
 
     /// From the notifier: whether the channel is listened to now.
     pub fn settle(&self, channel: &str, listens: bool) {
-        if let Some(wish) = self.wishes().get(channel) {
-            wish.outcome.send_replace(Some(listens));
+        let mut wishes = self.wishes();
+        let Wishes { wanted, heard } = &mut *wishes;
+        let Some((channel, wish)) = wanted.get_key_value(channel) else { return };
+        wish.outcome.send_replace(Some(listens));
+        if listens {
+            heard.insert(Arc::clone(channel));
+        } else {
+            heard.remove(channel);
         }
     }
 
@@ -75,14 +109,14 @@ impl NotifyRegistry {
         self.0.changes.send_modify(|count| *count += 1);
     }
 
-    fn wishes(&self) -> MutexGuard<'_, HashMap<Arc<str>, Wish>> {
+    fn wishes(&self) -> MutexGuard<'_, Wishes> {
         self.0.wishes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for NotifyRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NotifyRegistry").field("channels", &self.wishes().len()).finish()
+        f.debug_struct("NotifyRegistry").field("channels", &self.wishes().wanted.len()).finish()
     }
 }
 
@@ -99,10 +133,10 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut wishes = self.registry.wishes();
-        let Some(wish) = wishes.get_mut(&self.channel) else { return };
+        let Some(wish) = wishes.wanted.get_mut(&self.channel) else { return };
         wish.leases -= 1;
         if wish.leases == 0 {
-            wishes.remove(&self.channel);
+            wishes.wanted.remove(&self.channel);
             drop(wishes);
             self.registry.change();
         }
@@ -162,6 +196,35 @@ mod tests {
         registry.settle("jobs", false);
 
         assert_eq!(lease.is_heard().now_or_never(), Some(false));
+    }
+
+    #[test]
+    fn what_the_notifier_hears_already_it_need_not_say_again() {
+        let registry = NotifyRegistry::default();
+        let first = registry.lease("jobs").unwrap();
+        registry.tell();
+        registry.settle("jobs", true);
+
+        // Gone and back before the notifier is told of either.
+        drop(first);
+        let mut again = registry.lease("jobs").unwrap();
+        registry.tell();
+        assert_eq!(again.is_heard().now_or_never(), Some(true));
+
+        // Told that nobody wants it, it has to say so anew.
+        drop(again);
+        registry.tell();
+        let mut anew = registry.lease("jobs").unwrap();
+        registry.tell();
+        assert_eq!(anew.is_heard().now_or_never(), None);
+
+        // And so does another one.
+        registry.settle("jobs", true);
+        drop(anew);
+        let mut last = registry.lease("jobs").unwrap();
+        registry.begin();
+        registry.tell();
+        assert_eq!(last.is_heard().now_or_never(), None);
     }
 
     #[test]

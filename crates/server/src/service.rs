@@ -190,6 +190,7 @@ impl Parts {
             reload: Arc::clone(&reload),
             outboxes: Arc::clone(&outboxes),
             connection_limit: limits.websockets as u64,
+            uplink: uplink.clone(),
             obeys_faults: config.debug_faults,
         });
         let socket = control::bind(&config.control_socket)?;

@@ -5,9 +5,15 @@
 //! believed, and what is not understood is an error, never a panic.
 
 mod frame;
+mod grip;
+mod lines;
+mod pace;
 mod report;
 
 pub use frame::{Frame, FrameError, FrameReader, HEADER, frame, header};
+pub use grip::{Clings, Grip};
+pub use lines::LineBudget;
+pub use pace::Pace;
 pub use report::{ReportError, ReportReader};
 use serde::{Deserialize, Serialize};
 

@@ -14,9 +14,9 @@ use pool::Pool;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tide_feed::catalog::{
-    Cast, Changes, ClaimsOutcome, ClaimsOutcomes, Grant, Object, Outbox, PolicyOutcome,
-    PolicyOutcomes, Request, Retired, RoleStatus, Secrets, TableAccess, TableName, Tables,
-    TakenOver, Unpublished, Visibility, Which, is_transient,
+    Cast, Changes, ClaimsOutcome, ClaimsOutcomes, Grant, MAX_FRAME, MAX_QUESTION, Object, Outbox,
+    PolicyOutcome, PolicyOutcomes, Request, Retired, RoleStatus, Secrets, TableAccess, TableName,
+    Tables, TakenOver, Unpublished, Visibility, Which, is_transient,
 };
 use tide_feed::event::{CatalogChange, Lsn};
 use tokio::net::UnixStream;
@@ -75,8 +75,9 @@ pub struct Catalog {
 impl Catalog {
     /// `publication`: the one whose tables are looked up.
     pub fn new(publication: String) -> Catalog {
-        let catalog_worker = Pool::new(CatalogError::Unavailable);
-        let (executors, known) = (Pool::new(CatalogError::Ended), Arc::default());
+        let catalog_worker = Pool::new(CatalogError::Unavailable, MAX_QUESTION);
+        let executors = Pool::new(CatalogError::Ended, MAX_FRAME);
+        let known = Arc::default();
         Catalog { catalog_worker, executors, publication, known }
     }
 

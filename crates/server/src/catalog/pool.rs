@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::value::RawValue;
-use tide_feed::catalog::{MAX_FRAME, Reply, Request, TOO_LARGE};
+use tide_feed::catalog::{Reply, Request, TOO_LARGE};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -33,10 +33,11 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(lost: CatalogError) -> Pool {
+    /// `largest`: bytes of a question that they take.
+    pub(super) fn new(lost: CatalogError, largest: usize) -> Pool {
         let (jobs, waiting) = mpsc::channel(QUEUE);
         let waiting = Arc::new(Mutex::new(waiting));
-        Pool { jobs, waiting, members: Arc::default(), lost, largest: MAX_FRAME }
+        Pool { jobs, waiting, members: Arc::default(), lost, largest }
     }
 
     pub(super) fn members(&self) -> usize {
@@ -69,7 +70,7 @@ impl Pool {
                 continue;
             }
             let Ok(question) = frame::encode(&job.request, self.largest) else {
-                let message = "the question is larger than 64 MB".into();
+                let message = format!("the question is larger than {} MB", self.largest >> 20);
                 let refused = CatalogError::Refused { sqlstate: TOO_LARGE.into(), message };
                 let _ = job.answer.send(Err(refused));
                 continue;
@@ -116,7 +117,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_question_that_is_too_large_costs_itself_and_no_helper() {
-        let pool = Pool { largest: 100, ..Pool::new(CatalogError::Ended) };
+        let pool = Pool::new(CatalogError::Ended, 100);
         let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
         let serving = pool.clone();
         tokio::spawn(async move { serving.serve(ours).await });
