@@ -328,3 +328,20 @@ fn a_decoder_that_is_given_up_leaves_no_memory_behind() {
     let grown = peaks[4].saturating_sub(peaks[1]);
     assert!(grown < RECORD / 1024, "{peaks:?}");
 }
+
+#[test]
+fn a_server_whose_settings_are_longer_than_its_socket_starts_at_once() {
+    let cluster = Cluster::start();
+    let keys = cluster.data().join("keys.json");
+    let padding = "x".repeat(3 << 20);
+    std::fs::write(&keys, json!({ "keys": [], "padding": padding }).to_string()).unwrap();
+    let path = keys.display().to_string();
+
+    let (database, mut client, _) =
+        followed_with(&cluster, "long", &[("tide.jwks_file", path.as_str())]);
+
+    database.sql().batch_execute("insert into t values (1)").unwrap();
+    next(&mut client, 1);
+    assert_eq!(failures(&database), 0);
+    assert_eq!(children(database.worker()), [server(&database).unwrap()]);
+}

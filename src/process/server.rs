@@ -24,6 +24,8 @@ use crate::wait;
 
 /// Time for the clients to be told that the server stops.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// Time for a server to begin to read, if its settings are long.
+const START: Duration = Duration::from_secs(5);
 /// Until the settings say.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is looked whether a server was stopped, or hangs.
@@ -174,7 +176,7 @@ pub(crate) fn offer(frame: &[u8]) -> bool {
             Ok(true) => true,
             // A few bytes of it are in: the rest has to follow.
             Ok(false) if running.link.is_torn() => {
-                finish(running, &mut parts);
+                finish(running, &mut parts, FAREWELL);
                 true
             }
             _ => false,
@@ -278,7 +280,7 @@ impl Server {
 impl Running {
     fn start(first: &Word) -> io::Result<Running> {
         close_on_exec()?;
-        let (mut link, far) = Link::pair()?;
+        let (link, far) = Link::pair()?;
         // SAFETY: the worker's own process id.
         let worker = unsafe { pg_sys::MyProcPid };
         let mut child = Command::new(program()?)
@@ -289,26 +291,29 @@ impl Running {
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()?;
+        let now = Instant::now();
+        let mut running = Running {
+            last_words: LastWords::of(child.stderr.take()),
+            child,
+            link,
+            since: now,
+            looked: now,
+            pinged: None,
+            answered: now,
+            patience: PATIENCE,
+            pace: Pace::default(),
+            condemned: None,
+        };
         let frame = link::json(first);
         let mut slice = [IoSlice::new(&frame)];
         let mut parts = &mut slice[..];
-        let now = Instant::now();
-        // A socket that nobody has written to has room for the settings.
-        match link.write(&mut parts) {
-            Ok(true) => Ok(Running {
-                last_words: LastWords::of(child.stderr.take()),
-                child,
-                link,
-                since: now,
-                looked: now,
-                pinged: None,
-                answered: now,
-                patience: PATIENCE,
-                pace: Pace::default(),
-                condemned: None,
-            }),
-            _ => Err(io::Error::other("it does not take its settings")),
+        // Mostly the socket has room for all of them.
+        finish(&mut running, &mut parts, START);
+        if parts.is_empty() {
+            return Ok(running);
         }
+        running.end();
+        Err(io::Error::other("it does not take its settings"))
     }
 
     /// The link's other end is closed: the process is ending or has ended.
@@ -362,7 +367,7 @@ impl Running {
         let mut parts = &mut slice[..];
         match self.link.write(&mut parts) {
             Ok(true) => {}
-            Ok(false) if self.link.is_torn() => finish(self, &mut parts),
+            Ok(false) if self.link.is_torn() => finish(self, &mut parts, FAREWELL),
             // It has so much to read that it will not come to this soon: what counts is that it
             // reads.
             _ => return,
@@ -407,8 +412,8 @@ impl Running {
 }
 
 /// The rest of a small frame, whose beginning the socket has taken.
-fn finish(running: &mut Running, parts: &mut &mut [IoSlice<'_>]) {
-    let deadline = Instant::now() + FAREWELL;
+fn finish(running: &mut Running, parts: &mut &mut [IoSlice<'_>], time: Duration) {
+    let deadline = Instant::now() + time;
     while Instant::now() < deadline {
         match running.link.write(parts) {
             Ok(false) => pause(),
