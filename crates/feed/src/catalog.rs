@@ -203,7 +203,8 @@ pub struct TableAccess {
 pub struct RowSecurity {
     /// For SELECT or ALL, of this role or one that it is a member of; by name.
     pub policies: Vec<Policy>,
-    /// Functions that are not Postgres's own, in the policies and in one another.
+    /// Functions that are not Postgres's own, in the policies and in one another; none if there
+    /// are too many.
     pub functions: Vec<Function>,
     /// The columns of old images: the replica identity.
     pub identity: Vec<i16>,
@@ -233,8 +234,8 @@ pub struct Function {
     /// `pg_proc.provolatile`
     pub volatility: char,
     pub language: String,
-    /// Its source, where the language is SQL or PL/pgSQL.
-    pub body: String,
+    /// Its source, where the language is SQL or PL/pgSQL and it is not too long.
+    pub body: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -251,7 +252,8 @@ pub struct ColumnAccess {
     /// The role has SELECT on it.
     pub readable: bool,
     pub primary_key: bool,
-    /// For `Kind::Enum`: the labels with their oids, in the order of the type; else empty.
+    /// For `Kind::Enum`: the labels with their oids, in the order of the type; else empty, and
+    /// where there are too many to be told.
     #[serde(default)]
     pub labels: Vec<(u32, String)>,
 }

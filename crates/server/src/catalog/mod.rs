@@ -3,6 +3,7 @@
 
 pub(crate) mod frame;
 mod known;
+mod memory;
 mod pool;
 
 use std::io;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use known::KnownTables;
+pub(crate) use memory::memory;
 use pool::Pool;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
