@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::group::GroupKey;
 use super::history::Seq;
 use super::subscription::Target;
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::{Catalog, CatalogError, Lane};
 use crate::policy::{Images, Rule};
 use crate::wire::change::ColumnSet;
 
@@ -455,7 +455,7 @@ impl std::fmt::Display for Subject {
 async fn look_up(catalog: &Catalog, (role, subject): &Key) -> Result<Found, CatalogError> {
     match *subject {
         Subject::Rows(table) => {
-            let (tables, _) = catalog.tables(role, Which::Oids(vec![table])).await?;
+            let (tables, _) = catalog.tables(Lane::Express, role, Which::Oids(vec![table])).await?;
             Ok(Found::Table(tables.into_iter().find(|access| access.oid == table)))
         }
         Subject::Object(object) => Ok(Found::Visibility(catalog.visibility(role, object).await?)),

@@ -32,8 +32,8 @@ impl Joiner {
         &self,
         names: Vec<TableName>,
     ) -> Result<(Arc<Tables>, Moment), Refused> {
-        let (context, role) = (&self.context, self.credentials.role());
-        let ask = || context.tables.ask(&context.catalog, role, &names);
+        let (context, asker) = (&self.context, self.credentials.asker());
+        let ask = || context.tables.ask(&context.catalog, &asker, &names);
         match identity::patiently(context.config().handshake_timeout, ask).await {
             Ok((tables, asked)) => {
                 let mut share = context.share(Kind::Channels);
