@@ -37,6 +37,9 @@ pub enum Hello {
     Control,
 }
 
+/// The SQLSTATE of what has taken longer than it may.
+pub const QUERY_CANCELED: &str = "57014";
+
 /// The SQLSTATE of a question with labels that are called otherwise by now.
 pub const RENAMED: &str = "TD002";
 
@@ -379,7 +382,7 @@ pub struct Finding {
 /// that time ran out: that is what policies are said to have done that are too slow.
 pub fn is_transient(sqlstate: &str) -> bool {
     match sqlstate {
-        "57014" => false,
+        QUERY_CANCELED => false,
         "55P03" | "55006" | "XX000" => true,
         _ => ["40", "53", "57", "58"].iter().any(|class| sqlstate.starts_with(class)),
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tide_feed::backoff::Backoff;
-use tide_feed::catalog::{ColumnAccess, Object, TableAccess, Visibility, Which};
+use tide_feed::catalog::{ColumnAccess, Object, QUERY_CANCELED, TableAccess, Visibility, Which};
 use tide_feed::event::{CatalogChange, Datum, Kind, Relation};
 use tide_feed::json;
 use tokio::sync::mpsc;
@@ -424,7 +424,12 @@ impl Open {
 
     fn failed(&mut self, (role, subject): &Key, error: &CatalogError) {
         self.is_asking = false;
-        self.backoff.failed_after(self.asked.elapsed());
+        match error {
+            CatalogError::Refused { sqlstate, .. } if sqlstate == QUERY_CANCELED => {
+                self.backoff.timed_out_after(self.asked.elapsed());
+            }
+            _ => self.backoff.failed_after(self.asked.elapsed()),
+        }
         self.failures += 1;
         if self.failures.is_power_of_two() {
             let why = match error {
