@@ -40,6 +40,10 @@ pub(super) struct Admission {
 const WEBSOCKET: usize = 6 << 10;
 const TLS: usize = 8 << 10;
 
+/// Headers that proxies add.
+const OF_PROXIES: [&str; 6] =
+    ["forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"];
+
 /// Answers the requests of one connection, until one of them asks for a websocket and may have it.
 #[derive(Debug)]
 pub(super) struct Front {
@@ -114,13 +118,13 @@ impl Front {
     }
 
     /// The page is for the machine itself: the peer must be on it, and it must have asked for it
-    /// by such a name, or a web site whose name was made to point to 127.0.0.1 could read along.
+    /// by such a name, or a web site whose name was made to point to 127.0.0.1 could read along. A
+    /// proxy on the machine asks for others.
     fn serves_page(&self, request: &Parts) -> bool {
-        let proxied = ["forwarded", "x-forwarded-for", "x-real-ip"];
         self.context.config().page
             && self.peer.ip().to_canonical().is_loopback()
             && names_loopback(&request.headers)
-            && !proxied.iter().any(|name| request.headers.contains_key(*name))
+            && !OF_PROXIES.iter().any(|name| request.headers.contains_key(*name))
     }
 
     fn health(&self) -> HttpAnswer {
@@ -139,8 +143,9 @@ impl Front {
     }
 
     async fn check(&self) -> HttpAnswer {
-        match self.context.catalog.check().await {
-            Ok(findings) => body(StatusCode::OK, "application/json", findings),
+        let context = &self.context;
+        match context.findings.answer(|| context.catalog.check()).await {
+            Ok(findings) => body(StatusCode::OK, "application/json", findings.as_ref().to_owned()),
             Err(error) => failure(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
         }
     }
