@@ -22,35 +22,6 @@ fn join(database: &Database<'_>, table: &str) -> String {
     }
 }
 
-#[test]
-fn an_answer_of_the_catalog_worker_that_is_too_large_costs_its_question_only() {
-    let database = Cluster::shared().database("answers_catalog");
-    let (t, other) =
-        (database.table("t", "id int primary key"), database.table("other", "id int primary key"));
-    let before = database.processes(CATALOG_WORKER);
-    let mut sql = database.sql();
-
-    // The functions that a policy calls are a part of what is said of its table.
-    sql.batch_execute(&format!(
-        "do $$ begin
-             execute 'create function huge() returns bool language sql as '
-                 || quote_literal('select true -- ' || repeat('x', 40 << 20));
-         end $$;
-         alter table {t} enable row level security;
-         create policy p on {t} using (huge())"
-    ))
-    .unwrap();
-    assert_eq!(join(&database, &t), "UnableToConnectToProject");
-    assert_eq!(join(&database, &other), "ok");
-
-    assert_eq!(database.processes(CATALOG_WORKER), before);
-    sql.batch_execute(
-        "create or replace function huge() returns bool language sql as 'select true'",
-    )
-    .unwrap();
-    assert_eq!(join(&database, &t), "ok");
-}
-
 /// A helper that has connected to a server of the test's own.
 struct Helper(UnixStream);
 

@@ -147,6 +147,42 @@ fn a_policy_that_waits_for_a_lock_is_asked_again() {
 }
 
 #[test]
+fn slow_policies_of_rows_keep_nobody_from_private_channels_and_filters() {
+    const TABLES: usize = 4;
+    let cluster = Cluster::start();
+    // They would not be answered within the test.
+    let database = cluster.database_with("lookups_slow", &[("tide.policy_timeout", "1h")]);
+    run(&database, "create policy p on tide.channel for select to authenticated using (true)");
+    let (mut client, mut bystander) = (database.client(), database.client());
+    for _ in 0..TABLES {
+        let slow = database.table("slow", "id int primary key");
+        run(
+            &database,
+            &format!(
+                "alter table {slow} enable row level security;
+                 create policy p on {slow} using (id is null or pg_sleep(3600) is null)"
+            ),
+        );
+        client.subscribe(&slow, &slow);
+        run(&database, &format!("insert into {slow} values (1)"));
+    }
+    let mut sql = database.sql();
+    wait_until("a policy sleeps", || {
+        let query = "select from pg_stat_activity where datname = current_database()
+                     and backend_type = 'pg_tide executor' and wait_event = 'PgSleep'";
+        (!sql.query(query, &[]).unwrap().is_empty()).then_some(())
+    });
+
+    bystander.join("realtime:private", &json!({ "private": true }));
+    let other = database.table("other", "id int primary key");
+    let filter = json!({ "event": "*", "schema": "public", "table": other, "filter": "id=gt.1" });
+    bystander.subscribe_to("filtered", filter);
+    run(&database, &format!("insert into {other} values (1), (2)"));
+
+    assert_eq!(id(&bystander.change()), 2);
+}
+
+#[test]
 fn rows_arrive_though_the_catalog_worker_is_ended_in_the_midst_of_a_look_up() {
     let database = Cluster::shared().database("lookups_ended");
     let t = database.table("t", "id int primary key");

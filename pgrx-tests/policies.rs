@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use serde_json::{Value, json};
 
-use crate::support::client::Client;
+use crate::support::client::{Client, Frame};
 use crate::support::{Cluster, Database};
 
 /// Postgres's usual way of asking who somebody is, as Supabase has it.
@@ -434,6 +434,70 @@ fn how_a_policy_is_evaluated_can_be_looked_up() {
     run("create or replace function auth.org() returns text language sql stable
          as $$ select rolname::text from pg_roles limit 1 $$");
     assert_eq!(explained(&t).0, "postgres");
+}
+
+#[test]
+fn a_function_that_is_too_long_to_be_looked_into_is_put_to_postgres() {
+    run("do $$ begin
+             execute 'create function long(n int) returns bool language sql stable as '
+                 || quote_literal('select n > 1 -- ' || repeat('x', 20 << 20));
+         end $$");
+    let columns = "id int primary key";
+    let t = secured("long_function", columns, "create policy p on $t using (long(id))");
+    let mut client = user(ALICE);
+
+    client.subscribe("room", &t);
+    run(&format!("insert into {t} values (1), (2)"));
+
+    assert_eq!(next(&mut client), "INSERT 2");
+}
+
+#[test]
+fn policies_that_are_too_large_to_be_looked_at_fail() {
+    let ids = (0..30_000).map(|id| id.to_string()).collect::<Vec<_>>().join(",");
+    let policies = [
+        format!("create policy p on $t using (id = any (array[{ids}]))"),
+        "do $$ begin
+             for i in 1..1001 loop execute format('create policy p%s on $t using (true)', i); end loop;
+         end $$"
+        .to_owned(),
+    ];
+    for (index, policy) in policies.iter().enumerate() {
+        let t = secured(&format!("large_policy_{index}"), "id int primary key", policy);
+        let mut client = user(ALICE);
+        client.subscribe("room", &t);
+
+        run(&format!("insert into {t} values (1)"));
+
+        let is_told = |frame: &Frame| frame.payload["extension"] == "tide.policy";
+        let told = client.wait_for("the failure", is_told);
+        assert_eq!(told.payload["sqlstate"], "22P02");
+        assert!(client.passed("postgres_changes").is_empty());
+    }
+}
+
+#[test]
+fn rows_with_labels_that_are_too_many_to_be_known_are_put_to_postgres() {
+    run("do $$ begin
+             execute 'create type crowd as enum ('
+                 || (select string_agg(quote_literal('l' || n), ', ') from generate_series(1, 10001) n)
+                 || ')';
+         end $$");
+    let columns = "id int primary key, m crowd";
+    let asked = secured("crowded", columns, "create policy p on $t using (m::text = 'l7')");
+    let named = secured("crowded", columns, "create policy p on $t using (m = 'l7')");
+    let (mut client, mut other) = (user(ALICE), user(BOB));
+    client.subscribe("room", &asked);
+    other.subscribe("room", &named);
+
+    run(&format!("insert into {asked} values (1, 'l8'), (2, 'l7')"));
+    run(&format!("insert into {named} values (1, 'l8'), (2, 'l7')"));
+
+    assert_eq!(next(&mut client), "INSERT 2");
+    // There may be another label of the name by now.
+    let is_told = |frame: &Frame| frame.payload["extension"] == "tide.policy";
+    assert_eq!(other.wait_for("the failure", is_told).payload["sqlstate"], "22P02");
+    assert!(other.passed("postgres_changes").is_empty());
 }
 
 /// Postgres takes what such a function says for a constant when it plans a query.

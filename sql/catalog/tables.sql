@@ -92,18 +92,55 @@ select coalesce(
        )::pg_catalog.text
 from allowed as t
 cross join lateral (
+    with attribute as materialized (
+        select a.attnum, a.attname, a.atttypid, a.atttypmod, own.typname,
+               base.oid as base_type, base.typtype = 'e' as is_enum
+        from pg_catalog.pg_attribute as a
+        join pg_catalog.pg_type as own on own.oid = a.atttypid
+        cross join lateral (
+            -- A domain's base type, however many domains deep.
+            with recursive steps as (
+                select own.oid, own.typtype, own.typbasetype
+                union all
+                select b.oid, b.typtype, b.typbasetype
+                from steps
+                join pg_catalog.pg_type as b on b.oid = steps.typbasetype
+                where steps.typtype = 'd'
+            )
+            select oid, typtype from steps where typtype <> 'd'
+        ) as base
+        where a.attrelid = t.oid
+          and a.attnum > 0
+          and not a.attisdropped
+    ),
+    -- With more than that, no labels are given: those of no enum are known.
+    labels as materialized (
+        select pg_catalog.count(*) <= 10000 as are_known
+        from (select
+              from attribute
+              cross join lateral (
+                  select
+                  from pg_catalog.pg_enum as e
+                  where e.enumtypid = attribute.base_type
+                  order by e.enumsortorder -- By the index, however many labels others have.
+                  limit 10001
+              ) as e
+              where attribute.is_enum
+              limit 10001) as a_label
+    )
     select coalesce(
                pg_catalog.json_agg(
                    pg_catalog.json_build_object(
                        'attnum', a.attnum,
                        'name', a.attname,
-                       'type_name', own.typname,
+                       'type_name', a.typname,
                        'type_sql', pg_catalog.format_type(a.atttypid, a.atttypmod),
-                       'base_type', base.oid::pg_catalog.int8,
-                       'is_enum', base.typtype = 'e',
+                       'base_type', a.base_type::pg_catalog.int8,
+                       'is_enum', a.is_enum,
                        'labels', array(select pg_catalog.json_build_array(e.oid::pg_catalog.int8, e.enumlabel)
                                        from pg_catalog.pg_enum as e
-                                       where e.enumtypid = base.oid
+                                       where labels.are_known
+                                         and e.enumtypid = a.base_type
                                        order by e.enumsortorder),
                        'readable', (t.prattrs is null or a.attnum = any (t.prattrs))
                                    and pg_catalog.has_column_privilege(t.role_oid, t.oid, a.attnum, 'SELECT'),
@@ -113,59 +150,34 @@ cross join lateral (
                ),
                '[]'
            ) as list
-    from pg_catalog.pg_attribute as a
-    join pg_catalog.pg_type as own on own.oid = a.atttypid
-    cross join lateral (
-        -- A domain's base type, however many domains deep.
-        with recursive steps as (
-            select own.oid, own.typtype, own.typbasetype
-            union all
-            select b.oid, b.typtype, b.typbasetype
-            from steps
-            join pg_catalog.pg_type as b on b.oid = steps.typbasetype
-            where steps.typtype = 'd'
-        )
-        select oid, typtype from steps where typtype <> 'd'
-    ) as base
+    from attribute as a
+    cross join labels
     left join pg_catalog.pg_index as key on key.indrelid = t.oid and key.indisprimary
-    where a.attrelid = t.oid
-      and a.attnum > 0
-      and not a.attisdropped
 ) as columns
 left join lateral (
-    -- What decides about rows, where it does.
-    with recursive policy as (
-        select p.oid, p.polname, p.polpermissive,
-               pg_catalog.pg_get_expr(p.polqual, p.polrelid) as condition
-        from pg_catalog.pg_policy as p
-        where p.polrelid = t.oid
-          and p.polcmd in ('r', '*')
-          and p.polqual is not null
-          and exists (select from pg_catalog.unnest(p.polroles) as member
-                      where member = 0 or pg_catalog.pg_has_role(t.role_oid, member, 'USAGE'))
+    -- What decides about rows, where it does. Whoever owns the table may have made it as large as they
+    -- like: this much of it is looked at.
+    with recursive stored_policy as materialized (
+        select p.oid, p.polname, p.polpermissive, p.polqual, p.polrelid,
+               pg_catalog.sum(pg_catalog.octet_length(p.polqual::pg_catalog.text)) over () as bytes
+        from (select p.*
+              from pg_catalog.pg_policy as p
+              where p.polrelid = t.oid
+                and p.polcmd in ('r', '*')
+                and p.polqual is not null
+                and exists (select from pg_catalog.unnest(p.polroles) as member
+                            where member = 0 or pg_catalog.pg_has_role(t.role_oid, member, 'USAGE'))
+              limit 1001) as p
     ),
-    -- The functions that the policies name, and those whose names appear in these.
-    used as (
-        select d.refobjid as oid
-        from policy
-        join pg_catalog.pg_depend as d
-          on d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass and d.objid = policy.oid
-         and d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-        union
-        select callee.oid
-        from used
-        join pg_catalog.pg_proc as caller on caller.oid = used.oid
-        join pg_catalog.pg_language as l on l.oid = caller.prolang and l.lanname in ('sql', 'plpgsql')
-        join pg_catalog.pg_proc as callee on callee.oid >= 16384
-        where pg_catalog.strpos(
-                  coalesce(pg_catalog.pg_get_function_sqlbody(caller.oid), caller.prosrc),
-                  callee.proname || '('
-              ) > 0
+    printed_policy as materialized (
+        select s.oid, s.polname, s.polpermissive,
+               case when s.bytes <= 8000000 then pg_catalog.pg_get_expr(s.polqual, s.polrelid) end as condition
+        from stored_policy as s
     ),
     -- The types of the policies' constants, and those within.
     compared as (
         select d.refobjid as oid
-        from policy
+        from printed_policy as policy
         join pg_catalog.pg_depend as d
           on d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass and d.objid = policy.oid
          and d.refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass
@@ -175,6 +187,82 @@ left join lateral (
         join pg_catalog.pg_type as outer_type on outer_type.oid = compared.oid
         cross join lateral (values (outer_type.typelem), (outer_type.typbasetype)) as inner_type (oid)
         where inner_type.oid <> 0
+    ),
+    -- Their labels have to be known, or a policy could be taken for what it says since one was renamed.
+    label as materialized (
+        select e.oid, e.enumlabel
+        from compared
+        cross join lateral (
+            select e.oid, e.enumlabel
+            from pg_catalog.pg_enum as e
+            where e.enumtypid = compared.oid
+            order by e.enumsortorder -- By the index, however many labels others have.
+            limit 10001
+        ) as e
+        limit 10001
+    ),
+    extent as materialized (
+        select policies.conditions,
+               policies.number <= 1000
+               and policies.are_printed
+               and pg_catalog.octet_length(policies.conditions) <= 100000
+               and labels.number <= 10000
+               and labels.number * pg_catalog.octet_length(policies.conditions) <= 50000000 as is_bearable
+        from (select pg_catalog.count(*) as number,
+                     coalesce(pg_catalog.bool_and(condition is not null), true) as are_printed,
+                     coalesce(pg_catalog.string_agg(condition, E'\n'), '') as conditions
+              from printed_policy) as policies,
+             (select pg_catalog.count(*) as number from label) as labels
+    ),
+    policy as (
+        select p.oid, p.polname, p.polpermissive, p.condition
+        from printed_policy as p
+        cross join extent
+        where extent.is_bearable
+        union all
+        -- In the place of what is too much stands what fails for every row: nothing is visible, and
+        -- clients are told that the policy fails.
+        select 0::pg_catalog.oid, 'too large'::pg_catalog.name, true,
+               '(''the policies are too large''::text)::boolean'
+        from extent
+        where not extent.is_bearable
+    ),
+    -- The functions that the policies name, and those whose names stand before a bracket in the
+    -- bodies of these, as far as they are not too long to be looked into.
+    found as (
+        select d.refobjid as oid
+        from policy
+        join pg_catalog.pg_depend as d
+          on d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass and d.objid = policy.oid
+         and d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+        where d.refobjid >= 16384
+        union
+        select callee.oid
+        from found
+        cross join lateral (
+            select distinct called.word[1]::pg_catalog.name as name
+            from pg_catalog.pg_proc as p
+            join pg_catalog.pg_language as l on l.oid = p.prolang and l.lanname in ('sql', 'plpgsql')
+            cross join lateral pg_catalog.regexp_matches(
+                case when pg_catalog.octet_length(p.prosrc)
+                          + coalesce(pg_catalog.octet_length(p.prosqlbody::pg_catalog.text), 0) / 30 <= 16000
+                     then coalesce(pg_catalog.pg_get_function_sqlbody(p.oid), p.prosrc)
+                end,
+                '([[:alnum:]_$]+)\(',
+                'g'
+            ) as called (word)
+            where p.oid = found.oid
+        ) as called
+        join pg_catalog.pg_proc as callee on callee.proname = called.name and callee.oid >= 16384
+    ),
+    some_function as materialized (
+        select found.oid from found limit 51
+    ),
+    -- All of them or none: which of two that have the same name is called is not known here.
+    used as (
+        select some_function.oid
+        from some_function
+        where (select pg_catalog.count(*) from some_function) <= 50
     )
     select pg_catalog.json_build_object(
                'policies',
@@ -220,16 +308,19 @@ left join lateral (
                                    'returns', pg_catalog.format_type(p.prorettype, null),
                                    'volatility', p.provolatile,
                                    'language', l.lanname,
+                                   -- Analysed, it is some thirty times as long as it is printed.
                                    'body', case when l.lanname in ('sql', 'plpgsql')
+                                                     and pg_catalog.octet_length(p.prosrc)
+                                                         + coalesce(pg_catalog.octet_length(p.prosqlbody::pg_catalog.text), 0) / 30
+                                                         <= 16000
                                                 then coalesce(pg_catalog.pg_get_function_sqlbody(p.oid), p.prosrc)
-                                                else ''
                                            end
                                )
                            ),
                            '[]'
                        )
                 from used
-                join pg_catalog.pg_proc as p on p.oid = used.oid and p.oid >= 16384
+                join pg_catalog.pg_proc as p on p.oid = used.oid
                 join pg_catalog.pg_namespace as n on n.oid = p.pronamespace
                 join pg_catalog.pg_language as l on l.oid = p.prolang),
                'identity',
@@ -253,12 +344,12 @@ left join lateral (
                      join pg_catalog.pg_collation as c on c.oid = a.attcollation
                      where a.attrelid = t.oid and a.attnum > 0 and not c.collisdeterministic),
                'labels',
-               array(select pg_catalog.json_build_array(e.oid::pg_catalog.int8, e.enumlabel)
-                     from pg_catalog.pg_enum as e
-                     where e.enumtypid in (select compared.oid from compared)
+               array(select pg_catalog.json_build_array(label.oid::pg_catalog.int8, label.enumlabel)
+                     from label
+                     cross join extent
+                     where extent.is_bearable
                        -- As far as they are printed, or would be in other characters.
-                       and exists (select from policy
-                                   where pg_catalog.strpos(policy.condition, e.enumlabel::pg_catalog.text) > 0
-                                      or e.enumlabel operator(pg_catalog.~) '[''"\\]'))
+                       and (pg_catalog.strpos(extent.conditions, label.enumlabel::pg_catalog.text) > 0
+                            or label.enumlabel operator(pg_catalog.~) '[''"\\]'))
            ) as description
 ) as security on t.row_security;

@@ -14,6 +14,8 @@ impl Backoff {
     const FIRST: Duration = Duration::from_millis(200);
     /// What has lasted this long has not failed quickly.
     const QUICK: Duration = Duration::from_secs(2);
+    /// The longest pause after what has taken too long.
+    const REST: Duration = Duration::from_secs(60);
 
     /// Waits ten seconds at most.
     pub const fn usual() -> Backoff {
@@ -33,6 +35,14 @@ impl Backoff {
         self.delay = (self.delay * 2).min(self.longest);
     }
 
+    /// It took so long that it was given up, while others waited for it: pauses as long at least, and
+    /// longer each time.
+    pub fn timed_out_after(&mut self, lasted: Duration) {
+        let pause = self.delay.max(lasted).min(Backoff::REST);
+        self.due = Some(Instant::now() + pause);
+        self.delay = (pause * 2).min(Backoff::REST);
+    }
+
     /// Forgets the failures: at once.
     pub fn reset(&mut self) {
         *self = Backoff::up_to(self.longest);
@@ -45,5 +55,25 @@ impl Backoff {
     /// How long until it is due.
     pub fn wait(&self) -> Duration {
         self.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(Instant::now()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_keeps_taking_too_long_rests_ever_longer() {
+        let (mut backoff, lasted) = (Backoff::usual(), Duration::from_secs(10));
+        let mut pauses = Vec::new();
+
+        for _ in 0..5 {
+            backoff.timed_out_after(lasted);
+            // To the second.
+            pauses.push(backoff.wait().as_secs_f64().ceil());
+        }
+        assert_eq!(pauses, [10.0, 20.0, 40.0, 60.0, 60.0]);
+        backoff.reset();
+        assert!(backoff.is_due());
     }
 }

@@ -41,6 +41,9 @@ pub enum Hello {
     Control,
 }
 
+/// The SQLSTATE of what has taken longer than it may.
+pub const QUERY_CANCELED: &str = "57014";
+
 /// The SQLSTATE of a question with labels that are called otherwise by now.
 pub const RENAMED: &str = "TD002";
 
@@ -207,7 +210,8 @@ pub struct TableAccess {
 pub struct RowSecurity {
     /// For SELECT or ALL, of this role or one that it is a member of; by name.
     pub policies: Vec<Policy>,
-    /// Functions that are not Postgres's own, in the policies and in one another.
+    /// Functions that are not Postgres's own, in the policies and in one another; none if there
+    /// are too many.
     pub functions: Vec<Function>,
     /// The columns of old images: the replica identity.
     pub identity: Vec<i16>,
@@ -237,8 +241,8 @@ pub struct Function {
     /// `pg_proc.provolatile`
     pub volatility: char,
     pub language: String,
-    /// Its source, where the language is SQL or PL/pgSQL.
-    pub body: String,
+    /// Its source, where the language is SQL or PL/pgSQL and it is not too long.
+    pub body: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -255,7 +259,8 @@ pub struct ColumnAccess {
     /// The role has SELECT on it.
     pub readable: bool,
     pub primary_key: bool,
-    /// For `Kind::Enum`: the labels with their oids, in the order of the type; else empty.
+    /// For `Kind::Enum`: the labels with their oids, in the order of the type; else empty, and
+    /// where there are too many to be told.
     #[serde(default)]
     pub labels: Vec<(u32, String)>,
 }
@@ -381,7 +386,7 @@ pub struct Finding {
 /// that time ran out: that is what policies are said to have done that are too slow.
 pub fn is_transient(sqlstate: &str) -> bool {
     match sqlstate {
-        "57014" => false,
+        QUERY_CANCELED => false,
         "55P03" | "55006" | "XX000" => true,
         _ => ["40", "53", "57", "58"].iter().any(|class| sqlstate.starts_with(class)),
     }

@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Notify;
 
-use crate::catalog::{Catalog, frame};
+use crate::catalog::{Catalog, Lane, frame};
 use crate::hub::Hub;
 use crate::link::Uplink;
 use crate::notifier::Notifier;
@@ -139,7 +139,8 @@ impl Control {
     }
 
     async fn explain(&self, role: &str, table: u32) -> Option<Explanation> {
-        let (tables, _) = self.catalog.tables(role, Which::Oids(vec![table])).await.ok()?;
+        let (tables, _) =
+            self.catalog.tables(Lane::Slow, role, Which::Oids(vec![table])).await.ok()?;
         let Some(access) = tables.into_iter().find(|access| access.oid == table) else {
             let reason = "the table is not published, or the role may not read it";
             return Some(Explanation {

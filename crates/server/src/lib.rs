@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod confinement;
 pub mod control;
 pub mod descriptors;
+mod fair_queue;
 pub mod fault;
 pub mod filter;
 pub mod hub;

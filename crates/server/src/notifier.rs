@@ -3,20 +3,26 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tide_feed::catalog::MAX_FRAME;
 use tide_feed::notification::{Notification, Notified};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
 
 use crate::catalog::frame;
-use crate::link::Uplink;
 use crate::notify::NotifyRegistry;
 use crate::stats::Stats;
 
 /// Batches of notifications that may wait for the hub; the rest waits at the notifier, which drops
 /// what is too much.
 pub const WAITING: usize = 16;
+
+/// Pause for each byte of a list of channels: all of it is sent when one comes or goes, and what comes
+/// and goes meanwhile is in the next. The longest list takes a sixth of a second.
+const PACE: Duration = Duration::from_nanos(250);
 
 /// What a conversation with a notifier needs.
 #[derive(Clone, Debug)]
@@ -45,7 +51,9 @@ impl Notifier {
         let mut changes = self.registry.changes();
         loop {
             changes.borrow_and_update();
-            frame::write(&mut stream, &self.registry.tell()).await?;
+            let list = frame::encode(&self.registry.tell(), MAX_FRAME)?;
+            stream.write_all(&list).await?;
+            sleep(PACE * u32::try_from(list.len()).unwrap_or(u32::MAX)).await;
             if changes.changed().await.is_err() {
                 return Ok(());
             }
@@ -72,19 +80,82 @@ impl Notifier {
     }
 }
 
-/// Has the worker run a notifier for as long as some channel is wanted.
-pub async fn employ(registry: NotifyRegistry, uplink: Uplink) {
+/// How long a notifier is kept that has nothing to listen to: one that comes and goes with every
+/// client costs Postgres a process each time.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// Has a notifier run for as long as some channel is wanted, and a little longer: `want` is told.
+pub async fn employ(registry: NotifyRegistry, mut want: impl FnMut(bool)) {
     let mut changes = registry.changes();
-    let mut is_wanted = false;
+    let mut is_employed = false;
     loop {
         changes.borrow_and_update();
-        let wants = !registry.wanted().is_empty();
-        if wants != is_wanted {
-            is_wanted = wants;
-            uplink.wants_notifier(wants);
+        let is_wanted = !registry.wanted().is_empty();
+        if is_wanted && !is_employed {
+            is_employed = true;
+            want(true);
         }
-        if changes.changed().await.is_err() {
-            return;
+        let patience = if is_employed && !is_wanted { LINGER } else { Duration::MAX };
+        match timeout(patience, changes.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return,
+            Err(_elapsed) => {
+                is_employed = false;
+                want(false);
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_notifier_outlives_those_who_come_and_go() {
+        let (registry, wants) = (NotifyRegistry::default(), RefCell::new(Vec::new()));
+        let employing = employ(registry.clone(), |wanted| wants.borrow_mut().push(wanted));
+        let clients = async {
+            for _ in 0..10 {
+                let lease = registry.lease("jobs");
+                sleep(LINGER / 2).await;
+                drop(lease);
+                sleep(LINGER / 2).await;
+            }
+            assert_eq!(*wants.borrow(), [true]);
+            sleep(LINGER).await;
+            assert_eq!(*wants.borrow(), [true, false]);
+            let _lease = registry.lease("jobs");
+            tokio::task::yield_now().await;
+            assert_eq!(*wants.borrow(), [true, false, true]);
+        };
+
+        tokio::select! {
+            () = clients => {}
+            () = employing => unreachable!("the registry is there"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_of_a_long_list_are_told_together() {
+        let registry = NotifyRegistry::default();
+        let mut leases: Vec<_> = (0..1000).map(|n| registry.lease(&n.to_string())).collect();
+        let (notified, _) = mpsc::channel(1);
+        let notifier = Notifier { registry: registry.clone(), notified, stats: Arc::default() };
+        let (ours, mut theirs) = tokio::io::duplex(64 << 10);
+        let telling = tokio::spawn(async move { notifier.tell(ours).await });
+        let told: Vec<String> = frame::read(&mut theirs).await.expect("a list");
+        assert_eq!(told.len(), 1000);
+
+        for n in 1000..1050 {
+            leases.push(registry.lease(&n.to_string()));
+            tokio::task::yield_now().await;
+        }
+
+        let told: Vec<String> = frame::read(&mut theirs).await.expect("a list");
+        assert_eq!(told.len(), 1050);
+        telling.abort();
     }
 }

@@ -215,7 +215,9 @@ impl Parts {
         let mut tasks = JoinSet::new();
         tasks.spawn(control.run(socket));
         tasks.spawn(cleaner.run());
-        tasks.spawn(notifier::employ(notify_registry.clone(), uplink.clone()));
+        let employer = uplink.clone();
+        let want = move |wanted| employer.wants_notifier(wanted);
+        tasks.spawn(notifier::employ(notify_registry.clone(), want));
         let clients = tokio::spawn(clients.serve(stopped));
         Ok(Parts { hub, routing, tasks, clients })
     }

@@ -57,7 +57,9 @@ pub enum TopicError {
         "TopicNameInvalid: Expected tide:table:<schema>.<table>, names with dots in double quotes"
     )]
     TableName,
-    #[error("TopicNameInvalid: Expected tide:notify:<channel>, a channel's name of 1 to 63 bytes")]
+    #[error(
+        "TopicNameInvalid: Expected tide:notify:<channel>, a channel's name of 1 to 63 bytes without control characters"
+    )]
     NotifyName,
     #[error("TopicNameInvalid: Expected tide:schema or tide:schema:<schema>")]
     SchemaName,
@@ -159,7 +161,8 @@ pub fn fits(pattern: &str, name: &str) -> bool {
 }
 
 fn notify_kind(channel: &str) -> Result<Kind, TopicError> {
-    if channel.is_empty() || channel.len() > MAX_CHANNEL {
+    let is_fit = (1..=MAX_CHANNEL).contains(&channel.len()) && !channel.contains(char::is_control);
+    if !is_fit {
         return Err(TopicError::NotifyName);
     }
     Ok(Kind::Notify { channel: channel.into() })
@@ -283,6 +286,14 @@ mod tests {
         for channel in ["jobs", "a:b.c", "Ünï \"x\"", "*", &"x".repeat(63)] {
             let topic = parse(&format!("realtime:tide:notify:{channel}"));
             assert_eq!(topic.kind(), &Kind::Notify { channel: channel.into() });
+        }
+    }
+
+    #[test]
+    fn a_channel_of_postgres_has_no_control_characters_in_its_name() {
+        for channel in ["", "a\nb", "\t", "\u{7f}", "\u{1b}[2J", "\u{85}", &"x".repeat(64)] {
+            let topic = format!("realtime:tide:notify:{channel}");
+            assert_eq!(Topic::parse(&topic), Err(TopicError::NotifyName), "{channel:?}");
         }
     }
 

@@ -5,7 +5,9 @@ use std::io;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tide_feed::catalog::MAX_FRAME;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt};
+#[cfg(test)]
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 pub(crate) async fn read<T: DeserializeOwned>(
     stream: &mut (impl AsyncRead + Unpin),
@@ -36,6 +38,7 @@ pub(crate) fn encode<T: Serialize>(value: &T, most: usize) -> io::Result<Vec<u8>
     Ok(bytes)
 }
 
+#[cfg(test)]
 pub(crate) async fn write<T: Serialize>(
     stream: &mut (impl AsyncWrite + Unpin),
     value: &T,

@@ -11,8 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tide_feed::catalog::{TableAccess, TableName};
 use tide_feed::event::CatalogChange;
 
-/// Columns, labels and functions of all tables together: a few hundred bytes each.
-const LIMIT: usize = 50_000;
+use super::memory;
+
+/// Bytes of all tables together.
+const LIMIT: usize = 12 << 20;
 
 #[derive(Debug, Default)]
 pub(super) struct KnownTables {
@@ -83,7 +85,7 @@ impl KnownTables {
         if known.streamed != streamed || change < known.change {
             return;
         }
-        let added: usize = tables.iter().map(|access| size(access)).sum();
+        let added: usize = tables.iter().map(|access| memory(access)).sum();
         if known.size + added > LIMIT {
             known.clear();
         }
@@ -92,7 +94,7 @@ impl KnownTables {
         }
         let of_role = known.roles.entry(role.into()).or_default();
         let replaced = tables.iter().filter_map(|access| of_role.insert(access));
-        let replaced: usize = replaced.map(|access| size(&access)).sum();
+        let replaced: usize = replaced.map(|access| memory(&access)).sum();
         known.size = (known.size + added).saturating_sub(replaced);
     }
 
@@ -147,7 +149,7 @@ impl KnownTables {
 impl Known {
     fn remove(&mut self, table: u32) {
         let removed = self.roles.values_mut().filter_map(|tables| tables.remove(table));
-        let size: usize = removed.map(|access| size(&access)).sum();
+        let size: usize = removed.map(|access| memory(&access)).sum();
         self.size = self.size.saturating_sub(size);
     }
 
@@ -155,15 +157,6 @@ impl Known {
         self.roles.clear();
         self.size = 0;
     }
-}
-
-fn size(access: &TableAccess) -> usize {
-    let columns = access.columns.iter().map(|column| 1 + column.labels.len());
-    let security = access.row_security.iter().map(|security| {
-        let texts = security.functions.iter().map(|function| 1 + function.body.len() / 200);
-        security.policies.len() + security.labels.len() + texts.sum::<usize>()
-    });
-    1 + columns.sum::<usize>() + security.sum::<usize>()
 }
 
 #[cfg(test)]
@@ -294,13 +287,15 @@ mod tests {
     fn what_is_known_does_not_grow_without_bound() {
         let known = known();
 
-        for oid in 0..3 * LIMIT as u32 {
-            known.learn(known.streamed(), ROLE, 5, &[table(oid, &oid.to_string())]);
+        let long = "x".repeat(1 << 10);
+        for oid in 0..3 * (LIMIT >> 10) as u32 {
+            known.learn(known.streamed(), ROLE, 5, &[table(oid, &format!("{oid}{long}"))]);
         }
 
         let inner = known.lock();
+        let tables = &inner.roles[ROLE];
         assert!(inner.size <= LIMIT);
-        assert_eq!(inner.size, inner.roles[ROLE].by_oid.len());
-        assert_eq!(inner.size, inner.roles[ROLE].by_name.len());
+        assert_eq!(inner.size, tables.by_oid.values().map(|access| memory(access)).sum::<usize>());
+        assert_eq!(tables.by_name.len(), tables.by_oid.len());
     }
 }

@@ -3,6 +3,8 @@
 
 pub(crate) mod frame;
 mod known;
+mod lanes;
+mod memory;
 mod pool;
 
 use std::io;
@@ -10,6 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use known::KnownTables;
+pub(crate) use lanes::Lane;
+use lanes::Traffic;
+pub(crate) use memory::memory;
 use pool::Pool;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -24,8 +29,23 @@ use tokio::net::UnixStream;
 /// How long a question may wait for a helper and its answer; covers the restart of a helper.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Tables that one question is about, at most: more are asked about page by page.
+/// Tables that one question is about, at most: so that its answer has an end.
 pub(crate) const PAGE: usize = 32;
+
+/// The client whose question it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Asker {
+    pub role: Arc<str>,
+    /// A JSON object.
+    pub claims: Arc<str>,
+}
+
+/// The catalog worker is asked what everybody waits for first, then about the tables of joins.
+const CATALOG_WORKER: Traffic = Traffic { in_a_row: 8, keeps_one_free: false };
+
+/// Policies of rows may take as long as whoever owns the tables likes: what single clients wait for is
+/// not behind them.
+const EXECUTORS: Traffic = Traffic { in_a_row: 1, keeps_one_free: true };
 
 /// A question could not be answered.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -75,49 +95,38 @@ pub struct Catalog {
 impl Catalog {
     /// `publication`: the one whose tables are looked up.
     pub fn new(publication: String) -> Catalog {
-        let catalog_worker = Pool::new(CatalogError::Unavailable, MAX_QUESTION);
-        let executors = Pool::new(CatalogError::Ended, MAX_FRAME);
-        let known = Arc::default();
-        Catalog { catalog_worker, executors, publication, known }
+        let catalog_worker = Pool::new(CATALOG_WORKER, CatalogError::Unavailable, MAX_QUESTION);
+        let executors = Pool::new(EXECUTORS, CatalogError::Ended, MAX_FRAME);
+        Catalog { catalog_worker, executors, publication, known: Arc::default() }
     }
 
     pub async fn secrets(&self) -> Result<Secrets, CatalogError> {
-        ask(&self.catalog_worker, Request::Secrets).await
+        ask(&self.catalog_worker, Lane::Express, None, Request::Secrets).await
     }
 
     pub async fn role(&self, role: &str) -> Result<RoleStatus, CatalogError> {
         ask(
             &self.catalog_worker,
+            Lane::Express,
+            None,
             Request::Role { role: role.into(), streamed: self.known.streamed() },
         )
         .await
     }
 
     /// The tables as `role` may see them, and a moment between the question and its answer: what
-    /// could be seen then has committed before the answer, what could not is not in it.
-    pub async fn tables(
+    /// could be seen then has committed before the answer, what could not is not in it. A question is
+    /// about at most [`PAGE`] tables.
+    pub(crate) async fn tables(
         &self,
-        role: &str,
-        which: Which,
-    ) -> Result<(Vec<Arc<TableAccess>>, Moment), CatalogError> {
-        let (mut tables, mut first) = (Vec::new(), None);
-        for page in pages(which) {
-            let (some, moment) = self.page(role, page).await?;
-            tables.extend(some);
-            first.get_or_insert(moment);
-        }
-        Ok((tables, first.unwrap_or_default()))
-    }
-
-    async fn page(
-        &self,
+        lane: Lane,
         role: &str,
         which: Which,
     ) -> Result<(Vec<Arc<TableAccess>>, Moment), CatalogError> {
         let (role_name, publication) = (role.into(), self.publication.clone());
         let streamed = self.known.streamed();
         let request = Request::Tables { role: role_name, publication, which, streamed };
-        let answer: Tables = ask(&self.catalog_worker, request).await?;
+        let answer: Tables = ask(&self.catalog_worker, lane, None, request).await?;
         let tables: Vec<_> = answer.tables.into_iter().map(Arc::new).collect();
         self.known.learn(streamed, role, answer.change, &tables);
         Ok((tables, Moment { end: Lsn(answer.lsn), running: answer.running.into() }))
@@ -127,7 +136,8 @@ impl Catalog {
     /// were committed before.
     pub async fn moment(&self) -> Result<Moment, CatalogError> {
         let since = self.known.change();
-        let answer: Changes = ask(&self.catalog_worker, Request::Changes { since }).await?;
+        let answer: Changes =
+            ask(&self.catalog_worker, Lane::Express, None, Request::Changes { since }).await?;
         self.known.changed(since, answer.change, answer.tables.as_deref());
         Ok(Moment { end: Lsn(answer.lsn), running: answer.running.into() })
     }
@@ -152,18 +162,26 @@ impl Catalog {
     /// What `role` may know of a table or schema.
     pub async fn visibility(&self, role: &str, object: Object) -> Result<Visibility, CatalogError> {
         let streamed = self.known.streamed();
-        ask(&self.catalog_worker, Request::Visibility { role: role.into(), object, streamed }).await
+        ask(
+            &self.catalog_worker,
+            Lane::Express,
+            None,
+            Request::Visibility { role: role.into(), object, streamed },
+        )
+        .await
     }
 
-    /// The texts cast to the type by Postgres, as `role`; each as the JSON `to_jsonb` prints.
+    /// The texts cast to the type by Postgres, as the client's role; each as the JSON `to_jsonb`
+    /// prints.
     pub async fn cast(
         &self,
-        role: &str,
+        asker: &Asker,
         type_sql: &str,
         values: Vec<String>,
     ) -> Result<Vec<String>, CatalogError> {
-        let request = Request::Cast { role: role.into(), type_sql: type_sql.into(), values };
-        let answer: Cast = ask(&self.executors, request).await?;
+        let role = asker.role.as_ref().into();
+        let request = Request::Cast { role, type_sql: type_sql.into(), values };
+        let answer: Cast = ask(&self.executors, Lane::Express, Some(asker), request).await?;
         Ok(answer.values)
     }
 
@@ -181,7 +199,7 @@ impl Catalog {
     ) -> Result<Vec<PolicyOutcome>, CatalogError> {
         let (role, condition) = (role.into(), condition.into());
         let request = Request::EvaluatePolicy { role, table, condition, rows, labels, claims };
-        let answer: PolicyOutcomes = ask(&self.executors, request).await?;
+        let answer: PolicyOutcomes = ask(&self.executors, Lane::Slow, None, request).await?;
         Ok(answer.outcomes)
     }
 
@@ -194,37 +212,36 @@ impl Catalog {
         claims: Vec<String>,
     ) -> Result<Vec<ClaimsOutcome>, CatalogError> {
         let request = Request::EvaluateClaims { role: role.into(), expressions, claims };
-        let answer: ClaimsOutcomes = ask(&self.executors, request).await?;
+        let answer: ClaimsOutcomes = ask(&self.executors, Lane::Slow, None, request).await?;
         Ok(answer.outcomes)
     }
 
-    /// What the policies of `tide.channel` grant the role with these claims (a JSON object), for
-    /// each of the extensions in turn.
+    /// What the policies of `tide.channel` grant the client, for each of the extensions in turn.
     pub async fn channel(
         &self,
-        role: &str,
-        claims: &str,
+        asker: &Asker,
         topic: &str,
         extensions: &[&str],
     ) -> Result<Vec<Grant>, CatalogError> {
         let request = Request::Channel {
-            role: role.into(),
-            claims: claims.into(),
+            role: asker.role.as_ref().into(),
+            claims: asker.claims.as_ref().into(),
             topic: topic.into(),
             extensions: extensions.iter().map(|&name| name.into()).collect(),
         };
-        ask(&self.executors, request).await
+        ask(&self.executors, Lane::Express, Some(asker), request).await
     }
 
     /// What `tide.check()` finds: a JSON array of `{"item","ok","problem","fix"}`, as text.
     pub async fn check(&self) -> Result<String, CatalogError> {
-        let answer: Box<RawValue> = ask(&self.catalog_worker, Request::Check).await?;
+        let answer: Box<RawValue> =
+            ask(&self.catalog_worker, Lane::Slow, None, Request::Check).await?;
         Ok(answer.get().to_owned())
     }
 
     /// The tables that are outboxes.
     pub async fn outboxes(&self) -> Result<Vec<Outbox>, CatalogError> {
-        ask(&self.catalog_worker, Request::Outboxes).await
+        ask(&self.catalog_worker, Lane::Express, None, Request::Outboxes).await
     }
 
     /// Puts up to `limit` rows that wait, after `after`, in line for the slot of this generation.
@@ -235,7 +252,13 @@ impl Catalog {
         after: i64,
         limit: u32,
     ) -> Result<TakenOver, CatalogError> {
-        ask(&self.catalog_worker, Request::TakeOver { table, generation, after, limit }).await
+        ask(
+            &self.catalog_worker,
+            Lane::Express,
+            None,
+            Request::TakeOver { table, generation, after, limit },
+        )
+        .await
     }
 
     /// Has published rows of an outbox deleted, or flagged if they are to be kept; answers which
@@ -247,7 +270,8 @@ impl Catalog {
         keep: bool,
     ) -> Result<Vec<i64>, CatalogError> {
         let answer: Retired =
-            ask(&self.catalog_worker, Request::Retire { table, ids, keep }).await?;
+            ask(&self.catalog_worker, Lane::Express, None, Request::Retire { table, ids, keep })
+                .await?;
         Ok(answer.kept)
     }
 
@@ -257,12 +281,12 @@ impl Catalog {
         table: u32,
         rows: Vec<(i64, Box<str>)>,
     ) -> Result<(), CatalogError> {
-        ask(&self.catalog_worker, Request::SetAside { table, rows }).await
+        ask(&self.catalog_worker, Lane::Express, None, Request::SetAside { table, rows }).await
     }
 
     /// How many rows of an outbox say so.
     pub async fn count_failed(&self, table: u32) -> Result<u64, CatalogError> {
-        ask(&self.catalog_worker, Request::CountFailed { table }).await
+        ask(&self.catalog_worker, Lane::Express, None, Request::CountFailed { table }).await
     }
 
     /// Up to `limit` rows after `after` that are not flagged, and a WAL address before which they
@@ -273,12 +297,13 @@ impl Catalog {
         after: i64,
         limit: u32,
     ) -> Result<Unpublished, CatalogError> {
-        ask(&self.catalog_worker, Request::Unpublished { table, after, limit }).await
+        ask(&self.catalog_worker, Lane::Express, None, Request::Unpublished { table, after, limit })
+            .await
     }
 
     /// Deletes rows flagged so long ago, of the `limit` oldest; answers how many.
     pub async fn expire(&self, table: u32, age: Duration, limit: u32) -> Result<u64, CatalogError> {
-        ask(&self.catalog_worker, Request::Expire { table, age, limit }).await
+        ask(&self.catalog_worker, Lane::Express, None, Request::Expire { table, age, limit }).await
     }
 
     /// Lets a connected catalog worker work until its connection ends.
@@ -293,27 +318,20 @@ impl Catalog {
 
     /// How many helpers are connected: catalog workers, executors.
     pub fn helpers(&self) -> (usize, usize) {
-        (self.catalog_worker.members(), self.executors.members())
+        (self.catalog_worker.helpers(), self.executors.helpers())
     }
 }
 
-/// The question in parts whose answers have an end. At least one: the moment is asked for, too.
-fn pages(which: Which) -> Vec<Which> {
-    match which {
-        Which::Named(names) if names.len() > PAGE => {
-            names.chunks(PAGE).map(|some| Which::Named(some.to_vec())).collect()
-        }
-        Which::Oids(oids) if oids.len() > PAGE => {
-            oids.chunks(PAGE).map(|some| Which::Oids(some.to_vec())).collect()
-        }
-        few => vec![few],
-    }
-}
-
-async fn ask<T: DeserializeOwned>(pool: &Pool, request: Request) -> Result<T, CatalogError> {
-    let answer: Box<RawValue> = tokio::time::timeout(PATIENCE, pool.ask(request))
-        .await
-        .map_err(|_| CatalogError::Unavailable)??;
+async fn ask<T: DeserializeOwned>(
+    pool: &Pool,
+    lane: Lane,
+    asker: Option<&Asker>,
+    request: Request,
+) -> Result<T, CatalogError> {
+    let answer: Box<RawValue> =
+        tokio::time::timeout(PATIENCE, pool.ask(lane, asker.cloned(), request))
+            .await
+            .map_err(|_| CatalogError::Unavailable)??;
     serde_json::from_str(answer.get()).map_err(|error| {
         log::error!("a helper's answer is not understood: {error}");
         CatalogError::Unavailable

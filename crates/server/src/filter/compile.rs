@@ -98,7 +98,7 @@ fn column<'t>(
         Test::Is(truth) if *truth != Truth::Null && column.kind != Kind::Bool => {
             Err(FilterError::NotBoolean { keyword: truth.keyword(), type_name: type_name() })
         }
-        Test::Compare(comparison, _) if comparison.is_order() && !is_ordered(column.kind) => {
+        Test::Compare(comparison, _) if comparison.is_order() && !is_ordered(column) => {
             Err(FilterError::Operator {
                 operator: condition.test.operator(),
                 column: shown(&condition.column),
@@ -109,8 +109,13 @@ fn column<'t>(
     }
 }
 
-fn is_ordered(kind: Kind) -> bool {
-    !matches!(kind, Kind::Json | Kind::Other)
+fn is_ordered(column: &ColumnAccess) -> bool {
+    match column.kind {
+        Kind::Json | Kind::Other => false,
+        // There are too many to be known.
+        Kind::Enum => !column.labels.is_empty(),
+        _ => true,
+    }
 }
 
 impl Comparison {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tide_feed::backoff::Backoff;
-use tide_feed::catalog::{Object, TableAccess, Visibility, Which};
+use tide_feed::catalog::{ColumnAccess, Object, QUERY_CANCELED, TableAccess, Visibility, Which};
 use tide_feed::event::{CatalogChange, Datum, Kind, Relation};
 use tide_feed::json;
 use tokio::sync::mpsc;
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::group::GroupKey;
 use super::history::Seq;
 use super::subscription::Target;
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::{Catalog, CatalogError, Lane};
 use crate::policy::{Images, Rule};
 use crate::wire::change::ColumnSet;
 
@@ -99,11 +99,9 @@ impl Entitlement {
             }
             json::write_key(out, &column.name);
             if column.kind == Kind::Enum {
-                let oid = images.label(column.attnum, json);
-                let label = column.labels.iter().find(|(known, _)| Some(*known) == oid);
-                let Some((oid, label)) = label else { return false };
-                json::write_str(out, label);
-                used.insert(*oid, label.as_str().into());
+                let Some((oid, label)) = todays_label(column, images, json) else { return false };
+                json::write_str(out, &label);
+                used.insert(oid, label);
                 continue;
             }
             // Within other values they have the names that they had: it will be seen whether these
@@ -160,6 +158,21 @@ impl Entitlement {
         });
         columns
     }
+}
+
+/// The label that a value of an enum is, by the name that it has today. Where today's names are too
+/// many to be known it is the one that it had: it will be seen whether that is still its.
+fn todays_label(
+    column: &ColumnAccess,
+    images: &Images<'_>,
+    json: &[u8],
+) -> Option<(u32, Box<str>)> {
+    let oid = images.label(column.attnum, json)?;
+    if column.labels.is_empty() {
+        return Some((oid, serde_json::from_slice(json).ok()?));
+    }
+    let (_, label) = column.labels.iter().find(|(known, _)| *known == oid)?;
+    Some((oid, label.as_str().into()))
 }
 
 /// What can be asked about a role.
@@ -411,7 +424,12 @@ impl Open {
 
     fn failed(&mut self, (role, subject): &Key, error: &CatalogError) {
         self.is_asking = false;
-        self.backoff.failed_after(self.asked.elapsed());
+        match error {
+            CatalogError::Refused { sqlstate, .. } if sqlstate == QUERY_CANCELED => {
+                self.backoff.timed_out_after(self.asked.elapsed());
+            }
+            _ => self.backoff.failed_after(self.asked.elapsed()),
+        }
         self.failures += 1;
         if self.failures.is_power_of_two() {
             let why = match error {
@@ -442,7 +460,7 @@ impl std::fmt::Display for Subject {
 async fn look_up(catalog: &Catalog, (role, subject): &Key) -> Result<Found, CatalogError> {
     match *subject {
         Subject::Rows(table) => {
-            let (tables, _) = catalog.tables(role, Which::Oids(vec![table])).await?;
+            let (tables, _) = catalog.tables(Lane::Express, role, Which::Oids(vec![table])).await?;
             Ok(Found::Table(tables.into_iter().find(|access| access.oid == table)))
         }
         Subject::Object(object) => Ok(Found::Visibility(catalog.visibility(role, object).await?)),

@@ -6,7 +6,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tide_feed::catalog::RENAMED;
+use tide_feed::backoff::Backoff;
+use tide_feed::catalog::{QUERY_CANCELED, RENAMED};
 use tide_feed::event::CatalogChange;
 use tokio::sync::mpsc;
 
@@ -18,9 +19,9 @@ use super::policy_question::{GroupAnswer, PolicyAnswer, PolicyQuestion};
 use super::registry::Registry;
 use super::row_batch::{ROWS, RowBatch};
 use super::verdict::TRIES;
-use crate::allowance::Allowance;
+use crate::allowance::{Allowance, Share};
 use crate::catalog::{Catalog, CatalogError};
-use crate::policy::Way;
+use crate::policy::{Rule, Way};
 use crate::stats::Stats;
 
 /// The SQLSTATE of a process that was ended, as one is whose code cannot be cancelled.
@@ -31,6 +32,9 @@ const CLIENTS: usize = 64;
 const CLAIMANTS: usize = 256;
 /// Pause before a question that found no executor, or was not answered, is asked again.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// How long it is remembered that a policy has taken too long, though nobody waits for it.
+const REMEMBERED: Duration = Duration::from_secs(120);
 
 /// Which role a question is about, and which table or object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -45,8 +49,11 @@ struct PolicyKey {
 struct CheckQueue {
     waiting: VecDeque<GroupId>,
     is_asking: bool,
+    asked: Option<Instant>,
     /// No executor was there.
     not_before: Option<Instant>,
+    /// The rule by which a question has taken too long, until one has not.
+    slow: Option<(Arc<Rule>, Backoff)>,
     /// How often the last question was about labels that have other names by now.
     renamings: u32,
 }
@@ -55,7 +62,7 @@ struct CheckQueue {
 pub(super) struct PolicyChecks {
     queues: HashMap<PolicyKey, CheckQueue>,
     catalog: Catalog,
-    /// The memory for channels, of which what is answered takes some.
+    /// The memory for channels, of which what is asked and answered takes some.
     channels: Arc<Allowance>,
     sender: mpsc::UnboundedSender<PolicyAnswer>,
     answers: mpsc::UnboundedReceiver<PolicyAnswer>,
@@ -107,7 +114,10 @@ impl PolicyChecks {
         stats: &Stats,
     ) {
         let now = Instant::now();
-        self.queues.retain(|_, queue| queue.is_asking || !queue.waiting.is_empty());
+        self.queues.retain(|_, queue| {
+            queue.is_asking || !queue.waiting.is_empty() || queue.is_remembered(now)
+        });
+        let mut is_any_asked = self.queues.values().any(|queue| queue.is_asking);
         for (key, queue) in &mut self.queues {
             if queue.is_asking || queue.not_before.is_some_and(|time| now < time) {
                 continue;
@@ -124,28 +134,28 @@ impl PolicyChecks {
                 }
             };
             let Some(entitlement) = entitlements.of(&key.role, table, seq) else { continue };
+            if queue.rests(entitlement.rule()) {
+                continue;
+            }
             let question = queue.question(table, registry, history, &entitlement, lagging);
             let Some(question) = question else { continue };
+            let mut share = Share::of(&self.channels);
+            // One is asked in any case: others give back theirs, but this may be too large alone.
+            if !share.grow(question.memory()) && is_any_asked {
+                queue.not_before = Some(now + RETRY);
+                queue.put_back(question.groups);
+                continue;
+            }
             stats.policy_questions_total.inc();
-            queue.is_asking = true;
+            (queue.is_asking, is_any_asked) = (true, true);
+            queue.asked = Some(now);
             let (catalog, sender) = (self.catalog.clone(), self.sender.clone());
             let role = Arc::clone(&key.role);
             tokio::spawn(async move {
-                let PolicyQuestion { rule, groups, claims, asked, count, rows, labels } = question;
-                let outcome = if rule.way == Way::Formula {
-                    let expressions = rule.claims.iter().map(|claim| claim.sql.to_string());
-                    let evaluated =
-                        catalog.evaluate_claims(&role, expressions.collect(), claims).await;
-                    evaluated.map(|all| all.into_iter().map(GroupAnswer::from).collect())
-                } else {
-                    let condition = &rule.condition;
-                    let evaluated =
-                        catalog.evaluate_policy(&role, table, condition, rows, labels, claims);
-                    evaluated.await.map(|all| all.into_iter().map(GroupAnswer::from).collect())
-                };
+                let answer = put(&catalog, role, table, question).await;
+                drop(share);
                 // The hub may have stopped.
-                let _ =
-                    sender.send(PolicyAnswer { role, table, rule, groups, asked, count, outcome });
+                let _ = sender.send(answer);
             });
         }
     }
@@ -164,6 +174,7 @@ impl PolicyChecks {
         let part = &self.channels;
         let Some(queue) = self.queues.get_mut(&key) else { return };
         queue.is_asking = false;
+        queue.time(&rule, &outcome);
         // What is said by a rule counts for as long as that is the rule. Here it may not be known
         // whether it still is: whoever comes to the event looks.
         let now = entitlements.current(&role, table).map(|entitlement| entitlement.rule());
@@ -238,10 +249,28 @@ impl PolicyChecks {
                 }
             }
         }
-        for id in again.into_iter().rev() {
-            queue.waiting.push_front(id);
-        }
+        queue.put_back(again);
     }
+}
+
+/// Puts the question to an executor.
+async fn put(
+    catalog: &Catalog,
+    role: Arc<str>,
+    table: u32,
+    question: PolicyQuestion,
+) -> PolicyAnswer {
+    let PolicyQuestion { rule, groups, claims, asked, count, rows, labels } = question;
+    let outcome = if rule.way == Way::Formula {
+        let expressions = rule.claims.iter().map(|claim| claim.sql.to_string()).collect();
+        let evaluated = catalog.evaluate_claims(&role, expressions, claims).await;
+        evaluated.map(|all| all.into_iter().map(GroupAnswer::from).collect())
+    } else {
+        let condition = &rule.condition;
+        let evaluated = catalog.evaluate_policy(&role, table, condition, rows, labels, claims);
+        evaluated.await.map(|all| all.into_iter().map(GroupAnswer::from).collect())
+    };
+    PolicyAnswer { role, table, rule, groups, asked, count, outcome }
 }
 
 /// Whether it was about labels of enums that have other names by now.
@@ -260,6 +289,36 @@ fn wake(id: GroupId, registry: &mut Registry, lagging: &mut LaggingSessions) {
 }
 
 impl CheckQueue {
+    /// Whether it has taken too long not long ago.
+    fn is_remembered(&self, now: Instant) -> bool {
+        let is_recent = |asked| now.saturating_duration_since(asked) < REMEMBERED;
+        self.slow.is_some() && self.asked.is_some_and(is_recent)
+    }
+
+    /// Whether the rule has taken too long, and others are to have their turns before it is asked
+    /// about again.
+    fn rests(&self, rule: &Arc<Rule>) -> bool {
+        let slow = self.slow.as_ref().filter(|(slow, _)| Arc::ptr_eq(slow, rule));
+        slow.is_some_and(|(_, backoff)| !backoff.is_due())
+    }
+
+    /// Takes in whether the rule has taken too long.
+    fn time(&mut self, rule: &Arc<Rule>, outcome: &Result<Vec<GroupAnswer>, CatalogError>) {
+        let is_too_slow = match outcome {
+            Ok(said) => said
+                .iter()
+                .any(|said| matches!(said, GroupAnswer::Failed(s) if s == QUERY_CANCELED)),
+            Err(CatalogError::Refused { sqlstate, .. }) => sqlstate == QUERY_CANCELED,
+            Err(_) => return,
+        };
+        let slow = self.slow.take().filter(|(slow, _)| Arc::ptr_eq(slow, rule));
+        if is_too_slow {
+            let (_, mut backoff) = slow.unwrap_or_else(|| (Arc::clone(rule), Backoff::usual()));
+            backoff.timed_out_after(self.asked.map_or(Duration::ZERO, |asked| asked.elapsed()));
+            self.slow = Some((Arc::clone(rule), backoff));
+        }
+    }
+
     /// The event that the first of those who wait is at.
     fn awaited(&mut self, registry: &Registry) -> Option<Seq> {
         while let Some(id) = self.waiting.front() {
@@ -270,6 +329,13 @@ impl CheckQueue {
             self.waiting.pop_front();
         }
         None
+    }
+
+    /// They wait before all others.
+    fn put_back(&mut self, groups: Vec<GroupId>) {
+        for id in groups.into_iter().rev() {
+            self.waiting.push_front(id);
+        }
     }
 
     /// Lets all waiting groups go on.
@@ -343,5 +409,27 @@ impl CheckQueue {
         let (rows, mut labels) = row_batch.finish();
         labels.extend_from_slice(entitlement.labels());
         Some(PolicyQuestion { rule: Arc::clone(rule), groups, claims, asked, count, rows, labels })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_takes_too_long_rests_before_it_is_asked_about_again() {
+        let (rule, mended) = (Arc::new(Rule::of(None, &[])), Arc::new(Rule::of(None, &[])));
+        let now = Instant::now();
+        let asked = now.checked_sub(Duration::from_secs(5));
+        let mut queue = CheckQueue { asked, ..CheckQueue::default() };
+
+        queue.time(&rule, &Ok(vec![GroupAnswer::Failed(QUERY_CANCELED.into())]));
+        assert!(queue.rests(&rule) && queue.is_remembered(now));
+        assert!(!queue.rests(&mended), "the table has another policy");
+        queue.time(&rule, &Err(CatalogError::Unavailable));
+        assert!(queue.rests(&rule));
+        queue.time(&rule, &Ok(vec![GroupAnswer::Visible(vec![true])]));
+
+        assert!(!queue.rests(&rule) && !queue.is_remembered(now));
     }
 }

@@ -23,6 +23,16 @@ pub(super) struct PolicyQuestion {
     pub(super) labels: Vec<(u32, String)>,
 }
 
+impl PolicyQuestion {
+    /// Bytes that it takes up until it is answered.
+    pub(super) fn memory(&self) -> usize {
+        let claims = self.claims.iter().map(String::len).sum::<usize>();
+        let labels = self.labels.iter().map(|(_, label)| label.len()).sum::<usize>();
+        let labels = labels + size_of_val(&*self.labels);
+        self.rows.len() + claims + labels + size_of_val(&*self.asked)
+    }
+}
+
 /// What came of a [`PolicyQuestion`].
 pub(super) struct PolicyAnswer {
     pub(super) role: Arc<str>,

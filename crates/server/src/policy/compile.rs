@@ -348,7 +348,7 @@ mod tests {
             returns: returns.into(),
             volatility: 's',
             language: "sql".into(),
-            body: body.into(),
+            body: Some(body.into()),
         };
         let functions = [
             function("uid", "uuid", "select current_setting('x')::uuid"),

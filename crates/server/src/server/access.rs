@@ -7,7 +7,6 @@ use super::context::ServerContext;
 use super::credentials::Credentials;
 use super::grant::{Access, Extensions};
 use super::identity::{self, Refusal};
-use crate::hub::subscription::Identity;
 
 /// What the policies grant on the topic of this name (without `realtime:`). Those who may not read
 /// anything of it are refused.
@@ -32,12 +31,12 @@ pub(super) async fn granted(
     name: &str,
     extensions: Extensions,
 ) -> Result<Access, Refusal> {
-    let Identity { role, claims } = &*credentials.identity;
+    let asker = credentials.asker();
     let name: Arc<str> = name.into();
     let ask = || {
-        let question = (Arc::clone(role), Arc::clone(claims), Arc::clone(&name), extensions);
+        let question = (asker.clone(), Arc::clone(&name), extensions);
         context.access.answer(question, async || {
-            let grants = context.catalog.channel(role, claims, &name, extensions).await?;
+            let grants = context.catalog.channel(&asker, &name, extensions).await?;
             Ok(Access::of(extensions, &grants))
         })
     };

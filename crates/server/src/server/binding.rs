@@ -7,9 +7,10 @@ use tide_feed::catalog::{TableAccess, TableName};
 use tokio::task::spawn_blocking;
 
 use super::context::ServerContext;
+use super::credentials::Credentials;
 use super::identity;
 use crate::allowance::{Allowance, Share};
-use crate::catalog::CatalogError;
+use crate::catalog::{Asker, CatalogError};
 use crate::filter::{self, Filter, FilterError, Predicate};
 use crate::hub::subscription::{Binding, Operations, Target};
 use crate::memory::Kind;
@@ -55,7 +56,7 @@ impl From<FilterError> for BindingError {
 /// Makes the bindings of one join.
 pub(super) struct Bindings<'a> {
     context: &'a ServerContext,
-    role: &'a str,
+    asker: Asker,
     /// Those that the join names and the role may read.
     tables: &'a [Arc<TableAccess>],
     constants: usize,
@@ -67,11 +68,12 @@ pub(super) struct Bindings<'a> {
 impl<'a> Bindings<'a> {
     pub(super) fn new(
         context: &'a ServerContext,
-        role: &'a str,
+        credentials: &Credentials,
         tables: &'a [Arc<TableAccess>],
         own: &Arc<Allowance>,
     ) -> Bindings<'a> {
-        Bindings { context, role, tables, constants: 0, patterns: 0, share: Share::of(own) }
+        let (asker, share) = (credentials.asker(), Share::of(own));
+        Bindings { context, asker, tables, constants: 0, patterns: 0, share }
     }
 
     /// What the filters take up of the connection's memory, to be held for as long as they are.
@@ -171,7 +173,7 @@ impl<'a> Bindings<'a> {
     }
 
     async fn cast(&self, type_sql: &str, values: Vec<String>) -> Result<Vec<String>, BindingError> {
-        let ask = || self.context.catalog.cast(self.role, type_sql, values.clone());
+        let ask = || self.context.catalog.cast(&self.asker, type_sql, values.clone());
         match identity::patiently(self.context.config().handshake_timeout, ask).await {
             Ok(values) => Ok(values),
             Err(CatalogError::Refused { sqlstate, message }) if is_of_values(&sqlstate) => {

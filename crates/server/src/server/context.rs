@@ -6,6 +6,7 @@ use tide_feed::config::Config;
 use tokio::sync::Semaphore;
 
 use super::connection_slots::{self, ConnectionSlots};
+use super::findings::Findings;
 use super::grant;
 use super::presence::Rooms;
 use super::rest::HttpBroadcasts;
@@ -30,6 +31,7 @@ pub struct ServerContext {
     pub(super) roles: RoleCache,
     pub(super) tables: TableQuestions,
     pub(super) access: SingleFlight<grant::AccessQuestion, grant::AccessAnswer>,
+    pub(super) findings: Findings,
     pub(super) rooms: Arc<Rooms>,
     pub(super) http_broadcasts: HttpBroadcasts,
     /// `tide.max_connections` permits, or as many as there are descriptors for.
@@ -59,6 +61,7 @@ impl ServerContext {
             roles: RoleCache::new(),
             tables: TableQuestions::new(),
             access: SingleFlight::new(),
+            findings: Findings::default(),
             rooms,
             http_broadcasts: HttpBroadcasts::default(),
             websockets: Arc::new(Semaphore::new(limit)),

@@ -286,7 +286,7 @@ impl Conversation {
             return Ok(());
         }
         let mut memory = self.context.share(Kind::Channels);
-        if !memory.grow(join::JOIN + payload.memory()) {
+        if !memory.grow(join::JOIN + payload.memory() + self.credentials.memory()) {
             let Refused { count, reason } = Refused::memory();
             self.refuse_join(to, count, &reason);
             return Ok(());

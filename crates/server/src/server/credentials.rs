@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::catalog::Asker;
 use crate::hub::subscription::Identity;
 
 /// A role that the client may use, and until when.
@@ -28,6 +29,12 @@ impl Credentials {
     pub(super) fn anonymous(role: &str) -> Credentials {
         let claims = serde_json::json!({ "role": role }).to_string();
         Credentials::new(Identity { role: role.into(), claims: claims.into() }, None, None)
+    }
+
+    /// In whose name questions are asked.
+    pub(super) fn asker(&self) -> Asker {
+        let Identity { role, claims } = &*self.identity;
+        Asker { role: Arc::clone(role), claims: Arc::clone(claims) }
     }
 
     pub(super) fn role(&self) -> &Arc<str> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tide_feed::catalog::Grant;
 use tide_feed::config::Config;
 
-use crate::catalog::CatalogError;
+use crate::catalog::{Asker, CatalogError};
 
 /// What of a topic is asked about: values of `tide.channel.extension`.
 pub(super) type Extensions = &'static [&'static str];
@@ -20,7 +20,7 @@ pub(super) const SCHEMA: Extensions = &["schema"];
 pub(super) const BROADCAST: Extensions = &["broadcast"];
 
 /// A question to the policies.
-pub(super) type AccessQuestion = (Arc<str>, Arc<str>, Arc<str>, Extensions);
+pub(super) type AccessQuestion = (Asker, Arc<str>, Extensions);
 pub(super) type AccessAnswer = Result<Access, CatalogError>;
 
 /// What a client has been granted.

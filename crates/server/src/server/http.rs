@@ -40,6 +40,10 @@ pub(super) struct Admission {
 const WEBSOCKET: usize = 6 << 10;
 const TLS: usize = 8 << 10;
 
+/// Headers that proxies add.
+const OF_PROXIES: [&str; 6] =
+    ["forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"];
+
 /// Answers the requests of one connection, until one of them asks for a websocket and may have it.
 #[derive(Debug)]
 pub(super) struct Front {
@@ -69,16 +73,14 @@ impl Front {
         self.context.stats.http_requests_total.inc();
         let (parts, arriving) = request.into_parts();
         let route = Route::of(&parts.method, parts.uri.path());
-        let Some(work) = self.slot.work(matches!(route, Route::Websocket | Route::Broadcast))
-        else {
-            self.context.stats.refused_connection(RefusedConnection::Limit).inc();
-            let reason = "too many clients are connecting at the moment, try again";
-            return failure(StatusCode::SERVICE_UNAVAILABLE, reason);
-        };
+        if route == Route::Broadcast {
+            return self.broadcast(&parts, arriving).await;
+        }
+        let Some(work) = self.slot.work(route == Route::Websocket) else { return self.no_place() };
         match route {
             Route::Page if self.serves_page(&parts) => page::response(),
             Route::Check if self.serves_page(&parts) => self.check().await,
-            Route::Page | Route::Check | Route::Unknown => {
+            Route::Page | Route::Check | Route::Broadcast | Route::Unknown => {
                 failure(StatusCode::NOT_FOUND, "there is nothing at this address")
             }
             Route::Health => self.health(),
@@ -87,10 +89,6 @@ impl Front {
                 body(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
             }
             Route::Websocket => self.upgrade(&parts, work).await,
-            Route::Broadcast => match rest::broadcast(&self.context, &parts, arriving).await {
-                Ok(()) => empty(StatusCode::ACCEPTED),
-                Err(denied) => failure(denied.status, &denied.reason),
-            },
             Route::Preflight => preflight(),
             Route::WrongMethod => {
                 failure(StatusCode::METHOD_NOT_ALLOWED, "this address does not know the method")
@@ -98,14 +96,35 @@ impl Front {
         }
     }
 
+    /// Until the body has come the socket counts as silent: it takes no place from others meanwhile.
+    async fn broadcast(&self, parts: &Parts, arriving: Incoming) -> HttpAnswer {
+        let done = match rest::Post::read(&self.context, parts, arriving).await {
+            Ok(post) => {
+                let Some(_work) = self.slot.work(true) else { return self.no_place() };
+                post.publish().await
+            }
+            Err(denied) => Err(denied),
+        };
+        match done {
+            Ok(()) => empty(StatusCode::ACCEPTED),
+            Err(denied) => failure(denied.status, &denied.reason),
+        }
+    }
+
+    fn no_place(&self) -> HttpAnswer {
+        self.context.stats.refused_connection(RefusedConnection::Limit).inc();
+        let reason = "too many clients are connecting at the moment, try again";
+        failure(StatusCode::SERVICE_UNAVAILABLE, reason)
+    }
+
     /// The page is for the machine itself: the peer must be on it, and it must have asked for it
-    /// by such a name, or a web site whose name was made to point to 127.0.0.1 could read along.
+    /// by such a name, or a web site whose name was made to point to 127.0.0.1 could read along. A
+    /// proxy on the machine asks for others.
     fn serves_page(&self, request: &Parts) -> bool {
-        let proxied = ["forwarded", "x-forwarded-for", "x-real-ip"];
         self.context.config().page
             && self.peer.ip().to_canonical().is_loopback()
             && names_loopback(&request.headers)
-            && !proxied.iter().any(|name| request.headers.contains_key(*name))
+            && !OF_PROXIES.iter().any(|name| request.headers.contains_key(*name))
     }
 
     fn health(&self) -> HttpAnswer {
@@ -126,8 +145,9 @@ impl Front {
     }
 
     async fn check(&self) -> HttpAnswer {
-        match self.context.catalog.check().await {
-            Ok(findings) => body(StatusCode::OK, "application/json", findings),
+        let context = &self.context;
+        match context.findings.answer(|| context.catalog.check()).await {
+            Ok(findings) => body(StatusCode::OK, "application/json", findings.as_ref().to_owned()),
             Err(error) => failure(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
         }
     }

@@ -103,27 +103,34 @@ pub(super) async fn of_handshake(
     context: &ServerContext,
     key: Option<&str>,
 ) -> Result<Credentials, Refusal> {
+    let credentials = claimed(context, key)?;
+    check_role(context, credentials.role()).await?;
+    Ok(credentials)
+}
+
+/// The same before the catalogue has been asked about the role.
+pub(super) fn claimed(context: &ServerContext, key: Option<&str>) -> Result<Credentials, Refusal> {
     match key {
-        Some(token) if is_token(token) => of_token(context, token).await,
-        _ => {
-            let config = context.config();
-            let Some(role) = config.anon_role.as_deref() else {
-                return Err(if key.is_none() { Refusal::NoKey } else { Refusal::NoAnonymous });
-            };
-            let credentials = Credentials::anonymous(role);
-            check_role(context, credentials.role()).await?;
-            Ok(credentials)
-        }
+        Some(token) if is_token(token) => proven(context, token),
+        _ => match context.config().anon_role.as_deref() {
+            Some(role) => Ok(Credentials::anonymous(role)),
+            None if key.is_none() => Err(Refusal::NoKey),
+            None => Err(Refusal::NoAnonymous),
+        },
     }
 }
 
 /// The identity that a token proves.
 pub(super) async fn of_token(context: &ServerContext, token: &str) -> Result<Credentials, Refusal> {
-    let auth::Identity { role, claims, exp } =
-        context.verifier().verify(token, SystemTime::now())?;
-    let credentials = Credentials::new(Identity { role, claims }, Some(exp), Some(token));
+    let credentials = proven(context, token)?;
     check_role(context, credentials.role()).await?;
     Ok(credentials)
+}
+
+fn proven(context: &ServerContext, token: &str) -> Result<Credentials, Refusal> {
+    let auth::Identity { role, claims, exp } =
+        context.verifier().verify(token, SystemTime::now())?;
+    Ok(Credentials::new(Identity { role, claims }, Some(exp), Some(token)))
 }
 
 /// Whether the token says anything: what is not JWT-shaped (`anon`, `sb_publishable_...`) is sent

@@ -342,8 +342,7 @@ impl Joiner {
             ))
         };
         let access = tables.first().ok_or_else(refusal)?;
-        let role = self.credentials.role();
-        let mut all = Bindings::new(&self.context, role, &tables, &self.filters);
+        let mut all = Bindings::new(&self.context, &self.credentials, &tables, &self.filters);
         let filter = match options.filter.as_deref() {
             Some(text) => all.filter(text, access).await.map_err(|e| e.into_refused(&refusal))?,
             None => None,
@@ -422,8 +421,7 @@ impl Joiner {
         params: &[ChangeParams],
         tables: &[Arc<TableAccess>],
     ) -> Result<(Vec<Binding>, Vec<String>, Option<Share>), Refused> {
-        let role = self.credentials.role();
-        let mut all = Bindings::new(&self.context, role, tables, &self.filters);
+        let mut all = Bindings::new(&self.context, &self.credentials, tables, &self.filters);
         let (mut bindings, mut failures) = (Vec::new(), Vec::new());
         for one in params {
             match all.binding(one).await {

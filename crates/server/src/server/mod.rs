@@ -11,6 +11,7 @@ mod connection_slots;
 mod context;
 mod conversation;
 mod credentials;
+mod findings;
 mod grant;
 mod greeting;
 mod handshake;

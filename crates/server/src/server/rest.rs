@@ -1,5 +1,6 @@
 //! `POST /api/broadcast`: broadcasts from those who have no websocket.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -78,36 +79,55 @@ impl From<BodyError> for Denied {
     }
 }
 
-/// Does what the request asks for, or says why not.
-pub(super) async fn broadcast(
-    context: &ServerContext,
-    parts: &Parts,
-    body: Incoming,
-) -> Result<(), Denied> {
-    if !handshake::origin_allowed(&parts.headers, &context.config().allowed_origins) {
-        return Err(Denied::new(StatusCode::FORBIDDEN, "this origin is not allowed"));
-    }
-    let query = parts.uri.query().unwrap_or_default();
-    let key = handshake::request_key(query, &parts.headers);
-    let credentials = identity::of_handshake(context, key.as_deref()).await?;
-    let request = Request { context, credentials };
-    let content = Content::of(&parts.headers)?;
-    // Held until the request has been dealt with.
-    let mut memory = context.share(Kind::Inbound);
-    match route::addressee(parts.uri.path()) {
-        None => request.batch(content, &read(context, body, &mut memory).await?).await,
-        Some((name, event)) => {
-            let (Some(name), Some(event)) =
-                (handshake::percent_decoded(name), handshake::percent_decoded(event))
-            else {
-                return Err(Denied::new(StatusCode::UNPROCESSABLE_ENTITY, "the path is malformed"));
-            };
-            let private = handshake::parameter(query, "private").as_deref() == Some("true");
-            let payload = content.payload(read(context, body, &mut memory).await?)?;
-            let broadcast = Broadcast { event: event.into_owned(), payload };
-            request.one(&Addressed { name: name.into_owned(), private, broadcast }).await
+/// A request that has arrived whole.
+pub(super) struct Post<'a> {
+    request: Request<'a>,
+    content: Content,
+    /// The topic and the event, where the path names them.
+    addressee: Option<(String, String)>,
+    private: bool,
+    body: Bytes,
+    /// Held until the request has been dealt with.
+    _memory: Share,
+}
+
+impl<'a> Post<'a> {
+    /// Waits for the body of a request that is not refused without it. Asks nothing of the database.
+    pub(super) async fn read(
+        context: &'a ServerContext,
+        parts: &Parts,
+        body: Incoming,
+    ) -> Result<Post<'a>, Denied> {
+        if !handshake::origin_allowed(&parts.headers, &context.config().allowed_origins) {
+            return Err(Denied::new(StatusCode::FORBIDDEN, "this origin is not allowed"));
         }
+        let query = parts.uri.query().unwrap_or_default();
+        let key = handshake::request_key(query, &parts.headers);
+        let credentials = identity::claimed(context, key.as_deref())?;
+        let content = Content::of(&parts.headers)?;
+        let addressee = route::addressee(parts.uri.path()).map(decoded).transpose()?;
+        let private = handshake::parameter(query, "private").as_deref() == Some("true");
+        let mut memory = context.share(Kind::Inbound);
+        let body = read(context, body, &mut memory).await?;
+        let request = Request { context, credentials };
+        Ok(Post { request, content, addressee, private, body, _memory: memory })
     }
+
+    /// Does what the request asks for, or says why not.
+    pub(super) async fn publish(self) -> Result<(), Denied> {
+        let Post { request, content, addressee, private, body, .. } = &self;
+        identity::check_role(request.context, request.credentials.role()).await?;
+        let Some((name, event)) = addressee else { return request.batch(*content, body).await };
+        let broadcast = Broadcast { event: event.clone(), payload: content.payload(body.clone())? };
+        request.one(&Addressed { name: name.clone(), private: *private, broadcast }).await
+    }
+}
+
+fn decoded((name, event): (&str, &str)) -> Result<(String, String), Denied> {
+    let decoded = |text| handshake::percent_decoded(text).map(Cow::into_owned);
+    decoded(name)
+        .zip(decoded(event))
+        .ok_or_else(|| Denied::new(StatusCode::UNPROCESSABLE_ENTITY, "the path is malformed"))
 }
 
 /// The body, counted as it arrives.

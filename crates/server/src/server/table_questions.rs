@@ -1,13 +1,14 @@
 //! The tables that joins are about, as their roles may see them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tide_feed::catalog::{TableAccess, TableName, Which};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::single_flight::SingleFlight;
-use crate::catalog::{Catalog, CatalogError, Moment, PAGE};
+use crate::catalog::{Asker, Catalog, CatalogError, Lane, Moment, PAGE};
+use crate::fair_queue::FairQueue;
 
 /// The tables as the role may see them, and the moment as of which.
 pub(super) type Answer = Result<(Arc<[Arc<TableAccess>]>, Moment), CatalogError>;
@@ -26,7 +27,8 @@ pub(super) struct TableQuestions {
 /// Those who wait for tables of one role.
 #[derive(Debug)]
 struct Line {
-    waiting: Mutex<VecDeque<Waiter>>,
+    /// By their claims.
+    waiting: Mutex<FairQueue<Arc<str>, Waiter>>,
     turns: Semaphore,
 }
 
@@ -41,30 +43,29 @@ impl TableQuestions {
         TableQuestions { moments: SingleFlight::new(), lines: Mutex::default() }
     }
 
-    /// The tables of these names, as of a moment after this call began.
+    /// The tables of these names, as of a moment after this call began. Of more than one question is
+    /// about, one is asked after the other: between them others have their turns.
     pub(super) async fn ask(
         &self,
         catalog: &Catalog,
-        role: &Arc<str>,
+        asker: &Asker,
         names: &[TableName],
     ) -> Answer {
+        let role = &asker.role;
         if catalog.named(role, names).is_some() {
             let asked = self.moments.answer((), || catalog.moment()).await?;
             if let Some(tables) = catalog.named(role, names) {
                 return Ok((tables.into(), asked));
             }
         }
-        if names.len() > PAGE {
-            return look_up(catalog, role, names).await;
-        }
         let line = self.line(role);
-        let answer = line.ask(catalog, role, names).await;
+        let answer = line.ask_page_by_page(catalog, asker, names).await;
         self.leave(role, line);
         answer
     }
 
     fn line(&self, role: &Arc<str>) -> Arc<Line> {
-        let new = || Line { waiting: Mutex::default(), turns: Semaphore::new(TURNS) };
+        let new = || Line { waiting: Mutex::new(FairQueue::new()), turns: Semaphore::new(TURNS) };
         let mut lines = lock(&self.lines);
         // Those who gave up have left theirs behind.
         lines.retain(|other, line| other == role || Arc::strong_count(line) > 1);
@@ -81,11 +82,27 @@ impl TableQuestions {
 }
 
 impl Line {
+    async fn ask_page_by_page(
+        &self,
+        catalog: &Catalog,
+        asker: &Asker,
+        names: &[TableName],
+    ) -> Answer {
+        let (mut tables, mut first) = (Vec::new(), None);
+        for page in names.chunks(PAGE) {
+            let (some, moment) = self.ask(catalog, asker, page).await?;
+            tables.extend_from_slice(&some);
+            first.get_or_insert(moment);
+        }
+        Ok((tables.into(), first.unwrap_or_default()))
+    }
+
     /// Waits for somebody else's question that this one is a part of, or for the turn to ask.
-    async fn ask(&self, catalog: &Catalog, role: &str, names: &[TableName]) -> Answer {
+    async fn ask(&self, catalog: &Catalog, asker: &Asker, names: &[TableName]) -> Answer {
         loop {
             let (sender, mut answer) = oneshot::channel();
-            lock(&self.waiting).push_back(Waiter { names: names.to_vec(), answer: sender });
+            let waiter = Waiter { names: names.to_vec(), answer: sender };
+            let _place = self.enter(&asker.claims, waiter);
             let turn = tokio::select! {
                 biased;
                 answered = &mut answer => match answered {
@@ -96,7 +113,7 @@ impl Line {
                 turn = self.turns.acquire() => turn,
             };
             while let Some(batch) = self.next() {
-                batch.ask(catalog, role).await;
+                batch.ask(catalog, &asker.role).await;
                 if let Ok(answer) = answer.try_recv() {
                     return answer;
                 }
@@ -108,16 +125,32 @@ impl Line {
         }
     }
 
+    fn enter<'a>(&'a self, claims: &'a Arc<str>, waiter: Waiter) -> Place<'a> {
+        let ticket = lock(&self.waiting).push(Arc::clone(claims), waiter);
+        Place { line: self, claims, ticket }
+    }
+
     /// Those who have waited longest, as many as one question is for.
     fn next(&self) -> Option<Batch> {
         let mut waiting = lock(&self.waiting);
         let mut batch = Batch { names: Vec::new(), waiters: Vec::new() };
-        while let Some(waiter) = waiting.pop_front_if(|waiter| batch.has_room(waiter)) {
-            if !waiter.answer.is_closed() {
-                batch.add(waiter);
-            }
+        while let Some(waiter) = waiting.pop_if(|waiter| batch.has_room(waiter)) {
+            batch.add(waiter);
         }
         (!batch.waiters.is_empty()).then_some(batch)
+    }
+}
+
+/// Somebody in a line. Who gives up leaves nothing behind.
+struct Place<'a> {
+    line: &'a Line,
+    claims: &'a Arc<str>,
+    ticket: u64,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        lock(&self.line.waiting).remove(self.claims, self.ticket);
     }
 }
 
@@ -171,7 +204,7 @@ impl Batch {
 }
 
 async fn look_up(catalog: &Catalog, role: &str, names: &[TableName]) -> Answer {
-    let (tables, asked) = catalog.tables(role, Which::Named(names.to_vec())).await?;
+    let (tables, asked) = catalog.tables(Lane::Slow, role, Which::Named(names.to_vec())).await?;
     Ok((tables.into(), asked))
 }
 
@@ -235,9 +268,13 @@ mod tests {
             .collect()
     }
 
+    fn asker(claims: &str) -> Asker {
+        Asker { role: "web".into(), claims: claims.into() }
+    }
+
     async fn ask(questions: &TableQuestions, catalog: &Catalog, tables: &[&str]) -> Vec<u32> {
-        let role = "web".into();
-        let (tables, _) = questions.ask(catalog, &role, &names(tables)).await.expect("an answer");
+        let asked = questions.ask(catalog, &asker("{}"), &names(tables)).await;
+        let (tables, _) = asked.expect("an answer");
         tables.iter().map(|access| access.oid).collect()
     }
 
@@ -288,11 +325,11 @@ mod tests {
     #[tokio::test]
     async fn a_table_that_cannot_be_looked_up_is_not_in_the_way_of_others() {
         let (questions, (catalog, _asked)) = (TableQuestions::new(), catalog());
-        let role: Arc<str> = "web".into();
+        let asker = asker("{}");
 
         let asking = ["locked", "1", "2", "locked", "3"].map(|table| {
-            let (questions, catalog, role) = (&questions, &catalog, &role);
-            async move { questions.ask(catalog, role, &names(&[table])).await.is_ok() }
+            let (questions, catalog, asker) = (&questions, &catalog, &asker);
+            async move { questions.ask(catalog, asker, &names(&[table])).await.is_ok() }
         });
         let answers = join_all(asking).await;
 
@@ -302,12 +339,12 @@ mod tests {
     #[tokio::test]
     async fn who_gives_up_leaves_the_question_to_the_others() {
         let (questions, catalog) = (TableQuestions::new(), Catalog::new("tide".into()));
-        let role: Arc<str> = "web".into();
+        let asker = asker("{}");
         let (first, second) = (names(&["1"]), names(&["2"]));
         let mut given_up: Vec<_> =
-            (0..TURNS).map(|_| Box::pin(questions.ask(&catalog, &role, &first))).collect();
+            (0..TURNS).map(|_| Box::pin(questions.ask(&catalog, &asker, &first))).collect();
         given_up.iter_mut().for_each(|asking| assert!(asking.now_or_never().is_none()));
-        let mut waits = Box::pin(questions.ask(&catalog, &role, &second));
+        let mut waits = Box::pin(questions.ask(&catalog, &asker, &second));
         assert!((&mut waits).now_or_never().is_none());
 
         drop(given_up);
@@ -327,6 +364,27 @@ mod tests {
             }
             () = helper => {}
         }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_names_a_great_many_tables_does_not_hold_up_another() {
+        let (questions, (catalog, mut asked)) = (TableQuestions::new(), catalog());
+        let (greedy, other) = (asker("greedy"), asker("other"));
+        let many: Vec<String> = (1000..1000 + 40 * PAGE).map(|n| n.to_string()).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let joins: Vec<Vec<TableName>> = many.chunks(2 * PAGE).map(names).collect();
+
+        let flood = join_all(joins.iter().map(|join| questions.ask(&catalog, &greedy, join)));
+        let own = names(&["1"]);
+        let quick = async {
+            let answer = questions.ask(&catalog, &other, &own).await;
+            (answer.expect("an answer").0.len(), all(&mut asked).len())
+        };
+        let (_, (found, before)) = tokio::join!(flood, quick);
+
+        assert_eq!(found, 1);
+        // Those that were under way, and one more for each turn.
+        assert!(before <= 2 * TURNS + 2, "{before} questions came first");
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 use super::beginning::now;
 use super::catalog_worker::Trouble;
 use super::{Client, POLICY, ROOM, TABLE, World, binding, executed};
-use crate::catalog::frame;
+use crate::catalog::{Lane, frame};
 use crate::hub::subscription::{Facet, Style};
 use crate::link::Feed;
 
@@ -91,7 +91,7 @@ fn what_a_join_has_asked_is_not_asked_again_before_the_stream_tells_of_a_change(
     let world = World::new(&Config::default());
     let client = world.connect();
     let which = Which::Oids(vec![TABLE]);
-    world.runtime.block_on(world.catalog.tables("anon", which)).expect("an answer");
+    world.runtime.block_on(world.catalog.tables(Lane::Slow, "anon", which)).expect("an answer");
     assert_eq!(world.catalog_worker.asked(), 1);
 
     world.join(&client, now(100));

@@ -77,7 +77,16 @@ async fn the_page_is_for_loopback_by_its_own_name_only() {
         assert!(head.contains("content-security-policy: default-src 'none'"));
         assert!(!head.contains("access-control-allow-origin"));
     }
-    for headers in ["Host: evil.example\r\n", "Host: localhost\r\nX-Forwarded-For: 1.2.3.4\r\n"] {
+    let proxied = [
+        "Forwarded: for=1.2.3.4",
+        "Via: 1.1 proxy",
+        "X-Forwarded-For: 1.2.3.4",
+        "X-Forwarded-Host: example",
+        "X-Forwarded-Proto: https",
+        "X-Real-IP: 1.2.3.4",
+    ];
+    let proxied = proxied.map(|header| format!("Host: localhost\r\n{header}\r\n"));
+    for headers in proxied.iter().map(String::as_str).chain(["Host: evil.example\r\n"]) {
         assert_eq!(ask("/", headers).await.status(), 404, "{headers}");
         assert_eq!(ask("/check", headers).await.status(), 404, "{headers}");
     }

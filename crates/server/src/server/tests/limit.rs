@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::SinkExt;
 use serde_json::json;
 use tide_feed::config::Config;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -227,4 +227,29 @@ async fn an_idle_connection_takes_little_room() {
 
     // With its read buffer, and what the hub has of it, far below 10 KiB.
     assert!(size_of_val(&session) < 3 << 10, "{}", size_of_val(&session));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_do_not_come_keep_no_websocket_out() {
+    let limits = ConnectionLimits { websockets: 10, opening: 1, waiting: 3 };
+    let world = World::with_limits(config(), None, limits).await;
+    world.go_live().await;
+    let head = "POST /api/broadcast?apikey=anon HTTP/1.1\r\nHost: x\r\n\
+                Content-Length: 100\r\n\r\n{";
+    let requests = || world.context.stats.http_requests_total.get();
+    let mut slow = Vec::new();
+    for _ in 0..3 {
+        let (mut stream, before) = (TcpStream::connect(world.address).await.unwrap(), requests());
+        stream.write_all(head.as_bytes()).await.unwrap();
+        until(|| requests() > before).await;
+        slow.push(stream);
+    }
+
+    // The first of them has to go for it.
+    let mut client = world.client().await;
+    client.settle().await;
+
+    let mut answer = String::new();
+    slow[0].read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
 }
