@@ -10,9 +10,10 @@ use tide_feed::notification::{Notification, Notified};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::catalog::frame;
+use crate::link::Uplink;
 use crate::notify::NotifyRegistry;
 use crate::stats::Stats;
 
@@ -80,63 +81,26 @@ impl Notifier {
     }
 }
 
-/// How long a notifier is kept that has nothing to listen to: one that comes and goes with every
-/// client costs Postgres a process each time.
-const LINGER: Duration = Duration::from_secs(30);
-
-/// Has a notifier run for as long as some channel is wanted, and a little longer: `want` is told.
-pub async fn employ(registry: NotifyRegistry, mut want: impl FnMut(bool)) {
+/// Has the worker run a notifier for as long as some channel is wanted.
+pub async fn employ(registry: NotifyRegistry, uplink: Uplink) {
     let mut changes = registry.changes();
-    let mut is_employed = false;
+    let mut is_wanted = false;
     loop {
         changes.borrow_and_update();
-        let is_wanted = !registry.wanted().is_empty();
-        if is_wanted && !is_employed {
-            is_employed = true;
-            want(true);
+        let wants = !registry.wanted().is_empty();
+        if wants != is_wanted {
+            is_wanted = wants;
+            uplink.wants_notifier(wants);
         }
-        let patience = if is_employed && !is_wanted { LINGER } else { Duration::MAX };
-        match timeout(patience, changes.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return,
-            Err(_elapsed) => {
-                is_employed = false;
-                want(false);
-            }
+        if changes.changed().await.is_err() {
+            return;
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-
     use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_notifier_outlives_those_who_come_and_go() {
-        let (registry, wants) = (NotifyRegistry::default(), RefCell::new(Vec::new()));
-        let employing = employ(registry.clone(), |wanted| wants.borrow_mut().push(wanted));
-        let clients = async {
-            for _ in 0..10 {
-                let lease = registry.lease("jobs");
-                sleep(LINGER / 2).await;
-                drop(lease);
-                sleep(LINGER / 2).await;
-            }
-            assert_eq!(*wants.borrow(), [true]);
-            sleep(LINGER).await;
-            assert_eq!(*wants.borrow(), [true, false]);
-            let _lease = registry.lease("jobs");
-            tokio::task::yield_now().await;
-            assert_eq!(*wants.borrow(), [true, false, true]);
-        };
-
-        tokio::select! {
-            () = clients => {}
-            () = employing => unreachable!("the registry is there"),
-        }
-    }
 
     #[tokio::test(start_paused = true)]
     async fn changes_of_a_long_list_are_told_together() {

@@ -215,9 +215,7 @@ impl Parts {
         let mut tasks = JoinSet::new();
         tasks.spawn(control.run(socket));
         tasks.spawn(cleaner.run());
-        let employer = uplink.clone();
-        let want = move |wanted| employer.wants_notifier(wanted);
-        tasks.spawn(notifier::employ(notify_registry.clone(), want));
+        tasks.spawn(notifier::employ(notify_registry.clone(), uplink.clone()));
         let clients = tokio::spawn(clients.serve(stopped));
         Ok(Parts { hub, routing, tasks, clients })
     }
