@@ -11,6 +11,7 @@ mod failure;
 mod group;
 pub mod handle;
 mod history;
+mod lagging;
 mod messages;
 mod notices;
 mod plan;

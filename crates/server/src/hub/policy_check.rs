@@ -11,10 +11,10 @@ use tide_feed::catalog::{QUERY_CANCELED, RENAMED};
 use tide_feed::event::CatalogChange;
 use tokio::sync::mpsc;
 
-use super::catch_up::LaggingSessions;
 use super::entitlement::{Entitlement, Entitlements, Subject};
 use super::group::GroupId;
 use super::history::{History, Seq};
+use super::lagging::LaggingSessions;
 use super::policy_question::{GroupAnswer, PolicyAnswer, PolicyQuestion};
 use super::registry::Registry;
 use super::row_batch::{ROWS, RowBatch};

@@ -8,9 +8,9 @@ use tide_feed::control::{ConnectedChannel, Connection, RecentEvent};
 use tide_feed::event::{Batch, Cursor, Datum, Epoch, Event, EventKind, Relation, Row};
 use tide_feed::json;
 
-use super::catch_up::LaggingSessions;
 use super::handle::SessionId;
 use super::history::{History, Seq};
+use super::lagging::LaggingSessions;
 use super::registry::{JoinedTopic, Registry};
 
 /// The newest `limit` events of the tables (`None`: of all), oldest first.

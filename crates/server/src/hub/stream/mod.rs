@@ -15,11 +15,12 @@ use tide_feed::notification::Notification;
 use tokio::sync::{mpsc, watch};
 
 use super::body_cache::BodyCache;
-use super::catch_up::LaggingSessions;
+use super::catch_up;
 use super::entitlement::Entitlements;
 use super::group::GroupId;
 use super::handle::{Command, Ends, Hub, Live, PendingEphemerals};
 use super::history::History;
+use super::lagging::LaggingSessions;
 use super::notices::Notices;
 use super::policy_check::PolicyChecks;
 use super::queue::{Budget, CloseReason, Push};
@@ -251,7 +252,9 @@ impl Stream {
         if let (true, Some(live)) = (self.lagging.has_work(), self.live) {
             let (history, entitlements) = (&self.history, &mut self.entitlements);
             let (registry, policy_checks) = (&mut self.registry, &mut self.policy_checks);
-            let served = self.lagging.turn(registry, history, entitlements, policy_checks, live);
+            let lagging = &mut self.lagging;
+            let served =
+                catch_up::turn(lagging, registry, history, entitlements, policy_checks, live);
             if let Some(session) = served {
                 self.notices.wake(session, &self.registry);
             }
