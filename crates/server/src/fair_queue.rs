@@ -39,22 +39,22 @@ impl<K: Clone + Eq + Hash, T> FairQueue<K, T> {
         self.tickets
     }
 
-    pub(crate) fn pop(&mut self) -> Option<T> {
+    pub(crate) fn pop(&mut self) -> Option<(K, T)> {
         self.pop_if(|_| true)
     }
 
-    /// What is next, if it is wanted; else it stays.
-    pub(crate) fn pop_if(&mut self, is_wanted: impl FnOnce(&T) -> bool) -> Option<T> {
-        let owner = self.turns.front()?;
-        let line = self.lines.get_mut(owner)?;
+    /// What is next, and whose, if it is wanted; else it stays.
+    pub(crate) fn pop_if(&mut self, is_wanted: impl FnOnce(&T) -> bool) -> Option<(K, T)> {
+        let line = self.lines.get_mut(self.turns.front()?)?;
         let next = line.first_entry().filter(|next| is_wanted(next.get()))?.remove();
-        if line.is_empty() {
-            self.lines.remove(owner);
-            self.turns.pop_front();
+        let is_last = line.is_empty();
+        let owner = self.turns.pop_front()?;
+        if is_last {
+            self.lines.remove(&owner);
         } else {
-            self.turns.rotate_left(1);
+            self.turns.push_back(owner.clone());
         }
-        Some(next)
+        Some((owner, next))
     }
 
     /// It is not wanted any more; it may have been taken.
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     fn drain(queue: &mut FairQueue<char, u32>) -> Vec<u32> {
-        std::iter::from_fn(|| queue.pop()).collect()
+        std::iter::from_fn(|| queue.pop()).map(|(_, item)| item).collect()
     }
 
     #[test]
@@ -127,7 +127,7 @@ mod tests {
                 queue.push(*owner, *owner);
             }
             let mut taken = Vec::new();
-            while let Some(owner) = queue.pop() {
+            while let Some((owner, _)) = queue.pop() {
                 taken.push(owner);
             }
             for owner in 0..4 {

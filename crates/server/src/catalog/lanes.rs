@@ -65,10 +65,10 @@ impl<T> Lanes<T> {
         if may_be_slow && is_slows_turn {
             self.in_a_row = 0;
             self.slow_under_way += 1;
-            return Some((Lane::Slow, self.slow.pop()?));
+            return Some((Lane::Slow, self.slow.pop()?.1));
         }
         self.in_a_row = if may_be_slow { self.in_a_row + 1 } else { 0 };
-        Some((Lane::Express, self.express.pop()?))
+        Some((Lane::Express, self.express.pop()?.1))
     }
 
     pub(super) fn end(&mut self, lane: Lane) {

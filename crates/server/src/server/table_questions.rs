@@ -1,10 +1,11 @@
 //! The tables that joins are about, as their roles may see them.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tide_feed::catalog::{TableAccess, TableName, Which};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::single_flight::SingleFlight;
 use crate::catalog::{Asker, Catalog, CatalogError, Lane, Moment, PAGE};
@@ -30,11 +31,15 @@ struct Line {
     /// By their claims.
     waiting: Mutex<FairQueue<Arc<str>, Waiter>>,
     turns: Semaphore,
+    /// Some are to be asked for again.
+    put_back: Notify,
 }
 
 #[derive(Debug)]
 struct Waiter {
     names: Vec<TableName>,
+    /// One of the tables that it was asked about with may be the reason for having no answer.
+    alone: bool,
     answer: oneshot::Sender<Answer>,
 }
 
@@ -65,7 +70,11 @@ impl TableQuestions {
     }
 
     fn line(&self, role: &Arc<str>) -> Arc<Line> {
-        let new = || Line { waiting: Mutex::new(FairQueue::new()), turns: Semaphore::new(TURNS) };
+        let new = || Line {
+            waiting: Mutex::new(FairQueue::new()),
+            turns: Semaphore::new(TURNS),
+            put_back: Notify::new(),
+        };
         let mut lines = lock(&self.lines);
         // Those who gave up have left theirs behind.
         lines.retain(|other, line| other == role || Arc::strong_count(line) > 1);
@@ -101,28 +110,49 @@ impl Line {
     async fn ask(&self, catalog: &Catalog, asker: &Asker, names: &[TableName]) -> Answer {
         loop {
             let (sender, mut answer) = oneshot::channel();
-            let waiter = Waiter { names: names.to_vec(), answer: sender };
+            let waiter = Waiter { names: names.to_vec(), alone: false, answer: sender };
             let _place = self.enter(&asker.claims, waiter);
-            let turn = tokio::select! {
-                biased;
-                answered = &mut answer => match answered {
-                    Ok(answer) => return answer,
-                    // Whoever asked has given up.
-                    Err(_) => continue,
-                },
-                turn = self.turns.acquire() => turn,
-            };
-            while let Some(batch) = self.next() {
-                batch.ask(catalog, &asker.role).await;
-                if let Ok(answer) = answer.try_recv() {
-                    return answer;
+            loop {
+                let turn = tokio::select! {
+                    biased;
+                    answered = &mut answer => match answered {
+                        Ok(answer) => return answer,
+                        // Whoever asked has given up.
+                        Err(_) => break,
+                    },
+                    turn = self.turns.acquire() => turn,
+                };
+                let mut put_back = pin!(self.put_back.notified());
+                put_back.as_mut().enable();
+                while let Some(batch) = self.next() {
+                    self.put_back(batch.ask(catalog, &asker.role).await);
+                    if let Ok(answer) = answer.try_recv() {
+                        return answer;
+                    }
+                }
+                drop(turn);
+                // It is a part of a question that is under way.
+                tokio::select! {
+                    biased;
+                    answered = &mut answer => match answered {
+                        Ok(answer) => return answer,
+                        Err(_) => break,
+                    },
+                    () = put_back => {}
                 }
             }
-            drop(turn);
-            if let Ok(answer) = answer.await {
-                return answer;
-            }
         }
+    }
+
+    /// They are to be asked for again, each alone.
+    fn put_back(&self, waiters: Vec<(Arc<str>, Waiter)>) {
+        if waiters.is_empty() {
+            return;
+        }
+        for (claims, waiter) in waiters {
+            lock(&self.waiting).push(claims, Waiter { alone: true, ..waiter });
+        }
+        self.put_back.notify_waiters();
     }
 
     fn enter<'a>(&'a self, claims: &'a Arc<str>, waiter: Waiter) -> Place<'a> {
@@ -134,8 +164,10 @@ impl Line {
     fn next(&self) -> Option<Batch> {
         let mut waiting = lock(&self.waiting);
         let mut batch = Batch { names: Vec::new(), waiters: Vec::new() };
-        while let Some(waiter) = waiting.pop_if(|waiter| batch.has_room(waiter)) {
-            batch.add(waiter);
+        while let Some((claims, waiter)) = waiting.pop_if(|waiter| batch.has_room(waiter)) {
+            if !waiter.answer.is_closed() {
+                batch.add(claims, waiter);
+            }
         }
         (!batch.waiters.is_empty()).then_some(batch)
     }
@@ -157,28 +189,34 @@ impl Drop for Place<'_> {
 /// Those who wait for one question.
 struct Batch {
     names: Vec<TableName>,
-    waiters: Vec<Waiter>,
+    /// With their claims.
+    waiters: Vec<(Arc<str>, Waiter)>,
 }
 
 impl Batch {
     fn has_room(&self, waiter: &Waiter) -> bool {
+        if waiter.alone || self.waiters.iter().any(|(_, other)| other.alone) {
+            return self.waiters.is_empty();
+        }
         let more = waiter.names.iter().filter(|name| !self.names.contains(name)).count();
         self.names.len() + more <= PAGE
     }
 
-    fn add(&mut self, waiter: Waiter) {
+    fn add(&mut self, claims: Arc<str>, waiter: Waiter) {
         for name in &waiter.names {
             if !self.names.contains(name) {
                 self.names.push(name.clone());
             }
         }
-        self.waiters.push(waiter);
+        self.waiters.push((claims, waiter));
     }
 
-    async fn ask(self, catalog: &Catalog, role: &str) {
+    /// Gives those who are to be asked for again, each alone and in their turns: one table is the
+    /// reason, and the others are none of its business.
+    async fn ask(self, catalog: &Catalog, role: &str) -> Vec<(Arc<str>, Waiter)> {
         match look_up(catalog, role, &self.names).await {
             Ok((tables, asked)) => {
-                for Waiter { names, answer } in self.waiters {
+                for (_, Waiter { names, answer, .. }) in self.waiters {
                     let is_meant = |access: &&Arc<TableAccess>| {
                         let mut meant = names.iter();
                         meant.any(|n| n.schema == access.schema && n.table == access.table)
@@ -188,18 +226,14 @@ impl Batch {
                     let _ = answer.send(Ok((tables, asked.clone())));
                 }
             }
-            // One table may be the reason: the others are none of its business.
-            Err(CatalogError::Refused { .. }) if self.waiters.len() > 1 => {
-                for Waiter { names, answer } in self.waiters {
-                    let _ = answer.send(look_up(catalog, role, &names).await);
-                }
-            }
+            Err(CatalogError::Refused { .. }) if self.waiters.len() > 1 => return self.waiters,
             Err(error) => {
-                for waiter in self.waiters {
+                for (_, waiter) in self.waiters {
                     let _ = waiter.answer.send(Err(error.clone()));
                 }
             }
         }
+        Vec::new()
     }
 }
 
@@ -320,6 +354,25 @@ mod tests {
         assert!(ask(&questions, &catalog, &["gone"]).await.is_empty());
 
         assert_eq!(all(&mut asked).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn tables_that_cannot_be_looked_up_hold_up_those_who_want_them() {
+        let (questions, (catalog, mut asked)) = (TableQuestions::new(), catalog());
+        let (greedy, other) = (asker("greedy"), asker("other"));
+        let (locked, own) = (names(&["locked"]), names(&["1"]));
+
+        let flood = join_all((0..50).map(|_| questions.ask(&catalog, &greedy, &locked)));
+        let quick = async {
+            let answer = questions.ask(&catalog, &other, &own).await;
+            assert_eq!(answer.expect("an answer").0.len(), 1);
+            all(&mut asked).len()
+        };
+        let (refused, before) = tokio::join!(flood, quick);
+
+        assert!(refused.iter().all(Result::is_err));
+        // Those that were under way, together with it, and one more for each turn.
+        assert!(before <= 3 * TURNS + 2, "{before} questions came first");
     }
 
     #[tokio::test]
