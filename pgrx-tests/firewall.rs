@@ -332,13 +332,12 @@ fn a_decoder_that_is_given_up_leaves_no_memory_behind() {
 #[test]
 fn a_server_whose_settings_are_longer_than_its_socket_starts_at_once() {
     let cluster = Cluster::start();
-    let keys = cluster.data().join("keys.json");
-    let padding = "x".repeat(3 << 20);
-    std::fs::write(&keys, json!({ "keys": [], "padding": padding }).to_string()).unwrap();
-    let path = keys.display().to_string();
+    let secret = cluster.data().join("secret");
+    std::fs::write(&secret, "x".repeat(3 << 20)).unwrap();
+    let path = secret.display().to_string();
 
     let (database, mut client, _) =
-        followed_with(&cluster, "long", &[("tide.jwks_file", path.as_str())]);
+        followed_with(&cluster, "long", &[("tide.jwt_secret_file", path.as_str())]);
 
     database.sql().batch_execute("insert into t values (1)").unwrap();
     next(&mut client, 1);

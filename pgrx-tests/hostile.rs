@@ -21,7 +21,7 @@ fn vacant_socket(database: &Database<'_>) -> PathBuf {
     database.wait_for_helpers();
     let oid = "select oid from pg_database where datname = current_database()";
     let oid: u32 = database.sql().query_one(oid, &[]).unwrap().get(0);
-    let path = database.cluster.data().join(format!("pg_tide.{oid}.sock"));
+    let path = database.cluster.data().join(format!("pg_stat_tmp/pg_tide.{oid}.sock"));
     std::fs::remove_file(&path).unwrap();
     path
 }
