@@ -34,6 +34,18 @@ impl Allowance {
         is_taken
     }
 
+    /// What is larger than all there is up to `limit` cannot wait until that much is free: it is let
+    /// through, one at a time, as soon as others hold no more than half. False: they hold more.
+    #[must_use]
+    pub fn take_oversize(&self, limit: usize, bytes: usize) -> bool {
+        let fits = |used: usize| (used <= limit / 2).then(|| used.saturating_add(bytes));
+        let is_taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
+        if !is_taken {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        is_taken
+    }
+
     pub fn give_back(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }

@@ -68,6 +68,9 @@ impl Budget {
     pub(super) fn take(&self, bytes: usize, then: usize) -> bool {
         let is_plenty = self.used().saturating_add(bytes) <= self.common;
         let limit = if is_plenty || then > self.least() { self.common } else { self.part.limit() };
+        if bytes > limit {
+            return self.part.take_oversize(limit, bytes);
+        }
         self.part.take_below(limit, bytes)
     }
 
@@ -99,5 +102,25 @@ impl AsRef<[u8]> for Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.budget.give_back(self.frame.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_larger_than_all_there_is_does_not_wait_for_ever() {
+        let budget = Budget::new(Arc::new(Allowance::new(1000)));
+        budget.queue_begins();
+        assert!(budget.take(500, 500));
+
+        assert!(!budget.take(5000, 5000), "others hold more than half");
+        budget.give_back(200);
+        assert!(budget.take(5000, 5000));
+        assert!(!budget.take(5000, 5000), "one at a time");
+
+        budget.give_back(5300);
+        assert_eq!(budget.used(), 0);
     }
 }
