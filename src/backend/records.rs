@@ -81,19 +81,30 @@ fn tide_lock_records(schema: &str, table: &str, writing: bool) -> bool {
         (pg_sys::ACL_SELECT, pg_sys::AccessShareLock)
     };
     let found = look_up(pg_sys::NoLock);
-    if found == pg_sys::InvalidOid || !has_any(found, privileges as pg_sys::AclMode) {
-        return found != pg_sys::InvalidOid;
+    if found == pg_sys::InvalidOid {
+        return false;
     }
-    look_up(lock) != pg_sys::InvalidOid
+    match has_any(found, privileges as pg_sys::AclMode) {
+        // Whatever is done next says so.
+        Some(false) => true,
+        Some(true) => look_up(lock) != pg_sys::InvalidOid,
+        None => false,
+    }
 }
 
-/// Whether the caller has one of these privileges on the table, or on a column of it.
-fn has_any(table: pg_sys::Oid, privileges: pg_sys::AclMode) -> bool {
+/// Whether the caller has one of these privileges on the table, or on a column of it; `None`: it has
+/// been dropped since.
+fn has_any(table: pg_sys::Oid, privileges: pg_sys::AclMode) -> Option<bool> {
     let (allowed, any) = (pg_sys::AclResult::ACLCHECK_OK, pg_sys::AclMaskHow::ACLMASK_ANY);
+    let mut is_missing = false;
     // SAFETY: catalogue look-ups in the calling query's transaction.
     unsafe {
         let user = pg_sys::GetUserId();
-        pg_sys::pg_class_aclcheck(table, user, privileges) == allowed
-            || pg_sys::pg_attribute_aclcheck_all(table, user, privileges, any) == allowed
+        let of_table = pg_sys::pg_class_aclcheck_ext(table, user, privileges, &raw mut is_missing);
+        if is_missing {
+            return None;
+        }
+        let of_columns = || pg_sys::pg_attribute_aclcheck_all(table, user, privileges, any);
+        Some(of_table == allowed || of_columns() == allowed)
     }
 }

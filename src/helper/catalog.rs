@@ -22,6 +22,8 @@ use crate::source::in_flight;
 
 /// Catalogue look-ups take milliseconds; past this something else is wrong.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// What is said of tables takes as long as their owners have made it, and others wait meanwhile.
+const TABLES_TIMEOUT: Duration = Duration::from_secs(3);
 
 const SECRETS: &str = include_str!("../../sql/catalog/secrets.sql");
 const TABLES: &str = include_str!("../../sql/catalog/tables.sql");
@@ -58,7 +60,7 @@ pub(crate) fn tables(
         }
         Which::Oids(asked) => oids.extend(asked.iter().map(|&oid| pg_sys::Oid::from(oid))),
     }
-    let (found, change): (Vec<FoundTable>, u64) = rolled_back(TIMEOUT, || {
+    let (found, change): (Vec<FoundTable>, u64) = rolled_back(TABLES_TIMEOUT, || {
         let change = changes::newest();
         let arguments = [
             ServerText(role).into(),
