@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use bytes::Bytes;
 use tide_feed::event::Cursor;
 
 use super::body_cache::BodyCache;
@@ -20,6 +21,9 @@ use crate::wire::frame_buf::FrameBuf;
 
 /// Events looked at per turn, so that a long replay does not hold up the stream.
 const TURN: Seq = 2048;
+
+/// Bytes of frames that are made in a turn, for the same reason: of wide rows it takes few.
+const TURN_BYTES: usize = 256 << 10;
 
 /// Gives one connection its next events. Returns it if its queue still has room.
 pub(super) fn turn(
@@ -88,7 +92,8 @@ fn advance(
             Progress::Waiting
         };
     };
-    let end = history.head().min(from + TURN);
+    let mut end = history.head().min(from + TURN);
+    let mut made = 0;
     let (mut bodies, mut frame_buf) = (BodyCache::default(), FrameBuf::default());
     let mut frames = Vec::new();
     for seq in from..end {
@@ -137,6 +142,7 @@ fn advance(
                     }
                 }
                 if !frames.is_empty() {
+                    made += frames.iter().map(Bytes::len).sum::<usize>();
                     group.previous = group.previous.max(Some(event.position));
                     match &mut member.latest {
                         Some(latest) if seq < latest.until => {
@@ -158,6 +164,10 @@ fn advance(
                 member.lag = Some(first);
                 return Progress::More;
             }
+        }
+        if made >= TURN_BYTES {
+            end = seq + 1;
+            break;
         }
     }
     let is_done = end == history.head();
