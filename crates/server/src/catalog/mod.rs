@@ -101,17 +101,11 @@ impl Catalog {
     }
 
     pub async fn secrets(&self) -> Result<Secrets, CatalogError> {
-        ask(&self.catalog_worker, Lane::Express, None, Request::Secrets).await
+        self.look_up(Request::Secrets).await
     }
 
     pub async fn role(&self, role: &str) -> Result<RoleStatus, CatalogError> {
-        ask(
-            &self.catalog_worker,
-            Lane::Express,
-            None,
-            Request::Role { role: role.into(), streamed: self.known.streamed() },
-        )
-        .await
+        self.look_up(Request::Role { role: role.into(), streamed: self.known.streamed() }).await
     }
 
     /// The tables as `role` may see them, and a moment between the question and its answer: what
@@ -136,8 +130,7 @@ impl Catalog {
     /// were committed before.
     pub async fn moment(&self) -> Result<Moment, CatalogError> {
         let since = self.known.change();
-        let answer: Changes =
-            ask(&self.catalog_worker, Lane::Express, None, Request::Changes { since }).await?;
+        let answer: Changes = self.look_up(Request::Changes { since }).await?;
         self.known.changed(since, answer.change, answer.tables.as_deref());
         Ok(Moment { end: Lsn(answer.lsn), running: answer.running.into() })
     }
@@ -162,13 +155,7 @@ impl Catalog {
     /// What `role` may know of a table or schema.
     pub async fn visibility(&self, role: &str, object: Object) -> Result<Visibility, CatalogError> {
         let streamed = self.known.streamed();
-        ask(
-            &self.catalog_worker,
-            Lane::Express,
-            None,
-            Request::Visibility { role: role.into(), object, streamed },
-        )
-        .await
+        self.look_up(Request::Visibility { role: role.into(), object, streamed }).await
     }
 
     /// The texts cast to the type by Postgres, as the client's role; each as the JSON `to_jsonb`
@@ -241,7 +228,7 @@ impl Catalog {
 
     /// The tables that are outboxes.
     pub async fn outboxes(&self) -> Result<Vec<Outbox>, CatalogError> {
-        ask(&self.catalog_worker, Lane::Express, None, Request::Outboxes).await
+        self.look_up(Request::Outboxes).await
     }
 
     /// Puts up to `limit` rows that wait, after `after`, in line for the slot of this generation.
@@ -252,13 +239,7 @@ impl Catalog {
         after: i64,
         limit: u32,
     ) -> Result<TakenOver, CatalogError> {
-        ask(
-            &self.catalog_worker,
-            Lane::Express,
-            None,
-            Request::TakeOver { table, generation, after, limit },
-        )
-        .await
+        self.look_up(Request::TakeOver { table, generation, after, limit }).await
     }
 
     /// Has published rows of an outbox deleted, or flagged if they are to be kept; answers which
@@ -269,9 +250,7 @@ impl Catalog {
         ids: Vec<i64>,
         keep: bool,
     ) -> Result<Vec<i64>, CatalogError> {
-        let answer: Retired =
-            ask(&self.catalog_worker, Lane::Express, None, Request::Retire { table, ids, keep })
-                .await?;
+        let answer: Retired = self.look_up(Request::Retire { table, ids, keep }).await?;
         Ok(answer.kept)
     }
 
@@ -281,12 +260,12 @@ impl Catalog {
         table: u32,
         rows: Vec<(i64, Box<str>)>,
     ) -> Result<(), CatalogError> {
-        ask(&self.catalog_worker, Lane::Express, None, Request::SetAside { table, rows }).await
+        self.look_up(Request::SetAside { table, rows }).await
     }
 
     /// How many rows of an outbox say so.
     pub async fn count_failed(&self, table: u32) -> Result<u64, CatalogError> {
-        ask(&self.catalog_worker, Lane::Express, None, Request::CountFailed { table }).await
+        self.look_up(Request::CountFailed { table }).await
     }
 
     /// Up to `limit` rows after `after` that are not flagged, and a WAL address before which they
@@ -297,13 +276,17 @@ impl Catalog {
         after: i64,
         limit: u32,
     ) -> Result<Unpublished, CatalogError> {
-        ask(&self.catalog_worker, Lane::Express, None, Request::Unpublished { table, after, limit })
-            .await
+        self.look_up(Request::Unpublished { table, after, limit }).await
     }
 
     /// Deletes rows flagged so long ago, of the `limit` oldest; answers how many.
     pub async fn expire(&self, table: u32, age: Duration, limit: u32) -> Result<u64, CatalogError> {
-        ask(&self.catalog_worker, Lane::Express, None, Request::Expire { table, age, limit }).await
+        self.look_up(Request::Expire { table, age, limit }).await
+    }
+
+    /// Asks the catalog worker before whatever single clients want to know.
+    async fn look_up<T: DeserializeOwned>(&self, request: Request) -> Result<T, CatalogError> {
+        ask(&self.catalog_worker, Lane::Express, None, request).await
     }
 
     /// Lets a connected catalog worker work until its connection ends.
