@@ -129,16 +129,14 @@ impl LaggingSessions {
         stats: &Stats,
         now: Instant,
     ) -> bool {
-        let needing =
-            self.sessions.iter().copied().filter(|session| needs(*session, end, registry));
+        let needing = self.sessions.iter().filter(|session| needs(**session, end, registry));
+        let mut needing: Vec<SessionId> = needing.copied().collect();
         // The first rows of a burst wait for what is known in a moment.
-        if full && needing.clone().any(|s| waits_as_a_whole(s, registry, entitlements)) {
+        if full && needing.iter().any(|s| waits_as_a_whole(*s, registry, entitlements)) {
             return false;
         }
         self.skip(end, registry, stats);
-        let needing =
-            self.sessions.iter().copied().filter(|session| needs(*session, end, registry));
-        let needing: Vec<SessionId> = needing.collect();
+        needing.retain(|session| needs(*session, end, registry));
         let slow = if full && !needing.is_empty() {
             match self.slow.among(&needing, registry, now) {
                 Some(slow) => slow,
