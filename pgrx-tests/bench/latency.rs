@@ -88,7 +88,7 @@ fn measure(
 }
 
 /// Latencies in microseconds, until the row that says 0.
-fn receive(attached: &mut Attached<'_>, way: Way) -> Vec<u32> {
+pub fn receive(attached: &mut Attached<'_>, way: Way) -> Vec<u32> {
     let column = usize::from(way != Way::Notify);
     let (mut latencies, mut over) = (Vec::new(), false);
     while !over {

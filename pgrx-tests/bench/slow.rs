@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::latency::now;
+use super::latency;
 use super::pgbench;
 use super::plan::Plan;
 use super::process::Stopwatch;
-use super::reader::Row;
 use super::report::{Report, Sample, percentile};
 use super::server::{self, Attached, Durability, Extension, Way};
 use super::support::Database;
@@ -33,6 +32,7 @@ const CASES: [(&str, Others); 2] = [
     ("10 joins/s from an old place", Others::Returning(10)),
 ];
 
+const WAY: Way = Way::Tide(Topic::Changes);
 const TABLE: &str = "tick";
 const COLUMNS: &str =
     "id bigint generated always as identity primary key, sent bigint not null, body text";
@@ -58,7 +58,7 @@ fn measure(database: &Database<'_>, others: Others, duration: Duration) -> Sampl
     database.sql().batch_execute("truncate tick; checkpoint").unwrap();
     database.restart_worker();
     let since = place(database);
-    let mut attached = Attached::new(Way::Tide(Topic::Changes), database, TABLE);
+    let mut attached = Attached::new(WAY, database, TABLE);
     let script = database.cluster.host().join("slow.sql");
     std::fs::write(&script, WRITE).unwrap();
     let over = AtomicBool::new(false);
@@ -73,28 +73,13 @@ fn measure(database: &Database<'_>, others: Others, duration: Duration) -> Sampl
             over.store(true, Ordering::Relaxed);
             outcome.transactions
         });
-        let latencies = receive(&mut attached);
+        let latencies = latency::receive(&mut attached, WAY);
         (pgbench.join().unwrap(), latencies)
     });
     assert_eq!(latencies.len() as u64, transactions, "{others:?}: rows were lost");
     latencies.sort_unstable();
     let cpu = server.seconds() * 1e6 / transactions as f64;
     vec![percentile(&latencies, 0.5), percentile(&latencies, 0.99), cpu]
-}
-
-/// Latencies in microseconds, until the row that says 0.
-fn receive(attached: &mut Attached<'_>) -> Vec<u32> {
-    let (mut latencies, mut is_over) = (Vec::new(), false);
-    while !is_over {
-        attached
-            .reader
-            .read(|row: &Row<'_>| match row.number(1) {
-                0 => is_over = true,
-                sent => latencies.push(u32::try_from(now() - sent).unwrap_or(0)),
-            })
-            .unwrap();
-    }
-    latencies
 }
 
 /// Keeps the others there until it is over.
