@@ -50,14 +50,7 @@ impl Helper {
 /// Takes the helpers' server's place, and gives the first helper of a kind that comes.
 fn impersonate(database: &Database<'_>, kind: &str, processes: &str) -> (UnixListener, Helper) {
     // One that is not might come to the test before it is ended.
-    database.wait_for_helpers();
-    let oid: u32 = database
-        .sql()
-        .query_one("select oid from pg_database where datname = current_database()", &[])
-        .unwrap()
-        .get(0);
-    let path = database.cluster.data().join(format!("pg_stat_tmp/pg_tide.{oid}.sock"));
-    std::fs::remove_file(&path).unwrap();
+    let path = database.vacant_socket();
     let listener = UnixListener::bind(&path).unwrap();
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap();
     for pid in &database.processes(processes) {

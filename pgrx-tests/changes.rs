@@ -262,8 +262,7 @@ fn partitions_arrive_as_their_root() {
 /// Rows in the WAL do not have them. Postgres has had them since 18.
 #[test]
 fn rows_are_filtered_by_virtual_generated_columns() {
-    let version = "select current_setting('server_version_num')::int";
-    if database().sql().query_one(version, &[]).unwrap().get::<_, i32>(0) < 180_000 {
+    if database().server_version() < 180_000 {
         return;
     }
     let t = database().fresh_name("virtual");

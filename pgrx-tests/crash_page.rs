@@ -193,9 +193,7 @@ fn the_page_goes_with_the_extension_and_with_the_database() {
     let cluster = Cluster::start();
     for what in ["extension pg_tide", "database page"] {
         let database = cluster.database("page");
-        let query = "select oid from pg_database where datname = 'page'";
-        let oid: u32 = database.sql().query_one(query, &[]).unwrap().get(0);
-        let page = cluster.data().join(format!("pg_stat_tmp/pg_tide.{oid}.crash"));
+        let page = database.own_file("crash");
         assert!(page.exists());
 
         if what.starts_with("extension") {
@@ -214,9 +212,7 @@ fn the_page_goes_with_the_extension_and_with_the_database() {
 fn a_page_that_cannot_be_written_crashes_nobody() {
     let cluster = Cluster::start();
     let database = cluster.database("cut_off");
-    let query = "select oid from pg_database where datname = 'cut_off'";
-    let oid: u32 = database.sql().query_one(query, &[]).unwrap().get(0);
-    let page = cluster.data().join(format!("pg_stat_tmp/pg_tide.{oid}.crash"));
+    let page = database.own_file("crash");
     let worker = database.worker();
 
     std::fs::OpenOptions::new().write(true).open(page).unwrap().set_len(0).unwrap();

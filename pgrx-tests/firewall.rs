@@ -235,9 +235,7 @@ fn a_past_that_the_server_fails_over_twice_is_given_up() {
 /// Makes every server of this database fail as soon as it starts, until the folder that is returned
 /// is removed: it is in the way of the socket that the server listens on.
 fn keep_from_starting(database: &Database<'_>) -> std::path::PathBuf {
-    let oid = "select oid from pg_database where datname = current_database()";
-    let oid: u32 = database.sql().query_one(oid, &[]).unwrap().get(0);
-    let socket = database.cluster.data().join(format!("pg_stat_tmp/pg_tide.{oid}.sock"));
+    let socket = database.own_file("sock");
     std::fs::remove_file(&socket).unwrap();
     std::fs::create_dir(&socket).unwrap();
     socket

@@ -15,17 +15,6 @@ use crate::support::{Cluster, DEADLINE, Database};
 const NOTIFIER: &str = "pg_tide notifier";
 const LATIN1: &str = "encoding 'LATIN1' locale 'C' template template0";
 
-/// The socket that SQL functions and helpers connect to, which is nobody's from now on.
-fn vacant_socket(database: &Database<'_>) -> PathBuf {
-    // Those that are not connected would come to whoever takes it.
-    database.wait_for_helpers();
-    let oid = "select oid from pg_database where datname = current_database()";
-    let oid: u32 = database.sql().query_one(oid, &[]).unwrap().get(0);
-    let path = database.cluster.data().join(format!("pg_stat_tmp/pg_tide.{oid}.sock"));
-    std::fs::remove_file(&path).unwrap();
-    path
-}
-
 fn open_to_all(path: &PathBuf) {
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o777)).unwrap();
 }
@@ -45,7 +34,7 @@ fn write(stream: &mut UnixStream, body: &[u8]) -> std::io::Result<()> {
 
 /// Answers the next questions of SQL functions with these.
 fn answer(database: &Database<'_>, answers: Vec<String>) -> JoinHandle<()> {
-    let path = vacant_socket(database);
+    let path = database.vacant_socket();
     let listener = UnixListener::bind(&path).unwrap();
     open_to_all(&path);
     thread::spawn(move || {
@@ -140,7 +129,7 @@ fn a_question_is_text_of_the_databases_encoding_or_refused() {
         .batch_execute("create extension pg_tide; grant authenticated to tide_authenticator")
         .unwrap();
     database.wait_until_live();
-    let path = vacant_socket(&database);
+    let path = database.vacant_socket();
     let listener = UnixListener::bind(&path).unwrap();
     open_to_all(&path);
     for pid in database.processes("pg_tide executor") {
@@ -174,7 +163,7 @@ fn a_question_is_text_of_the_databases_encoding_or_refused() {
 fn a_server_that_accepts_nobody_keeps_no_session_waiting() {
     let cluster = Cluster::start();
     let database = cluster.database("hostile_deaf");
-    let path = vacant_socket(&database);
+    let path = database.vacant_socket();
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
     rustix::net::bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
     open_to_all(&path);
@@ -193,7 +182,7 @@ fn a_server_that_accepts_nobody_keeps_no_session_waiting() {
 
 /// The next notifier that connects, in the place of whose server this is.
 fn next_notifier(database: &Database<'_>) -> UnixStream {
-    let path = vacant_socket(database);
+    let path = database.vacant_socket();
     let listener = UnixListener::bind(&path).unwrap();
     open_to_all(&path);
     let notifier = database.processes(NOTIFIER).pop().unwrap();

@@ -472,8 +472,7 @@ fn a_stream_that_begins_after_a_prepared_transaction_says_so() {
 fn pg_upgrade_takes_the_slot_along() {
     let old = Cluster::with("tide.history_retention = '1s'");
     let database = old.database("upgraded");
-    let version = "select current_setting('server_version_num')::int";
-    if database.sql().query_one(version, &[]).unwrap().get::<_, i32>(0) < 170_000 {
+    if database.server_version() < 170_000 {
         return;
     }
     database.delivers();

@@ -1,5 +1,6 @@
 //! A database with the extension, and how to reach it.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
@@ -152,6 +153,28 @@ impl<'a> Database<'a> {
     /// The process that decodes this database's WAL, once there is one.
     pub fn worker(&self) -> i32 {
         wait_until(&format!("{} has a worker", self.name), || self.processes(WORKER).pop())
+    }
+
+    /// A file of its worker's own.
+    pub fn own_file(&self, what: &str) -> PathBuf {
+        let oid = "select oid from pg_database where datname = current_database()";
+        let oid: u32 = self.sql().query_one(oid, &[]).unwrap().get(0);
+        self.cluster.data().join(format!("pg_stat_tmp/pg_tide.{oid}.{what}"))
+    }
+
+    /// The socket that SQL functions and helpers connect to, which is nobody's from now on.
+    pub fn vacant_socket(&self) -> PathBuf {
+        // Those that are not connected would come to whoever takes it.
+        self.wait_for_helpers();
+        let path = self.own_file("sock");
+        std::fs::remove_file(&path).unwrap();
+        path
+    }
+
+    /// The release of Postgres: 150000 and more for 15.
+    pub fn server_version(&self) -> i32 {
+        let version = "select current_setting('server_version_num')::int";
+        self.sql().query_one(version, &[]).unwrap().get(0)
     }
 
     /// This database's background workers whose type begins so.
