@@ -707,6 +707,11 @@ fn every_message_committed_on_the_promoted_server_arrives() {
 fn autovacuum_hears_of_the_rows_that_are_deleted() {
     let cluster = Cluster::start();
     let database = cluster.database("vacuumed");
+    // Rows that are there before it is taken over are deleted once more than others.
+    wait_until("the outbox is taken over", || {
+        let taken = "select from tide.outboxes where generation is not null";
+        database.sql().query_opt(taken, &[]).unwrap().map(drop)
+    });
     let rows = 500_i64;
     let insert = format!(
         "insert into tide.outbox (channel, name, data)
@@ -714,11 +719,11 @@ fn autovacuum_hears_of_the_rows_that_are_deleted() {
     );
     database.sql().batch_execute(&insert).unwrap();
 
-    // The newest row stays.
+    // The newest row stays. An attempt that failed counts, too.
     let deleted = "select n_tup_del from pg_stat_user_tables
                    where schemaname = 'tide' and relname = 'outbox'";
     wait_until("the deletions are counted", || {
         let count: i64 = database.sql().query_one(deleted, &[]).unwrap().get(0);
-        (count == rows - 1).then_some(())
+        (count >= rows - 1).then_some(())
     });
 }
