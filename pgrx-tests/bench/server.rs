@@ -18,7 +18,6 @@ checkpoint_timeout = 1h
 wal_sender_timeout = 0
 timezone = 'UTC'
 tide.max_connections = 20000
-tide.memory_limit = '4GB'
 tide.idle_timeout = '1h'
 ";
 

@@ -286,7 +286,7 @@ impl Conversation {
             return Ok(());
         }
         let mut memory = self.context.share(Kind::Channels);
-        if !memory.grow(join::JOIN + payload.memory() + self.credentials.memory()) {
+        if !memory.grow(join::WAITING + payload.memory() + self.credentials.memory()) {
             let Refused { count, reason } = Refused::memory();
             self.refuse_join(to, count, &reason);
             return Ok(());
@@ -305,7 +305,7 @@ impl Conversation {
                 topic: Arc::clone(&topic),
             },
         };
-        self.pending.begin(topic, Box::pin(join::join(joiner, payload)));
+        self.pending.begin(topic, join::waiting(joiner, payload));
         Ok(())
     }
 
@@ -331,15 +331,19 @@ impl Conversation {
             return;
         }
         let mut memory = self.context.share(Kind::Channels);
-        if !memory.grow(join::JOIN + 2 * token.len()) {
+        if !memory.grow(join::WAITING + 2 * token.len()) {
             return self.reply(encode::error(self.vsn, to, &Refused::memory().reason));
         }
         let (context, asked) = (Arc::clone(&self.context), channel.access.asked());
         let topic: Arc<str> = to.topic.into();
         let name = Arc::clone(&topic);
         let renewal = async move {
-            let _memory = memory;
-            Outcome::Renewed(renewal(&context, &token, name.strip_prefix(PREFIX), asked).await)
+            if !memory.grow(join::JOIN) {
+                return Outcome::Renewed(Err(Refusal::Unavailable));
+            }
+            // It takes memory only from here on, when its turn has come.
+            let name = name.strip_prefix(PREFIX);
+            Outcome::Renewed(Box::pin(renewal(&context, &token, name, asked)).await)
         };
         self.pending.begin(topic, Box::pin(renewal));
     }

@@ -1,5 +1,6 @@
 //! Joining a channel: from what the client asks for to a subscription of the hub's, or a refusal.
 
+use std::pin::Pin;
 use std::slice;
 use std::sync::Arc;
 
@@ -30,15 +31,18 @@ use crate::wire::{Vsn, record};
 /// Bytes of what a client may call itself on a channel.
 const MAX_PRESENCE_KEY: usize = 255;
 
-/// Bytes that a join takes up besides its payload, while it is under way.
+/// Bytes that a join takes up besides its payload, until its turn has come.
+pub(super) const WAITING: usize = 512;
+
+/// The same from then on, until it is answered.
 pub(super) const JOIN: usize = 4 << 10;
 
 /// How much more than its payload a join may take up while it is being looked at: filters that are
 /// taken apart, values on their way to Postgres and back.
 const AT_WORK: usize = 3;
 
-/// Bytes that a channel takes up besides its bindings: here and in the hub.
-const CHANNEL: usize = 1 << 10;
+/// Bytes that a channel takes up besides its facets, here and in the hub: measured.
+const CHANNEL: usize = 1280;
 
 /// Who wants to join, and where the answer goes.
 pub(super) struct Joiner {
@@ -106,9 +110,17 @@ impl Plan {
     }
 }
 
+/// A join that waits for its turn; until then it is little more than what was asked for.
+pub(super) fn waiting(
+    joiner: Joiner,
+    payload: Box<JoinPayload>,
+) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
+    Box::pin(async { Box::pin(join(joiner, payload)).await })
+}
+
 /// Checks everything, then waits until the hub has the channel and the stream is live.
 pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outcome {
-    let planned = match joiner.memory.grow(AT_WORK * payload.memory()) {
+    let planned = match joiner.memory.grow(JOIN + AT_WORK * payload.memory()) {
         true => joiner.plan(&payload).await,
         false => Err(Refused::memory()),
     };

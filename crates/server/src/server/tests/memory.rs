@@ -265,21 +265,23 @@ async fn websockets_are_refused_past_the_limit_and_silent_sockets_are_none_of_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_join_that_waits_takes_no_more_than_is_counted() {
+async fn a_join_takes_no_more_than_is_counted_before_its_turn_and_after() {
     let world = World::new(small()).await;
     let peer = Peer { address: world.address, user_agent: None, connected_at: SystemTime::now() };
-    let topic = "realtime:room".into();
-    let joiner = Joiner {
+    let topic: Arc<str> = "realtime:room".into();
+    let joiner = || Joiner {
         context: Arc::clone(&world.context),
-        session: world.context.hub.connect(peer).0,
+        session: world.context.hub.connect(peer.clone()).0,
         vsn: Vsn::V2,
         credentials: Credentials::anonymous("web"),
         filters: world.context.own_filters(),
         memory: world.context.share(Kind::Channels),
-        address: OwnedAddress { join_ref: None, ref_: None, topic },
+        address: OwnedAddress { join_ref: None, ref_: None, topic: Arc::clone(&topic) },
     };
 
-    let waiting = join::join(joiner, Box::default());
+    let (waiting, at_work) =
+        (join::waiting(joiner(), Box::default()), join::join(joiner(), Box::default()));
 
-    assert!(size_of_val(&waiting) < join::JOIN, "{}", size_of_val(&waiting));
+    assert!(size_of_val(&*waiting) < join::WAITING, "{}", size_of_val(&*waiting));
+    assert!(size_of_val(&at_work) < join::JOIN, "{}", size_of_val(&at_work));
 }
