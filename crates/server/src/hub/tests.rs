@@ -133,6 +133,20 @@ impl World {
         }
     }
 
+    /// Waits until the hub has done what sessions asked for before.
+    fn settle(&self) {
+        self.runtime.block_on(self.hub.connections());
+    }
+
+    /// Waits until everybody has been given everything.
+    fn wait_until_nobody_lags(&self) {
+        let deadline = SystemTime::now() + Duration::from_secs(20);
+        while self.runtime.block_on(self.hub.connections()).iter().any(|client| client.lagging) {
+            assert!(SystemTime::now() < deadline, "nobody lags");
+            std::thread::yield_now();
+        }
+    }
+
     /// One transaction with one inserted row of that id.
     fn insert(&self, commit: u64, id: i64) {
         let mut batch = BatchBuilder::default();
@@ -653,7 +667,7 @@ fn clients_with_other_claims_get_other_rows() {
     assert_eq!(world.ids(&clients[0], 10), [3; 10]);
     assert_eq!(world.ids(&clients[1], 10), [4; 10]);
     let [.., nobody] = &clients;
-    world.runtime.block_on(world.hub.connections());
+    world.settle();
     assert!(nobody.queue.stats().queued_frames <= 2, "the greeting");
     assert!(asked.load(Ordering::Relaxed) <= clients.len(), "their claims hold for all events");
 }

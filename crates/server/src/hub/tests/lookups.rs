@@ -119,6 +119,7 @@ fn a_table_that_is_gone_is_an_answer() {
     world.wait_for(309);
     // The hub does not wait for its question to arrive.
     world.wait_for_question(asked + 1);
+    world.wait_until_nobody_lags();
     assert_eq!(world.catalog_worker.asked(), asked + 1);
     *world.catalog_worker.granted.lock().expect("not poisoned") = granted;
     world.altered();
