@@ -41,6 +41,7 @@ mod schema_events;
 mod sessions;
 mod slot;
 mod sql;
+mod stored_policies;
 mod support;
 mod tls;
 mod values;

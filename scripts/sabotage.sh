@@ -22,8 +22,11 @@ checks() {
 restrictive  sql/catalog/tables.sql    s/and p\.polqual is not null/& and p.polpermissive/
 old_images   crates/server/src/policy/sight.rs       s/Sight { before, \.\. } => is(before, Operation::Delete),/_ => None,/
 new_images   crates/server/src/policy/sight.rs       s/Operation::Insert => is(self.after, Operation::Insert),/Operation::Insert => Some(Operation::Insert),/
-unknown      crates/server/src/policy/images.rs      s/Datum::Unchanged | Datum::Absent => false,/Datum::Unchanged | Datum::Absent => true,/
-revokes      crates/server/src/hub/entitlement.rs    s/pub(super) fn forget(&mut self, change: &CatalogChange) {/& if self.generation > 40 { return; }/
+unknown      crates/server/src/policy/rule.rs        s/images\.exact_after(\*a) != Datum::Absent/true/
+lossy        src/source/value/mod.rs                 s/matches!(self, Value::Json(_) | Value::Array(_) | Value::Composite(_))/false/
+stored_any   src/helper/row_security.rs              s/if policy\.permissive { &mut any } else { &mut all }/\&mut any/
+stored_role  src/helper/row_security.rs              s/role == pg_sys::InvalidOid ||/true ||/
+revokes      crates/server/src/hub/entitlement.rs    s/pub(super) fn forget(&mut self, change: &CatalogChange, next: Seq) {/& if next > 200 { return; }/
 columns      sql/catalog/tables.sql    s/and pg_catalog\.has_column_privilege(t\.role_oid, t\.oid, a\.attnum, 'SELECT')//
 membership   sql/catalog/tables.sql    s/where member = 0 or pg_catalog\.pg_has_role(t\.role_oid, member, 'USAGE')/where true/
 force        sql/catalog/tables.sql    s/and (t\.relforcerowsecurity/and (false/

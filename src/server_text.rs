@@ -1,16 +1,17 @@
-//! Texts from outside as values of the database: Rust's are UTF-8, which not every database is.
+//! Texts from outside as values of the database, and the other way: Rust's are UTF-8, which not every
+//! database is.
 
 use pgrx::callconv::{BoxRet, FcInfo};
 use pgrx::datum::Datum;
 use pgrx::pgrx_sql_entity_graph::metadata::{
     ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
 };
-use pgrx::{IntoDatum, pg_sys};
+use pgrx::{FromDatum, IntoDatum, pg_sys, varlena_to_byte_slice};
 
-use crate::encoding;
+use crate::encoding::{self, Encoding};
 
-/// A text that becomes a value of type `text` in the encoding of the database; an error is raised if
-/// that has not all its characters.
+/// A text that is, or becomes, a value of type `text` in the encoding of the database; an error is raised
+/// if that has not all its characters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ServerText<T>(pub(crate) T);
 
@@ -27,9 +28,22 @@ impl<T: AsRef<str>> IntoDatum for ServerText<T> {
     }
 }
 
-/// Texts as an array of theirs.
-pub(crate) fn texts<T: AsRef<str>>(texts: &[T]) -> Vec<ServerText<&str>> {
-    texts.iter().map(|text| ServerText(text.as_ref())).collect()
+impl FromDatum for ServerText<String> {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _type_oid: pg_sys::Oid,
+    ) -> Option<ServerText<String>> {
+        if is_null {
+            return None;
+        }
+        // SAFETY: a text, as whoever asks for one sees to; it is copied at once.
+        let text = unsafe {
+            let unpacked = pg_sys::pg_detoast_datum_packed(datum.cast_mut_ptr());
+            Encoding::of_database().utf8(varlena_to_byte_slice(unpacked)).into_owned()
+        };
+        Some(ServerText(text))
+    }
 }
 
 // SAFETY: the value is a text, in the memory of the calling query.

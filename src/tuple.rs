@@ -122,7 +122,36 @@ pub(crate) unsafe fn write(
         written.map_err(|overflow: Overflow| TooLarge { column: *at, overflow })?;
     }
     *at = None;
+    // SAFETY: as above.
+    unsafe { write_texts(batch, published, tuple, image) };
     Ok(batch.end_row(&start)?)
+}
+
+/// Appends what JSON does not say all of once more, as text, where a policy may want to know it. What
+/// there is no room for is not known to policies.
+///
+/// # Safety
+/// As for [`write`].
+unsafe fn write_texts(
+    batch: &mut BatchBuilder,
+    published: &mut Published,
+    tuple: &Tuple,
+    image: Image,
+) {
+    if published.columns.iter().all(|column| column.text.is_none()) {
+        return;
+    }
+    for column in published.columns.iter_mut().filter(|column| column.value.is_lossy()) {
+        let is_told = image == Image::Full || column.is_identity;
+        let value = tuple.get(column.source).filter(|_| is_told);
+        // SAFETY: as above; the value is of the column's type.
+        let written = value.zip(column.text.as_mut()).is_some_and(|(value, text)| unsafe {
+            !value::is_on_disk(value) && batch.push_json(|out| text.write(value, out)).is_ok()
+        });
+        if !written {
+            batch.push_absent();
+        }
+    }
 }
 
 /// Appends what of the row's key can be written, if anything.

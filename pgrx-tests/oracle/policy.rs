@@ -123,7 +123,7 @@ fn user(dice: &mut Dice) -> String {
 
 fn atom(dice: &mut Dice, place: &Place<'_>) -> Atom {
     let s = place.schema;
-    let (sql, columns): (String, &[&'static str]) = match dice.below(34) {
+    let (sql, columns): (String, &[&'static str]) = match dice.below(40) {
         // Equality with claims.
         0 | 1 => (format!("owner = {}", user(dice)), &["owner"]),
         2 => (format!("{} = owner", user(dice)), &["owner"]),
@@ -260,6 +260,37 @@ fn atom(dice: &mut Dice, place: &Place<'_>) -> Atom {
             &["flag", "tenant", "level"],
         ),
         32 => ("(tenant, level) = (1, 2)".into(), &["tenant", "level"]),
+        // What JSON does not say all of.
+        33 => (
+            (*dice.pick(&["array_lower(nums, 1) = 5", "nums[6] = 8", "nums = '{7,8}'"])).to_owned(),
+            &["nums"],
+        ),
+        34 => (
+            (*dice.pick(&[
+                "(pair).a = 1",
+                "pair is null",
+                "pair is not null",
+                "(pair).b = 'a'",
+                "pair = row(1, 'a')::public.pair",
+            ]))
+            .to_owned(),
+            &["pair"],
+        ),
+        35 => (
+            (*dice.pick(&[r#"doc::text = '{"a":1}'"#, "doc is null", "doc ->> 'a' = '1'"]))
+                .to_owned(),
+            &["doc"],
+        ),
+        36 => ((*dice.pick(&["docs[1] is null", "docs[1] = 'null'"])).to_owned(), &["docs"]),
+        37 => ((*dice.pick(&["r = 'x'", "r::text <> 'x'", "r is null"])).to_owned(), &["r"]),
+        // The session, and the table.
+        38 => (
+            match dice.below(2) {
+                0 => format!("current_setting('role') = '{}'", place.role("plain")),
+                _ => format!("tableoid = '{s}.{}'::regclass and id > 2", place.table),
+            },
+            &["id"],
+        ),
         _ => {
             ((*dice.pick(&["id % 2 = 0", "id = any ('{1,2,3,4}')", "id > 4"])).to_owned(), &["id"])
         }

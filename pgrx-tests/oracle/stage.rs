@@ -116,6 +116,8 @@ fn setup(prefix: &str) -> String {
              $$ select nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'role' $$;
          create collation public.ignoring_case
              (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
-         create type public.mood as enum ('sad', 'calm', 'glad');"
+         create type public.mood as enum ('sad', 'calm', 'glad');
+         create type public.pair as (a int, b text);
+         create domain public.plain as text check (value <> 'never');"
     )
 }

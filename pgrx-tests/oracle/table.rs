@@ -3,7 +3,7 @@
 use super::dice::Dice;
 
 /// Of each column its name, its type, and what may be in it beside NULL.
-const COLUMNS: [(&str, &str, &[&str]); 15] = [
+const COLUMNS: [(&str, &str, &[&str]); 20] = [
     ("id", "bigint primary key", &[]),
     ("k", "int not null", &[]),
     (
@@ -26,6 +26,13 @@ const COLUMNS: [(&str, &str, &[&str]); 15] = [
     ("due", "date", &["'2025-12-31'", "'2026-03-01'", "'2026-12-01'"]),
     ("mood", "public.mood", &["'sad'", "'calm'", "'glad'"]),
     ("note", "varchar(20)", &["'a'", "'b'", "''"]),
+    // Values that JSON does not say all of.
+    ("nums", "int[]", &["'[5:6]={7,8}'", "'{7,8}'", "'{}'"]),
+    ("pair", "public.pair", &["row(1, 'a')", "row(null, null)", "row(2, E'\"x\\\\')"]),
+    ("doc", "json", &[r#"'{"a": 1}'"#, r#"'{"a":1}'"#, "'null'"]),
+    ("docs", "jsonb[]", &["array['null'::jsonb]", "array[null::jsonb]"]),
+    // A domain, by a name that is short.
+    ("r", "public.plain", &["'x'", "'y'"]),
     // Long values lie outside of the row, and an UPDATE of others leaves them out of the WAL.
     ("big", "text", &["'short'", "repeat('x', 5000)", "repeat('y', 5000)"]),
 ];

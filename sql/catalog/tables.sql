@@ -174,45 +174,11 @@ left join lateral (
                case when s.bytes <= 8000000 then pg_catalog.pg_get_expr(s.polqual, s.polrelid) end as condition
         from stored_policy as s
     ),
-    -- The types of the policies' constants, and those within.
-    compared as (
-        select d.refobjid as oid
-        from printed_policy as policy
-        join pg_catalog.pg_depend as d
-          on d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass and d.objid = policy.oid
-         and d.refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass
-        union
-        select inner_type.oid
-        from compared
-        join pg_catalog.pg_type as outer_type on outer_type.oid = compared.oid
-        cross join lateral (values (outer_type.typelem), (outer_type.typbasetype)) as inner_type (oid)
-        where inner_type.oid <> 0
-    ),
-    -- Their labels have to be known, or a policy could be taken for what it says since one was renamed.
-    label as materialized (
-        select e.oid, e.enumlabel
-        from compared
-        cross join lateral (
-            select e.oid, e.enumlabel
-            from pg_catalog.pg_enum as e
-            where e.enumtypid = compared.oid
-            order by e.enumsortorder -- By the index, however many labels others have.
-            limit 10001
-        ) as e
-        limit 10001
-    ),
     extent as materialized (
-        select policies.conditions,
-               policies.number <= 1000
-               and policies.are_printed
-               and pg_catalog.octet_length(policies.conditions) <= 100000
-               and labels.number <= 10000
-               and labels.number * pg_catalog.octet_length(policies.conditions) <= 50000000 as is_bearable
-        from (select pg_catalog.count(*) as number,
-                     coalesce(pg_catalog.bool_and(condition is not null), true) as are_printed,
-                     coalesce(pg_catalog.string_agg(condition, E'\n'), '') as conditions
-              from printed_policy) as policies,
-             (select pg_catalog.count(*) as number from label) as labels
+        select pg_catalog.count(*) <= 1000
+               and coalesce(pg_catalog.bool_and(condition is not null), true)
+               and coalesce(pg_catalog.sum(pg_catalog.octet_length(condition)), 0) <= 100000 as is_bearable
+        from printed_policy
     ),
     policy as (
         select p.oid, p.polname, p.polpermissive, p.condition
@@ -313,6 +279,9 @@ left join lateral (
                                                      and pg_catalog.octet_length(p.prosrc)
                                                          + coalesce(pg_catalog.octet_length(p.prosqlbody::pg_catalog.text), 0) / 30
                                                          <= 16000
+                                                     -- Claims are looked up by names.
+                                                     and pg_catalog.has_schema_privilege(
+                                                             t.role_oid, p.pronamespace, 'USAGE')
                                                 then coalesce(pg_catalog.pg_get_function_sqlbody(p.oid), p.prosrc)
                                            end
                                )
@@ -342,14 +311,6 @@ left join lateral (
                array(select a.attnum
                      from pg_catalog.pg_attribute as a
                      join pg_catalog.pg_collation as c on c.oid = a.attcollation
-                     where a.attrelid = t.oid and a.attnum > 0 and not c.collisdeterministic),
-               'labels',
-               array(select pg_catalog.json_build_array(label.oid::pg_catalog.int8, label.enumlabel)
-                     from label
-                     cross join extent
-                     where extent.is_bearable
-                       -- As far as they are printed, or would be in other characters.
-                       and (pg_catalog.strpos(extent.conditions, label.enumlabel::pg_catalog.text) > 0
-                            or label.enumlabel operator(pg_catalog.~) '[''"\\]'))
+                     where a.attrelid = t.oid and a.attnum > 0 and not c.collisdeterministic)
            ) as description
 ) as security on t.row_security;

@@ -10,13 +10,14 @@ use pgrx::{Spi, pg_sys};
 
 use crate::failure;
 use crate::failure::Failure;
+use crate::server_text::ServerText;
 
 /// More than this are dropped without a word to clients: a transaction's memory is bounded.
 const MOST: usize = 100_000;
 
 /// No operators: whoever drops something has a search_path of their own.
 const READERS: &str = "
-    select pg_catalog.array_agg(r.rolname::pg_catalog.text)
+    select pg_catalog.json_agg(r.rolname)::pg_catalog.text
     from pg_catalog.pg_roles as r
     where pg_catalog.pg_has_role('tide_authenticator', r.oid, 'MEMBER')
       and pg_catalog.has_schema_privilege(r.oid, $1, 'USAGE')
@@ -98,10 +99,11 @@ fn readers(schema: pg_sys::Oid, table: Option<pg_sys::Oid>) -> Vec<String> {
         missing
     };
     let arguments: [DatumWithOid; 2] = [schema.into(), table.into()];
-    let found = Spi::get_one_with_args::<Vec<String>>(READERS, &arguments);
+    let found = Spi::get_one_with_args::<ServerText<String>>(READERS, &arguments);
     if pushed {
         // SAFETY: the one that was pushed.
         unsafe { pg_sys::PopActiveSnapshot() };
     }
-    found.ok().flatten().unwrap_or_default()
+    let readers = found.ok().flatten();
+    readers.and_then(|ServerText(json)| serde_json::from_str(&json).ok()).unwrap_or_default()
 }

@@ -10,6 +10,8 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 
 use crate::backend::report;
 use crate::compat;
+use crate::encoding;
+use crate::server_text::ServerText;
 
 /// What publishes the schema.
 const PUBLISH: &str = "
@@ -30,9 +32,11 @@ fn tide_publish_schema(schema: pg_sys::Oid) {
             "Its owner, or a superuser, does so with tide.create_schema().",
         )
     }
-    let statement = Spi::get_one_with_args::<String>(PUBLISH, &[schema.into()]);
-    if let Ok(Some(statement)) = statement {
-        as_superuser(|| Spi::run(&statement)).unwrap_or_report();
+    let statement = Spi::get_one_with_args::<ServerText<String>>(PUBLISH, &[schema.into()]);
+    if let Ok(Some(ServerText(statement))) = statement {
+        let statement = encoding::server_string(&statement);
+        let run = || Spi::connect_mut(|client| client.update(&statement, None, &[]).map(drop));
+        as_superuser(run).unwrap_or_report();
     }
 }
 

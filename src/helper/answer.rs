@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tide_feed::catalog::{MAX_FRAME, Reply};
 
 use crate::helper::transaction::Refusal;
+use crate::server_text::ServerText;
 
 /// Bytes that a query may answer with. Written as JSON, also as JSON within JSON, that fits into a
 /// frame.
@@ -27,7 +28,8 @@ pub(crate) fn text(rows: SpiTupleTable<'_>) -> Result<Option<String>, Refusal> {
         // SAFETY: what our queries answer with is a text.
         unsafe { admit(datum)? };
     }
-    row.get_one::<String>().map_err(unexpected)
+    let answer = row.get_one::<ServerText<String>>().map_err(unexpected)?;
+    Ok(answer.map(|ServerText(text)| text))
 }
 
 /// Refuses a value that is too large to be an answer.

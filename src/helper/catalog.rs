@@ -98,11 +98,11 @@ pub(crate) fn visibility(role: &str, object: Object, streamed: u64) -> Result<St
         Object::Schema(oid) => (None, Some(pg_sys::Oid::from(oid))),
     };
     let visibility = rolled_back(TIMEOUT, || {
-        let answer = Spi::get_one_with_args::<String>(
+        let answer = Spi::get_one_with_args::<ServerText<String>>(
             VISIBILITY,
             &[ServerText(role).into(), table.into(), schema.into()],
         );
-        answer.ok().flatten().map(|visibility| parse(&visibility)).transpose()
+        answer.ok().flatten().map(|ServerText(visibility)| parse(&visibility)).transpose()
     })?;
     encode(&visibility.unwrap_or(Visibility::default()))
 }

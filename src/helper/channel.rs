@@ -1,19 +1,21 @@
 //! What the policies of `tide.channel` say: evaluated by Postgres itself, on rows that are never
 //! stored, as the client's role and with its claims.
 
-use pgrx::Spi;
-use tide_feed::catalog::{Grant, is_transient};
+use pgrx::pg_sys;
+use tide_feed::catalog::{Grant, Rows, is_transient};
 
 use crate::encoding;
 use crate::helper::answer::encode;
+use crate::helper::asked_rows::AskedRows;
 use crate::helper::executor::as_role;
+use crate::helper::log;
 use crate::helper::policy::with_claims;
+use crate::helper::row_security::{self, Command};
 use crate::helper::session::set;
 use crate::helper::transaction::Refusal;
-use crate::helper::{expression, log};
-use crate::server_text::{ServerText, texts};
 
-const POLICIES: &str = include_str!("../../sql/catalog/channel.sql");
+/// The numbers of `topic` and `extension` in `tide.channel`.
+const COLUMNS: [i16; 2] = [1, 2];
 
 /// What the role may do with each of the extensions of the topic. A policy that fails grants nothing;
 /// why is for the log, since it may say more than the client is to know. What says nothing about the
@@ -26,13 +28,16 @@ pub(crate) fn grants(
 ) -> Result<String, Refusal> {
     let mut grants = vec![Grant::default(); extensions.len()];
     let asked = as_role(role, || {
-        let (read, write) = policies()?;
+        let table = table()?;
+        let lines = extensions.iter().map(|extension| encode(&[topic, extension]));
+        let texts = lines.collect::<Result<String, Refusal>>()?;
+        let rows = AskedRows::read(table, &Rows { columns: COLUMNS.into(), texts })?;
         with_claims(claims, || {
             set(c"request.topic", &encoding::server_string(topic));
-            for (grant, admitted) in grants.iter_mut().zip(admits(&read, topic, extensions)?) {
+            for (grant, admitted) in grants.iter_mut().zip(admits(&rows, Command::Select)?) {
                 grant.read = admitted;
             }
-            for (grant, admitted) in grants.iter_mut().zip(admits(&write, topic, extensions)?) {
+            for (grant, admitted) in grants.iter_mut().zip(admits(&rows, Command::Insert)?) {
                 grant.write = admitted;
             }
             Ok(())
@@ -50,24 +55,33 @@ pub(crate) fn grants(
     encode(&grants)
 }
 
-/// What has to be true of a row of `tide.channel` for the current role to receive, and to publish.
-fn policies() -> Result<(String, String), Refusal> {
-    match Spi::get_two::<String, String>(POLICIES) {
-        Ok((Some(read), Some(write))) => Ok((read, write)),
-        _ => Err(Refusal::internal("the policies of tide.channel cannot be looked up")),
+/// The oid of `tide.channel`.
+fn table() -> Result<u32, Refusal> {
+    // SAFETY: catalogue look-ups in a transaction.
+    let oid = unsafe {
+        let schema = pg_sys::get_namespace_oid(c"tide".as_ptr(), true);
+        pg_sys::get_relname_relid(c"channel".as_ptr(), schema)
+    };
+    match oid {
+        pg_sys::InvalidOid => Err(Refusal::internal("there is no tide.channel")),
+        oid => Ok(oid.to_u32()),
     }
 }
 
-/// Whether the condition is true of each of the rows that `tide.channel` might have. It calls each
-/// `channel`, as Postgres names the table's columns where it has to.
-fn admits(condition: &str, topic: &str, extensions: &[String]) -> Result<Vec<bool>, Refusal> {
-    let query = format!(
-        "select pg_catalog.array_agg(coalesce({condition}, false) order by place)
-         from pg_catalog.unnest($2) with ordinality as asked (about, place)
-              cross join lateral
-              pg_catalog.unnest(array[row($1, about)::tide.channel]) as channel"
-    );
-    let arguments = [ServerText(topic).into(), texts(extensions).into()];
-    let answer = expression::array::<Vec<bool>>(&query, &arguments)?;
-    answer.ok_or_else(|| Refusal::internal("the policies gave no answer"))
+/// Which of the rows that `tide.channel` might have the current role might select from it, or insert.
+fn admits(rows: &AskedRows, command: Command) -> Result<Vec<bool>, Refusal> {
+    let privilege = match command {
+        Command::Select => pg_sys::ACL_SELECT,
+        Command::Insert => pg_sys::ACL_INSERT,
+    };
+    // SAFETY: a catalogue look-up in a transaction.
+    let has_privilege = unsafe {
+        let (table, user) = ((*rows.table).rd_id, pg_sys::GetUserId());
+        pg_sys::pg_class_aclcheck(table, user, privilege as pg_sys::AclMode)
+            == pg_sys::AclResult::ACLCHECK_OK
+    };
+    if has_privilege {
+        return row_security::admitted(rows, command);
+    }
+    Ok(vec![false; rows.count])
 }

@@ -2,6 +2,7 @@
 //! database: the catalog worker as the owner of the extension, executors as the clients' roles.
 
 pub(crate) mod answer;
+pub(crate) mod asked_rows;
 pub(crate) mod catalog;
 pub(crate) mod changes;
 pub(crate) mod channel;
@@ -15,6 +16,7 @@ pub(crate) mod outbox;
 pub(crate) mod plan;
 pub(crate) mod policy;
 pub(crate) mod role;
+pub(crate) mod row_security;
 pub(crate) mod serve;
 pub(crate) mod session;
 pub(crate) mod transaction;

@@ -6,13 +6,16 @@
 //! security-restricted, and with triggers and rules off: nothing of the owner's should run at all,
 //! and if it does, it has no more power than its owner has.
 
+use std::ffi::CString;
 use std::time::Duration;
 
 use pgrx::datum::DatumWithOid;
+use pgrx::spi::Query;
 use pgrx::{PgSqlErrorCode, Spi, pg_sys};
 use serde::Deserialize;
 use tide_feed::catalog::{MOST_ROWS, Outbox, Retired, TakenOver, Unpublished};
 
+use crate::encoding;
 use crate::helper::answer::{self, encode, parse};
 use crate::helper::transaction::{Refusal, committed, rolled_back};
 use crate::process::shmem;
@@ -65,7 +68,8 @@ impl Description {
         Ok(Some(outbox))
     }
 
-    fn statement(&self, template: &str) -> String {
+    /// In the encoding of the database.
+    fn statement(&self, template: &str) -> CString {
         let now = if self.has_time_zone {
             "pg_catalog.now()"
         } else {
@@ -76,14 +80,15 @@ impl Description {
         } else {
             ("", "true")
         };
-        template
+        let statement = template
             .replace("{now}", now)
             .replace("{processed}", processed)
             .replace("{unprocessed}", unprocessed)
             .replace("{columns}", &self.columns)
             .replace("{values}", &self.values)
             // Last: a table may be called anything.
-            .replace("{outbox}", &self.name)
+            .replace("{outbox}", &self.name);
+        encoding::server_string(&statement)
     }
 
     /// What the statement says, which is one text; run as the table's owner.
@@ -95,10 +100,14 @@ impl Description {
 
     fn count(&self, template: &str, arguments: &[DatumWithOid<'_>]) -> Result<u64, Refusal> {
         let statement = self.statement(template);
-        let count = as_owner(self.owner, || Spi::get_one_with_args::<i64>(&statement, arguments));
+        let count = as_owner(self.owner, || {
+            Spi::connect_mut(|client| {
+                client.update(&statement, Some(1), arguments)?.first().get_one()
+            })
+        });
         let count =
             count.ok().flatten().ok_or_else(|| Refusal::internal("the statement gave no count"))?;
-        Ok(count.unsigned_abs())
+        Ok(i64::unsigned_abs(count))
     }
 }
 
@@ -139,8 +148,10 @@ pub(crate) fn take_over(
             return Ok(TakenOver { after, done: true });
         }
         let lock = outbox.statement("lock table only {outbox} in share row exclusive mode");
-        as_owner(outbox.owner, || Spi::run(&lock))
-            .map_err(|error| Refusal::internal(&error.to_string()))?;
+        as_owner(outbox.owner, || {
+            Spi::connect_mut(|client| client.update(&lock, None, &[]).map(drop))
+        })
+        .map_err(|error| Refusal::internal(&error.to_string()))?;
         let line_up = |after: i64| -> Result<Moved, Refusal> {
             let arguments = [after.into(), i64::from(limit).into(), mark.as_str().into()];
             parse(&outbox.run(LINE_UP, &arguments)?)
@@ -278,7 +289,11 @@ fn set_local(name: &std::ffi::CStr, value: &std::ffi::CStr) {
 }
 
 /// The one text that a statement answers with, if it gives a row.
-fn text(statement: &str, arguments: &[DatumWithOid<'_>]) -> Result<Option<String>, Refusal> {
+fn text<'s, S>(statement: &'s S, arguments: &[DatumWithOid<'_>]) -> Result<Option<String>, Refusal>
+where
+    S: ?Sized,
+    for<'conn> &'s S: Query<'conn>,
+{
     let failed = |error: pgrx::spi::Error| Refusal::internal(&error.to_string());
     Spi::connect_mut(|client| {
         answer::text(client.update(statement, Some(1), arguments).map_err(failed)?)

@@ -2,32 +2,32 @@
 //! Postgres itself as the client's role and with its claims.
 
 use std::cell::Cell;
+use std::ffi::CString;
 use std::time::{Duration, Instant};
 
-use pgrx::datum::DatumWithOid;
-use pgrx::{PgSqlErrorCode, Spi, pg_sys};
-use tide_feed::catalog::{ClaimsOutcome, ClaimsOutcomes, PolicyOutcome, PolicyOutcomes};
+use pgrx::pg_sys;
+use tide_feed::catalog::{ClaimsOutcome, ClaimsOutcomes, PolicyOutcome, PolicyOutcomes, Rows};
 
 use crate::encoding;
 use crate::guc;
 use crate::helper::answer::{LARGEST, encode, too_large};
+use crate::helper::asked_rows::AskedRows;
 use crate::helper::executor::as_role;
+use crate::helper::row_security::{self, Command};
 use crate::helper::session::set;
 use crate::helper::transaction::{Refusal, allow};
-use crate::helper::{expression, labels};
-use crate::server_text::ServerText;
+use crate::helper::{answer, expression, labels};
 
 /// How long an executor goes on with further clients of one question: others wait for it.
 const BUDGET: Duration = Duration::from_millis(50);
 /// And how many bytes the answers may have by then; the rest is asked about in another question.
 const PAGE: usize = LARGEST / 4;
 
-/// Which of the rows the condition admits, for each client.
+/// Which of the rows the table's policies admit, for each client.
 pub(crate) fn evaluate_policy(
     role: &str,
     table: u32,
-    condition: &str,
-    rows: &str,
+    rows: &Rows,
     labels: &[(u32, String)],
     claims: &[String],
 ) -> Result<String, Refusal> {
@@ -36,10 +36,10 @@ pub(crate) fn evaluate_policy(
         claims,
         || {
             labels::check(labels)?;
-            AskedRows::of(table, rows)
+            AskedRows::read(table, rows)
         },
         |rows| {
-            let visible = rows.admitted(condition)?;
+            let visible = row_security::admitted(rows, Command::Select)?;
             // What was renamed meanwhile may have been read as another label.
             labels::check(labels)?;
             let size = visible.len() * "false,".len();
@@ -60,14 +60,17 @@ pub(crate) fn evaluate_claims(
         .iter()
         .map(|expression| format!("pg_catalog.to_jsonb(({expression}))::pg_catalog.text"))
         .collect();
-    let query = format!("select array[{}]::pg_catalog.text[]", list.join(", "));
+    let list = list.join(", ");
+    let query =
+        format!("select pg_catalog.to_json(array[{list}]::pg_catalog.text[])::pg_catalog.text");
     let outcomes = for_each(
         role,
         claims,
         || Ok(()),
         |()| {
-            let values = expression::array::<Vec<Option<String>>>(&query, &[])?;
+            let values = expression::text(&query)?;
             let values = values.ok_or_else(|| Refusal::internal("no values"))?;
+            let values: Vec<Option<String>> = answer::parse(&values)?;
             let size = values.iter().flatten().map(String::len).sum();
             Ok((ClaimsOutcome::Values(values), size))
         },
@@ -112,70 +115,48 @@ fn for_each<P, A>(
     Ok(answers)
 }
 
+/// Claims that are settings of their own: as many are looked at.
+const MOST_CLAIMS: usize = 64;
+
+/// As older versions of PostgREST do, has each claim in a setting of its own as well: policies that were
+/// written for them ask for `request.jwt.claim.sub`.
+fn set_each(claims: &str) {
+    let Ok(claims) = serde_json::from_str::<serde_json::Map<_, serde_json::Value>>(claims) else {
+        return;
+    };
+    let is_name = |name: &str| {
+        let has_head = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        let is_part = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$');
+        has_head && name.len() < 64 && name.bytes().all(is_part)
+    };
+    for (name, value) in claims.into_iter().filter(|(name, _)| is_name(name)).take(MOST_CLAIMS) {
+        let text = match value {
+            serde_json::Value::String(text) => text,
+            other => other.to_string(),
+        };
+        if !text.contains('\0')
+            && let Ok(name) = CString::new(format!("request.jwt.claim.{name}"))
+        {
+            set(&name, &encoding::server_string(&text));
+        }
+    }
+}
+
 /// Does the work as a client with these claims would see it, within the time that one question
 /// may take.
 pub(crate) fn with_claims<R>(
     claims: &str,
     work: impl FnOnce() -> Result<R, Refusal>,
 ) -> Result<R, Refusal> {
-    let claims = encoding::server_string(claims);
+    let server_claims = encoding::server_string(claims);
     allow(guc::policy_timeout());
     // SAFETY: in a transaction, whose end takes all of it back if the work fails.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
-    set(c"request.jwt.claims", &claims);
+    set(c"request.jwt.claims", &server_claims);
+    set(c"request.headers", c"{}");
+    set_each(claims);
     let result = work()?;
     // SAFETY: the level begun above.
     unsafe { pg_sys::AtEOXact_GUC(false, level) };
     Ok(result)
-}
-
-/// Rows of a table as Postgres's own values.
-struct AskedRows {
-    /// The table's name, as the condition knows it.
-    name: String,
-    rows: pg_sys::Datum,
-    rows_type: pg_sys::Oid,
-}
-
-impl AskedRows {
-    fn of(table: u32, rows: &str) -> Result<AskedRows, Refusal> {
-        let query = "select pg_catalog.quote_ident(relname), oid::pg_catalog.regclass::text \
-                     from pg_catalog.pg_class where oid = $1";
-        let table = pg_sys::Oid::from(table);
-        let names = Spi::get_two_with_args::<String, String>(query, &[table.into()]);
-        let Ok((Some(name), Some(qualified))) = names else {
-            let code = PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE;
-            return Err(Refusal::new(code, "the table is gone"));
-        };
-        let query = format!(
-            "select array(select r from pg_catalog.jsonb_populate_recordset(null::{qualified}, $1::jsonb) as r)"
-        );
-        let (rows, rows_type) = value(&query, &[ServerText(rows).into()])
-            .ok_or_else(|| Refusal::internal("the rows cannot be read"))?;
-        Ok(AskedRows { name, rows, rows_type })
-    }
-
-    fn admitted(&self, condition: &str) -> Result<Vec<bool>, Refusal> {
-        // In the list of results, so that nothing is reordered or left out.
-        let query = format!(
-            "select array(select coalesce(({condition}), false) from pg_catalog.unnest($1) as {})",
-            self.name
-        );
-        // SAFETY: the value and its type come from the same query.
-        let rows = unsafe { DatumWithOid::new(self.rows, self.rows_type) };
-        let admitted = expression::array::<Vec<bool>>(&query, &[rows])?;
-        admitted.ok_or_else(|| Refusal::internal("the policy gave no answer"))
-    }
-}
-
-/// The one value, an array, that a query answers with, and its type.
-fn value(query: &str, arguments: &[DatumWithOid]) -> Option<(pg_sys::Datum, pg_sys::Oid)> {
-    Spi::connect(|client| {
-        let answer = client.select(query, Some(1), arguments).ok()?.first();
-        let value = answer.get_datum_by_ordinal(1).ok()??;
-        let value_type = answer.column_type_oid(1).ok()?.value();
-        // SAFETY: arrays are of variable length; the copy lives as long as the transaction.
-        let value = unsafe { pg_sys::SPI_datumTransfer(value, false, -1) };
-        Some((value, value_type))
-    })
 }

@@ -119,10 +119,9 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
         (Hello::Executor, Request::Cast { role, type_sql, values }) => {
             executor::cast(&role, &type_sql, &values)
         }
-        (
-            Hello::Executor,
-            Request::EvaluatePolicy { role, table, condition, rows, labels, claims },
-        ) => policy::evaluate_policy(&role, table, &condition, &rows, &labels, &claims),
+        (Hello::Executor, Request::EvaluatePolicy { role, table, rows, labels, claims }) => {
+            policy::evaluate_policy(&role, table, &rows, &labels, &claims)
+        }
         (Hello::Executor, Request::EvaluateClaims { role, expressions, claims }) => {
             policy::evaluate_claims(&role, &expressions, &claims)
         }

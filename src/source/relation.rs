@@ -15,7 +15,7 @@ use crate::source::invalidation::Stale;
 use crate::source::outbox::{Outbox, Registration};
 use crate::source::publication::{Operations, Publishing};
 use crate::source::row_filter::RowFilter;
-use crate::source::value::{Origins, Value};
+use crate::source::value::{Origins, Output, Value};
 use crate::source::{publication, row_filter};
 
 /// A table whose changes are published.
@@ -41,7 +41,12 @@ pub(crate) struct PublishedColumn {
     pub(crate) is_varlena: bool,
     pub(crate) is_identity: bool,
     pub(crate) value: Value,
+    /// Of a lossy column of a table with row-level security: how its texts are made.
+    pub(crate) text: Option<Output>,
 }
+
+/// Texts are made of arrays and composites that are no deeper within one another.
+const DEEPEST_TEXT: usize = 4;
 
 /// What is known of a table that has changed.
 #[derive(Debug)]
@@ -230,9 +235,18 @@ impl Published {
                 let own = compat::attribute((*table).rd_att, source);
                 let is_identity = identity.has(own.attnum);
                 let value = Value::of(own.atttypid, memory.0, &mut origins, 0);
-                columns.push(column(attribute, is_identity, value.labels(), encoding));
+                let is_lossy = value.is_lossy();
+                let has_text =
+                    is_lossy && value.depth() <= DEEPEST_TEXT && (*(*target).rd_rel).relrowsecurity;
+                let text =
+                    has_text.then(|| Output::of(pg_sys::getBaseType(own.atttypid), memory.0));
+                let labels = value.labels();
+                columns.push(Column {
+                    lossy: is_lossy,
+                    ..column(attribute, is_identity, labels, encoding)
+                });
                 let is_varlena = own.attlen == -1;
-                published.push(PublishedColumn { source, is_varlena, is_identity, value });
+                published.push(PublishedColumn { source, is_varlena, is_identity, value, text });
             }
             origins.relations.insert((*target).rd_id.to_u32());
             let filter =
@@ -280,6 +294,7 @@ unsafe fn column(
             kind: Kind::of(base.to_u32(), pg_sys::type_is_enum(base)),
             identity,
             labels: labels.into(),
+            lossy: false,
         }
     }
 }

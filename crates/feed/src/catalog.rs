@@ -28,6 +28,9 @@ pub const TOO_LARGE: &str = "54000";
 /// Rows that a question about an outbox may be about, at most, whatever limit it gives.
 pub const MOST_ROWS: u32 = 65_536;
 
+/// Columns of a table, at most: Postgres's own limit.
+pub const MOST_COLUMNS: usize = 1600;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hello {
@@ -73,15 +76,13 @@ pub enum Request {
         #[serde(deserialize_with = "few")]
         values: Vec<String>,
     },
-    /// (executor) Which of the rows the condition admits, for each of the clients, whose claims
-    /// these are. `rows` is a JSON array of objects, one for each row. `labels` are those of enums
-    /// that are in condition and rows, with their oids: if one has another name by now, the
-    /// answer is SQLSTATE [`RENAMED`]. Answers [`PolicyOutcomes`].
+    /// (executor) Which of the rows the table's policies admit, for each of the clients, whose claims
+    /// these are. `labels` are those of enums that are in the rows, with their oids: if one has another
+    /// name by now, the answer is SQLSTATE [`RENAMED`]. Answers [`PolicyOutcomes`].
     EvaluatePolicy {
         role: String,
         table: u32,
-        condition: String,
-        rows: String,
+        rows: Rows,
         #[serde(deserialize_with = "few")]
         labels: Vec<(u32, String)>,
         #[serde(deserialize_with = "few")]
@@ -217,8 +218,6 @@ pub struct RowSecurity {
     pub identity: Vec<i16>,
     /// Columns whose equal values may be different texts.
     pub nondeterministic: Vec<i16>,
-    /// Labels of enums, with their oids, that the policies' texts may have.
-    pub labels: Vec<(u32, String)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -241,7 +240,8 @@ pub struct Function {
     /// `pg_proc.provolatile`
     pub volatility: char,
     pub language: String,
-    /// Its source, where the language is SQL or PL/pgSQL and it is not too long.
+    /// Its source, where the language is SQL or PL/pgSQL, it is not too long, and the role may use its
+    /// schema: without that a policy can call it, but nothing that is read anew can.
     pub body: Option<String>,
 }
 
@@ -327,6 +327,28 @@ pub struct Unpublished {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cast {
     pub values: Vec<String>,
+}
+
+/// Rows of a table, as texts that the types of its columns read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rows {
+    /// By their numbers: those that the texts are of. All others are NULL.
+    #[serde(deserialize_with = "at_most::<{ MOST_COLUMNS }, _, _>")]
+    pub columns: Vec<i16>,
+    /// A JSON array of texts and nulls for each row, one after the other.
+    pub texts: String,
+}
+
+impl Rows {
+    /// The rows, one at a time: however many there are, no more than one is taken apart.
+    pub fn each(&self) -> impl Iterator<Item = Result<Vec<Option<Box<str>>>, serde_json::Error>> {
+        #[derive(Deserialize)]
+        struct Row(
+            #[serde(deserialize_with = "at_most::<{ MOST_COLUMNS }, _, _>")] Vec<Option<Box<str>>>,
+        );
+        let rows = serde_json::Deserializer::from_str(&self.texts).into_iter::<Row>();
+        rows.map(|row| row.map(|Row(texts)| texts))
+    }
 }
 
 /// Answer to [`Request::EvaluatePolicy`]: one for each of the clients, in their order; fewer if

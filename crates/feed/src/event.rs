@@ -169,6 +169,9 @@ pub struct Column {
     pub identity: bool,
     /// Those that values are printed with: of the enum that it is, or of any within.
     pub labels: Box<[Arc<Labels>]>,
+    /// JSON does not say all of a value (an array's bounds, say): rows that policies may be held
+    /// against have its own text, too. See [`Relation::text_index`].
+    pub lossy: bool,
 }
 
 /// A table as of the event: its live columns in attnum order, as far as the WAL has them.
@@ -180,6 +183,15 @@ pub struct Relation {
     pub columns: Box<[Column]>,
     /// The old row of an UPDATE or DELETE holds every column (REPLICA IDENTITY FULL).
     pub identity_full: bool,
+}
+
+impl Relation {
+    /// Where a row may have the text, in JSON, of the value of a [lossy](Column::lossy) column: after
+    /// those of all columns come the texts, in the order of the columns.
+    pub fn text_index(&self, index: usize) -> usize {
+        let before = self.columns.iter().take(index);
+        self.columns.len() + before.filter(|column| column.lossy).count()
+    }
 }
 
 /// One column's value in a row: text in JSON as `to_jsonb` would print it.

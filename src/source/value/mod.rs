@@ -165,6 +165,24 @@ impl Value {
         None
     }
 
+    /// Whether JSON leaves something out: an array's bounds, which of two kinds of null, how a text of
+    /// type json was written.
+    pub(crate) fn is_lossy(&self) -> bool {
+        matches!(self, Value::Json(_) | Value::Array(_) | Value::Composite(_))
+    }
+
+    /// How deep arrays and composites are within one another: each level doubles what its text needs to
+    /// be quoted.
+    pub(crate) fn depth(&self) -> usize {
+        match self {
+            Value::Array(array) => 1 + array.element().depth(),
+            Value::Composite(composite) => {
+                1 + composite.values().map(Value::depth).max().unwrap_or(0)
+            }
+            _ => 0,
+        }
+    }
+
     /// The labels of enums that it is printed with.
     pub(crate) fn labels(&self) -> Vec<Arc<Labels>> {
         match self {
@@ -302,7 +320,7 @@ pub(crate) struct Output {
 impl Output {
     /// # Safety
     /// Under a historic snapshot. `memory` outlives the function.
-    unsafe fn of(type_id: pg_sys::Oid, memory: pg_sys::MemoryContext) -> Output {
+    pub(crate) unsafe fn of(type_id: pg_sys::Oid, memory: pg_sys::MemoryContext) -> Output {
         let mut function = pg_sys::InvalidOid;
         let mut is_varlena = false;
         let mut info = Box::new(pg_sys::FmgrInfo::default());
@@ -312,6 +330,20 @@ impl Output {
             pg_sys::fmgr_info_cxt(function, &raw mut *info, memory);
         }
         Output { function: info, is_varlena }
+    }
+
+    /// Appends a value's text, as a JSON string.
+    ///
+    /// # Safety
+    /// A value of the type, not NULL. Takes memory from the current context and does not give it back.
+    pub(crate) unsafe fn write(
+        &mut self,
+        datum: pg_sys::Datum,
+        out: &mut Bounded<'_>,
+    ) -> Result<(), Overflow> {
+        let encoding = Encoding::of_database();
+        // SAFETY: as above.
+        json::write_bounded(out, &encoding.utf8(unsafe { self.text(datum) }.to_bytes()))
     }
 
     /// # Safety

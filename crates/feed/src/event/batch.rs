@@ -41,7 +41,8 @@ pub(super) const FIELD: usize = 8;
 /// those that say why there is no value.
 pub(super) const MOST_BYTES: usize = (u32::MAX - 3) as usize;
 
-/// A row in a batch: as many fields as the relation has columns.
+/// A row in a batch: as many fields as the relation has columns, and texts of some: see
+/// [`super::Relation::text_index`].
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Row {
     first: u32,

@@ -20,8 +20,8 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tide_feed::catalog::{
     Cast, Changes, ClaimsOutcome, ClaimsOutcomes, Grant, MAX_FRAME, MAX_QUESTION, Object, Outbox,
-    PolicyOutcome, PolicyOutcomes, Request, Retired, RoleStatus, Secrets, TableAccess, TableName,
-    Tables, TakenOver, Unpublished, Visibility, Which, is_transient,
+    PolicyOutcome, PolicyOutcomes, Request, Retired, RoleStatus, Rows, Secrets, TableAccess,
+    TableName, Tables, TakenOver, Unpublished, Visibility, Which, is_transient,
 };
 use tide_feed::event::{CatalogChange, Lsn};
 use tokio::net::UnixStream;
@@ -172,20 +172,18 @@ impl Catalog {
         Ok(answer.values)
     }
 
-    /// Which of the rows (a JSON array of objects) the condition admits for each client of the
-    /// role, by its claims. `labels` are those of enums in them. An answer may be for the first of
+    /// Which of the rows the table's policies admit for each client of the role, by its claims. `labels` are those of enums in them. An answer may be for the first of
     /// the clients only.
     pub async fn evaluate_policy(
         &self,
         role: &str,
         table: u32,
-        condition: &str,
-        rows: String,
+        rows: Rows,
         labels: Vec<(u32, String)>,
         claims: Vec<String>,
     ) -> Result<Vec<PolicyOutcome>, CatalogError> {
-        let (role, condition) = (role.into(), condition.into());
-        let request = Request::EvaluatePolicy { role, table, condition, rows, labels, claims };
+        let role = role.into();
+        let request = Request::EvaluatePolicy { role, table, rows, labels, claims };
         let answer: PolicyOutcomes = ask(&self.executors, Lane::Slow, None, request).await?;
         Ok(answer.outcomes)
     }

@@ -72,32 +72,30 @@ impl Entitlement {
         columns.map(|column| column.attnum).collect()
     }
 
-    /// Labels of enums in the policies' texts, with their oids.
-    pub(super) fn labels(&self) -> &[(u32, String)] {
-        let security = self.access.as_ref().and_then(|access| access.row_security.as_ref());
-        security.map_or(&[], |security| &security.labels)
+    /// The columns that the policies look at.
+    pub(super) fn policy_columns(&self) -> Vec<i16> {
+        self.rule.columns().map_or_else(|| self.attnums(), <[i16]>::to_vec)
     }
 
-    /// Writes an image of a row as an object for Postgres to read: the columns that the policies
-    /// look at, and labels of enums, by the names that they have today. `used` gets the labels.
-    /// False: it cannot be said by today's names.
+    /// Writes an image of a row for Postgres to read: a JSON array of the texts of these columns'
+    /// values, labels of enums by the names that they have today. `used` gets the labels. False: it
+    /// cannot be said by today's names.
     pub(super) fn write_row<'a>(
         &self,
+        columns: &[i16],
         out: &mut Vec<u8>,
         used: &mut BTreeMap<u32, Box<str>>,
         images: &Images<'a>,
-        value: impl Fn(i16) -> Datum<'a>,
+        exact: impl Fn(i16) -> Datum<'a>,
     ) -> bool {
-        let is_needed = |attnum| self.rule.columns().is_none_or(|some| some.contains(&attnum));
-        let columns = self.access.iter().flat_map(|access| &access.columns);
-        out.push(b'{');
-        let mut is_first = true;
-        for column in columns.filter(|column| is_needed(column.attnum)) {
-            let Datum::Json(json) = value(column.attnum) else { continue };
-            if !std::mem::take(&mut is_first) {
-                out.push(b',');
-            }
-            json::write_key(out, &column.name);
+        for (index, &attnum) in columns.iter().enumerate() {
+            out.push(if index == 0 { b'[' } else { b',' });
+            let access = self.access.iter().flat_map(|access| &access.columns);
+            let column = access.into_iter().find(|column| column.attnum == attnum);
+            let (Some(column), Datum::Json(json)) = (column, exact(attnum)) else {
+                out.extend_from_slice(b"null");
+                continue;
+            };
             if column.kind == Kind::Enum {
                 let Some((oid, label)) = todays_label(column, images, json) else { return false };
                 json::write_str(out, &label);
@@ -106,12 +104,13 @@ impl Entitlement {
             }
             // Within other values they have the names that they had: it will be seen whether these
             // are still theirs.
-            for (oid, label) in images.labels(column.attnum).iter().flat_map(|l| l.pairs()) {
+            for (oid, label) in images.labels(attnum).iter().flat_map(|l| l.pairs()) {
                 used.insert(oid, label.into());
             }
-            out.extend_from_slice(json);
+            let Some(text) = images.text(attnum, json) else { return false };
+            json::write_str(out, &text);
         }
-        out.push(b'}');
+        out.extend_from_slice(if columns.is_empty() { b"[]" } else { b"]" });
         true
     }
 

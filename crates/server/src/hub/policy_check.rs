@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tide_feed::backoff::Backoff;
-use tide_feed::catalog::{QUERY_CANCELED, RENAMED};
+use tide_feed::catalog::{QUERY_CANCELED, RENAMED, Rows};
 use tide_feed::event::CatalogChange;
 use tokio::sync::mpsc;
 
@@ -266,8 +266,7 @@ async fn put(
         let evaluated = catalog.evaluate_claims(&role, expressions, claims).await;
         evaluated.map(|all| all.into_iter().map(GroupAnswer::from).collect())
     } else {
-        let condition = &rule.condition;
-        let evaluated = catalog.evaluate_policy(&role, table, condition, rows, labels, claims);
+        let evaluated = catalog.evaluate_policy(&role, table, rows, labels, claims);
         evaluated.await.map(|all| all.into_iter().map(GroupAnswer::from).collect())
     };
     PolicyAnswer { role, table, rule, groups, asked, count, outcome }
@@ -385,7 +384,7 @@ impl CheckQueue {
         }
         let mut row_batch = RowBatch::default();
         if rule.way == Way::Formula {
-            let (asked, rows, labels) = (Vec::new(), String::new(), Vec::new());
+            let (asked, rows, labels) = (Vec::new(), Rows::default(), Vec::new());
             let is_any = !groups.is_empty();
             let (rule, count) = (Arc::clone(rule), 0);
             return is_any.then_some(PolicyQuestion {
@@ -406,8 +405,7 @@ impl CheckQueue {
             return None;
         }
         let (asked, count) = (std::mem::take(&mut row_batch.asked), row_batch.count);
-        let (rows, mut labels) = row_batch.finish();
-        labels.extend_from_slice(entitlement.labels());
+        let (rows, labels) = row_batch.finish();
         Some(PolicyQuestion { rule: Arc::clone(rule), groups, claims, asked, count, rows, labels })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tide_feed::catalog::{ClaimsOutcome, PolicyOutcome};
+use tide_feed::catalog::{ClaimsOutcome, PolicyOutcome, Rows};
 
 use super::group::GroupId;
 use super::row_batch::AskedEvent;
@@ -17,9 +17,9 @@ pub(super) struct PolicyQuestion {
     /// The events of the rows; none where the question is about what the claims are worth.
     pub(super) asked: Vec<AskedEvent>,
     pub(super) count: usize,
-    /// The images of rows that are asked about: a JSON array.
-    pub(super) rows: String,
-    /// Labels of enums in the rows and the rule's condition, with their oids.
+    /// The images of rows that are asked about.
+    pub(super) rows: Rows,
+    /// Labels of enums in the rows, with their oids.
     pub(super) labels: Vec<(u32, String)>,
 }
 
@@ -29,7 +29,7 @@ impl PolicyQuestion {
         let claims = self.claims.iter().map(String::len).sum::<usize>();
         let labels = self.labels.iter().map(|(_, label)| label.len()).sum::<usize>();
         let labels = labels + size_of_val(&*self.labels);
-        self.rows.len() + claims + labels + size_of_val(&*self.asked)
+        self.rows.texts.len() + claims + labels + size_of_val(&*self.asked)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tide_feed::catalog::Rows;
 use tide_feed::event::{EventKind, Operation, Relation};
 
 use super::entitlement::Entitlement;
@@ -30,6 +31,8 @@ pub(super) struct AskedEvent {
 pub(super) struct RowBatch {
     pub(super) asked: Vec<AskedEvent>,
     pub(super) count: usize,
+    /// The columns that are asked about.
+    columns: Vec<i16>,
     rows: Vec<u8>,
     /// Labels of enums that are in the rows, by their oids.
     labels: BTreeMap<u32, Box<str>>,
@@ -46,6 +49,7 @@ impl RowBatch {
         entitlement: &Entitlement,
     ) {
         let attnums = entitlement.attnums();
+        self.columns = entitlement.policy_columns();
         let mut first: Option<&Arc<Relation>> = None;
         for seq in from..history.head().min(from.saturating_add(REACH)) {
             if self.count >= limit || self.rows.len() >= BYTES {
@@ -79,15 +83,15 @@ impl RowBatch {
         }
         let before = before
             .then(|| {
-                self.add(|out, labels| {
-                    entitlement.write_row(out, labels, images, |a| images.before(a))
+                self.add(|columns, out, labels| {
+                    entitlement.write_row(columns, out, labels, images, |a| images.exact_before(a))
                 })
             })
             .flatten();
         let after = after
             .then(|| {
-                self.add(|out, labels| {
-                    entitlement.write_row(out, labels, images, |a| images.after(a))
+                self.add(|columns, out, labels| {
+                    entitlement.write_row(columns, out, labels, images, |a| images.exact_after(a))
                 })
             })
             .flatten();
@@ -97,11 +101,11 @@ impl RowBatch {
     /// Adds an image; gives its place, unless it cannot be written, or is too large to be sent.
     fn add(
         &mut self,
-        write: impl FnOnce(&mut Vec<u8>, &mut BTreeMap<u32, Box<str>>) -> bool,
+        write: impl FnOnce(&[i16], &mut Vec<u8>, &mut BTreeMap<u32, Box<str>>) -> bool,
     ) -> Option<usize> {
         let start = self.rows.len();
-        self.rows.push(if start == 0 { b'[' } else { b',' });
-        if !write(&mut self.rows, &mut self.labels) || self.rows.len() - start > LARGEST {
+        let is_written = write(&self.columns, &mut self.rows, &mut self.labels);
+        if !is_written || self.rows.len() - start > LARGEST {
             self.rows.truncate(start);
             return None;
         }
@@ -109,15 +113,12 @@ impl RowBatch {
         Some(self.count - 1)
     }
 
-    /// The images as a JSON array, and the labels of enums in them.
-    pub(super) fn finish(mut self) -> (String, Vec<(u32, String)>) {
-        if self.rows.is_empty() {
-            self.rows.push(b'[');
-        }
-        self.rows.push(b']');
+    /// The images, and the labels of enums in them.
+    pub(super) fn finish(self) -> (Rows, Vec<(u32, String)>) {
         let labels = self.labels.into_iter().map(|(oid, label)| (oid, label.into()));
         // Made of values that are JSON, and JSON is UTF-8.
-        (String::from_utf8(self.rows).unwrap_or_default(), labels.collect())
+        let texts = String::from_utf8(self.rows).unwrap_or_default();
+        (Rows { columns: self.columns, texts }, labels.collect())
     }
 }
 

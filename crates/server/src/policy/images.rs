@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use tide_feed::event::{Batch, Change, Datum, Kind, Operation, Relation, RowRef};
+use tide_feed::event::{Batch, Change, Column, Datum, Kind, Operation, Relation, RowRef};
 use tide_feed::labels::Labels;
 
 /// The images that a policy is held against.
@@ -37,23 +37,62 @@ impl<'a> Images<'a> {
 
     /// A column's value before the change: `Absent` if that is not known.
     pub fn before(&self, attnum: i16) -> Datum<'a> {
-        let Some((index, identity)) = self.column(attnum) else { return Datum::Absent };
-        match (self.old, self.new) {
-            (Some(old), _) => known(old.get(index)),
-            // An UPDATE leaves the old row out if the replica identity is what it was.
-            (None, Some(new)) if identity && self.has_before() => known(new.get(index)),
-            _ => Datum::Absent,
-        }
+        let place = self.place(attnum);
+        place.map_or(Datum::Absent, |(index, column)| self.before_at(index, column))
     }
 
     /// A column's value after the change: `Absent` if that is not known.
     pub fn after(&self, attnum: i16) -> Datum<'a> {
-        let Some((index, _)) = self.column(attnum) else { return Datum::Absent };
+        self.place(attnum).map_or(Datum::Absent, |(index, _)| self.after_at(index))
+    }
+
+    /// A column's value before the change, in JSON that its [text](Images::text) can be taken
+    /// from.
+    /// `Absent` if that is not known.
+    pub fn exact_before(&self, attnum: i16) -> Datum<'a> {
+        self.exact(attnum, |index, column| self.before_at(index, column))
+    }
+
+    /// The same after the change.
+    pub fn exact_after(&self, attnum: i16) -> Datum<'a> {
+        self.exact(attnum, |index, _| self.after_at(index))
+    }
+
+    /// Of a column, the value there, or its text.
+    fn before_at(&self, index: usize, column: &Column) -> Datum<'a> {
+        match (self.old, self.new) {
+            (Some(old), _) => known(old.get(index)),
+            // An UPDATE leaves the old row out if the replica identity is what it was.
+            (None, Some(new)) if column.identity && self.has_before() => known(new.get(index)),
+            _ => Datum::Absent,
+        }
+    }
+
+    fn after_at(&self, index: usize) -> Datum<'a> {
         match self.new.map(|new| new.get(index)) {
             Some(Datum::Unchanged) => known(self.old.map_or(Datum::Absent, |old| old.get(index))),
             Some(datum) => datum,
             None => Datum::Absent,
         }
+    }
+
+    fn exact(&self, attnum: i16, at: impl Fn(usize, &Column) -> Datum<'a>) -> Datum<'a> {
+        let Some((index, column)) = self.place(attnum) else { return Datum::Absent };
+        match known(at(index, column)) {
+            Datum::Json(_) if column.lossy => known(at(self.relation.text_index(index), column)),
+            value => value,
+        }
+    }
+
+    /// The text that a column's type reads as the value; `None`: it cannot be had.
+    pub fn text(&self, attnum: i16, exact: &'a [u8]) -> Option<Cow<'a, str>> {
+        let (_, column) = self.place(attnum)?;
+        // What jsonb is printed as is its text; so are numbers and booleans.
+        let is_quoted = exact.first() == Some(&b'"') && (column.lossy || column.kind != Kind::Json);
+        if is_quoted {
+            return serde_json::from_slice(exact).ok().map(Cow::Owned);
+        }
+        std::str::from_utf8(exact).ok().map(Cow::Borrowed)
     }
 
     /// Bytes of all values.
@@ -80,35 +119,18 @@ impl<'a> Images<'a> {
 
     /// The labels that a column's values are printed with.
     pub fn labels(&self, attnum: i16) -> &'a [Arc<Labels>] {
-        let column = self.column(attnum).and_then(|(index, _)| self.relation.columns.get(index));
-        column.map_or(&[], |column| &column.labels)
+        self.place(attnum).map_or(&[], |(_, column)| &column.labels)
     }
 
     /// Of a column that is an enum.
     fn own_labels(&self, attnum: i16) -> Option<&'a Labels> {
-        let mut columns = self.relation.columns.iter();
-        let column = columns.find(|column| column.attnum == attnum)?;
+        let (_, column) = self.place(attnum)?;
         column.labels.first().filter(|_| column.kind == Kind::Enum).map(|labels| &**labels)
     }
 
-    fn column(&self, attnum: i16) -> Option<(usize, bool)> {
+    fn place(&self, attnum: i16) -> Option<(usize, &'a Column)> {
         let mut columns = self.relation.columns.iter().enumerate();
-        let (index, column) = columns.find(|(_, column)| column.attnum == attnum)?;
-        Some((index, column.identity))
-    }
-
-    /// Whether a value, if it is read from the JSON that it is here, is the one that the row has: a
-    /// `null` of JSON is none of SQL's, but would be taken for one.
-    pub fn is_certain(&self, attnum: i16, datum: Datum<'_>) -> bool {
-        let is_json = || {
-            let index = self.column(attnum).map(|(index, _)| index);
-            index.and_then(|i| self.relation.columns.get(i)).is_some_and(|c| c.kind == Kind::Json)
-        };
-        match datum {
-            Datum::Unchanged | Datum::Absent => false,
-            Datum::Json(b"null") => !is_json(),
-            _ => true,
-        }
+        columns.find(|(_, column)| column.attnum == attnum)
     }
 }
 
@@ -156,9 +178,38 @@ mod tests {
         assert_eq!(images.before(1), Datum::Json(b"1"), "the key is what it was");
         assert_eq!(images.before(3), Datum::Absent);
         assert_eq!(images.after(3), Datum::Absent);
-        assert!(!images.is_certain(4, images.after(4)), "a null of JSON");
-        assert!(images.is_certain(1, images.after(1)));
+        assert_eq!(
+            images.exact_after(4),
+            Datum::Json(b"null"),
+            "a null of JSON's is none of SQL's"
+        );
+        assert_eq!(images.text(4, b"null").as_deref(), Some("null"));
+        assert_eq!(images.exact_before(3), Datum::Absent);
         assert_eq!(images.after(2), Datum::Absent, "no such column");
+    }
+
+    #[test]
+    fn a_value_that_json_does_not_say_all_of_has_its_own_text_or_is_not_known() {
+        let mut table = Relation::clone(&relation());
+        (table.columns[1].kind, table.columns[1].lossy) = (Kind::Other, true);
+        let table = Arc::new(table);
+        let exact = |with_text: bool| {
+            let mut batch = BatchBuilder::default();
+            let mut values = vec![Some("1"), Some("[7, 8]"), Some("\"x\"")];
+            values.extend(with_text.then_some(Some(r#""[5:6]={7,8}""#)));
+            let new = Some(batch.row_of(&values));
+            let (relation, operation) = (Arc::clone(&table), Operation::Insert);
+            let change = Change { relation, operation, old: None, new };
+            let batch = batch.finish();
+            let images = Images::of(&batch, &change);
+            match images.exact_after(3) {
+                Datum::Json(json) => images.text(3, json).map(Cow::into_owned),
+                _ => None,
+            }
+        };
+
+        assert_eq!(exact(true).as_deref(), Some("[5:6]={7,8}"));
+        assert_eq!(exact(false), None);
     }
 
     #[test]

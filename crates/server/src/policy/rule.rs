@@ -1,6 +1,7 @@
 //! A table's policies, put together for one role.
 
 use tide_feed::catalog::{ColumnAccess, Policy, RowSecurity};
+use tide_feed::event::Datum;
 
 use super::compile::{Claim, Compiler, and, or};
 use super::formula::{Formula, Value};
@@ -153,8 +154,8 @@ impl Rule {
     /// it. `attnums` are the table's columns.
     pub fn decidable(&self, images: &Images<'_>, attnums: &[i16]) -> (bool, bool) {
         let columns = self.columns.as_deref().unwrap_or(attnums);
-        let before = || columns.iter().all(|a| images.is_certain(*a, images.before(*a)));
-        let after = || columns.iter().all(|a| images.is_certain(*a, images.after(*a)));
+        let before = || columns.iter().all(|a| images.exact_before(*a) != Datum::Absent);
+        let after = || columns.iter().all(|a| images.exact_after(*a) != Datum::Absent);
         (images.has_before() && before(), images.has_after() && after())
     }
 }
