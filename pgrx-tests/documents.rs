@@ -43,6 +43,7 @@ fn the_table_of_settings_is_that_of_the_server() {
 fn the_readme_leaves_nothing_to_mend() {
     let cluster = Cluster::start();
     let database = installed(&cluster);
+    database.wait_for_helpers();
 
     let wrong = database
         .json("select coalesce(jsonb_agg(c), '[]')::text from tide.check() as c where not c.ok");
