@@ -58,6 +58,7 @@ fn what_is_rolled_back_never_arrives() {
 fn check_finds_nothing_wrong() {
     let database = database();
     database.table("orders", "id int primary key");
+    database.wait_for_helpers();
 
     let rows =
         database.sql().query("select item, ok, problem, fix from tide.check()", &[]).unwrap();

@@ -18,6 +18,8 @@ fn database() -> &'static Database<'static> {
 /// Functions with an underscore that are open to all are those that open functions, which run with
 /// their caller's rights, call.
 const EXPECTED: &[(&str, &str)] = &[
+    ("function _add_message_key()", ""),
+    ("function _add_secret()", ""),
     ("function _adopt_outbox(regclass,boolean)", ""),
     ("function _announce_ddl()", ""),
     ("function _announce_drops()", ""),
@@ -33,9 +35,11 @@ const EXPECTED: &[(&str, &str)] = &[
     ("function _client_roles()", "public"),
     ("function _connections()", "monitor"),
     ("function _control(jsonb)", ""),
+    ("function _delete_row(regclass,tid)", ""),
     ("function _drop_if_empty(text,text)", "public"),
     ("function _estimated_rows(oid,real)", "public"),
     ("function _failed_messages()", "monitor"),
+    ("function _insert_row(regclass,anyelement)", ""),
     ("function _invalidate(regclass)", ""),
     ("function _is_announced(oid)", ""),
     ("function _is_place(text,text)", "public"),
@@ -60,6 +64,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("function _reload_at_commit()", ""),
     ("function _require_preload()", ""),
     ("function _require_record_table(text,text)", "public"),
+    ("function _set_outbox(regclass,boolean,bigint)", ""),
     ("function _sign(text,jsonb,bigint)", ""),
     ("function _without_replica_identity(oid)", "public"),
     ("function _worker_status()", ""),

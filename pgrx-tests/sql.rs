@@ -259,6 +259,53 @@ fn a_publication_for_all_tables_does_not_stream_the_secrets() {
 }
 
 #[test]
+fn somebodys_publication_for_all_tables_has_nothing_of_pg_tides_own() {
+    let cluster = Cluster::start();
+    let database = Database::without_extension(&cluster, "sql_others", &[]);
+    let mut sql = database.sql();
+    sql.batch_execute("create publication everything for all tables").unwrap();
+    sql.batch_execute("select pg_create_logical_replication_slot('theirs', 'pgoutput')").unwrap();
+    sql.batch_execute(
+        "create extension pg_tide;
+         create table ob (like tide.outbox including all); create table plain (id int primary key);
+         select tide.adopt_outbox('ob'); select tide.adopt_outbox('ob', false);",
+    )
+    .unwrap();
+    for _ in 0..3 {
+        sql.batch_execute("select tide.rotate_jwt_secret(), tide.rotate_message_key()").unwrap();
+    }
+    sql.batch_execute("select tide.release_outbox('ob'); insert into plain values (1)").unwrap();
+    let changes = "select data from pg_logical_slot_get_binary_changes(
+                       'theirs', null, null, 'proto_version', '1', 'publication_names', 'everything')";
+    let stream: Vec<Vec<u8>> =
+        sql.query(changes, &[]).unwrap().iter().map(|row| row.get(0)).collect();
+
+    let has = |wanted: &[u8]| {
+        stream.iter().any(|message| message.windows(wanted.len()).any(|part| part == wanted))
+    };
+    assert!(has(b"plain"));
+    for own in ["tide\0secret", "tide\0message_key", "tide\0outboxes"] {
+        assert!(!has(own.as_bytes()), "{own:?}");
+    }
+    let secrets = "select secret from tide.secret
+                   union all select convert_from(key, 'UTF8') from tide.message_key";
+    let secrets = sql.query(secrets, &[]).unwrap();
+    assert_eq!(secrets.len(), 4);
+    assert!(!secrets.iter().any(|row| has(row.get::<_, &str>(0).as_bytes())));
+}
+
+#[test]
+fn who_may_read_all_data_may_not_read_secrets() {
+    let mut sql = database().sql();
+    sql.batch_execute("create role reads_all; grant pg_read_all_data to reads_all").unwrap();
+    let all = "select (select count(*) from tide.secret) + (select count(*) from tide.message_key)";
+    assert!(sql.query_one(all, &[]).unwrap().get::<_, i64>(0) >= 2);
+    sql.batch_execute("set role reads_all").unwrap();
+
+    assert_eq!(sql.query_one(all, &[]).unwrap().get::<_, i64>(0), 0);
+}
+
+#[test]
 fn connections_are_listed_and_can_be_ended() {
     let database = database();
     let table = database.table("s_connected", "id int primary key");

@@ -6,8 +6,25 @@ as 'MODULE_PATHNAME', 'tide_random_secret_wrapper';
 comment on function tide._random_secret() is 'Internal. 256 random bits in hexadecimal';
 revoke execute on function tide._random_secret() from public;
 
+create function tide._insert_row("table" regclass, "row" anyelement) returns void
+language c volatile strict parallel unsafe
+set search_path = pg_catalog, pg_temp
+as 'MODULE_PATHNAME', 'tide_insert_row_wrapper';
+comment on function tide._insert_row(regclass, anyelement) is
+'Internal. Adds a row to one of pg_tide''s own tables, past logical decoding: publications for all tables do not have it';
+revoke execute on function tide._insert_row(regclass, anyelement) from public;
+
+create function tide._delete_row("table" regclass, place tid) returns void
+language c volatile strict parallel unsafe
+set search_path = pg_catalog, pg_temp
+as 'MODULE_PATHNAME', 'tide_delete_row_wrapper';
+comment on function tide._delete_row(regclass, tid) is
+'Internal. Deletes a row of one of pg_tide''s own tables, past logical decoding';
+revoke execute on function tide._delete_row(regclass, tid) from public;
+
 create table tide.secret (
-    id bigint generated always as identity primary key,
+    -- Without an index: see tide._insert_row().
+    id bigint generated always as identity,
     secret text not null default tide._random_secret(),
     created_at timestamptz not null default pg_catalog.clock_timestamp(),
     constraint secret_is_long_enough check (pg_catalog.octet_length(secret) >= 32)
@@ -18,8 +35,22 @@ comment on column tide.secret.id is 'Order of creation';
 comment on column tide.secret.secret is 'The secret; tide.token() signs with the newest';
 comment on column tide.secret.created_at is 'When it was made';
 revoke all on table tide.secret from public;
+-- Nor for pg_read_all_data.
+alter table tide.secret enable row level security;
 
-insert into tide.secret default values;
+create function tide._add_secret() returns void
+language sql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+    select tide._insert_row(
+               'tide.secret',
+               row(nextval('tide.secret_id_seq'), tide._random_secret(), clock_timestamp())::tide.secret
+           )
+$$;
+comment on function tide._add_secret() is 'Internal. Makes a new secret';
+revoke execute on function tide._add_secret() from public;
+
+select tide._add_secret();
 
 create function tide._reload_at_commit() returns void
 language c volatile strict parallel unsafe
@@ -33,9 +64,10 @@ language plpgsql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    insert into tide.secret default values;
-    delete from tide.secret
-    where id not in (select id from tide.secret order by created_at desc, id desc limit 2);
+    lock table tide.secret in share row exclusive mode;
+    perform tide._add_secret();
+    perform tide._delete_row('tide.secret', s.ctid)
+    from (select ctid from tide.secret order by created_at desc, id desc offset 2) as s;
     perform tide._reload_at_commit();
 end
 $$;

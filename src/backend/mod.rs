@@ -5,6 +5,7 @@ pub(crate) mod drops;
 pub(crate) mod hooks;
 pub(crate) mod jsonb;
 pub(crate) mod outbox;
+pub(crate) mod own_rows;
 pub(crate) mod preload;
 pub(crate) mod records;
 pub(crate) mod report;

@@ -234,8 +234,8 @@ pub(crate) fn expire(table: u32, age: Duration, limit: u32) -> Result<String, Re
 
 /// Says which slot has taken an outbox over.
 fn belongs_to(table: u32, generation: Option<u32>) -> Result<(), Refusal> {
-    let query = "update tide.outboxes set generation = $2
-                 where relation = $1 and generation is distinct from $2";
+    let query = "select tide._set_outbox(o.relation, o.private, $2) from tide.outboxes as o
+                 where o.relation = $1 and o.generation is distinct from $2";
     let arguments = [pg_sys::Oid::from(table).into(), generation.map(i64::from).into()];
     Spi::run_with_args(query, &arguments).map_err(|error| Refusal::internal(&error.to_string()))
 }
