@@ -218,18 +218,25 @@ struct Reader {
     /// Where its first join was answered.
     joined: Arc<Mutex<Option<String>>>,
     failure: Arc<Mutex<Option<String>>>,
+    /// Goes with it: then nobody reads any more.
+    wanted: Arc<()>,
 }
 
 impl Reader {
     fn start(database: &Database<'_>, token: &str) -> Reader {
-        let reader =
-            Reader { seen: Arc::default(), joined: Arc::default(), failure: Arc::default() };
+        let reader = Reader {
+            seen: Arc::default(),
+            joined: Arc::default(),
+            failure: Arc::default(),
+            wanted: Arc::default(),
+        };
         let (seen, joined, failure) =
             (Arc::clone(&reader.seen), Arc::clone(&reader.joined), Arc::clone(&reader.failure));
+        let is_wanted = Arc::downgrade(&reader.wanted);
         let (port, path) =
             (database.port, format!("/realtime/v1/websocket?apikey={token}&vsn=2.0.0"));
         std::thread::spawn(move || {
-            while failure.lock().unwrap().is_none() {
+            while is_wanted.strong_count() > 0 && failure.lock().unwrap().is_none() {
                 match Client::connect(port, &path) {
                     Ok(mut client) => read(&mut client, &seen, &joined, &failure),
                     Err(_) => std::thread::yield_now(),
