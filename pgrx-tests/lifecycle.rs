@@ -344,6 +344,61 @@ fn permission_to_decode_taken_away_and_given_back() {
 }
 
 #[test]
+fn a_stream_that_cannot_go_on_holds_no_more_wal_than_it_may() {
+    let cluster = Cluster::start();
+    let settings = [("tide.max_slot_wal_keep_size", "16MB"), ("tide.history_size", "1MB")];
+    let database = cluster.database_with("withheld", &settings);
+    let mut sql = database.sql();
+    let setting = "select 1 from pg_settings where name = 'output_plugin_libraries'";
+    if sql.query_opt(setting, &[]).unwrap().is_none() {
+        eprintln!("this Postgres has no output_plugin_libraries: nothing to test");
+        return;
+    }
+    let t = database.table("t", "id int primary key");
+    let mut client = database.client();
+    client.join(&format!("realtime:tide:table:public.{t}"), &json!({}));
+    sql.batch_execute(&format!("insert into {t} values (1)")).unwrap();
+    let event = client.broadcast(&format!("realtime:tide:table:public.{t}"));
+
+    cluster.configure("output_plugin_libraries = 'pgoutput'");
+    cluster.reload();
+    database.restart_worker_without_waiting();
+    cluster.wait_for_log(0, "may not be used as an output plugin");
+    sql.batch_execute("create table wide (x text); alter table wide alter x set storage external")
+        .unwrap();
+    sql.batch_execute("insert into wide select repeat('x', 1000000) from generate_series(1, 40)")
+        .unwrap();
+    cluster.wait_for_log(0, "it held more than tide.max_slot_wal_keep_size");
+    cluster.configure("output_plugin_libraries = 'pgoutput, test_decoding, pg_tide'");
+    cluster.reload();
+
+    database.wait_until_live();
+    let mut client = database.client();
+    let since = json!({ "broadcast": { "since": event["meta"]["id"] } });
+    client.join(&format!("realtime:tide:table:public.{t}"), &since);
+    let resync = client.wait_for("a resync", |frame| frame.text.contains("tide.resync"));
+    assert!(resync.text.contains("wal_limit"), "{}", resync.text);
+}
+
+#[test]
+fn a_slot_of_another_name_is_dropped() {
+    let cluster = Cluster::start();
+    let database = cluster.database("renamed_slot");
+    let before = slots(&cluster);
+    assert_eq!(before.len(), 1);
+
+    database
+        .sql()
+        .batch_execute("alter database renamed_slot set tide.slot_name = 'mine'")
+        .unwrap();
+    database.restart_worker();
+
+    let only_mine = |slots: &Vec<String>| slots.len() == 1 && slots[0].starts_with("mine_");
+    wait_until("the other slot is gone", || Some(slots(&cluster)).filter(only_mine));
+    database.delivers();
+}
+
+#[test]
 fn an_invalidated_slot_is_replaced() {
     let cluster = Cluster::with("min_wal_size = 32MB\nmax_wal_size = 32MB");
     let database = cluster.database("invalidated");

@@ -306,6 +306,17 @@ fn who_may_read_all_data_may_not_read_secrets() {
 }
 
 #[test]
+fn who_may_not_publish_keeps_nobody_from_it() {
+    let database = Cluster::shared().database("sql_lockers");
+    let mut sql = database.sql();
+    sql.batch_execute("create role locker; create table wanted (id int primary key)").unwrap();
+    let mut locker = database.sql();
+    locker.batch_execute("set role locker; begin; select tide._lock_publications()").unwrap();
+
+    sql.batch_execute("set lock_timeout = '10s'; select tide.publish('wanted')").unwrap();
+}
+
+#[test]
 fn connections_are_listed_and_can_be_ended() {
     let database = database();
     let table = database.table("s_connected", "id int primary key");

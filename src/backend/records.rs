@@ -56,11 +56,21 @@ fn as_superuser<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Whether the caller may make the publication, or change it.
+const MAY_PUBLISH: &str = "
+    select pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')
+           or exists (select from pg_catalog.pg_publication as p
+                      where p.pubname operator(pg_catalog.=) tide._publication()::pg_catalog.name
+                        and pg_catalog.pg_has_role(p.pubowner, 'USAGE'))";
+
 /// Waits until no other transaction is making or changing the publication, and sees what they did. The
 /// index that keeps names unique does not suffice: a session that it has waited in can look the new
-/// publication up too soon.
+/// publication up too soon. Those who can do neither have nothing to wait for, and keep nobody waiting.
 #[pg_extern]
 fn tide_lock_publications() {
+    if !Spi::get_one::<bool>(MAY_PUBLISH).ok().flatten().unwrap_or(false) {
+        return;
+    }
     let every = pg_sys::InvalidOid;
     let lock = pg_sys::ExclusiveLock.cast_signed();
     // SAFETY: a lock until the end of the calling query's transaction.

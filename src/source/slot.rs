@@ -7,6 +7,7 @@ use std::ffi::{CStr, CString};
 use std::ptr::null_mut;
 
 use pgrx::pg_sys;
+use tide_feed::event::Lsn;
 
 use crate::compat;
 use crate::source::{crash_page, decoder};
@@ -37,6 +38,17 @@ pub(crate) struct Slot {
     pub(crate) generation: u32,
     /// Its WAL is gone: it can only be dropped.
     pub(crate) lost: bool,
+    /// Everything before has been told.
+    confirmed: Lsn,
+}
+
+impl Slot {
+    /// Bytes of WAL that have not been told.
+    pub(crate) fn untold(&self) -> u64 {
+        // SAFETY: reads a number from shared memory.
+        let end = unsafe { pg_sys::GetXLogInsertRecPtr() };
+        if self.confirmed == Lsn(0) { 0 } else { end.saturating_sub(self.confirmed.0) }
+    }
 }
 
 impl Prefix {
@@ -71,41 +83,57 @@ impl Prefix {
         let is_random = unsafe { pg_sys::pg_strong_random(generation.as_mut_ptr().cast(), 4) };
         let generation = u32::from_ne_bytes(generation);
         let name = CString::new(format!("{}_{generation:08x}", self.0)).ok()?;
-        is_random.then_some(Slot { name, generation, lost: false })
+        is_random.then_some(Slot { name, generation, lost: false, confirmed: Lsn(0) })
     }
 }
 
 /// All persistent slots of this database and prefix that are ours, the usable ones first.
 pub(crate) fn find(prefix: &Prefix) -> Vec<Slot> {
-    let mut slots = Vec::new();
-    // SAFETY: the control lock keeps slots from coming and going. What is read of a slot in use
-    // does not change, but for the invalidation, which is one word. Nothing below can fail while
-    // the lock is held (an allocation failure ends the process).
+    // SAFETY: a plain variable of this process.
+    let mut slots = scan(unsafe { pg_sys::MyDatabaseId }, |slot| {
+        let data = &slot.data;
+        if data.persistency != pg_sys::ReplicationSlotPersistency::RS_PERSISTENT {
+            return None;
+        }
+        let name = name(&data.name);
+        let generation = prefix.generation(name.to_str().ok()?)?;
+        let (lost, confirmed) = (compat::is_invalidated(data), Lsn(data.confirmed_flush));
+        Some(Slot { name: name.to_owned(), generation, lost, confirmed })
+    });
+    slots.sort_by_key(|slot| slot.lost);
+    slots
+}
+
+/// Those slots of this database that are ours and nobody uses, but of another prefix: `tide.slot_name` was
+/// another once.
+pub(crate) fn of_other_names(prefix: &Prefix) -> Vec<CString> {
+    // SAFETY: a plain variable of this process.
+    scan(unsafe { pg_sys::MyDatabaseId }, |slot| {
+        let name = name(&slot.data.name);
+        let is_other = name.to_str().is_ok_and(|name| prefix.generation(name).is_none());
+        (is_other && slot.active_pid == 0).then(|| name.to_owned())
+    })
+}
+
+/// What is to be known of the slots of a database that have our plugin.
+fn scan<T>(database: pg_sys::Oid, pick: impl Fn(&pg_sys::ReplicationSlot) -> Option<T>) -> Vec<T> {
+    // SAFETY: the control lock keeps slots from coming and going; there are as many places, if there are
+    // any. What is read of a slot in use does not change, but for the invalidation and who uses it, which
+    // are one word each. Nothing below can fail while the lock is held (an allocation failure ends the
+    // process).
     unsafe {
         let lock = compat::replication_slot_control_lock();
         pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_SHARED);
         let count = usize::try_from(pg_sys::max_replication_slots).unwrap_or(0);
-        for index in 0..count {
-            let slot = (*pg_sys::ReplicationSlotCtl).replication_slots.as_ptr().add(index);
-            let data = &raw const (*slot).data;
-            if !(*slot).in_use
-                || (*data).database != pg_sys::MyDatabaseId
-                || (*data).persistency != pg_sys::ReplicationSlotPersistency::RS_PERSISTENT
-                || name(&(*data).plugin) != PLUGIN
-            {
-                continue;
-            }
-            let name = name(&(*data).name);
-            let generation = name.to_str().ok().and_then(|name| prefix.generation(name));
-            if let Some(generation) = generation {
-                let lost = compat::is_invalidated(&*data);
-                slots.push(Slot { name: name.to_owned(), generation, lost });
-            }
-        }
+        let picked = (0..count)
+            .map(|index| &*(*pg_sys::ReplicationSlotCtl).replication_slots.as_ptr().add(index))
+            .filter(|slot| slot.in_use && slot.data.database == database)
+            .filter(|slot| name(&slot.data.plugin) == PLUGIN)
+            .filter_map(pick)
+            .collect();
         pg_sys::LWLockRelease(lock);
+        picked
     }
-    slots.sort_by_key(|slot| slot.lost);
-    slots
 }
 
 fn name(name: &pg_sys::NameData) -> &CStr {
@@ -153,36 +181,12 @@ pub(crate) fn drop(name: &CStr) {
 /// more. A slot left behind would hold back WAL for ever. What is known of crashes over what they
 /// hold goes with them.
 pub(crate) fn drop_orphaned(database: pg_sys::Oid) {
-    for name in orphaned(database) {
+    let is_unused = |slot: &pg_sys::ReplicationSlot| slot.active_pid == 0;
+    for name in scan(database, |slot| is_unused(slot).then(|| name(&slot.data.name).to_owned())) {
         pgrx::log!("pg_tide: dropping replication slot \"{}\"", name.to_string_lossy());
         // SAFETY: this process has no slot of its own; a slot that somebody else has come to use
         // or drop since is an error, after which the launcher is started again.
         unsafe { pg_sys::ReplicationSlotDrop(name.as_ptr(), true) };
     }
     crash_page::remove(database);
-}
-
-fn orphaned(database: pg_sys::Oid) -> Vec<CString> {
-    // SAFETY: the lock keeps slots from coming and going; the array has `max_replication_slots`
-    // elements; names end in zero. Nothing below can fail while the lock is held.
-    unsafe {
-        let lock = compat::replication_slot_control_lock();
-        pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_SHARED);
-        let count = usize::try_from(pg_sys::max_replication_slots).unwrap_or(0);
-        if count == 0 {
-            // Then there is no array.
-            return Vec::new();
-        }
-        let first = (*pg_sys::ReplicationSlotCtl).replication_slots.as_ptr();
-        let names = (0..count)
-            .map(|n| first.add(n))
-            .filter(|slot| (**slot).in_use && (**slot).active_pid == 0)
-            .map(|slot| &raw const (*slot).data)
-            .filter(|data| (**data).database == database)
-            .filter(|data| CStr::from_ptr((&raw const (**data).plugin.data).cast()) == PLUGIN)
-            .map(|data| CStr::from_ptr((&raw const (*data).name.data).cast()).to_owned())
-            .collect();
-        pg_sys::LWLockRelease(lock);
-        names
-    }
 }

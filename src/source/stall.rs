@@ -9,6 +9,8 @@ use crate::failure::Failure;
 use crate::source::slot::PLUGIN;
 
 const FIRST_DELAY: Duration = Duration::from_millis(500);
+/// The pause after which it is taken for more than a hitch.
+const LASTING: Duration = Duration::from_secs(4);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
 /// The setting that allows output plugins to be used, where this Postgres has it.
@@ -39,6 +41,11 @@ impl Stall {
         }
         self.reason = Some(reason.to_owned());
         true
+    }
+
+    /// It has been tried a few times, for some seconds.
+    pub(crate) fn is_lasting(&self) -> bool {
+        self.delay.is_some_and(|delay| delay >= LASTING)
     }
 
     /// Tries again at once.

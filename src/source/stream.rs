@@ -61,6 +61,8 @@ pub(crate) struct Stream {
     careful_until: Option<Instant>,
     confirmed_at: Instant,
     trust: Trust,
+    /// Bytes of WAL that the server may keep for it.
+    reach: u64,
     owner: pg_sys::ResourceOwner,
 }
 
@@ -95,6 +97,7 @@ impl Stream {
             careful_until: None,
             confirmed_at: Instant::now(),
             trust: Trust::new(reach),
+            reach,
             owner,
         }
     }
@@ -208,6 +211,11 @@ impl Stream {
         if crash_page::is_skip_wanted() {
             self.give_up(&prefix, "skipped", "tide.skip_to() was called");
             crash_page::skipped();
+        }
+        for name in slot::of_other_names(&prefix) {
+            slot::drop(&name);
+            let name = name.to_string_lossy();
+            log!("pg_tide: dropped replication slot \"{name}\": tide.slot_name is another by now");
         }
         let slot = match self.usable_slot(&prefix) {
             Some(slot) => slot,
@@ -369,9 +377,25 @@ impl Stream {
         if self.stall.met(&reason) {
             log!("pg_tide: the stream cannot go on: {reason}");
         }
+        self.own_resources();
+        if let Err(error) = attempt(AssertUnwindSafe(|| self.keep_to_limit())) {
+            let failure = self.clean_up(&error);
+            warning!("pg_tide: could not drop the replication slot: {}", failure.message);
+        }
         // It may be another server than the one that was told before.
         server::offer(&link::json(&Word::Stalled { reason }));
         Next { wait: self.stall.remaining() }
+    }
+
+    /// Nobody but this would end what a stream that cannot go on has the server keep. What it has not
+    /// told is lost then, and clients are told so.
+    fn keep_to_limit(&mut self) {
+        let Ok(prefix) = Prefix::new(&self.slot_prefix) else { return };
+        let is_past = |slot: &Slot| slot.untold() > self.reach;
+        if self.stall.is_lasting() && slot::find(&prefix).iter().any(is_past) {
+            self.close();
+            self.give_up(&prefix, "wal_limit", "it held more than tide.max_slot_wal_keep_size");
+        }
     }
 
     /// Waiting, with nothing wrong: said once.

@@ -53,6 +53,8 @@ const CONFIRM_DELAY: Duration = Duration::from_millis(200);
 const EPOCH: &str = "epoch";
 /// The history before was given up, since the server failed over it.
 const SERVER_FAILED: &str = "server_failed";
+/// The history before was given up since it held back more WAL than it may, and could not be told.
+const WAL_LIMIT: &str = "wal_limit";
 /// The history before was given up by an administrator, since decoding it crashed Postgres.
 const SKIPPED: &str = "skipped";
 
@@ -321,7 +323,7 @@ impl Stream {
             Feed::Forged(count) => self.stats.forged_messages_total.add(count),
             Feed::Ping(number) => self.uplink.alive(number),
             Feed::Live { epoch, from, cause } => {
-                let known = [SERVER_FAILED, SKIPPED].into_iter();
+                let known = [SERVER_FAILED, SKIPPED, WAL_LIMIT].into_iter();
                 self.cause = known
                     .into_iter()
                     .find(|known| cause.as_deref() == Some(known))
