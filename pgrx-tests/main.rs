@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, dead_code, reason = "support/ is written like a library")]
 
 mod abuse;
+mod alterations;
 mod answers;
 mod bounds;
 mod changes;

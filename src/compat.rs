@@ -199,6 +199,28 @@ pub(crate) unsafe fn attribute<'a>(
     }
 }
 
+/// Looks at what a composite type is made of. `None`: it has no fixed form.
+///
+/// # Safety
+/// A composite type, in a transaction, with a snapshot (a historic one will do).
+pub(crate) unsafe fn with_row_type<R>(
+    type_id: pg_sys::Oid,
+    look: impl FnOnce(pg_sys::TupleDesc) -> R,
+) -> Option<R> {
+    // SAFETY: as above. After an error the end of the transaction lets go of it.
+    unsafe {
+        if pg_sys::get_typ_typrelid(type_id) == pg_sys::InvalidOid {
+            return None;
+        }
+        let descriptor = pg_sys::lookup_rowtype_tupdesc(type_id, -1);
+        let seen = look(descriptor);
+        if (*descriptor).tdrefcount >= 0 {
+            pg_sys::DecrTupleDescRefCount(descriptor);
+        }
+        Some(seen)
+    }
+}
+
 /// Whether the column is computed when read, so that no row in the WAL has it (18 and later).
 pub(crate) fn is_virtual(attribute: &pg_sys::FormData_pg_attribute) -> bool {
     attribute.attgenerated as u8 == b'v'

@@ -18,6 +18,7 @@ mod socket;
 mod source;
 mod sys;
 mod tuple;
+mod type_form;
 mod wait;
 
 use pgrx::pg_sys;

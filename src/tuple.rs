@@ -122,35 +122,48 @@ pub(crate) unsafe fn write(
         written.map_err(|overflow: Overflow| TooLarge { column: *at, overflow })?;
     }
     *at = None;
-    // SAFETY: as above.
-    unsafe { write_texts(batch, published, tuple, image) };
+    if published.has_texts() {
+        published.columns.iter().filter(|c| c.value.is_lossy()).for_each(|_| batch.push_absent());
+    }
     Ok(batch.end_row(&start)?)
 }
 
-/// Appends what JSON does not say all of once more, as text, where a policy may want to know it. What
-/// there is no room for is not known to policies.
+/// Adds to a row what JSON does not say all of once more, as text, where a policy may want to know it.
+/// To be called when everything else of the event is written: what there is no room for is not known to
+/// policies.
 ///
 /// # Safety
-/// As for [`write`].
-unsafe fn write_texts(
+/// As for [`write`], with what that has made of the tuple.
+pub(crate) unsafe fn write_texts(
     batch: &mut BatchBuilder,
     published: &mut Published,
     tuple: &Tuple,
-    image: Image,
+    row: Row,
 ) {
-    if published.columns.iter().all(|column| column.text.is_none()) {
+    if !published.has_texts() {
         return;
     }
-    for column in published.columns.iter_mut().filter(|column| column.value.is_lossy()) {
-        let is_told = image == Image::Full || column.is_identity;
-        let value = tuple.get(column.source).filter(|_| is_told);
-        // SAFETY: as above; the value is of the column's type.
-        let written = value.zip(column.text.as_mut()).is_some_and(|(value, text)| unsafe {
-            !value::is_on_disk(value) && batch.push_json(|out| text.write(value, out)).is_ok()
-        });
-        if !written {
-            batch.push_absent();
+    let mut place = published.columns.len();
+    for (index, column) in published.columns.iter_mut().enumerate() {
+        if !column.value.is_lossy() {
+            continue;
         }
+        let json = batch.size_of(row, index);
+        let value = tuple.get(column.source).filter(|_| json > 0);
+        if let (Some(value), Some(text)) = (value, &mut column.text) {
+            // Those that fail have no text.
+            let _: Result<(), Overflow> = batch.fill(row, place, |out| {
+                // SAFETY: as above; the value is of the column's type, and was written before. Each
+                // level of arrays and composites quotes what is within.
+                let size = if column.is_varlena { unsafe { value::size(value) } } else { 0 };
+                if json.max(size) << column.value.depth() > out.left() {
+                    return Err(Overflow::Limit);
+                }
+                // SAFETY: as above.
+                unsafe { text.write(value, out) }
+            });
+        }
+        place += 1;
     }
 }
 

@@ -1,12 +1,18 @@
 -- Published tables as a role may see them.
---   $1 role, $2 publication, $3 and $4 schemas and names of tables, $5 oids of tables
+--   $1 role, $2 publication, $3 and $4 schemas and names of tables, $5 oids of tables,
+--   $6 whether another extension has policies of its own, of which the catalogue says nothing,
+--   $7 whether clients may use roles with too many privileges
 --
 -- What is missing, not published, or closed to the role is left out: the three look the same.
 -- Takes no locks on the tables (pg_publication_tables would), so no one's DDL can hold up a join.
 with role as (
-    select oid, rolsuper or rolbypassrls as bypasses_row_security
-    from pg_catalog.pg_roles
-    where rolname = $1
+    -- What may not be used by clients (any more) sees nothing.
+    select r.oid, r.rolsuper or r.rolbypassrls as bypasses_row_security
+    from pg_catalog.pg_roles as r
+    join pg_catalog.pg_roles as client on client.rolname = 'tide_authenticator'
+    where r.rolname = $1
+      and pg_catalog.pg_has_role(client.oid, r.oid, 'MEMBER')
+      and ($7 or not (r.rolsuper or r.rolbypassrls or r.rolreplication))
 ),
 publication as (
     select oid, puballtables, pubviaroot
@@ -112,6 +118,7 @@ cross join lateral (
         where a.attrelid = t.oid
           and a.attnum > 0
           and not a.attisdropped
+          and a.attgenerated <> 'v' -- Not stored: no row in the WAL has it.
     ),
     -- With more than that, no labels are given: those of no enum are known.
     labels as materialized (
@@ -175,7 +182,8 @@ left join lateral (
         from stored_policy as s
     ),
     extent as materialized (
-        select pg_catalog.count(*) <= 1000
+        select not $6
+               and pg_catalog.count(*) <= 1000
                and coalesce(pg_catalog.bool_and(condition is not null), true)
                and coalesce(pg_catalog.sum(pg_catalog.octet_length(condition)), 0) <= 100000 as is_bearable
         from printed_policy
@@ -186,10 +194,10 @@ left join lateral (
         cross join extent
         where extent.is_bearable
         union all
-        -- In the place of what is too much stands what fails for every row: nothing is visible, and
-        -- clients are told that the policy fails.
-        select 0::pg_catalog.oid, 'too large'::pg_catalog.name, true,
-               '(''the policies are too large''::text)::boolean'
+        -- In the place of what cannot be looked into stands what fails for every row: nothing is
+        -- visible, and clients are told that the policy fails.
+        select 0::pg_catalog.oid, 'not to be looked into'::pg_catalog.name, true,
+               '(''the policies cannot be looked into''::text)::boolean'
         from extent
         where not extent.is_bearable
     ),
@@ -259,11 +267,36 @@ left join lateral (
                                          '{}'
                                      )
                            end as columns
-                    from pg_catalog.pg_depend as d
-                    where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass
-                      and d.objid = policy.oid
-                      and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
-                      and d.refobjid = t.oid
+                    from (
+                        select d.refobjsubid, d.deptype
+                        from pg_catalog.pg_depend as d
+                        where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass
+                          and d.objid = policy.oid
+                          and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                          and d.refobjid = t.oid
+                        union all
+                        -- What a column that is not stored is generated from.
+                        select source.refobjsubid, 'a'
+                        from pg_catalog.pg_depend as d
+                        join pg_catalog.pg_attribute as a
+                          on a.attrelid = t.oid and a.attnum = d.refobjsubid and a.attgenerated = 'v'
+                        join pg_catalog.pg_attrdef as expression
+                          on expression.adrelid = t.oid and expression.adnum = a.attnum
+                        join pg_catalog.pg_depend as source
+                          on source.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass
+                         and source.objid = expression.oid
+                         and source.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                         and source.refobjid = t.oid
+                         and source.refobjsubid <> a.attnum
+                        where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass
+                          and d.objid = policy.oid
+                          and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                          and d.refobjid = t.oid
+                    ) as d
+                    where not exists (select from pg_catalog.pg_attribute as a
+                                      where a.attrelid = t.oid
+                                        and a.attnum = d.refobjsubid
+                                        and a.attgenerated = 'v')
                 ) as seen),
                'functions',
                (select coalesce(

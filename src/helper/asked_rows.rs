@@ -2,16 +2,21 @@
 //! text, so that nothing of it is lost; what a domain demands was seen to when it was stored, and is not
 //! looked at again.
 
-use pgrx::{PgSqlErrorCode, pg_sys};
-use tide_feed::catalog::Rows;
+use pgrx::{PgSqlErrorCode, ereport, pg_sys};
+use tide_feed::catalog::{ANOTHER_TYPE, Rows};
 
-use crate::compat;
-use crate::encoding;
+use crate::encoding::{self, Encoding};
 use crate::helper::transaction::Refusal;
+use crate::{compat, type_form};
+
+/// Rows of one question, at most: the server asks about half as many.
+const MOST_ROWS: usize = 4096;
 
 /// Rows of a table that is locked against changes, until the end of the transaction.
 pub(crate) struct AskedRows {
     pub(crate) table: pg_sys::Relation,
+    /// The columns that they have; all others are NULL.
+    pub(crate) attnums: Vec<i16>,
     store: *mut pg_sys::Tuplestorestate,
     pub(crate) count: usize,
 }
@@ -28,32 +33,62 @@ impl AskedRows {
                 let code = PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE;
                 return Err(Refusal::new(code, "the table is gone"));
             }
+            let kind = (*(*table).rd_rel).relkind as u8;
+            if ![pg_sys::RELKIND_RELATION, pg_sys::RELKIND_PARTITIONED_TABLE].contains(&kind) {
+                return Err(Refusal::internal("only tables have rows that can be asked about"));
+            }
             let store = pg_sys::tuplestore_begin_heap(false, false, pg_sys::work_mem);
-            let mut asked = AskedRows { table, store, count: 0 };
-            let mut columns = asked.columns(&rows.columns);
+            let attnums = rows.columns.clone();
+            let mut asked = AskedRows { table, attnums, store, count: 0 };
+            let mut columns = asked.columns(&rows.forms)?;
+            let memory = pg_sys::AllocSetContextCreateExtended(
+                pg_sys::CurrentMemoryContext,
+                c"pg_tide row".as_ptr(),
+                0,
+                8 << 10,
+                8 << 20,
+            );
             for row in rows.each() {
                 let texts = row.map_err(|_| Refusal::internal("the rows cannot be read"))?;
+                if asked.count == MOST_ROWS {
+                    return Err(Refusal::internal("too many rows"));
+                }
+                pgrx::check_for_interrupts!();
+                let before = pg_sys::MemoryContextSwitchTo(memory);
                 asked.add(&mut columns, &texts);
+                pg_sys::MemoryContextSwitchTo(before);
+                pg_sys::MemoryContextReset(memory);
             }
             Ok(asked)
         }
     }
 
-    /// `None`: of a column that the table does not have any more, which no policy can look at.
-    unsafe fn columns(&self, attnums: &[i16]) -> Vec<Option<Column>> {
+    /// How each column's texts are read. `None`: it is of no column that the table still has, and that
+    /// a policy could look at.
+    unsafe fn columns(&self, forms: &[u64]) -> Result<Vec<Option<Column>>, Refusal> {
         // SAFETY: the table is open.
         unsafe {
             let descriptor = (*self.table).rd_att;
             let count = usize::try_from((*descriptor).natts).unwrap_or(0);
-            let column = |attnum: &i16| {
-                let index = usize::try_from(*attnum).ok()?.checked_sub(1)?;
-                let attribute = (index < count).then(|| compat::attribute(descriptor, index))?;
-                (!attribute.attisdropped).then(|| Column::of(index, attribute.atttypid))
+            let forms = forms.iter().copied().chain(std::iter::repeat(0));
+            let column = |(attnum, form): (&i16, u64)| {
+                let index = usize::try_from(*attnum).ok().and_then(|n| n.checked_sub(1));
+                let Some(index) = index.filter(|index| *index < count) else { return Ok(None) };
+                let attribute = compat::attribute(descriptor, index);
+                if attribute.attisdropped {
+                    return Ok(None);
+                }
+                if !reads(attribute.atttypid, form) {
+                    let message = "a column is of another type than it was".into();
+                    return Err(Refusal { sqlstate: ANOTHER_TYPE.into(), message });
+                }
+                Ok(Some(Column::of(index, attribute.atttypid)))
             };
-            attnums.iter().map(column).collect()
+            self.attnums.iter().zip(forms).map(column).collect()
         }
     }
 
+    /// In memory that is given back afterwards.
     unsafe fn add(&mut self, columns: &mut [Option<Column>], texts: &[Option<Box<str>>]) {
         // SAFETY: the table is open; there is room for each of its columns.
         unsafe {
@@ -70,7 +105,6 @@ impl AskedRows {
             }
             let row = pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
             pg_sys::tuplestore_puttuple(self.store, row);
-            pg_sys::heap_freetuple(row);
         }
         self.count += 1;
     }
@@ -96,6 +130,25 @@ impl AskedRows {
     }
 }
 
+/// Whether today's type reads a text as the value that it was when it was written: it is made of the same,
+/// or of what that becomes without being asked.
+unsafe fn reads(type_id: pg_sys::Oid, form: u64) -> bool {
+    // SAFETY: catalogue look-ups in a transaction.
+    unsafe {
+        let today = type_form::of(type_id);
+        if today == Some(form) {
+            return true;
+        }
+        let (Some(today), Some(then)) =
+            (today.and_then(type_form::base_type), type_form::base_type(form))
+        else {
+            return false;
+        };
+        let implicit = pg_sys::CoercionContext::COERCION_IMPLICIT;
+        form != 0 && pg_sys::can_coerce_type(1, &raw const then, &raw const today, implicit)
+    }
+}
+
 /// How the texts of a column's values are read.
 struct Column {
     /// In the table's rows.
@@ -104,6 +157,8 @@ struct Column {
     parameter: pg_sys::Oid,
     /// Of an array of a domain, which is read as one of the domain's base type.
     element: Option<pg_sys::Oid>,
+    /// What is not valid UTF-8 has replacement characters in its place, as nothing else has.
+    is_bytes: bool,
 }
 
 impl Column {
@@ -120,12 +175,17 @@ impl Column {
             };
             pg_sys::getTypeInputInfo(read_as, &raw mut function, &raw mut parameter);
             pg_sys::fmgr_info(function, &raw mut *input);
-            Column { index, input, parameter, element }
+            let is_bytes = base == pg_sys::CHAROID || Encoding::of_database() == Encoding::SqlAscii;
+            Column { index, input, parameter, element, is_bytes }
         }
     }
 
     /// The value, in the current memory context.
     unsafe fn read(&mut self, text: &str) -> pg_sys::Datum {
+        if self.is_bytes && text.contains(char::REPLACEMENT_CHARACTER) {
+            let code = PgSqlErrorCode::ERRCODE_CHARACTER_NOT_IN_REPERTOIRE;
+            ereport!(ERROR, code, "a value is not valid UTF-8, as which it came");
+        }
         // SAFETY: the type's own input function; it makes a value of the type.
         unsafe {
             let text = encoding::server_text(text);

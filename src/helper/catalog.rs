@@ -12,10 +12,12 @@ use tide_feed::catalog::{
 };
 use tide_feed::event::Kind;
 
+use crate::guc;
 use crate::helper::answer::{self, encode, parse};
 use crate::helper::changes::{self, forget_catalogue};
 use crate::helper::plan::Plan;
 use crate::helper::role;
+use crate::helper::row_security;
 use crate::helper::transaction::{Refusal, rolled_back};
 use crate::server_text::ServerText;
 use crate::source::in_flight;
@@ -68,6 +70,8 @@ pub(crate) fn tables(
             schemas.into(),
             names.into(),
             oids.into(),
+            row_security::has_hooks().into(),
+            guc::allow_privileged_roles().into(),
         ];
         Ok((parse(&PLAN.with(|plan| plan.text(&arguments))?)?, change))
     })?;

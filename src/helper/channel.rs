@@ -14,8 +14,9 @@ use crate::helper::row_security::{self, Command};
 use crate::helper::session::set;
 use crate::helper::transaction::Refusal;
 
-/// The numbers of `topic` and `extension` in `tide.channel`.
+/// The numbers of `topic` and `extension` in `tide.channel`, and their type.
 const COLUMNS: [i16; 2] = [1, 2];
+const FORM: u64 = pg_sys::TEXTOID.to_u32() as u64;
 
 /// What the role may do with each of the extensions of the topic. A policy that fails grants nothing;
 /// why is for the log, since it may say more than the client is to know. What says nothing about the
@@ -31,7 +32,10 @@ pub(crate) fn grants(
         let table = table()?;
         let lines = extensions.iter().map(|extension| encode(&[topic, extension]));
         let texts = lines.collect::<Result<String, Refusal>>()?;
-        let rows = AskedRows::read(table, &Rows { columns: COLUMNS.into(), texts })?;
+        let rows = AskedRows::read(
+            table,
+            &Rows { columns: COLUMNS.into(), forms: [FORM; 2].into(), texts },
+        )?;
         with_claims(claims, || {
             set(c"request.topic", &encoding::server_string(topic));
             for (grant, admitted) in grants.iter_mut().zip(admits(&rows, Command::Select)?) {

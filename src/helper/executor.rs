@@ -8,7 +8,7 @@ use crate::encoding;
 use crate::guc;
 use crate::helper::answer::{self, encode};
 use crate::helper::transaction::{Refusal, rolled_back};
-use crate::helper::{role, session};
+use crate::helper::{role, role_settings, session};
 use crate::server_text::ServerText;
 
 /// Under whatever `search_path`.
@@ -52,6 +52,7 @@ pub(crate) fn as_role<R>(
     work: impl FnOnce() -> Result<R, Refusal>,
 ) -> Result<R, Refusal> {
     rolled_back(guc::policy_timeout(), || {
+        role_settings::refuse_if_old()?;
         let oid = role::usable(role)?;
         let name = encoding::server_string(role);
         let context = pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE;

@@ -67,11 +67,15 @@ pub(crate) unsafe fn start(
         }
         let analysed = analyse((*(*statements).elements).ptr_value.cast(), query);
         session::be_ordinary();
+        // What is planned and run sees everything that was committed before the tables were locked.
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let planned = pg_sys::pg_plan_queries(analysed, query, 0, std::ptr::null_mut());
         let (select, none) = (pg_sys::CommandTag::CMDTAG_SELECT, std::ptr::null_mut());
         pg_sys::PortalDefineQuery(portal, std::ptr::null(), query, select, planned, none);
         (*portal).queryEnv = environment;
-        pg_sys::PortalStart(portal, std::ptr::null_mut(), 0, pg_sys::GetActiveSnapshot());
+        pg_sys::PopActiveSnapshot();
+        // Takes another one, as the body of a function may have had more tables locked.
+        pg_sys::PortalStart(portal, std::ptr::null_mut(), 0, std::ptr::null_mut());
         pg_sys::MemoryContextSwitchTo(before);
         Ok(CStr::from_ptr((*portal).name).to_string_lossy().into_owned())
     }

@@ -1,7 +1,7 @@
 //! Labels of enums in a question: rows and conditions are texts, and labels can be renamed.
 
 use pgrx::pg_sys;
-use tide_feed::catalog::RENAMED;
+use tide_feed::catalog::OUTDATED;
 
 use crate::encoding;
 use crate::helper::transaction::Refusal;
@@ -19,7 +19,7 @@ pub(crate) fn check(labels: &[(u32, String)]) -> Result<(), Refusal> {
         return Ok(());
     }
     let message = "a label of an enum has been renamed".into();
-    Err(Refusal { sqlstate: RENAMED.into(), message })
+    Err(Refusal { sqlstate: OUTDATED.into(), message })
 }
 
 /// Whether `enum_in` takes the text for the label, by the same cache that it looks into.

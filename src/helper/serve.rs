@@ -17,7 +17,7 @@ use tide_feed::catalog::{Hello, MAX_FRAME, MAX_QUESTION, Request};
 
 use crate::helper::transaction::Refusal;
 use crate::helper::{
-    answer, catalog, changes, channel, executor, notifier, outbox, policy, session,
+    answer, catalog, changes, channel, executor, notifier, outbox, policy, role_settings, session,
 };
 use crate::process::{helpers, signals};
 use crate::socket::{FrameSocket, SocketError};
@@ -48,12 +48,16 @@ pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
             session::connect_as_owner(database);
             changes::listen();
         }
+        Hello::Executor => {
+            session::connect_as_authenticator(database);
+            role_settings::remember();
+        }
         _ => session::connect_as_authenticator(database),
     }
     let socket = guc::control_socket(database);
     let worker = helpers::worker(database);
     let mut backoff = Backoff::up_to(LONGEST);
-    while worker.is_some() && helpers::worker(database) == worker {
+    while worker.is_some() && helpers::worker(database) == worker && !role_settings::is_old() {
         let begun = Instant::now();
         match serve(hello, &socket) {
             // A server that ends is followed by another, which this session serves as well.
@@ -81,6 +85,9 @@ fn serve(hello: Hello, path: &Path) -> Result<(), SocketError> {
         let frame = socket.receive(most)?;
         signals::reload();
         socket.send(&answer::frame(answer(hello, &frame)))?;
+        if role_settings::is_old() {
+            return Ok(());
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::helper::role::AUTHENTICATOR;
 
 /// What expressions mean, once they are printed and read again, depends on these. The catalog
 /// worker prints, the executors read.
-const MEANING: [(&CStr, &CStr); 8] = [
+const MEANING: [(&CStr, &CStr); 10] = [
     // No objects but Postgres's own are found without their schema.
     (c"search_path", c"pg_catalog, pg_temp"),
     (c"datestyle", c"ISO, YMD"),
@@ -26,6 +26,8 @@ const MEANING: [(&CStr, &CStr); 8] = [
     (c"standard_conforming_strings", c"on"),
     (c"quote_all_identifiers", c"off"),
     (c"transform_null_equals", c"off"),
+    (c"array_nulls", c"on"),
+    (c"xmloption", c"content"),
 ];
 
 /// How pg_tide's own transactions behave is nobody else's affair.

@@ -15,8 +15,9 @@ use crate::source::invalidation::Stale;
 use crate::source::outbox::{Outbox, Registration};
 use crate::source::publication::{Operations, Publishing};
 use crate::source::row_filter::RowFilter;
-use crate::source::value::{Origins, Output, Value};
+use crate::source::value::{Origins, Text, Value};
 use crate::source::{publication, row_filter};
+use crate::type_form;
 
 /// A table whose changes are published.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ pub(crate) struct PublishedColumn {
     pub(crate) is_identity: bool,
     pub(crate) value: Value,
     /// Of a lossy column of a table with row-level security: how its texts are made.
-    pub(crate) text: Option<Output>,
+    pub(crate) text: Option<Text>,
 }
 
 /// Texts are made of arrays and composites that are no deeper within one another.
@@ -234,15 +235,19 @@ impl Published {
                 // The rows are the table's own: so are the types and the identity.
                 let own = compat::attribute((*table).rd_att, source);
                 let is_identity = identity.has(own.attnum);
+                origins.parts = 0;
                 let value = Value::of(own.atttypid, memory.0, &mut origins, 0);
-                let is_lossy = value.is_lossy();
-                let has_text =
-                    is_lossy && value.depth() <= DEEPEST_TEXT && (*(*target).rd_rel).relrowsecurity;
-                let text =
-                    has_text.then(|| Output::of(pg_sys::getBaseType(own.atttypid), memory.0));
+                let form = type_form::of(own.atttypid);
+                let lossy = value.is_lossy();
+                let has_text = lossy
+                    && form.is_some()
+                    && value.depth() <= DEEPEST_TEXT
+                    && (*(*target).rd_rel).relrowsecurity;
+                let text = has_text.then(|| Text::of(own.atttypid, memory.0));
                 let labels = value.labels();
                 columns.push(Column {
-                    lossy: is_lossy,
+                    lossy,
+                    form: form.unwrap_or(0),
                     ..column(attribute, is_identity, labels, encoding)
                 });
                 let is_varlena = own.attlen == -1;
@@ -272,6 +277,11 @@ impl Published {
         }
     }
 
+    /// Whether rows have texts of lossy columns.
+    pub(crate) fn has_texts(&self) -> bool {
+        self.columns.iter().any(|column| column.text.is_some())
+    }
+
     fn is_stale(&self, stale: &Stale) -> bool {
         stale.relations.iter().any(|id| self.origins.relations.contains(id))
             || stale.types.iter().any(|hash| self.origins.types.contains(hash))
@@ -295,6 +305,7 @@ unsafe fn column(
             identity,
             labels: labels.into(),
             lossy: false,
+            form: 0,
         }
     }
 }

@@ -370,7 +370,7 @@ impl Replay {
 
     /// Writes the rows and adds the event.
     unsafe fn write(&mut self, position: Position, index: usize, change: RowChange) {
-        let Replay { relations, feed, mark, column, old, new, .. } = self;
+        let Replay { relations, feed, mark, column, old: before, new: after, .. } = self;
         let Some(published) = relations.get(index) else { return };
         let relation = Arc::clone(&published.relation);
         let image = if relation.identity_full { Image::Full } else { Image::Key };
@@ -386,10 +386,15 @@ impl Replay {
         let mut row = |is_wanted: bool, tuple: &Tuple, image| unsafe {
             is_wanted.then(|| tuple::write(batch, published, tuple, image, column)).transpose()
         };
-        let rows = row(has_new, new, Image::Full)
-            .and_then(|new| row(has_old, old, image).map(|old| (new, old)));
+        let rows = row(has_new, after, Image::Full)
+            .and_then(|new| row(has_old, before, image).map(|old| (new, old)));
         match rows {
             Ok((new, old)) => {
+                for (row, tuple) in [(new, after), (old, before)] {
+                    let Some(row) = row else { continue };
+                    // SAFETY: as above.
+                    unsafe { tuple::write_texts(batch, published, tuple, row) };
+                }
                 self.add(position, EventKind::Change(Change { relation, operation, old, new }));
             }
             // SAFETY: as above.

@@ -47,8 +47,11 @@ pub enum Hello {
 /// The SQLSTATE of what has taken longer than it may.
 pub const QUERY_CANCELED: &str = "57014";
 
-/// The SQLSTATE of a question with labels that are called otherwise by now.
-pub const RENAMED: &str = "TD002";
+/// The SQLSTATE of a question made of what the catalogue said before it changed.
+pub const OUTDATED: &str = "TD002";
+
+/// The SQLSTATE of a question about values of a type that is another by now.
+pub const ANOTHER_TYPE: &str = "TD003";
 
 /// `streamed` is how many changes of the catalogue the stream has told the server of: an answer has to
 /// know of them.
@@ -78,7 +81,8 @@ pub enum Request {
     },
     /// (executor) Which of the rows the table's policies admit, for each of the clients, whose claims
     /// these are. `labels` are those of enums that are in the rows, with their oids: if one has another
-    /// name by now, the answer is SQLSTATE [`RENAMED`]. Answers [`PolicyOutcomes`].
+    /// name by now, or the policies look at other columns, the answer is SQLSTATE [`OUTDATED`]. Answers
+    /// [`PolicyOutcomes`].
     EvaluatePolicy {
         role: String,
         table: u32,
@@ -335,6 +339,10 @@ pub struct Rows {
     /// By their numbers: those that the texts are of. All others are NULL.
     #[serde(deserialize_with = "at_most::<{ MOST_COLUMNS }, _, _>")]
     pub columns: Vec<i16>,
+    /// What the types of these columns were made of when the values were written: see
+    /// [`Column::form`](crate::event::Column::form).
+    #[serde(deserialize_with = "at_most::<{ MOST_COLUMNS }, _, _>")]
+    pub forms: Vec<u64>,
     /// A JSON array of texts and nulls for each row, one after the other.
     pub texts: String,
 }

@@ -172,6 +172,9 @@ pub struct Column {
     /// JSON does not say all of a value (an array's bounds, say): rows that policies may be held
     /// against have its own text, too. See [`Relation::text_index`].
     pub lossy: bool,
+    /// What the type was made of when the value was written: a text of the value says the same today if
+    /// this is the same. Below 2^32 it is the oid of the base type; 0: no text says all of a value.
+    pub form: u64,
 }
 
 /// A table as of the event: its live columns in attnum order, as far as the WAL has them.

@@ -93,7 +93,7 @@ impl Column {
     /// A column without labels.
     pub fn new(attnum: i16, name: &str, type_name: &str, kind: Kind, identity: bool) -> Column {
         let (name, type_name, labels) = (name.into(), type_name.into(), Box::default());
-        Column { attnum, name, type_name, kind, identity, labels, lossy: false }
+        Column { attnum, name, type_name, kind, identity, labels, lossy: false, form: 0 }
     }
 }
 

@@ -40,18 +40,13 @@ impl Composite {
     ) -> Option<Composite> {
         // SAFETY: as above; the copy lives in `memory`.
         unsafe {
-            let relation = pg_sys::get_typ_typrelid(type_id);
-            if relation == pg_sys::InvalidOid {
-                return None;
-            }
-            origins.relations.insert(relation.to_u32());
-            let shared = pg_sys::lookup_rowtype_tupdesc(type_id, -1);
-            let before = pg_sys::MemoryContextSwitchTo(memory);
-            let descriptor = pg_sys::CreateTupleDescCopy(shared);
-            pg_sys::MemoryContextSwitchTo(before);
-            if (*shared).tdrefcount >= 0 {
-                pg_sys::DecrTupleDescRefCount(shared);
-            }
+            let descriptor = compat::with_row_type(type_id, |shared| {
+                let before = pg_sys::MemoryContextSwitchTo(memory);
+                let descriptor = pg_sys::CreateTupleDescCopy(shared);
+                pg_sys::MemoryContextSwitchTo(before);
+                descriptor
+            })?;
+            origins.relations.insert(pg_sys::get_typ_typrelid(type_id).to_u32());
             let count = usize::try_from((*descriptor).natts).unwrap_or(0);
             let mut fields = Vec::new();
             for index in 0..count {

@@ -27,9 +27,13 @@ use self::multirange::Multirange;
 use self::varlena::Bytes;
 pub(crate) use self::varlena::{is_on_disk, size};
 use crate::encoding::Encoding;
+use crate::type_form;
 
 /// Types that contain types nest no deeper than this; what does is printed as text.
 const DEEPEST: usize = 32;
+
+/// Types within one column's are no more than this; what comes after them is printed as text.
+const MOST_PARTS: usize = 4096;
 
 /// Bytes that no value of a type of fixed length, by the ways of printing below, exceeds.
 const SHORT: usize = 64;
@@ -60,6 +64,8 @@ pub(crate) enum Value {
     /// A range, by its output function, and what is within.
     Range(Box<Value>, Output, Encoding),
     Multirange(Box<Multirange>),
+    /// An oid, by the name of what has it.
+    Named(Output, Encoding),
     /// Everything else: the output function's text.
     Other(Output, Encoding),
 }
@@ -72,6 +78,8 @@ pub(crate) struct Origins {
     pub(crate) types: BTreeSet<u32>,
     /// Relations behind composite types.
     pub(crate) relations: BTreeSet<u32>,
+    /// Types within the one that is looked at.
+    pub(crate) parts: usize,
 }
 
 impl Origins {
@@ -120,6 +128,7 @@ impl Value {
             pg_sys::TIMESTAMPTZOID => Value::Timestamptz,
             pg_sys::JSONOID => Value::Json(encoding),
             pg_sys::JSONBOID => Value::Jsonb(output(), encoding),
+            _ if type_form::is_named(type_id) => Value::Named(output(), encoding),
             // SAFETY: as above.
             _ => unsafe { Value::nested(type_id, memory, origins, depth) }
                 .unwrap_or_else(|| Value::Other(output(), encoding)),
@@ -133,7 +142,8 @@ impl Value {
         origins: &mut Origins,
         depth: usize,
     ) -> Option<Value> {
-        if depth >= DEEPEST {
+        origins.parts += 1;
+        if depth >= DEEPEST || origins.parts > MOST_PARTS {
             return None;
         }
         // SAFETY: as for `of`.
@@ -166,9 +176,9 @@ impl Value {
     }
 
     /// Whether JSON leaves something out: an array's bounds, which of two kinds of null, how a text of
-    /// type json was written.
+    /// type json was written, what had the name.
     pub(crate) fn is_lossy(&self) -> bool {
-        matches!(self, Value::Json(_) | Value::Array(_) | Value::Composite(_))
+        matches!(self, Value::Json(_) | Value::Array(_) | Value::Composite(_) | Value::Named(..))
     }
 
     /// How deep arrays and composites are within one another: each level doubles what its text needs to
@@ -265,7 +275,9 @@ impl Value {
                         }
                     };
                 }
-                Value::Other(output, encoding) | Value::Range(_, output, encoding) => {
+                Value::Other(output, encoding)
+                | Value::Named(output, encoding)
+                | Value::Range(_, output, encoding) => {
                     let text = encoding.utf8(output.text(datum).to_bytes());
                     return json::write_bounded(out, &text);
                 }
@@ -285,6 +297,7 @@ impl Value {
             | Value::Date
             | Value::Timestamp
             | Value::Timestamptz
+            | Value::Named(..)
             | Value::Label(..) => false,
             Value::Other(output, _) => output.is_varlena,
             Value::Numeric(_)
@@ -332,20 +345,6 @@ impl Output {
         Output { function: info, is_varlena }
     }
 
-    /// Appends a value's text, as a JSON string.
-    ///
-    /// # Safety
-    /// A value of the type, not NULL. Takes memory from the current context and does not give it back.
-    pub(crate) unsafe fn write(
-        &mut self,
-        datum: pg_sys::Datum,
-        out: &mut Bounded<'_>,
-    ) -> Result<(), Overflow> {
-        let encoding = Encoding::of_database();
-        // SAFETY: as above.
-        json::write_bounded(out, &encoding.utf8(unsafe { self.text(datum) }.to_bytes()))
-    }
-
     /// # Safety
     /// A value of the type, not NULL. The text is in the current memory context.
     unsafe fn text(&mut self, datum: pg_sys::Datum) -> &CStr {
@@ -359,6 +358,45 @@ fn number(out: &mut Bounded<'_>, text: &CStr) -> Result<(), Overflow> {
     let text = text.to_bytes();
     json::number(out.room(json::number_length(text))?, text);
     Ok(())
+}
+
+/// The text of a value, where JSON does not say all of it.
+#[derive(Debug)]
+pub(crate) enum Text {
+    Of(Output),
+    /// The number of an oid, whoever has that name by now.
+    Oid,
+}
+
+impl Text {
+    /// # Safety
+    /// As for [`Value::of`].
+    pub(crate) unsafe fn of(type_id: pg_sys::Oid, memory: pg_sys::MemoryContext) -> Text {
+        // SAFETY: as above.
+        unsafe {
+            let base = pg_sys::getBaseType(type_id);
+            if type_form::is_named(base) { Text::Oid } else { Text::Of(Output::of(base, memory)) }
+        }
+    }
+
+    /// Appends it as a JSON string.
+    ///
+    /// # Safety
+    /// As for [`Value::write`].
+    pub(crate) unsafe fn write(
+        &mut self,
+        datum: pg_sys::Datum,
+        out: &mut Bounded<'_>,
+    ) -> Result<(), Overflow> {
+        match self {
+            Text::Oid => json::write_bounded(out, &(datum.value() as u32).to_string()),
+            Text::Of(output) => {
+                let encoding = Encoding::of_database();
+                // SAFETY: as above.
+                json::write_bounded(out, &encoding.utf8(unsafe { output.text(datum) }.to_bytes()))
+            }
+        }
+    }
 }
 
 fn integer(out: &mut Vec<u8>, number: i64) {

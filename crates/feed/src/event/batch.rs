@@ -245,6 +245,27 @@ impl BatchBuilder {
         Ok(result)
     }
 
+    /// Puts a value where the row, which has been ended, has none, as [`BatchBuilder::push_json`] adds
+    /// one.
+    pub fn fill<E: From<Overflow>>(
+        &mut self,
+        row: Row,
+        index: usize,
+        write: impl FnOnce(&mut Bounded<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (Span { start, len }, ()) = self.push_span(write)?;
+        if let Some(field) = self.fields.get_mut(row.first as usize + index) {
+            *field = Field { start, len };
+        }
+        Ok(())
+    }
+
+    /// Bytes of a value in a row; 0: it has none.
+    pub fn size_of(&self, row: Row, index: usize) -> usize {
+        let field = self.fields.get(row.first as usize + index);
+        field.filter(|field| field.len < Field::ABSENT).map_or(0, |field| field.len as usize)
+    }
+
     /// Adds bytes that belong to no row: `write` appends them to the arena. Adds nothing if that
     /// fails.
     pub fn push_span<R, E: From<Overflow>>(

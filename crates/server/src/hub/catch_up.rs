@@ -119,6 +119,7 @@ fn advance(
                     bodies: &mut bodies,
                     frame_buf: &mut frame_buf,
                     out: &mut frames,
+                    made: member.made,
                     effort: &effort,
                     place: Place::Turn,
                 };
@@ -126,6 +127,10 @@ fn advance(
                     Ok(()) => {}
                     Err(Missing::Identity) => {
                         registry.split_by_identity(*id);
+                        return Progress::More;
+                    }
+                    Err(Missing::Basis) => {
+                        registry.interrupt(session, *id, seq);
                         return Progress::More;
                     }
                     Err(Missing::Effort) => {

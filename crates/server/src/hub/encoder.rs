@@ -28,6 +28,8 @@ pub(super) enum Missing {
     Identity,
     /// An answer about this: what the role may see of it, or what its policies say.
     Answer { about: Subject },
+    /// Bindings that are made of what the table is now.
+    Basis,
     /// What the filters are to be paid with: they make too much work.
     Effort,
     /// Time: the filters are to be evaluated beside the stream, or in the next turn.
@@ -54,6 +56,8 @@ pub(super) struct EncodeContext<'a> {
     pub(super) bodies: &'a mut BodyCache,
     pub(super) frame_buf: &'a mut FrameBuf,
     pub(super) out: &'a mut Vec<Bytes>,
+    /// What is after it, the bindings may not have known of when they were made.
+    pub(super) made: Position,
     /// Whose filters are evaluated, and where.
     pub(super) effort: &'a Effort,
     pub(super) place: Place,

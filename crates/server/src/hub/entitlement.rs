@@ -77,6 +77,16 @@ impl Entitlement {
         self.rule.columns().map_or_else(|| self.attnums(), <[i16]>::to_vec)
     }
 
+    /// Whether the columns that the policies look at are of the kinds that they are compared as.
+    pub(super) fn compares(&self, relation: &Relation) -> bool {
+        let columns = self.access.iter().flat_map(|access| &access.columns);
+        let is_compared = |attnum| self.rule.columns().is_none_or(|list| list.contains(&attnum));
+        columns.filter(|column| is_compared(column.attnum)).all(|column| {
+            let mut then = relation.columns.iter().filter(|then| then.attnum == column.attnum);
+            then.all(|then| then.kind == column.kind)
+        })
+    }
+
     /// Writes an image of a row for Postgres to read: a JSON array of the texts of these columns'
     /// values, labels of enums by the names that they have today. `used` gets the labels. False: it
     /// cannot be said by today's names.
@@ -285,7 +295,7 @@ impl Entitlements {
     pub(super) fn rules(&mut self, key: &GroupKey, head: Seq) -> Vec<(u32, Arc<Rule>)> {
         let Some(role) = &key.role else { return Vec::new() };
         let tables = key.bindings.iter().filter_map(|binding| match binding.target {
-            Target::Table(table) => Some(table),
+            Target::Table { oid, .. } => Some(oid),
             Target::All | Target::Schema(_) => None,
         });
         tables

@@ -6,7 +6,7 @@ use tide_feed::event::{Failed, Lsn, Message, Relation, Unsaid};
 
 use super::encoder::{EncodeContext, EventRef, Missing};
 use super::entitlement::Subject;
-use super::group::{GroupKey, is_about};
+use super::group::GroupKey;
 use super::receipts::Receipts;
 use super::subscription::Style;
 use crate::policy::Way;
@@ -90,7 +90,7 @@ fn tell_readers(
     }
     let (vsn, topic, sqlstate) = (group.vsn, &group.topic, &failed.sqlstate);
     context.out.push(if group.style == Style::Changes {
-        let about = group.bindings.iter().filter(|b| is_about(&b.target, relation));
+        let about = group.bindings.iter().filter(|b| b.target.is_of(relation));
         let ids: Vec<u32> = about.map(|binding| binding.id).collect();
         let mut data = Vec::new();
         change::failed_data(&mut data, event_ref.event, relation, sqlstate, &key, column);

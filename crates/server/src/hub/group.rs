@@ -12,7 +12,7 @@ use super::history::Seq;
 use super::plan::Plans;
 use super::queue::{Push, Queue};
 use super::route::Anchors;
-use super::subscription::{Binding, Facet, Identity, Style, Subscription, Target};
+use super::subscription::{Binding, Facet, Identity, Style, Subscription};
 use crate::allowance::Share;
 use crate::filter::Effort;
 use crate::policy::Rule;
@@ -61,15 +61,12 @@ impl GroupKey {
         if self.style == Style::Records && !record::is_table_of(relation) {
             return false;
         }
-        self.bindings.iter().any(|binding| is_about(&binding.target, relation))
+        self.bindings.iter().any(|binding| binding.target.is_about(relation))
     }
-}
 
-pub(super) fn is_about(target: &Target, relation: &Relation) -> bool {
-    match target {
-        Target::All => true,
-        Target::Schema(schema) => *schema == relation.schema,
-        Target::Table(oid) => *oid == relation.oid,
+    /// Whether any binding has to be made anew before it can be held against rows of the table.
+    pub(super) fn is_outdated(&self, relation: &Relation) -> bool {
+        self.bindings.iter().any(|binding| binding.target.is_outdated(relation))
     }
 }
 
@@ -100,6 +97,8 @@ pub(super) struct Member {
     pub(super) effort: Rc<Effort>,
     /// Only events after it are for the channel.
     pub(super) floor: Floor,
+    /// What is after it, its bindings may not have known of when they were made.
+    pub(super) made: Position,
     /// The first event it has not been given, if it does not keep up or is resuming.
     pub(super) lag: Option<Seq>,
     /// It resumes, and is to be told when it has had everything.
@@ -182,6 +181,14 @@ impl Group {
                 lags(member.session, pushed);
             }
         }
+    }
+
+    /// The connections that are to be given the event now, though their bindings may not have known of
+    /// it when they were made.
+    pub(super) fn outdated(&self, event: &Event) -> Vec<SessionId> {
+        let members = self.members.iter().filter(|member| member.lag.is_none());
+        let outdated = members.filter(|m| event.position > m.made && m.floor.admits(event));
+        outdated.map(|member| member.session).collect()
     }
 
     /// The first event that one of its members has not been given.

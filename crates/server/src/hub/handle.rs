@@ -72,6 +72,8 @@ pub(super) enum Command {
     Leave {
         session: SessionId,
         topic: Arc<str>,
+        /// It is not about to be joined again.
+        is_over: bool,
     },
     Receive {
         session: SessionId,
@@ -104,6 +106,12 @@ pub(super) enum Command {
     },
     Connections {
         answer: oneshot::Sender<Vec<Connection>>,
+    },
+    Roles {
+        answer: oneshot::Sender<Vec<Arc<str>>>,
+    },
+    RefuseRole {
+        role: Arc<str>,
     },
     Disconnect {
         session: SessionId,
@@ -246,8 +254,14 @@ impl Hub {
         self.send(Command::SetIdentity { session, topic: topic.into(), identity });
     }
 
+    /// The client has left the channel.
     pub fn leave(&self, session: SessionId, topic: &str) {
-        self.send(Command::Leave { session, topic: topic.into() });
+        self.send(Command::Leave { session, topic: topic.into(), is_over: true });
+    }
+
+    /// The channel is about to be joined once more, and goes on then if it was interrupted.
+    pub fn make_way(&self, session: SessionId, topic: &str) {
+        self.send(Command::Leave { session, topic: topic.into(), is_over: false });
     }
 
     /// Has the database listen to a NOTIFY channel for as long as the lease lives. `None`: to too
@@ -346,6 +360,18 @@ impl Hub {
         let (answer, answered) = oneshot::channel();
         self.send(Command::Disconnect { session, answer });
         answered.await.unwrap_or(false)
+    }
+
+    /// The roles of all channels.
+    pub async fn roles(&self) -> Vec<Arc<str>> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Roles { answer });
+        answered.await.unwrap_or_default()
+    }
+
+    /// Closes the connections that have a channel of this role.
+    pub fn refuse_role(&self, role: &Arc<str>) {
+        self.send(Command::RefuseRole { role: Arc::clone(role) });
     }
 
     /// Closes every connection and ends the hub.

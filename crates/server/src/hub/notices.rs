@@ -312,7 +312,6 @@ fn write_payload(out: &mut Vec<u8>, said: &Notification) {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
-    use std::rc::Rc;
     use std::time::SystemTime;
 
     use futures_util::FutureExt;
@@ -360,9 +359,7 @@ mod tests {
                 user_agent: None,
                 connected_at: SystemTime::UNIX_EPOCH,
             };
-            let (channels, effort) = (HashMap::new(), Rc::default());
-            let entry = Session { queue: Arc::clone(&queue), peer, effort, channels };
-            self.registry.sessions.insert(session, entry);
+            self.registry.sessions.insert(session, Session::new(Arc::clone(&queue), peer));
             let topic: Arc<str> = TOPIC.into();
             let key = GroupKey {
                 topic: Arc::clone(&topic),

@@ -5,13 +5,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tide_feed::catalog::ANOTHER_TYPE;
 use tide_feed::event::{Change, Datum, EventKind, Operation, Position, Relation};
 
 use super::alteration::altered;
 use super::body_cache::Form;
 use super::encoder::{EncodeContext, EventRef, Missing};
 use super::entitlement::{Entitlement, Entitlements, Subject};
-use super::group::{GroupKey, is_about};
+use super::group::GroupKey;
 use super::history::Seq;
 use super::subscription::{Binding, Style};
 use super::verdict::{PolicyState, Verdict};
@@ -43,6 +44,12 @@ struct Plan {
     names_truncate: bool,
     /// Columns that filters may look at.
     readable: Vec<i16>,
+    /// Some binding has to be made anew for what the table is now.
+    is_outdated: bool,
+    /// Filters that were made for another shape of the table have been told of.
+    is_told: bool,
+    /// The policies, as they are put together here, are about columns of other types.
+    is_of_other_types: bool,
 }
 
 /// Bindings with the same `select` share a frame; a channel rarely has more than one.
@@ -86,6 +93,13 @@ impl Plans {
                 let before = effort.total();
                 let (plan, policy) =
                     self.plan(group, &change.relation, event_ref.seq, context.entitlements)?;
+                if plan.is_outdated {
+                    if event_ref.event.position > context.made {
+                        return Err(Missing::Basis);
+                    }
+                    // From before the table was what it is now: what can be compared is.
+                    plan.tell_incomparable(group, context.out);
+                }
                 if !plan.concerns(group, change, &images, effort) {
                     return self.account(effort, before);
                 }
@@ -156,6 +170,9 @@ impl Plan {
             parts: Vec::new(),
             names_truncate: false,
             readable: Vec::new(),
+            is_outdated: group.is_outdated(relation),
+            is_told: false,
+            is_of_other_types: false,
         };
         if !group.targets(relation) {
             return Ok(plan);
@@ -164,6 +181,7 @@ impl Plan {
         let entitlement = entitlements.of(role, relation.oid, seq);
         let entitlement = entitlement.ok_or_else(|| plan.answer())?;
         plan.entitlement = Some(Rc::clone(&entitlement));
+        plan.is_of_other_types = !entitlement.compares(relation);
         if !entitlement.is_granted() {
             return Ok(plan);
         }
@@ -171,8 +189,9 @@ impl Plan {
         let columns = relation.columns.iter().map(|column| column.attnum);
         plan.readable = columns.filter(|attnum| entitlement.may_read(*attnum)).collect();
         for (index, binding) in group.bindings.iter().enumerate() {
-            if is_about(&binding.target, relation) {
+            if binding.target.is_of(relation) {
                 plan.names_truncate |= binding.operations.contains(Operation::Truncate);
+                plan.is_outdated |= !binding.target.is_readable(&plan.readable);
                 plan.add(index, group, &entitlement);
             }
         }
@@ -235,9 +254,25 @@ impl Plan {
         value: impl Fn(i16) -> Datum<'v>,
     ) -> bool {
         let Some(filter) = &binding.filter else { return true };
+        if self.is_outdated && !binding.target.is_comparable(&self.relation) {
+            return false;
+        }
         let readable = |attnum| self.readable.contains(&attnum);
         let value = |attnum| if readable(attnum) { value(attnum) } else { Datum::Absent };
         filter.matches(value, effort).unwrap_or(false)
+    }
+
+    /// Tells, once, of filters that rows of this shape of the table cannot be held against.
+    fn tell_incomparable(&mut self, group: &GroupKey, out: &mut Vec<Bytes>) {
+        let mut bindings = self.parts.iter().flat_map(|part| &part.bindings);
+        let is_incomparable = |binding: &Binding| {
+            binding.filter.is_some() && !binding.target.is_comparable(&self.relation)
+        };
+        let is_any = bindings.any(|index| group.bindings.get(*index).is_some_and(is_incomparable));
+        if is_any && !std::mem::replace(&mut self.is_told, true) {
+            let table = (&*self.relation.schema, &*self.relation.name);
+            out.push(encode::incomparable(group.vsn, &group.topic, table));
+        }
     }
 
     /// Whether the group sees the row before and after the change.
@@ -258,6 +293,9 @@ impl Plan {
                 Sight { before: Seen::from(visible), after: Seen::from(visible) }
             }
             _ if rule.is_personal() && group.identity.is_none() => return Err(Missing::Identity),
+            Way::Formula if self.is_of_other_types => {
+                return Ok(Verdict::Failed(ANOTHER_TYPE.into()));
+            }
             Way::Formula => match (policy.values(rule), policy.verdict(seq, rule)) {
                 (Some(values), _) => rule.sight(values, images),
                 // What the claims are worth could not be found out.

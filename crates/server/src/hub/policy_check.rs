@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tide_feed::backoff::Backoff;
-use tide_feed::catalog::{QUERY_CANCELED, RENAMED, Rows};
+use tide_feed::catalog::{OUTDATED, QUERY_CANCELED, Rows};
 use tide_feed::event::CatalogChange;
 use tokio::sync::mpsc;
 
@@ -55,7 +55,7 @@ struct CheckQueue {
     /// The rule by which a question has taken too long, until one has not.
     slow: Option<(Arc<Rule>, Backoff)>,
     /// How often the last question was about labels that have other names by now.
-    renamings: u32,
+    outdated: u32,
 }
 
 /// All open questions, with the groups that wait for them.
@@ -180,17 +180,17 @@ impl PolicyChecks {
         let now = entitlements.current(&role, table).map(|entitlement| entitlement.rule());
         let is_current = now.is_some_and(|now| Arc::ptr_eq(now, &rule));
         let is_stale = now.is_some() && !is_current;
-        let is_renamed = outcome.as_ref().is_err_and(is_renaming)
+        let is_outdated = outcome.as_ref().is_err_and(asks_too_late)
             || outcome
                 .iter()
                 .flatten()
-                .any(|said| matches!(said, GroupAnswer::Failed(s) if s == RENAMED));
-        queue.renamings = if is_renamed { queue.renamings + 1 } else { 0 };
+                .any(|said| matches!(said, GroupAnswer::Failed(s) if s == OUTDATED));
+        queue.outdated = if is_outdated { queue.outdated + 1 } else { 0 };
         let said = match outcome {
             _ if is_stale => Vec::new(),
             // Sooner than the stream comes to it: the question is put by today's names again. If
             // that does not help, it is about values that have others in them.
-            _ if is_renamed && queue.renamings < TRIES => {
+            _ if is_outdated && queue.outdated < TRIES => {
                 entitlements.forget(&CatalogChange::Relation(table), Seq::MAX);
                 Vec::new()
             }
@@ -272,9 +272,9 @@ async fn put(
     PolicyAnswer { role, table, rule, groups, asked, count, outcome }
 }
 
-/// Whether it was about labels of enums that have other names by now.
-fn is_renaming(error: &CatalogError) -> bool {
-    matches!(error, CatalogError::Refused { sqlstate, .. } if sqlstate == RENAMED)
+/// Whether it was made of what the catalogue said before it changed.
+fn asks_too_late(error: &CatalogError) -> bool {
+    matches!(error, CatalogError::Refused { sqlstate, .. } if sqlstate == OUTDATED)
 }
 
 /// Lets the members of a group go on.

@@ -34,6 +34,8 @@ pub enum CloseReason {
     Memory,
     /// `tide.disconnect`.
     Disconnected,
+    /// Its role may not be used by clients any more.
+    Role,
     /// The worker stops.
     Shutdown,
 }

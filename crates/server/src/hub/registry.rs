@@ -1,16 +1,18 @@
 //! Who is connected, what they have joined, and which channels are alike.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
+
+use tide_feed::event::Position;
 
 use super::entitlement::Entitlements;
 use super::group::{Floor, Group, GroupId, GroupKey, Latest, Member};
 use super::handle::{Peer, SessionId};
 use super::history::Seq;
 use super::plan::Plans;
-use super::queue::Queue;
+use super::queue::{CloseReason, Queue};
 use super::route::Routes;
 use super::subscription::{Facet, Identity, Style};
 use crate::filter::Effort;
@@ -24,9 +26,24 @@ pub(super) struct Session {
     pub(super) effort: Rc<Effort>,
     /// By topic; a topic is joined once per connection.
     pub(super) channels: HashMap<Arc<str>, JoinedTopic>,
+    /// Where channels stood that have to be joined again: see [`Registry::interrupt`].
+    pub(super) interrupted: HashMap<Arc<str>, Vec<Place>>,
+}
+
+/// Where a channel stood in one of its groups.
+pub(super) struct Place {
+    pub(super) style: Style,
+    pub(super) floor: Floor,
+    /// The first event that it has not been given.
+    pub(super) next: Seq,
 }
 
 impl Session {
+    pub(super) fn new(queue: Arc<Queue>, peer: Peer) -> Session {
+        let (channels, interrupted) = (HashMap::new(), HashMap::new());
+        Session { queue, peer, effort: Rc::default(), channels, interrupted }
+    }
+
     /// The groups of all its channels.
     pub(super) fn groups(&self) -> impl Iterator<Item = GroupId> {
         self.channels.values().flat_map(|channel| channel.groups.iter().copied())
@@ -45,6 +62,7 @@ pub(super) struct JoinedTopic {
 pub(super) struct Membership {
     pub(super) key: GroupKey,
     pub(super) floor: Floor,
+    pub(super) made: Position,
     pub(super) lag: Option<Seq>,
     pub(super) replays: bool,
     pub(super) latest: Option<Box<Latest>>,
@@ -52,7 +70,7 @@ pub(super) struct Membership {
 
 impl Membership {
     pub(super) fn new(key: GroupKey, floor: Floor, lag: Option<Seq>) -> Membership {
-        Membership { key, floor, lag, replays: false, latest: None }
+        Membership { key, floor, made: Position::default(), lag, replays: false, latest: None }
     }
 }
 
@@ -238,11 +256,32 @@ impl Registry {
         self.change_groups(session, &topic, |groups| groups.retain(|other| *other != id));
     }
 
+    /// What the bindings of a channel were made of is not what the stream has at this event: ends the
+    /// channel, tells the client, and keeps where it stood. Clients join again by themselves.
+    pub(super) fn interrupt(&mut self, session: SessionId, id: GroupId, seq: Seq) {
+        let Some(key) = self.groups.get(&id).map(|group| &group.key) else { return };
+        let (topic, vsn) = (Arc::clone(&key.topic), key.vsn);
+        let Some((_, memberships)) = self.leave(session, &topic) else { return };
+        let Some(entry) = self.sessions.get_mut(&session) else { return };
+        entry.queue.reply(encode::outdated(vsn, &topic));
+        entry.queue.reply(encode::phx_error(vsn, None, &topic));
+        let place = |membership: Membership| {
+            let Membership { key, floor, lag, .. } = membership;
+            Place { style: key.style, floor, next: lag.unwrap_or(seq) }
+        };
+        entry.interrupted.insert(topic, memberships.into_iter().map(place).collect());
+    }
+
+    /// Where the channel stood when it was interrupted, if it is to go on from there.
+    pub(super) fn interrupted(&mut self, session: SessionId, topic: &str) -> Option<Vec<Place>> {
+        self.sessions.get_mut(&session)?.interrupted.remove(topic)
+    }
+
     /// Takes the connection out of a group, which goes with its last member.
     fn remove(&mut self, session: SessionId, id: GroupId) -> Option<Membership> {
         let group = self.groups.get_mut(&id)?;
         let index = group.members.iter().position(|member| member.session == session)?;
-        let Member { floor, lag, replays, latest, .. } = group.members.swap_remove(index);
+        let Member { floor, made, lag, replays, latest, .. } = group.members.swap_remove(index);
         let key = group.key.clone();
         if group.members.is_empty() {
             self.routes.remove(id, &key);
@@ -255,7 +294,7 @@ impl Registry {
                 }
             }
         }
-        Some(Membership { key, floor, lag, replays, latest })
+        Some(Membership { key, floor, made, lag, replays, latest })
     }
 
     /// Moves the channel to the groups of the same bindings under another identity.
@@ -306,14 +345,39 @@ impl Registry {
 
     /// Makes the connection a member of a group, which is made if need be.
     fn add(&mut self, session: SessionId, membership: Membership) -> GroupId {
-        let Membership { key, floor, lag, replays, latest } = membership;
+        let Membership { key, floor, made, lag, replays, latest } = membership;
         let id = self.group_of(key);
         if let (Some(group), Some(entry)) = (self.groups.get_mut(&id), self.sessions.get(&session))
         {
             let (queue, effort) = (Arc::clone(&entry.queue), Rc::clone(&entry.effort));
-            group.members.push(Member { session, queue, effort, floor, lag, replays, latest });
+            group.members.push(Member {
+                session,
+                queue,
+                effort,
+                floor,
+                made,
+                lag,
+                replays,
+                latest,
+            });
         }
         id
+    }
+
+    /// The roles of all channels.
+    pub(super) fn roles(&self) -> Vec<Arc<str>> {
+        let channels = self.sessions.values().flat_map(|session| session.channels.values());
+        let roles: HashSet<&Arc<str>> = channels.map(|channel| &channel.identity.role).collect();
+        roles.into_iter().cloned().collect()
+    }
+
+    /// Closes the connections that have a channel of this role.
+    pub(super) fn refuse_role(&self, role: &str) {
+        for session in self.sessions.values() {
+            if session.channels.values().any(|channel| *channel.identity.role == *role) {
+                session.queue.close(CloseReason::Role);
+            }
+        }
     }
 
     /// Forgets the connection.

@@ -62,9 +62,7 @@ fn largest(registry: &Registry) -> Vec<SessionId> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
     use std::net::SocketAddr;
-    use std::rc::Rc;
     use std::sync::Arc;
     use std::time::SystemTime;
 
@@ -87,8 +85,7 @@ mod tests {
             queue.push(&[Bytes::from(vec![b'x'; *bytes])]);
             let address = SocketAddr::from(([127, 0, 0, 1], 9));
             let peer = Peer { address, user_agent: None, connected_at: SystemTime::UNIX_EPOCH };
-            let (effort, channels) = (Rc::default(), HashMap::new());
-            registry.sessions.insert(session, Session { queue, peer, effort, channels });
+            registry.sessions.insert(session, Session::new(queue, peer));
         }
         registry
     }

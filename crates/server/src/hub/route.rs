@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tide_feed::event::{Batch, CatalogChange, Change, Datum, Operation, Relation};
 
-use super::group::{GroupId, GroupKey, is_about};
+use super::group::{GroupId, GroupKey};
 use crate::filter::index_key;
 use crate::policy::Images;
 
@@ -55,9 +55,11 @@ impl Route {
 
     /// What the filters of the group's bindings to the table ask for.
     fn equalities(&self, group: &GroupKey) -> Anchors {
-        let about =
-            |binding: &&super::subscription::Binding| is_about(&binding.target, &self.relation);
-        let filters = group.bindings.iter().filter(about).map(|binding| binding.filter.as_ref());
+        if group.is_outdated(&self.relation) {
+            return None;
+        }
+        let about = group.bindings.iter().filter(|b| b.target.is_about(&self.relation));
+        let filters = about.map(|binding| binding.filter.as_ref());
         filters
             .map(|filter| {
                 let (attnum, value) = filter.and_then(|filter| filter.equality())?;

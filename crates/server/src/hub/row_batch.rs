@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tide_feed::catalog::Rows;
-use tide_feed::event::{EventKind, Operation, Relation};
+use tide_feed::event::{Column, EventKind, Operation, Relation};
 
 use super::entitlement::Entitlement;
 use super::history::{History, Seq};
@@ -31,8 +31,9 @@ pub(super) struct AskedEvent {
 pub(super) struct RowBatch {
     pub(super) asked: Vec<AskedEvent>,
     pub(super) count: usize,
-    /// The columns that are asked about.
+    /// The columns that are asked about, and what their types were made of.
     columns: Vec<i16>,
+    forms: Vec<u64>,
     rows: Vec<u8>,
     /// Labels of enums that are in the rows, by their oids.
     labels: BTreeMap<u32, Box<str>>,
@@ -61,11 +62,14 @@ impl RowBatch {
             if change.relation.oid != table || change.operation == Operation::Truncate {
                 continue;
             }
-            // Where a label is another from here on, the same name may mean two.
-            if !first.is_none_or(|first| has_same_labels(first, &change.relation)) {
+            let relation = &change.relation;
+            // Where a label or a type is another from here on, the same text may mean two things.
+            if !is_read_alike(first.get_or_insert(relation), relation) {
                 break;
             }
-            first = Some(&change.relation);
+            if self.asked.is_empty() {
+                self.forms = self.columns.iter().map(|attnum| form(relation, *attnum)).collect();
+            }
             self.add_change(seq, &Images::of(batch, change), entitlement, &attnums);
         }
     }
@@ -118,15 +122,24 @@ impl RowBatch {
         let labels = self.labels.into_iter().map(|(oid, label)| (oid, label.into()));
         // Made of values that are JSON, and JSON is UTF-8.
         let texts = String::from_utf8(self.rows).unwrap_or_default();
-        (Rows { columns: self.columns, texts }, labels.collect())
+        (Rows { columns: self.columns, forms: self.forms, texts }, labels.collect())
     }
 }
 
-/// Whether both print the same labels in the same columns.
-fn has_same_labels(one: &Arc<Relation>, other: &Arc<Relation>) -> bool {
-    let labels = |relation: &'_ Relation| {
-        let columns = relation.columns.iter().filter(|column| !column.labels.is_empty());
-        columns.map(|column| (column.attnum, column.labels.clone())).collect::<Vec<_>>()
-    };
-    Arc::ptr_eq(one, other) || labels(one) == labels(other)
+/// What the type of a column is made of; 0: there is no such column.
+fn form(relation: &Relation, attnum: i16) -> u64 {
+    let mut columns = relation.columns.iter();
+    columns.find(|column| column.attnum == attnum).map_or(0, |column| column.form)
+}
+
+/// Whether texts of both are of the same types, with the same labels.
+fn is_read_alike(one: &Arc<Relation>, other: &Arc<Relation>) -> bool {
+    let read = |column: &'_ Column| (column.attnum, column.form);
+    Arc::ptr_eq(one, other)
+        || one.columns.len() == other.columns.len()
+            && one
+                .columns
+                .iter()
+                .zip(&other.columns)
+                .all(|(one, other)| read(one) == read(other) && one.labels == other.labels)
 }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tide_feed::event::{Cursor, Operation};
+use tide_feed::event::{Cursor, Operation, Relation};
 
+use super::basis::Basis;
 use crate::catalog::Moment;
 use crate::filter::Predicate;
 use crate::wire::Vsn;
@@ -71,8 +72,60 @@ pub enum Target {
     All,
     /// Every such table of a schema.
     Schema(Box<str>),
-    /// One table, by oid.
-    Table(u32),
+    /// One table.
+    Table { oid: u32, basis: Arc<Basis> },
+}
+
+impl Target {
+    /// Whether a table is meant: as what it is now, or as what it was called or is called now.
+    pub fn is_about(&self, relation: &Relation) -> bool {
+        match self {
+            Target::All => true,
+            Target::Schema(schema) => *schema == relation.schema,
+            Target::Table { oid, basis } => *oid == relation.oid || basis.names(relation),
+        }
+    }
+
+    /// Whether it is the table that was meant when the binding was made.
+    pub fn is_of(&self, relation: &Relation) -> bool {
+        match self {
+            Target::Table { oid, .. } => *oid == relation.oid,
+            _ => self.is_about(relation),
+        }
+    }
+
+    /// Whether the binding has to be made anew before it can be held against rows of the table.
+    pub fn is_outdated(&self, relation: &Relation) -> bool {
+        match self {
+            Target::Table { oid, basis } => {
+                self.is_about(relation) && !(*oid == relation.oid && basis.is_same(relation))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the columns that the binding names are among those that can be read.
+    pub fn is_readable(&self, readable: &[i16]) -> bool {
+        match self {
+            Target::Table { basis, .. } => basis.attnums().all(|attnum| readable.contains(&attnum)),
+            _ => true,
+        }
+    }
+
+    /// Whether the binding's filter can be held against rows of the table.
+    pub fn is_comparable(&self, relation: &Relation) -> bool {
+        match self {
+            Target::Table { basis, .. } => basis.is_comparable(relation),
+            _ => true,
+        }
+    }
+
+    fn memory(&self) -> usize {
+        match self {
+            Target::Table { basis, .. } => basis.memory(),
+            _ => 0,
+        }
+    }
 }
 
 /// One entry of `postgres_changes`, or the whole of a `tide:table:` topic. Two equal bindings get
@@ -128,7 +181,8 @@ impl Facet {
             names.map(|name| size_of::<Box<str>>() + 16 + name.len()).sum::<usize>()
         };
         let bindings = self.bindings.iter();
-        GROUP + bindings.map(|binding| BINDING + select(binding)).sum::<usize>()
+        let bindings = bindings.map(|binding| BINDING + binding.target.memory() + select(binding));
+        GROUP + bindings.sum::<usize>()
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod beginning;
 mod catalog_worker;
+mod interruption;
 mod lookups;
 
 use std::net::SocketAddr;
@@ -25,6 +26,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, mpsc};
 
+use super::basis::Basis;
 use super::handle::{Command, Ephemeral, Hub, Peer, SessionId};
 use super::queue::{Budget, CloseReason, Push, Queue, Taken};
 use super::subscription::{
@@ -268,18 +270,16 @@ impl World {
 
 /// All rows of the table that the filter admits.
 fn binding(filter: &str) -> Binding {
-    let filter = parse(filter).expect("a filter").map(|tree| {
+    let parsed = parse(filter).expect("a filter");
+    let conditions = parsed.iter().flat_map(|tree| &tree.conditions);
+    let compared: Vec<&str> = conditions.map(|condition| &*condition.column).collect();
+    let target = Target::Table { oid: TABLE, basis: Basis::of(&access(), &compared, &[]) };
+    let filter = parsed.as_ref().map(|tree| {
         let constants = tree.conditions.iter().flat_map(|c| c.test.constants().to_vec());
         let constants: Vec<Vec<String>> = constants.map(|constant| vec![constant]).collect();
-        Arc::new(compile(&tree, &access(), &constants).expect("a predicate"))
+        Arc::new(compile(tree, &access(), &constants).expect("a predicate"))
     });
-    Binding {
-        id: 1,
-        operations: Operations::ROWS,
-        target: Target::Table(TABLE),
-        filter,
-        select: None,
-    }
+    Binding { id: 1, operations: Operations::ROWS, target, filter, select: None }
 }
 
 /// Roles but `owner` see what the one policy admits.
@@ -650,7 +650,7 @@ fn the_newest_visible_events_are_given_where_policies_have_to_be_asked() {
 #[test]
 fn clients_with_other_claims_get_other_rows() {
     let world = World::new(&Config::default());
-    world.secure("(id = (current_setting('n'::text))::bigint)");
+    world.secure("(id = (current_setting('request.jwt.claim.n'::text))::bigint)");
     let (lets, asked) = world.executor();
     lets.add_permits(1000);
     let clients = [r#"{"n": 3}"#, r#"{"n": 4}"#, r#"{"n": null}"#].map(|claims| {

@@ -46,20 +46,35 @@ const IN_BODIES: &[&str] = &[
 
 /// Words before a bracket that are no functions.
 const KEYWORDS: &[&str] = &[
-    "all", "and", "any", "array", "as", "begin", "case", "cast", "char", "declare", "else",
-    "elsif", "end", "if", "in", "is", "not", "numeric", "or", "return", "select", "then", "values",
-    "varchar", "when", "with",
+    "all", "and", "any", "array", "as", "begin", "case", "char", "else", "elsif", "end", "if",
+    "in", "is", "not", "numeric", "or", "return", "select", "then", "values", "varchar", "when",
+    "with",
 ];
 
-/// Words that read tables, the time or a session, or run what is not written there.
+/// Operators in bodies, which are Postgres's own: others may do anything.
+const OPERATORS: &[&str] = &[
+    "=", "<>", "!=", "<", "<=", ">", ">=", "+", "-", "*", "/", "%", "||", "->", "->>", "#>", "#>>",
+    "?", "?|", "?&", "@>", "<@", "~", "!~", "&&", "::", ":=", "(", ")", "[", "]", ",", ".", ";",
+];
+
+/// Whether a setting is part of who asks; any other can be set while a client is there.
+fn is_of_client(setting: &str) -> bool {
+    matches!(setting, "request.jwt.claims" | "request.headers" | "role")
+        || setting.starts_with("request.jwt.claim.")
+}
+
+/// Words that read tables, the time or a session, run what is not written there, or may have a text read
+/// as a value of any type: `'now'` is another at each time.
 const FORBIDDEN: &[&str] = &[
     "call",
+    "cast",
     "copy",
     "current_catalog",
     "current_date",
     "current_schema",
     "current_time",
     "current_timestamp",
+    "declare",
     "delete",
     "execute",
     "fetch",
@@ -143,6 +158,12 @@ impl<'a> Functions<'a> {
                 "||" if first == "text" => first,
                 _ => return Err(format!("it uses the operator {operator}")),
             },
+            N::Call { schema: None, name, arguments } if name == "current_setting" => {
+                match arguments.first().map(|argument| &argument.kind) {
+                    Some(N::Cast(text, _)) if is_setting_of_client(text) => "text".to_owned(),
+                    _ => return Err("it reads a setting that may change".to_owned()),
+                }
+            }
             N::Call { schema: None, name, .. } => {
                 let known = BUILT_IN.iter().find(|(known, _)| known == name);
                 let (_, gives) = known
@@ -182,6 +203,9 @@ impl<'a> Functions<'a> {
         if depth > 8 {
             return because("calls too many others in one another");
         }
+        if !PLAIN.contains(&function.returns.trim_end_matches("[]")) {
+            return because(&format!("returns {}", function.returns));
+        }
         let Some(body) = body else { return because("is too long to be looked into") };
         let Some(tokens) = tokens(body) else { return because("is not understood") };
         let token = |index: usize| tokens.get(index).map(|(token, _)| token);
@@ -191,13 +215,28 @@ impl<'a> Functions<'a> {
                 Token::Word(word) if FORBIDDEN.contains(&word.as_str()) => {
                     return because(&format!("may read more than the claims: {word}"));
                 }
+                Token::Sign(sign) if !OPERATORS.contains(&sign.as_str()) => {
+                    return because(&format!("uses the operator {sign}"));
+                }
                 Token::Word(word) | Token::Quoted(word) => word,
                 _ => continue,
             };
+            let follows = |sign| index.checked_sub(1).is_some_and(|before| is_sign(before, sign));
+            let is_read_as = follows("::")
+                || matches!(token(index + 1), Some(Token::Text(_)))
+                    && !KEYWORDS.contains(&word.as_str());
+            if is_read_as && !PLAIN.contains(&word.as_str()) {
+                return because(&format!("has a value of type {word}"));
+            }
             if !is_sign(index + 1, "(") {
                 continue;
             }
-            let qualified = index.checked_sub(1).is_some_and(|before| is_sign(before, "."));
+            if word == "current_setting"
+                && !matches!(token(index + 2), Some(Token::Text(name)) if is_of_client(name))
+            {
+                return because("reads a setting that may change");
+            }
+            let qualified = follows(".");
             let is_known = BUILT_IN.iter().any(|(known, _)| known == word)
                 || IN_BODIES.contains(&word.as_str())
                 || KEYWORDS.contains(&word.as_str());
@@ -214,6 +253,10 @@ impl<'a> Functions<'a> {
         }
         Ok(())
     }
+}
+
+fn is_setting_of_client(node: &Node) -> bool {
+    matches!(&node.kind, NodeKind::Text(name) if is_of_client(name))
 }
 
 #[cfg(test)]
@@ -249,6 +292,13 @@ mod tests {
                 "select (auth.jwt() -> 'app' ->> 'org')::bigint -- from the token",
             ),
             function("team", "uuid", 's', "select team from people where id = auth.uid()"),
+            function("at_now", "text", 's', "select ('now'::timestamptz)::text"),
+            function("returns_now", "timestamp with time zone", 's', "select 'now'"),
+            function("typed_now", "text", 's', "select moment 'now'"),
+            function("declares_now", "text", 's', "declare t moment := 'now'; begin return t; end"),
+            function("uses_an_operator", "boolean", 's', "select 1 ~=~ 1"),
+            function("reads_a_setting", "text", 's', "select current_setting('app.tenant')"),
+            function("reads_some_setting", "text", 's', "select current_setting(auth.plain())"),
             function("lead", "uuid", 's', "select auth.team()"),
             function("now_id", "uuid", 's', "select md5(now()::text)::uuid"),
             function("random", "uuid", 'v', "select null::uuid"),
@@ -280,7 +330,7 @@ mod tests {
             ("((auth.jwt() -> 'a'::text) ->> 'b'::text)", "text"),
             ("auth.org()", "bigint"),
             ("auth.plain()", "text"),
-            ("(current_setting('app.tenant'::text, true))::uuid", "uuid"),
+            ("(current_setting('request.jwt.claim.tenant'::text, true))::uuid", "uuid"),
             ("((auth.jwt() ->> 'role'::text) = 'admin'::text)", "boolean"),
             ("NULLIF(auth.plain(), ''::text)", "text"),
             ("COALESCE(NULL::text, 'a'::text)", "text"),
@@ -302,6 +352,15 @@ mod tests {
             ("auth.long()", "too long"),
             ("auth.longer()", "too long"),
             ("auth.unheard_of()", "more than the claims"),
+            ("auth.at_now()", "type timestamptz"),
+            ("auth.returns_now()", "returns timestamp"),
+            ("auth.typed_now()", "type moment"),
+            ("auth.declares_now()", "declare"),
+            ("auth.uses_an_operator()", "operator ~=~"),
+            ("auth.reads_a_setting()", "setting"),
+            ("auth.reads_some_setting()", "setting"),
+            ("current_setting('app.tenant'::text, true)", "setting"),
+            ("current_setting(auth.plain(), true)", "setting"),
             ("now()", "function now"),
             ("('a'::text)::public.status", "casts"),
             ("(1 + 1)", "operator +"),

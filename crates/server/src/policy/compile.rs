@@ -351,9 +351,9 @@ mod tests {
             body: Some(body.into()),
         };
         let functions = [
-            function("uid", "uuid", "select current_setting('x')::uuid"),
-            function("jwt", "jsonb", "select current_setting('x')::jsonb"),
-            function("teams", "uuid[]", "select current_setting('x')::uuid[]"),
+            function("uid", "uuid", "select current_setting('request.jwt.claims')::uuid"),
+            function("jwt", "jsonb", "select current_setting('request.jwt.claims')::jsonb"),
+            function("teams", "uuid[]", "select current_setting('request.jwt.claims')::uuid[]"),
         ];
         let columns = columns();
         let mut compiler = Compiler {

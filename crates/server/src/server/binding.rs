@@ -12,6 +12,7 @@ use super::identity;
 use crate::allowance::{Allowance, Share};
 use crate::catalog::{Asker, CatalogError};
 use crate::filter::{self, Filter, FilterError, Predicate};
+use crate::hub::basis::Basis;
 use crate::hub::subscription::{Binding, Operations, Target};
 use crate::memory::Kind;
 use crate::wire::join::{ChangeParams, Requested, binding_id};
@@ -114,7 +115,7 @@ impl<'a> Bindings<'a> {
             .iter()
             .find(|access| access.schema == schema && access.table == table)
             .ok_or(BindingError::Refused)?;
-        binding.target = Target::Table(access.oid);
+
         if let Some(text) = params.filter.as_deref() {
             binding.filter = self.filter(text, access).await?;
         }
@@ -125,6 +126,7 @@ impl<'a> Bindings<'a> {
             }
             binding.select = Some(self.select(names, access)?);
         }
+        binding.target = target(access, params.filter.as_deref(), binding.select.as_deref())?;
         Ok(binding)
     }
 
@@ -205,6 +207,19 @@ impl<'a> Bindings<'a> {
         }
         Ok(chosen.into())
     }
+}
+
+/// The table, with what a binding to it depends on.
+pub(super) fn target(
+    access: &TableAccess,
+    filter: Option<&str>,
+    select: Option<&[Box<str>]>,
+) -> Result<Target, filter::ParseError> {
+    let parsed = filter.map(filter::parse).transpose()?.flatten();
+    let conditions = parsed.iter().flat_map(|filter| &filter.conditions);
+    let compared: Vec<&str> = conditions.map(|condition| &*condition.column).collect();
+    let basis = Basis::of(access, &compared, select.unwrap_or_default());
+    Ok(Target::Table { oid: access.oid, basis })
 }
 
 /// The table with those of its columns only that the filter is about: it may have a great many.

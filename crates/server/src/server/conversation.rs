@@ -277,7 +277,7 @@ impl Conversation {
         self.abandon(to.topic);
         if let Some(old) = self.channels.remove(to.topic) {
             self.reply(encode::phx_close(self.vsn, old.join_ref.as_deref(), to.topic));
-            self.context.hub.leave(self.session, to.topic);
+            self.context.hub.make_way(self.session, to.topic);
         }
         let limit = self.context.config().max_channels_per_connection;
         if self.channels.len() + self.pending.len() >= limit {
@@ -320,7 +320,10 @@ impl Conversation {
                 self.context.hub.leave(self.session, to.topic);
             }
             // Left before it was joined, or twice: it is as the client wants it.
-            None => self.reply(encode::ok(self.vsn, to)),
+            None => {
+                self.reply(encode::ok(self.vsn, to));
+                self.context.hub.leave(self.session, to.topic);
+            }
         }
         self.abandon(to.topic);
     }
@@ -401,7 +404,7 @@ impl Conversation {
     /// Drops a join that is under way; the hub may have heard of it already.
     fn abandon(&mut self, topic: &str) {
         if self.pending.cancel(topic) && self.channels.get(topic).is_none() {
-            self.context.hub.leave(self.session, topic);
+            self.context.hub.make_way(self.session, topic);
         }
     }
 

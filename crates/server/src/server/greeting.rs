@@ -38,7 +38,9 @@ impl Joiner {
         greeting: &mut Vec<Bytes>,
     ) {
         let bound = |table: &TableAccess| {
-            bindings.iter().any(|binding| binding.target == Target::Table(table.oid))
+            bindings
+                .iter()
+                .any(|b| matches!(b.target, Target::Table { oid, .. } if oid == table.oid))
         };
         for access in tables.iter().filter(|table| bound(table)) {
             let TableAccess { schema, table, row_security, columns, .. } = &**access;

@@ -9,7 +9,7 @@ use tide_feed::catalog::{TableAccess, TableName};
 use tokio::time::timeout;
 
 use super::access;
-use super::binding::{BindingError, Bindings, named_tables};
+use super::binding::{BindingError, Bindings, named_tables, target};
 use super::channel::Channel;
 use super::context::ServerContext;
 use super::conversation::{Outcome, OwnedAddress};
@@ -363,7 +363,9 @@ impl Joiner {
             Some(names) => Some(all.select(names, access).map_err(|e| e.into_refused(&refusal))?),
             None => None,
         };
-        let (operations, target) = (operations(options), Target::Table(access.oid));
+        let operations = operations(options);
+        let target = target(access, options.filter.as_deref(), select.as_deref())
+            .map_err(|error| BindingError::from(error).into_refused(&refusal))?;
         let bindings = vec![Binding { id: 1, operations, target, filter, select }];
         let mut greeting = Vec::new();
         self.greet_presence(payload, &mut greeting);

@@ -11,9 +11,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use super::connection;
 use super::context::ServerContext;
 use super::shutdown::stopped;
+use super::{connection, role};
 use crate::stats::RefusedConnection;
 
 /// Time for clients to be told that the server stops.
@@ -45,7 +45,10 @@ pub async fn run(
         let acceptor = Acceptor { listener, tls: tls.clone(), context: Arc::clone(&context) };
         tasks.spawn(acceptor.run(stop.clone()));
     }
-    while tasks.join_next().await.is_some() {}
+    tokio::select! {
+        () = async { while tasks.join_next().await.is_some() {} } => {}
+        () = role::watch(&context) => {}
+    }
 }
 
 struct Acceptor {

@@ -7,11 +7,16 @@ use std::time::{Duration, Instant};
 
 use tide_feed::catalog::RoleStatus;
 
+use super::context::ServerContext;
+use super::identity::{self, Refusal};
 use super::single_flight::SingleFlight;
 use crate::catalog::{Catalog, CatalogError};
 
 /// Short enough that nobody waits for a GRANT to take effect.
 const KEPT: Duration = Duration::from_secs(1);
+
+/// How often the roles of clients that are connected are looked at.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(3);
 
 /// Roles come from signed tokens, so there are few; this many are no attack, but still a bound.
 const LIMIT: usize = 1000;
@@ -56,6 +61,21 @@ impl RoleCache {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, (Instant, RoleStatus)>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Closes the connections of roles that may not be used by clients any more: nothing that they see from
+/// then on is of the stream's making. Does not end.
+pub(super) async fn watch(context: &ServerContext) {
+    loop {
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+        for role in context.hub.roles().await {
+            let refused = identity::check_role(context, &role).await;
+            if let Err(why @ (Refusal::Role(_) | Refusal::PrivilegedRole(_))) = refused {
+                log::info!("clients are disconnected: {why}");
+                context.hub.refuse_role(&role);
+            }
+        }
     }
 }
 

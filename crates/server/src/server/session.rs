@@ -329,6 +329,9 @@ impl End {
             End::Closed(CloseReason::Disconnected) => {
                 (CloseCode::Policy, "disconnected by an administrator")
             }
+            End::Closed(CloseReason::Role) => {
+                (CloseCode::Policy, "the role may not be used by clients any more")
+            }
             End::Violation(ProtocolViolation::Text) => {
                 (CloseCode::Invalid, "too many malformed messages")
             }
@@ -393,7 +396,7 @@ fn linger(reason: CloseReason) -> Duration {
         CloseReason::Shutdown => SHORT_LINGER,
         CloseReason::Slow => SLOW_LINGER,
         // Others need what is held for it.
-        CloseReason::Memory | CloseReason::Disconnected => LINGER,
+        CloseReason::Memory | CloseReason::Disconnected | CloseReason::Role => LINGER,
     }
 }
 
@@ -444,6 +447,7 @@ mod tests {
             End::Closed(CloseReason::Slow),
             End::Closed(CloseReason::Shutdown),
             End::Closed(CloseReason::Disconnected),
+            End::Closed(CloseReason::Role),
             End::Violation(ProtocolViolation::Text),
             End::Violation(ProtocolViolation::Binary),
             End::Violation(ProtocolViolation::JoinRate),

@@ -296,6 +296,32 @@ pub fn too_much_work(vsn: Vsn, topic: &str, extension: &str) -> Bytes {
     system(vsn, None, topic, &message)
 }
 
+/// A channel ends, since its table, or what its filters and columns were, is another by now.
+pub fn outdated(vsn: Vsn, topic: &str) -> Bytes {
+    let message = System {
+        extension: "tide.subscription",
+        status: Status::Error,
+        message: "the table, or a column that this subscription names, has changed: subscribe again",
+        details: &[("sqlstate", "55000")],
+    };
+    system(vsn, None, topic, &message)
+}
+
+/// Changes from before the table was altered are left out, since the filter cannot be held against
+/// them.
+pub fn incomparable(vsn: Vsn, topic: &str, (schema, table): (&str, &str)) -> Bytes {
+    let text = format!(
+        "changes of {schema}.{table} from before it was altered cannot be compared with the filter"
+    );
+    let message = System {
+        extension: "tide.subscription",
+        status: Status::Error,
+        message: &text,
+        details: &[("schema", schema), ("table", table), ("sqlstate", "55000")],
+    };
+    system(vsn, None, topic, &message)
+}
+
 /// A table was emptied, told to those whose bindings do not name TRUNCATE.
 pub fn truncated(vsn: Vsn, topic: &str, schema: &str, table: &str) -> Bytes {
     let text = format!("TRUNCATE of {schema}.{table}: all of its rows are gone");

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tide_feed::event::{Batch, EventKind};
+use tide_feed::event::{Batch, EventKind, Position};
 
 use super::Stream;
 use crate::filter::Place;
@@ -84,6 +84,11 @@ impl Stream {
     }
 
     fn deliver_to_group(&mut self, id: GroupId, event_ref: EventRef<'_>) {
+        self.deliver_made(id, event_ref, Position::default());
+    }
+
+    /// `made`: what is after it, the bindings may not have known of when they were made.
+    fn deliver_made(&mut self, id: GroupId, event_ref: EventRef<'_>, made: Position) {
         let Some(group) = self.registry.group_mut(id) else { return };
         let Some(payer) = group.payer(event_ref.seq) else { return };
         let (payer, effort) = (payer.session, Rc::clone(&payer.effort));
@@ -93,6 +98,7 @@ impl Stream {
             bodies: &mut self.bodies,
             frame_buf: &mut self.frame_buf,
             out: &mut self.frames,
+            made,
             effort: &effort,
             place: Place::Stream,
         };
@@ -107,6 +113,13 @@ impl Stream {
                     }
                 }
                 return;
+            }
+            Err(Missing::Basis) => {
+                for session in group.outdated(event_ref.event) {
+                    self.registry.interrupt(session, id, event_ref.seq);
+                }
+                // Those who joined as others did before, but later than this.
+                return self.deliver_made(id, event_ref, event_ref.event.position);
             }
             Err(Missing::Effort) => {
                 self.registry.relieve(payer, event_ref.row_bytes());

@@ -16,7 +16,7 @@ use crate::hub::group::{Floor, GroupKey, Latest};
 use crate::hub::handle::SessionId;
 use crate::hub::history::Seq;
 use crate::hub::plan::Plans;
-use crate::hub::registry::Membership;
+use crate::hub::registry::{self, Membership};
 use crate::hub::subscription::{Facet, Identity, Since, Style, Subscription};
 use crate::policy::Way;
 use crate::wire::encode::{self, Resync, resync};
@@ -40,7 +40,12 @@ impl Stream {
         // May have to ask the catalog worker: before the client hears that it has joined, and goes
         // on.
         let effort = Rc::clone(&entry.effort);
-        let Beginning { mut memberships, position, gap } = self.beginning(&subscription, &effort);
+        let interrupted = self.registry.interrupted(session, &subscription.topic);
+        let beginning = match (&subscription.since, interrupted) {
+            (Since::Now(asked), Some(places)) => self.going_on(&subscription, &places, asked),
+            _ => self.beginning(&subscription, &effort),
+        };
+        let Beginning { mut memberships, position, gap } = beginning;
         let epoch = self.live.map(|live| live.epoch).unwrap_or_default();
         // Notifications have none.
         let is_kept = subscription.facets.iter().all(|facet| facet.style != Style::Notify);
@@ -57,7 +62,13 @@ impl Stream {
             let position = Cursor { epoch, position: self.history.reached().max(position) };
             queue.reply(encode::caught_up(subscription.vsn, &subscription.topic, position));
         }
-        memberships.iter_mut().for_each(|membership| membership.replays = replays && lags);
+        let made = match &subscription.since {
+            Since::Now(asked) | Since::Cursor(_, asked) => Position::before(asked.end),
+            Since::Last(_) => self.history.reached(),
+        };
+        for membership in &mut memberships {
+            (membership.made, membership.replays) = (made, replays && lags);
+        }
         self.registry.join(session, &subscription.topic, subscription.identity, memberships);
         self.prefetch(session, &subscription.topic);
         if lags {
@@ -96,6 +107,33 @@ impl Stream {
                 Beginning { memberships, position, gap: None }
             }
         }
+    }
+
+    /// A channel that was interrupted is given what it has not had yet.
+    fn going_on(
+        &mut self,
+        subscription: &Subscription,
+        places: &[registry::Place],
+        asked: &Moment,
+    ) -> Beginning {
+        let first = places.iter().map(|place| place.next).min();
+        let is_kept = first.is_some_and(|first| first >= self.history.start());
+        let mut memberships = Vec::new();
+        for facet in &subscription.facets {
+            let key = self.key(subscription, facet);
+            let place = places.iter().find(|place| is_kept && place.style == facet.style);
+            let (floor, lag) = match place {
+                Some(place) => {
+                    let lag = (place.next < self.history.head()).then_some(place.next);
+                    (place.floor.clone(), lag)
+                }
+                None => (after(asked), None),
+            };
+            memberships.push(Membership::new(key, floor, lag));
+        }
+        let lag = memberships.iter().filter_map(|membership| membership.lag).min();
+        let position = lag.map_or(self.history.reached(), |first| self.history.before(first));
+        Beginning { memberships, position, gap: (!is_kept).then_some("trimmed") }
     }
 
     /// Where to go on after an event the client has seen, or why that is not possible.
@@ -157,6 +195,7 @@ impl Stream {
                 bodies: &mut self.bodies,
                 frame_buf: &mut self.frame_buf,
                 out: &mut self.frames,
+                made: now,
                 effort,
                 place: Place::Turn,
             };

@@ -4,7 +4,6 @@
 mod delivery;
 mod join;
 
-use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -369,8 +368,7 @@ impl Stream {
     fn handle(&mut self, command: Command) {
         match command {
             Command::Connect { session, queue, peer } => {
-                let (channels, effort) = (std::collections::HashMap::new(), Rc::default());
-                self.registry.sessions.insert(session, Session { queue, peer, effort, channels });
+                self.registry.sessions.insert(session, Session::new(queue, peer));
             }
             Command::Join { session, subscription, joined } => {
                 self.join(session, subscription);
@@ -382,7 +380,10 @@ impl Stream {
                 // It may have waited for an answer about its identity from before.
                 self.lagging.wake(session);
             }
-            Command::Leave { session, topic } => {
+            Command::Leave { session, topic, is_over } => {
+                if is_over {
+                    self.registry.interrupted(session, &topic);
+                }
                 self.registry.leave(session, &topic);
             }
             Command::Receive { session, topic, vsn, facet, receive } => {
@@ -424,6 +425,10 @@ impl Stream {
                 let head = self.history.head();
                 let _ = answer.send(recent::connections(&self.registry, &self.lagging, head));
             }
+            Command::Roles { answer } => {
+                let _ = answer.send(self.registry.roles());
+            }
+            Command::RefuseRole { role } => self.registry.refuse_role(&role),
             Command::Disconnect { session, answer } => {
                 let found = self.registry.sessions.get(&session);
                 let _ = answer.send(found.is_some());

@@ -203,7 +203,7 @@ fn changes_that_keep_coming_do_not_keep_rows_back_for_ever() {
 #[test]
 fn clients_that_policies_tell_apart_get_their_rows_after_a_late_look_up() {
     let world = World::new(&Config::default());
-    world.secure("(id = (current_setting('n'::text))::bigint)");
+    world.secure("(id = (current_setting('request.jwt.claim.n'::text))::bigint)");
     world.executor().0.add_permits(1000);
     let clients = [r#"{"n": 3}"#, r#"{"n": 4}"#].map(|claims| {
         let client = world.connect();

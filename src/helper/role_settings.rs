@@ -1,0 +1,91 @@
+//! What the database and `tide_authenticator` have set for their sessions. A session has what was in force
+//! when it began: an executor whose session has become old is followed by another.
+
+use std::hash::{DefaultHasher, Hasher};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pgrx::{PgSqlErrorCode, pg_sys};
+
+use crate::helper::transaction::{Refusal, rolled_back};
+
+/// `pg_db_role_setting`, its index, and its columns: pgrx does not bind them.
+const TABLE: u32 = 2964;
+const BY_DATABASE_AND_ROLE: u32 = 2965;
+const DATABASE: pg_sys::AttrNumber = 1;
+const ROLE: pg_sys::AttrNumber = 2;
+
+const LOCK: pg_sys::LOCKMODE = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+
+/// What this session began with.
+static BEGUN_WITH: OnceLock<u64> = OnceLock::new();
+static IS_OLD: AtomicBool = AtomicBool::new(false);
+
+/// To be called when the session has begun, outside a transaction.
+pub(crate) fn remember() {
+    let newest = rolled_back(std::time::Duration::from_secs(10), || Ok(newest()));
+    let _ = BEGUN_WITH.set(newest.unwrap_or_default());
+}
+
+/// An error that has the question asked again if an ordinary session that begins now would have other
+/// settings; [`is_old`] is true from then on. In a transaction.
+pub(crate) fn refuse_if_old() -> Result<(), Refusal> {
+    if BEGUN_WITH.get().is_some_and(|begun_with| *begun_with == newest()) {
+        return Ok(());
+    }
+    IS_OLD.store(true, Ordering::Relaxed);
+    let code = PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE;
+    Err(Refusal::new(code, "the session's settings are not in force any more"))
+}
+
+/// Whether the process is to end, for another to take its place.
+pub(crate) fn is_old() -> bool {
+    IS_OLD.load(Ordering::Relaxed)
+}
+
+/// Stands for all that such a session begins with.
+fn newest() -> u64 {
+    let mut hasher = DefaultHasher::new();
+    // SAFETY: in a transaction; the session's user is `tide_authenticator`.
+    let (database, user) = unsafe { (pg_sys::MyDatabaseId, pg_sys::GetSessionUserId()) };
+    let every = pg_sys::InvalidOid;
+    for (database, role) in [(database, user), (every, user), (database, every), (every, every)] {
+        add(database, role, &mut hasher);
+    }
+    hasher.finish()
+}
+
+/// Adds the row of `pg_db_role_setting`, if there is one.
+fn add(database: pg_sys::Oid, role: pg_sys::Oid, hasher: &mut DefaultHasher) {
+    let key = |column, value: pg_sys::Oid| {
+        let mut key = pg_sys::ScanKeyData::default();
+        // SAFETY: the key is filled in.
+        unsafe {
+            pg_sys::ScanKeyInit(
+                &raw mut key,
+                column,
+                pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
+                pg_sys::F_OIDEQ.into(),
+                pg_sys::Datum::from(value),
+            );
+        }
+        key
+    };
+    let mut keys = [key(DATABASE, database), key(ROLE, role)];
+    // SAFETY: in a transaction; a row is valid until the scan goes on. Without a snapshot it is today's.
+    unsafe {
+        let relation = pg_sys::table_open(TABLE.into(), LOCK);
+        let (index, none) = (BY_DATABASE_AND_ROLE.into(), std::ptr::null_mut());
+        let scan = pg_sys::systable_beginscan(relation, index, true, none, 2, keys.as_mut_ptr());
+        let row = pg_sys::systable_getnext(scan);
+        if !row.is_null() {
+            let length = usize::try_from((*row).t_len).unwrap_or(0);
+            let start = usize::from((*(*row).t_data).t_hoff);
+            let data = (*row).t_data.cast::<u8>().add(start);
+            hasher.write(std::slice::from_raw_parts(data, length.saturating_sub(start)));
+        }
+        hasher.write_u8(u8::from(row.is_null()));
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, LOCK);
+    }
+}
