@@ -9,15 +9,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PG=$1
 shift
-case $PG in
-15) suite=bookworm ;;
-17) suite=trixie ;;
-18) suite=forky ;;
-*)
-    echo "no Debian has Postgres $PG: 15, 17 and 18 can be tested like this" >&2
-    exit 2
-    ;;
-esac
+. scripts/debian.sh
+suite=$(suite_of "$PG")
 if [ "$(id -u)" != 0 ]; then
     exec sudo --preserve-env=CARGO_HOME,RUSTUP_HOME,HOME,PATH "$0" "$PG" "$@"
 fi
@@ -26,29 +19,10 @@ fi
 root=$PWD/target/chroot-$PG
 cargo=${CARGO_HOME:-$HOME/.cargo}
 rustup=${RUSTUP_HOME:-$HOME/.rustup}
-bundle=/etc/ssl/certs/ca-certificates.crt
-
-# Where this machine gets its own packages from.
-mirror() {
-    grep -rhoE '(http|https)://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d \
-        2>/dev/null | head -n 1 | tr -d ' '
-}
 
 make_root() {
-    if ! command -v debootstrap >/dev/null; then
-        apt-get update -q
-        apt-get install -y --no-install-recommends debootstrap
-    fi
-    local script=/usr/share/debootstrap/scripts/$suite
-    [ -e "$script" ] || script=/usr/share/debootstrap/scripts/sid
-    rm -rf --one-file-system "$root"
-    mkdir -p "$root"
-    debootstrap --variant=minbase --include=ca-certificates,make,util-linux "$suite" "$root" \
-        "$(mirror)" "$script"
+    make_debian "$suite" "$root" ca-certificates,make,util-linux
     mkdir -p "$root"/{work,build,cargo,rustup}
-    # Lists of a release in the making expire within days, and a mirror may be behind. They are
-    # signed all the same.
-    echo 'Acquire::Check-Valid-Until "false";' >"$root/etc/apt/apt.conf.d/90mirror"
     touch "$root/made"
 }
 
@@ -57,9 +31,7 @@ copy_sources() {
     find "$root/work" -mindepth 1 -maxdepth 1 -not -name pgrx-tests -exec rm -rf {} +
     git ls-files -z --cached --others --exclude-standard |
         tar --null --ignore-failed-read -T - -cf - | tar -xf - -C "$root/work"
-    cp /etc/resolv.conf "$root/etc/resolv.conf"
-    # A machine behind a gateway with certificates of its own needs them in there too.
-    if [ -e "$bundle" ]; then cp -L "$bundle" "$root$bundle"; fi
+    lend_network "$root"
 }
 
 if [ "${TIDE_CHROOT_INSIDE:-}" != 1 ]; then

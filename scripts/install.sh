@@ -1,15 +1,19 @@
 #!/bin/sh
-# Copies the built extension into the Postgres that PG_CONFIG names.
+# Copies the built extension into the Postgres that PG_CONFIG names; with DESTDIR below that folder,
+# as it is to be in a package.
 set -eu
 
 cd "$(dirname "$0")/.."
 built=${CARGO_TARGET_DIR:-target}/release
-pkglibdir=$("$PG_CONFIG" --pkglibdir)
-extensions=$("$PG_CONFIG" --sharedir)/extension
+DESTDIR=${DESTDIR:-}
+pkglibdir=$DESTDIR$("$PG_CONFIG" --pkglibdir)
+extensions=$DESTDIR$("$PG_CONFIG" --sharedir)/extension
 
 as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+    if [ -n "$DESTDIR" ] || [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
+
+[ -z "$DESTDIR" ] || mkdir -p "$pkglibdir" "$extensions"
 
 version=$(sed -n "s/^default_version = '\(.*\)'/\1/p" pg_tide.control)
 

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what is missing: `setup.sh build` for building and running the extension, `setup.sh
 # test` for the clients that the end-to-end tests use as well, `setup.sh bench` for the peers that
-# benchmarks compare with. Does nothing, quickly, when all is there.
+# benchmarks compare with, `setup.sh deb` for making a package, `setup.sh test-deb` for the client that
+# tries it. Does nothing, quickly, when all is there.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -109,12 +110,27 @@ bench_peers() {
     install_modules clients/deepstream-storage
 }
 
+package_tools() {
+    need_command dpkg-dev dpkg-shlibdeps
+    need_command lintian lintian
+    need debootstrap /usr/sbin/debootstrap
+    install_missing
+}
+
+package_client() {
+    need_node
+    install_missing
+    install_modules "$tests/node"
+}
+
 case ${1:-build} in
 build) build_tools ;;
 test) test_clients ;;
 bench) bench_peers ;;
+deb) package_tools ;;
+test-deb) package_client ;;
 *)
-    echo "usage: $0 build|test|bench" >&2
+    echo "usage: $0 build|test|bench|deb|test-deb" >&2
     exit 2
     ;;
 esac
