@@ -10,7 +10,7 @@ export PGRX_PG_CONFIG_PATH = $(PG_CONFIG)
 T ?=
 SECONDS_TO_FUZZ ?= 60
 
-.PHONY: help setup build install run test test-pure test-e2e lint bench fuzz clean
+.PHONY: help setup build install run test test-pure test-e2e deb test-deb lint bench fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,13 @@ test-pure: ## Run only the tests that need no Postgres
 test-e2e: install ## Run only the end-to-end tests; T=kill for some of them
 	@scripts/setup.sh test
 	cargo test -p tide-tests --features e2e --test e2e -- $(T)
+
+deb: ## Make a Debian package in target/deb; PG=17 or PG=18 for another Postgres
+	@scripts/deb.sh
+
+test-deb: deb ## Install the package in a bare Debian, use it and remove it
+	@scripts/setup.sh test-deb
+	@scripts/deb-test.sh
 
 lint: setup ## Check formats, lints and documentation
 	@scripts/lint.sh
