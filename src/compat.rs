@@ -48,6 +48,29 @@ pub(crate) unsafe fn owns_database(database: pg_sys::Oid, role: pg_sys::Oid) -> 
     }
 }
 
+/// Whether the user may create databases. Postgres's own function for this is not exported before 16,
+/// but by its newest minor versions: a library that calls it does not load in those before.
+///
+/// # Safety
+/// In a transaction only.
+pub(crate) unsafe fn may_create_databases() -> bool {
+    // SAFETY: as above; the row is read before it is released.
+    unsafe {
+        if pg_sys::superuser() {
+            return true;
+        }
+        let cache = pg_sys::SysCacheIdentifier::AUTHOID as i32;
+        let row = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(pg_sys::GetUserId()));
+        if row.is_null() {
+            return false;
+        }
+        let data = (*row).t_data.cast::<u8>().add(usize::from((*(*row).t_data).t_hoff));
+        let may = (*data.cast::<pg_sys::FormData_pg_authid>()).rolcreatedb;
+        pg_sys::ReleaseSysCache(row);
+        may
+    }
+}
+
 /// Whether the role owns the schema, or has an owner's rights.
 ///
 /// # Safety

@@ -224,7 +224,7 @@ unsafe fn template(option: Option<*mut pg_sys::DefElem>) -> Option<pg_sys::Oid> 
             Some(option) if !(*option).arg.is_null() => pg_sys::defGetString(option),
             _ => c"template1".as_ptr().cast_mut(),
         };
-        owned_database(name).filter(|_| pg_sys::have_createdb_privilege())
+        owned_database(name).filter(|_| compat::may_create_databases())
     }
 }
 
