@@ -59,6 +59,12 @@ inside() {
     env -i "${environment[@]}" chroot "$root" "$@"
 }
 
+# What apt says is of interest only if it fails.
+apt() {
+    local log=$root/root/apt.log
+    inside apt-get -y --no-install-recommends "$@" >"$log" 2>&1 || { cat "$log" >&2; fail "apt-get $*"; }
+}
+
 psql() {
     inside runuser -u postgres -- psql -XqAt -v ON_ERROR_STOP=1 -d postgres "$@"
 }
@@ -128,15 +134,12 @@ upgrade_to() {
     )
     sed -i "s/${release//./\\.}/$1/" "$folder"/DEBIAN/*
     dpkg-deb --build --root-owner-group "$folder" "$root/root/upgrade.deb" >/dev/null
-    inside apt-get install -q -y /root/upgrade.deb
+    apt install /root/upgrade.deb
 }
 
 step "install $deb in a bare $suite"
-inside apt-get update -q
-inside apt-get install -q -y --no-install-recommends "/root/$deb" >"$root/root/apt.log" 2>&1 || {
-    cat "$root/root/apt.log"
-    fail "apt-get install"
-}
+apt update
+apt install "/root/$deb"
 inside dpkg -L "$package" >"$root/root/files"
 inside pg_lsclusters
 
@@ -175,7 +178,7 @@ client_gets 'a boat'
 step "upgrade: the Postgres that runs keeps its server until the next one"
 upgrade_to "$release.1"
 server=$(psql -c 'select (tide.status()).server_pid')
-inside kill -KILL "$server"
+kill -KILL "$server"
 client_gets 'a ship'
 server=$(psql -c 'select (tide.status()).server_pid')
 program=$(inside readlink "/proc/$server/exe")
@@ -188,7 +191,7 @@ step "remove"
 psql -c 'drop extension pg_tide'
 rm "$settings"
 inside pg_ctlcluster "$PG" main restart
-inside apt-get purge -q -y "$package"
+apt purge "$package"
 # Folders may be others' as well.
 while IFS= read -r file; do
     [ ! -e "$root$file" ] || [ -d "$root$file" ] || fail "$file is still there"
