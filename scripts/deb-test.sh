@@ -188,7 +188,7 @@ kept=$(cd "$root$libdir" && echo tide-server-*)
 [ "$kept" = "tide-server-$release.1 tide-server-$release.2" ] || fail "kept: $kept"
 
 step "remove"
-psql -c 'drop extension pg_tide'
+psql -c 'drop extension pg_tide' -c 'drop role tide_authenticator'
 rm "$settings"
 inside pg_ctlcluster "$PG" main restart
 apt purge "$package"

@@ -9,6 +9,12 @@ step() {
 }
 
 step scripts/links.sh
+# Cargo.toml, the control file and PGXN's have a version each.
+version=$(sed -n "s/^default_version = '\(.*\)'/\1/p" pg_tide.control)
+if ! grep -qxF "version = \"$version\"" Cargo.toml || [ "$(grep -cF "\"version\": \"$version\"" META.json)" -lt 2 ]; then
+    echo "pg_tide.control, Cargo.toml and META.json are not of the same version" >&2
+    exit 1
+fi
 step cargo fmt --check
 step cargo clippy -p tide-feed -p tide-server -p tide-tests --features tide-tests/e2e --all-targets -- -D warnings
 # In release, as `make build` does, so that Postgres's bindings are made once only.
@@ -23,5 +29,5 @@ if command -v node >/dev/null 2>&1; then
     done
 fi
 if command -v shellcheck >/dev/null 2>&1; then
-    step shellcheck scripts/*.sh .ci/run
+    step shellcheck scripts/*.sh scripts/deb/p*.in .ci/run
 fi
