@@ -12,7 +12,8 @@ shift
 . scripts/debian.sh
 suite=$(suite_of "$PG")
 if [ "$(id -u)" != 0 ]; then
-    exec sudo --preserve-env=CARGO_HOME,RUSTUP_HOME,HOME,PATH "$0" "$PG" "$@"
+    exec sudo --preserve-env=CARGO_HOME,RUSTUP_HOME,HOME,PATH,DEBFULLNAME,DEBEMAIL,DEB_REVISION,SOURCE_DATE_EPOCH \
+        "$0" "$PG" "$@"
 fi
 [ $# -gt 0 ] || set -- make test
 
@@ -48,7 +49,7 @@ mount --bind "$cargo" "$root/cargo"
 mount --bind "$rustup" "$root/rustup"
 for variable in $(compgen -e); do
     case $variable in
-    *CERT* | *_CA_* | PIP_DEFAULT_TIMEOUT | *_proxy | *_PROXY | TIDE_KILL_ROUNDS | TIDE_POSITION_ROUNDS | TIDE_MEMORY_ROWS | TIDE_CHROOT_INSIDE | T | PG) ;;
+    *CERT* | *_CA_* | PIP_DEFAULT_TIMEOUT | *_proxy | *_PROXY | TIDE_KILL_ROUNDS | TIDE_POSITION_ROUNDS | TIDE_MEMORY_ROWS | TIDE_CHROOT_INSIDE | DEBFULLNAME | DEBEMAIL | DEB_REVISION | SOURCE_DATE_EPOCH | T | PG) ;;
     *) unset "$variable" ;;
     esac
 done

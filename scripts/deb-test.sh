@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 . scripts/debian.sh
 suite=$(suite_of "$PG")
 if [ "$(id -u)" != 0 ]; then
-    exec sudo --preserve-env=PG,CARGO_TARGET_DIR,PATH "$0"
+    exec sudo --preserve-env=PG,CARGO_TARGET_DIR,DEB_REVISION,PATH "$0"
 fi
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 package=postgresql-$PG-pg-tide
@@ -21,8 +21,8 @@ root=$PWD/target/chroot-deb-$PG
 libdir=/usr/lib/postgresql/$PG/lib
 
 fail() {
-    echo "test-deb: $*" >&2
     [ ! -d "$root/var/log/postgresql" ] || tail -n 20 "$root"/var/log/postgresql/*.log >&2
+    echo "test-deb: $*" >&2
     exit 1
 }
 

@@ -7,27 +7,29 @@ umask 022
 
 cd "$(dirname "$0")/.."
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+package=postgresql-$PG-pg-tide
+release=$(sed -n "s/^default_version = '\(.*\)'/\1/p" pg_tide.control)
+version=$release-${DEB_REVISION:-1}
+made=${package}_${version}_$(dpkg --print-architecture).deb
+# The same sources make the same package.
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
+export SOURCE_DATE_EPOCH
+
 # A Postgres that this machine's Debian does not have: made in a folder with the Debian that has it.
 if [ -z "${TIDE_CHROOT_INSIDE:-}" ] && [ ! -x "$PG_CONFIG" ] && [ "$PG" != "$(scripts/pg-version.sh)" ]; then
     scripts/chroot-test.sh "$PG" make deb
     mkdir -p "$target/deb"
-    cp "target/chroot-$PG/build/deb/postgresql-$PG"-*.deb "$target/deb/"
+    cp "target/chroot-$PG/build/deb/$made" "$target/deb/"
+    echo "It is in $target/deb"
     exit
 fi
 make --no-print-directory build
 scripts/setup.sh deb
 
-package=postgresql-$PG-pg-tide
-release=$(sed -n "s/^default_version = '\(.*\)'/\1/p" pg_tide.control)
-version=$release-${DEB_REVISION:-1}
-architecture=$(dpkg --print-architecture)
 # There is no address that all makers of packages share.
 maintainer="${DEBFULLNAME:-pg_tide contributors} <${DEBEMAIL:-pg-tide@noreply.invalid}>"
 libdir=$("$PG_CONFIG" --pkglibdir)
 stage=$target/deb/$package
-# The same sources make the same package.
-SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
-export SOURCE_DATE_EPOCH
 
 # fill <template> <NAME=value>...: the template with each @NAME@ replaced.
 fill() {
@@ -102,11 +104,10 @@ for script in preinst postinst postrm; do
     chmod 755 "$stage/DEBIAN/$script"
 done
 (cd "$stage" && find usr -type f -print0 | sort -z | xargs -0 md5sum) >"$stage/DEBIAN/md5sums"
-fill control "ARCHITECTURE=$architecture" "DEPENDS=${depends#shlibs:Depends=}" \
+fill control "ARCHITECTURE=$(dpkg --print-architecture)" "DEPENDS=${depends#shlibs:Depends=}" \
     "SIZE=$(du -sk --exclude=DEBIAN "$stage" | cut -f1)" >"$stage/DEBIAN/control"
 
-made=$target/deb/${package}_${version}_$architecture.deb
-dpkg-deb --build --root-owner-group "$stage" "$made"
+dpkg-deb --build --root-owner-group "$stage" "$target/deb/$made"
 rm -r "$stage"
-lintian --fail-on error,warning "$made"
-echo "Made $made"
+lintian --fail-on error,warning "$target/deb/$made"
+echo "Made $target/deb/$made"
