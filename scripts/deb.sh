@@ -23,7 +23,8 @@ if [ -z "${TIDE_CHROOT_INSIDE:-}" ] && [ ! -x "$PG_CONFIG" ] && [ "$PG" != "$(sc
     echo "It is in $target/deb"
     exit
 fi
-make --no-print-directory build
+# Crates would be compiled anew whenever it changes.
+env -u SOURCE_DATE_EPOCH make --no-print-directory build
 scripts/setup.sh deb
 
 # There is no address that all makers of packages share.
