@@ -9,6 +9,7 @@ step() {
 }
 
 step scripts/links.sh
+step scripts/errors.pl
 # Cargo.toml, the control file and PGXN's have a version each.
 version=$(sed -n "s/^default_version = '\(.*\)'/\1/p" pg_tide.control)
 if ! grep -qxF "version = \"$version\"" Cargo.toml || [ "$(grep -cF "\"version\": \"$version\"" META.json)" -lt 2 ]; then
