@@ -7,10 +7,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use serde_json::{Value, json};
 
+use crate::support::database::{CATALOG_WORKER, EXECUTOR};
 use crate::support::{Cluster, DEADLINE, Database};
-
-const CATALOG_WORKER: &str = "pg_tide catalog worker";
-const EXECUTOR: &str = "pg_tide executor";
 
 fn join(database: &Database<'_>, table: &str) -> String {
     let mut client = database.client();

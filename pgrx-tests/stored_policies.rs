@@ -6,6 +6,8 @@ use std::sync::LazyLock;
 
 use serde_json::json;
 
+use crate::lookups::wait_for_lock;
+use crate::support::client::Client;
 use crate::support::{Cluster, Database};
 
 const SUB: &str = "00000000-0000-0000-0000-00000000000a";
@@ -378,4 +380,163 @@ fn a_policy_that_looks_at_where_a_row_lies_fails_and_says_so() {
 
     let told = client.wait_for("the failure", |frame| frame.payload["extension"] == "tide.policy");
     assert_eq!(told.payload["sqlstate"], "0A000");
+}
+
+/// A table of its own with this policy, and a client that subscribes to it; rows with id [`LAST`] are
+/// seen by everybody.
+fn watched(columns: &str, policy: &str) -> (String, Client) {
+    let t = database().table("watched", &format!("id int primary key, {columns}"));
+    let policy = policy.replace("$t", &t);
+    database()
+        .sql()
+        .batch_execute(&format!(
+            "alter table {t} enable row level security;
+             create policy judged on {t} using (case when true then {policy} end);
+             create policy last on {t} using (id = {LAST})"
+        ))
+        .unwrap();
+    let token = database().token_with("authenticated", &claims(), "1 hour");
+    let mut client = database().connect(&format!("apikey={token}&vsn=2.0.0"));
+    client.subscribe("room", &t);
+    (t, client)
+}
+
+/// The ids of the rows that come up to the last.
+fn told(client: &mut Client) -> Vec<i64> {
+    let mut ids = Vec::new();
+    while ids.last() != Some(&LAST) {
+        ids.extend(client.change()["record"]["id"].as_i64());
+    }
+    ids
+}
+
+/// Does something in a transaction while an executor waits for it to end.
+fn while_executors_wait(statements: &str, insert: &str, end: &str) {
+    let (mut holder, mut sql) = (database().sql(), database().sql());
+    holder.batch_execute(&format!("begin; {statements}")).unwrap();
+    sql.batch_execute(insert).unwrap();
+    wait_for_lock(database(), "pg_tide executor", |_, _| true);
+    holder.batch_execute(&format!("{end}; commit")).unwrap();
+}
+
+#[test]
+fn a_policy_that_comes_to_look_at_other_columns_while_it_is_asked_about_sees_them() {
+    let (t, mut client) = watched("n int, m int", "n > 0");
+    while_executors_wait(
+        &format!("alter policy judged on {t} using (case when true then m is null end)"),
+        &format!("insert into {t} values (1, 1, 5), (2, -1, null)"),
+        "",
+    );
+    database().sql().batch_execute(&format!("insert into {t} values ({LAST})")).unwrap();
+
+    assert_eq!(told(&mut client), [2, LAST]);
+}
+
+#[test]
+fn a_table_that_is_emptied_and_filled_while_a_policy_is_asked_about_is_never_seen_empty() {
+    let mut sql = database().sql();
+    sql.batch_execute(
+        "create table banned (n int); grant select on banned to authenticated;
+         insert into banned values (1)",
+    )
+    .unwrap();
+    let (t, mut client) = watched("n int", "not exists (select from banned as b where b.n = $t.n)");
+    while_executors_wait(
+        "truncate banned",
+        &format!("insert into {t} values (1, 1), (2, 2)"),
+        "insert into banned values (1)",
+    );
+    sql.batch_execute(&format!("insert into {t} values ({LAST})")).unwrap();
+
+    assert_eq!(told(&mut client), [2, LAST]);
+}
+
+#[test]
+fn a_value_that_is_an_oid_is_the_same_whoever_has_its_name() {
+    let mut sql = database().sql();
+    sql.batch_execute("create table first_of_two (); create table second_of_two ()").unwrap();
+    let (t, _) = watched("c regclass", "c = 'first_of_two'::regclass");
+    let since: String = sql.query_one("select tide.current_position()", &[]).unwrap().get(0);
+    sql.batch_execute(&format!(
+        "insert into {t} values (1, 'first_of_two'), (2, 'second_of_two');
+         alter table first_of_two rename to third_of_two;
+         alter table second_of_two rename to first_of_two;
+         insert into {t} values (3, 'first_of_two'), (4, 'third_of_two'), ({LAST}, null)"
+    ))
+    .unwrap();
+
+    let token = database().token_with("authenticated", &claims(), "1 hour");
+    let mut client = database().connect(&format!("apikey={token}&vsn=2.0.0"));
+    let topic = format!("realtime:tide:table:public.{t}");
+    client.join(&topic, &json!({ "broadcast": { "since": since } }));
+    let mut ids = Vec::new();
+    while ids.last() != Some(&LAST) {
+        ids.extend(client.broadcast(&topic)["record"]["id"].as_i64());
+    }
+    assert_eq!(ids, [1, 4, LAST]);
+}
+
+#[test]
+fn restrictive_policies_are_held_against_rows_in_the_order_of_their_names() {
+    // What fails for some rows is behind one that keeps these from it.
+    let (t, mut client) = watched("n int", "true");
+    let mut sql = database().sql();
+    sql.batch_execute(&format!(
+        "create policy z_divides on {t} as restrictive using (n is null or 1 / n > 0);
+         create policy a_keeps on {t} as restrictive using (n is null or n <> 0)"
+    ))
+    .unwrap();
+
+    sql.batch_execute(&format!("insert into {t} values (1, 0), (2, 1), ({LAST}, null)")).unwrap();
+
+    assert_eq!(told(&mut client), [2, LAST]);
+    assert!(
+        client.passed("system").iter().all(|frame| frame.payload["extension"] != "tide.policy")
+    );
+}
+
+#[test]
+fn texts_are_read_whatever_a_database_has_set() {
+    let database = Cluster::shared().database_with(
+        "odd_settings",
+        &[("array_nulls", "off"), ("xmloption", "document"), ("row_security", "on")],
+    );
+    let case = Case {
+        columns: "a text[], x xml",
+        policy: "a[1] is null and x::text = 'a b'",
+        rows: &["array[null], xmlparse(content 'a b')", "array['NULL'], xmlparse(content 'a b')"],
+        admitted: &[1],
+    };
+    judged_in(&database, &case);
+}
+
+#[test]
+fn what_is_not_valid_text_of_any_encoding_is_told_to_nobody() {
+    let cluster = Cluster::start();
+    let options = "encoding 'SQL_ASCII' locale 'C' template template0";
+    let database = Database::without_extension_with(&cluster, "asked_bytes", options, &[]);
+    database
+        .sql()
+        .batch_execute("create extension pg_tide; grant authenticated to tide_authenticator")
+        .unwrap();
+    database.wait_until_live();
+    let t = database.table("t", "id int primary key, a bytea, b text");
+    let mut sql = database.sql();
+    sql.batch_execute(&format!(
+        "alter table {t} enable row level security;
+         create policy judged on {t} using (case when true then b <> convert_from('\\xff', 'SQL_ASCII') end)"
+    ))
+    .unwrap();
+    let token = database.token_with("authenticated", &claims(), "1 hour");
+    let mut client = database.connect(&format!("apikey={token}&vsn=2.0.0"));
+    client.subscribe("room", &t);
+
+    sql.batch_execute(&format!(
+        "insert into {t} values (1, '', convert_from('\\xff', 'SQL_ASCII'));
+         insert into {t} values (2, '', 'x')"
+    ))
+    .unwrap();
+
+    assert_eq!(client.change()["record"]["id"], 2);
+    assert_eq!(client.passed("system").last().unwrap().payload["extension"], "tide.policy");
 }

@@ -49,7 +49,7 @@ mount --bind "$cargo" "$root/cargo"
 mount --bind "$rustup" "$root/rustup"
 for variable in $(compgen -e); do
     case $variable in
-    *CERT* | *_CA_* | PIP_DEFAULT_TIMEOUT | *_proxy | *_PROXY | TIDE_KILL_ROUNDS | TIDE_POSITION_ROUNDS | TIDE_MEMORY_ROWS | TIDE_CHROOT_INSIDE | DEBFULLNAME | DEBEMAIL | DEB_REVISION | SOURCE_DATE_EPOCH | T | PG) ;;
+    *CERT* | *_CA_* | PIP_DEFAULT_TIMEOUT | *_proxy | *_PROXY | TIDE_KILL_ROUNDS | TIDE_POSITION_ROUNDS | TIDE_MEMORY_ROWS | TIDE_SEED | TIDE_SEEDS | TIDE_CHROOT_INSIDE | DEBFULLNAME | DEBEMAIL | DEB_REVISION | SOURCE_DATE_EPOCH | T | PG) ;;
     *) unset "$variable" ;;
     esac
 done

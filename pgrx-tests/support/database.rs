@@ -11,6 +11,8 @@ use super::{http, wait_until};
 
 /// Background workers of a database, by what they are.
 pub const WORKER: &str = "pg_tide worker";
+pub const CATALOG_WORKER: &str = "pg_tide catalog worker";
+pub const EXECUTOR: &str = "pg_tide executor";
 
 /// Rows of a transaction that takes long enough to be interrupted in its middle.
 pub const LARGE: usize = 300_000;

@@ -8,6 +8,7 @@ pub mod family;
 pub mod firehose;
 pub mod http;
 pub mod json;
+pub mod proxy;
 pub mod token;
 pub mod wait;
 

@@ -127,7 +127,7 @@ begin
        and not current_setting('tide.allow_privileged_roles')::boolean then
         raise exception using
             errcode = 'insufficient_privilege',
-            message = format('role "%s" is too powerful for clients', token.role),
+            message = format('the role "%s" has too many privileges to be used by clients', token.role),
             detail = 'It has SUPERUSER, BYPASSRLS or REPLICATION.',
             hint = 'Use another role, or set tide.allow_privileged_roles.';
     end if;

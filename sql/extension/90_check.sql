@@ -91,14 +91,14 @@ begin
     held_back := pg_size_bytes(nullif(current_setting('max_slot_wal_keep_size'), '-1'));
     return query select
         'max_slot_wal_keep_size', held_back is null or held_back > 2 * history,
-        format('the server keeps %s of WAL, less than twice tide.history_size (%s)',
+        format('the server keeps %s of WAL, not more than twice tide.history_size (%s)',
                current_setting('max_slot_wal_keep_size'), current_setting('tide.history_size')),
         format('alter system set max_slot_wal_keep_size = %L; select pg_reload_conf();',
                pg_size_pretty(greatest(4 * history, 1 << 30)));
     held_back := pg_size_bytes(nullif(current_setting('tide.max_slot_wal_keep_size'), '-1'));
     return query select
         'tide.max_slot_wal_keep_size', held_back is null or held_back > 2 * history,
-        format('it is %s, less than twice tide.history_size (%s)',
+        format('it is %s, not more than twice tide.history_size (%s)',
                current_setting('tide.max_slot_wal_keep_size'), current_setting('tide.history_size')),
         format('alter database %I set tide.max_slot_wal_keep_size = %L; select tide.restart_worker();',
                current_database(), pg_size_pretty(greatest(4 * history, 1 << 30)));
@@ -203,7 +203,7 @@ begin
             case
                 when anon.oid is null then format('role "%s" does not exist', anon_name)
                 when anon.rolsuper or anon.rolbypassrls or anon.rolreplication
-                    then format('role "%s" is too powerful for clients', anon_name)
+                    then format('the role "%s" has too many privileges to be used by clients', anon_name)
                 else format('role "%s" is not granted to tide_authenticator', anon_name)
             end,
             case

@@ -151,7 +151,7 @@ fn check_channel(channel: &str) {
     if channel.starts_with("tide:") {
         report::raise(
             PgSqlErrorCode::ERRCODE_RESERVED_NAME,
-            format!("channel name \"{channel}\" is reserved"),
+            format!("channel \"{channel}\" is reserved"),
             "Channels whose names begin with tide: are pg_tide's own.",
         );
     }

@@ -283,7 +283,7 @@ fn define_limits() {
     int(
         c"tide.join_rate",
         c"Sets how many joins per second one connection may ask for.",
-        c"Further ones are refused.",
+        c"One more ends the connection.",
         &JOIN_RATE,
         1,
         100_000,

@@ -155,7 +155,9 @@ impl PolicyState {
     ) {
         stats.policy_failures_total.inc();
         if !self.told {
-            log::warn!("a policy of table {table} failed for role {role}: SQLSTATE {sqlstate}");
+            log::warn!(
+                "a policy of the table with oid {table} failed for role {role}: SQLSTATE {sqlstate}"
+            );
         }
         if let Some(seq) = self.awaited {
             self.keep(seq, rule, Verdict::Failed(sqlstate.into()), part);

@@ -308,7 +308,9 @@ impl Joiner {
         let access = self.authorize(payload, grant::NOTIFY).await?;
         let limit = config.handshake_timeout;
         let mut lease = self.context.hub.listen(channel).ok_or_else(|| {
-            Refused::request("TooManyChannels: The server listens to as many channels as it can")
+            Refused::request(
+                "TooManyChannels: The server listens to as many channels of NOTIFY as it can",
+            )
         })?;
         if timeout(limit, lease.is_heard()).await != Ok(true) {
             log::warn!("could not listen to a channel that a client has asked for");

@@ -208,22 +208,6 @@ pub fn subscribed(vsn: Vsn, join_ref: Option<&str>, topic: &str) -> Bytes {
     system(vsn, join_ref, topic, &message)
 }
 
-/// A binding was not subscribed; the channel stays open.
-pub fn unsubscribable(
-    vsn: Vsn,
-    join_ref: Option<&str>,
-    topic: &str,
-    params: &ChangeParams,
-) -> Bytes {
-    let message = System {
-        extension: "postgres_changes",
-        status: Status::Error,
-        message: &params.refusal(),
-        details: &[],
-    };
-    system(vsn, join_ref, topic, &message)
-}
-
 /// The channel's end is near: the text says why (`Token has expired 1 seconds ago`).
 pub fn system_error(vsn: Vsn, join_ref: Option<&str>, topic: &str, text: &str) -> Bytes {
     let message =
@@ -234,7 +218,7 @@ pub fn system_error(vsn: Vsn, join_ref: Option<&str>, topic: &str, text: &str) -
 /// Events are missing between what the client has seen and what follows: it must read afresh.
 #[derive(Clone, Copy, Debug)]
 pub struct Resync<'a> {
-    /// One word: `trimmed`, `epoch`, `future`, `unknown`.
+    /// One word, of those in docs/errors.md.
     pub reason: &'a str,
     /// The oldest and the newest event at hand.
     pub oldest: Option<Cursor>,

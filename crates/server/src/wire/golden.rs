@@ -149,10 +149,6 @@ fn system_frames_say_what_happened() {
         &encode::system_error(V2, Some("6"), ROOM, "Token has expired 1 seconds ago"),
         r#"["6",null,"realtime:room1","system",{"message":"Token has expired 1 seconds ago","status":"error","extension":"system","channel":"room1"}]"#,
     );
-    assert_frame(
-        &encode::unsubscribable(V2, Some("6"), "realtime:any", &params("")),
-        r#"["6",null,"realtime:any","system",{"message":"Unable to subscribe to changes with given parameters. Please check Realtime is enabled for the given connect parameters: [event: INSERT, schema: public, table: *, filters: [], select: nil]","status":"error","extension":"postgres_changes","channel":"any"}]"#,
-    );
     let system = System {
         extension: "tide.x",
         status: Status::Ok,
