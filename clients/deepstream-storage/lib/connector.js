@@ -42,10 +42,8 @@ class Connector {
   #serverCache = null
   #buffers = new Map()
   #listeners = new Map()
-  /** Runs for an interval after each flush of the buffers. */
-  #interval = null
-  /** Whether there is to be another flush, now or when the interval is over. */
-  #isDue = false
+  /** Runs while something is buffered. */
+  #flushing = null
   /** Writes whose callbacks wait for their events. */
   #awaited = new Set()
   #closed = null
@@ -183,27 +181,17 @@ class Connector {
   }
 
   /**
-   * Has the buffers flushed when the interval since the last time is over: what comes first is not
-   * kept waiting, and what comes in the same moment goes with it.
+   * Has what is buffered written an interval after the first of it came, so that sets of later turns
+   * of the event loop go with it.
    */
   #flushInTime() {
-    if (this.#isDue) return
-    this.#isDue = true
-    if (!this.#interval) setImmediate(() => this.#flushDue())
-  }
-
-  #flushDue() {
-    if (!this.#isDue || this.#closed) return
-    this.#isDue = false
-    this.#flush()
-    this.#interval = setTimeout(() => {
-      this.#interval = null
-      this.#flushDue()
-    }, this.options.writeInterval)
+    this.#flushing ??= setTimeout(() => this.#flush(), this.options.writeInterval)
   }
 
   /** Resolves when everything that was buffered has been written. */
   async #flush() {
+    clearTimeout(this.#flushing)
+    this.#flushing = null
     const flushes = []
     for (const [table, buffer] of this.#buffers) {
       if (buffer.isIdle) this.#buffers.delete(table)
@@ -301,7 +289,6 @@ class Connector {
   }
 
   async #end() {
-    clearTimeout(this.#interval)
     await this.#flush()
     for (const listener of this.#listeners.values()) listener.hurry()
     await Promise.all(this.#awaited)

@@ -6,7 +6,7 @@ import { Inbox } from '../../../pgrx-tests/node/inbox.js'
 import support from './support.js'
 
 const { Connector, ROLE, ask, connect, freshSchema, get, limits, options, prepared } = support
-const { quietServices, remove, set, sql } = support
+const { quietServices, remove, rowsOf, set, sql } = support
 
 test('the module exports the connector twice, with its methods and defaults', async () => {
   const module = await import('../index.js')
@@ -104,14 +104,39 @@ test('several sets in one interval are one write, and all are called back', limi
   ])
 })
 
-test('writeInterval is the time between two writes', limits, async (t) => {
+test('sets of later turns of the event loop are one write, which comes at writeInterval', limits, async (t) => {
   const connector = await connect(t, { writeInterval: 3_600_000 })
-  await set(connector, 'first/first', {})
-  const stored = set(connector, 'cars/bmw', {})
-  await new Promise(setImmediate)
-  assert.deepEqual(await connector.getSchemaOverview(), { first: 1 })
+  const events = new Inbox()
+  await connector.subscribe(events.put)
+  const stored = []
+  for (const n of [1, 2, 3, 4]) {
+    stored.push(set(connector, 'cars/bmw', { n }, n))
+    await new Promise(setImmediate)
+  }
+  // The read is answered, so that a write that is sent before it would be seen.
+  assert.deepEqual(await connector.getSchemaOverview(), {})
   await connector.close()
-  await stored
+  await Promise.all(stored)
+  assert.deepEqual(await events.takeMany(2), [
+    { event: 'CREATE_TABLE', table: 'cars' },
+    { event: 'INSERT', table: 'cars', key: 'bmw' },
+  ])
+  assert.deepEqual(await rowsOf(connector, 'cars'), [{ id: 'bmw', version: 4, val: { n: 4 } }])
+})
+
+test('writeInterval begins with the first set, and begins again with the next', limits, async (t) => {
+  const connector = await connect(t, { idleTimeoutMillis: 0 })
+  await set(connector, 'cars/bmw', {})
+  t.mock.timers.enable({ apis: ['setTimeout'] })
+  for (const round of [1, 2]) {
+    const stored = [set(connector, 'cars/bmw', { round, n: 1 })]
+    t.mock.timers.tick(4)
+    stored.push(set(connector, 'cars/bmw', { round, n: 2 }))
+    t.mock.timers.tick(1)
+    await Promise.all(stored)
+    assert.deepEqual(await rowsOf(connector, 'cars'), [{ id: 'bmw', version: 1, val: { round, n: 2 } }])
+  }
+  t.mock.timers.reset()
 })
 
 test('events have the names and members that they always had', limits, async (t) => {

@@ -20,12 +20,20 @@ const options = {
   writeInterval: 5,
 }
 
-const admin = new pg.Pool()
+// Without timers of its own, for tests that hold time.
+const admin = new pg.Pool({ idleTimeoutMillis: 0 })
 after(() => admin.end())
 
 /** Runs SQL as a superuser; the rows. */
 async function sql(text, values) {
   return (await admin.query(text, values)).rows
+}
+
+/** What Postgres has in a table of a connector's, by their ids. */
+async function rowsOf(connector, table) {
+  const { schema } = connector.options
+  const rows = await sql(`select id, version::float8, val from "${schema}"."${table}" order by id`)
+  return rows.map((row) => ({ ...row }))
 }
 
 /** What the README asks for, once per database. */
@@ -80,6 +88,6 @@ function terminateWorker() {
 }
 
 module.exports = {
-  Connector, ROLE, ask, connect, freshSchema, get, limits, options, prepared, quietServices, remove, set,
-  sql, terminateWorker,
+  Connector, ROLE, ask, connect, freshSchema, get, limits, options, prepared, quietServices, remove,
+  rowsOf, set, sql, terminateWorker,
 }
