@@ -2,4 +2,5 @@
 
 const { Connector } = require('./lib/connector')
 
-module.exports = { Connector, default: Connector }
+// The class itself, as connectors up to the second version were, and with the names of the third.
+module.exports = Object.assign(Connector, { Connector, default: Connector })

@@ -1,16 +1,18 @@
 'use strict'
 
+const { EventEmitter } = require('node:events')
 const pg = require('pg')
 const { version: ownVersion } = require('../package.json')
 const key = require('./key')
 const { call, settle } = require('./later')
 const { Feed } = require('./feed')
 const { loggerOf } = require('./logger')
+const { outlast } = require('./outage')
 const { Records } = require('./records')
 const { SchemaListener } = require('./schema-listener')
 const { ServerCache } = require('./server-cache')
-const { untilRunning } = require('./until-running')
 const { WriteBuffer } = require('./write-buffer')
+const { Writer } = require('./writer')
 
 /** The version of a record that there is not. */
 const DELETED = -1
@@ -18,8 +20,9 @@ const DELETED = -1
 const DEFAULTS = {
   schema: 'ds',
   splitChar: '/',
-  idleTimeoutMillis: 200,
+  idleTimeoutMillis: 30_000,
   writeInterval: 200,
+  retryTimeoutMillis: 60_000,
   defaultTable: 'default',
   notifications: {
     CREATE_TABLE: true,
@@ -30,25 +33,23 @@ const DEFAULTS = {
   },
 }
 
-/** Classes of errors that one record alone can be the cause of: its key, its value. */
-const OF_ONE_RECORD = /^(22|23|54|P0)/
-
 /** Stores deepstream's records in a Postgres with pg_tide. */
-class Connector {
+class Connector extends EventEmitter {
   #logger
   #pool = null
   #records = null
   #feed = null
   #serverCache = null
+  #writer = null
+  #ready = null
   #buffers = new Map()
   #listeners = new Map()
   /** Runs while something is buffered. */
   #flushing = null
-  /** Writes whose callbacks wait for their events. */
-  #awaited = new Set()
   #closed = null
 
   constructor(options, services) {
+    super()
     this.options = { ...DEFAULTS, ...options }
     this.description = `pg_tide connection to ${this.options.host} and database ${this.options.database} ${ownVersion}`
     this.services = services
@@ -66,13 +67,36 @@ class Connector {
       logger: this.#logger,
     })
     if (this.services?.cache) this.#serverCache = this.#makeServerCache()
+    const { schema, retryTimeoutMillis } = this.options
+    this.#writer = new Writer(schema, {
+      records: this.#records,
+      listener: () => this.#listeners.get(schema),
+      longestOutage: retryTimeoutMillis,
+      logger: this.#logger,
+    })
+    this.#ready = this.#prepare()
+    this.#ready.then(() => this.emit('ready'), (error) => this.#notReady(error))
   }
 
   /** Resolves when the schema is there and, inside a server, changes of others are watched for. */
   async whenReady() {
+    await this.#ready
+  }
+
+  async #prepare() {
     const { schema, role } = this.options
-    await untilRunning(() => this.#records.createSchema(schema, role))
+    await outlast(() => {
+      this.#assertOpen()
+      return this.#records.createSchema(schema, role)
+    })
     if (this.#serverCache) await this.#listener(schema).start()
+  }
+
+  /** Who has not called whenReady() hears of it, too. */
+  #notReady(error) {
+    if (this.#closed) return
+    if (this.listenerCount('error') > 0) this.emit('error', error)
+    else this.#logger.error('ERROR', error.message)
   }
 
   close() {
@@ -104,7 +128,10 @@ class Connector {
   }
 
   unsubscribe(callback, done, schema = this.options.schema) {
-    this.#listeners.get(schema)?.unsubscribe(callback)
+    const listener = this.#listeners.get(schema)
+    // As `unsubscribe(done)`: a function that never was subscribed.
+    if (callback && !done && !listener?.knows(callback)) [callback, done] = [undefined, callback]
+    listener?.unsubscribe(callback)
     return settle(Promise.resolve(), done)
   }
 
@@ -172,7 +199,7 @@ class Connector {
     const { table, id } = this.#parse(name)
     let buffer = this.#buffers.get(table)
     if (!buffer) {
-      buffer = new WriteBuffer((batch) => this.#write(table, batch))
+      buffer = new WriteBuffer((batch) => this.#writer.write(table, batch))
       this.#buffers.set(table, buffer)
     }
     buffer.put(id, version, text, callback)
@@ -198,63 +225,6 @@ class Connector {
       else flushes.push(buffer.flush())
     }
     await Promise.all(flushes)
-  }
-
-  async #write(table, batch) {
-    const { schema } = this.options
-    const [sets, deletes] = [new Map(), new Map()]
-    for (const [id, change] of batch) (change.value === undefined ? deletes : sets).set(id, change)
-    await this.#transact(sets, (some, mutationId) =>
-      this.#records.set(schema, table, some, mutationId),
-    )
-    await this.#transact(
-      deletes,
-      (some, mutationId) => this.#records.delete(schema, table, [...some.keys()], mutationId),
-      () => this.#dropIfEmpty(table),
-    )
-  }
-
-  /**
-   * Writes changes in one transaction, or each in its own if one of them is at fault. They are
-   * answered when their events have been delivered and `finish` has been called.
-   */
-  async #transact(changes, write, finish) {
-    if (changes.size === 0) return
-    const listener = this.#listeners.get(this.options.schema)
-    const mutationId = listener?.begin() ?? null
-    try {
-      const events = await write(changes, mutationId)
-      this.#answerLater(changes, listener?.delivered(mutationId, events), finish)
-    } catch (error) {
-      listener?.forget(mutationId)
-      if (changes.size === 1 || !OF_ONE_RECORD.test(error.code)) return answer(changes, error)
-      for (const [id, change] of changes) await this.#transact(new Map([[id, change]]), write, finish)
-    }
-  }
-
-  async #answerLater(changes, delivered, finish) {
-    const answered = Promise.resolve(delivered)
-      .then(finish)
-      .then(() => answer(changes, null))
-    this.#awaited.add(answered)
-    await answered
-    this.#awaited.delete(answered)
-  }
-
-  /**
-   * In a transaction of its own, after the events of the last rows: nobody may be told of the rows
-   * of a table that is not there any more.
-   */
-  async #dropIfEmpty(table) {
-    const { schema } = this.options
-    const listener = this.#listeners.get(schema)
-    const mutationId = listener?.begin() ?? null
-    try {
-      await this.#records.dropIfEmpty(schema, table, mutationId)
-    } catch (error) {
-      this.#logger.error('ERROR', `${schema}.${table} could not be dropped: ${error.message}`)
-    }
-    listener?.forget(mutationId)
   }
 
   #listener(schema) {
@@ -290,27 +260,24 @@ class Connector {
 
   async #end() {
     await this.#flush()
-    for (const listener of this.#listeners.values()) listener.hurry()
-    await Promise.all(this.#awaited)
+    await this.#writer?.finish()
     this.#feed?.close()
     await this.#pool?.end()
   }
 
+  #assertOpen() {
+    if (this.#closed) throw new Error('the connector is closed')
+  }
+
   /** Where the database is, for those who are not told where the websocket is. */
   #host() {
-    const host = this.options.host ?? process.env.PGHOST ?? 'localhost'
+    const { host } = new pg.Client(this.options)
     return host.startsWith('/') ? 'localhost' : host
   }
 
-  /** Whose token the websocket is opened with. */
+  /** Whose token the websocket is opened with; undefined: the user's. */
   #role() {
-    return this.options.realtime?.role ?? this.options.role ?? this.options.user ?? pg.defaults.user
-  }
-}
-
-function answer(changes, error) {
-  for (const { callbacks } of changes.values()) {
-    for (const callback of callbacks) call(callback, error && error.toString())
+    return this.options.realtime?.role ?? this.options.role
   }
 }
 

@@ -15,20 +15,32 @@ class Echoes {
   #next = 0
   #awaited = new Map()
 
-  /** Begins to count the events of a transaction that is about to be sent. */
-  begin() {
+  /** Begins to count the events of a transaction, on one table, that is about to be sent. */
+  begin(table) {
     const id = this.#own + this.#next++
-    this.#awaited.set(id, { seen: 0, expected: Infinity, done: deferred() })
+    const [written, done] = [deferred(), deferred()]
+    this.#awaited.set(id, { table, seen: 0, expected: Infinity, written, done })
     return id
   }
 
-  /** Waits until so many of the transaction's events have been seen. */
-  delivered(id, expected) {
+  /** Waits until so many of the transaction's events have been seen, of the table with this oid. */
+  delivered(id, expected, oid) {
     const echo = this.#awaited.get(id)
     if (!echo) return Promise.resolve()
     echo.expected = expected
+    echo.written.resolve(oid)
     this.#settle(id, echo)
     return echo.done.promise
+  }
+
+  /**
+   * A table was dropped: what has not been seen of its rows by now will not be.
+   * @param oidNow finds the oid of the table that has its name now; null if none has
+   */
+  dropped(table, oidNow) {
+    for (const [id, echo] of this.#awaited) {
+      if (echo.table === table) this.#forgetDropped(id, echo, oidNow)
+    }
   }
 
   /** Counts an event that was just delivered. */
@@ -44,6 +56,7 @@ class Echoes {
     const echo = this.#awaited.get(id)
     if (!echo) return
     this.#awaited.delete(id)
+    echo.written.resolve(null)
     echo.done.resolve()
   }
 
@@ -59,6 +72,12 @@ class Echoes {
   /** Whether an event is of a transaction of any connector's. */
   static areAny(id) {
     return id !== undefined && id.startsWith(PREFIX)
+  }
+
+  /** It may be the table made anew that was written to, whose events are still to come. */
+  async #forgetDropped(id, echo, oidNow) {
+    const oid = await echo.written.promise
+    if (this.#awaited.has(id) && (await oidNow()) !== oid) this.forget(id)
   }
 
   #settle(id, echo) {

@@ -6,6 +6,8 @@ const UNDEFINED_TABLE = '42P01'
 const UNDEFINED_COLUMN = '42703'
 const UNDEFINED_SCHEMA = '3F000'
 const PLAN_IS_STALE = '0A000'
+/** Bytes of the longest name that Postgres does not cut off. */
+const LONGEST_NAME = 63
 /** Ids that are read at once. */
 const PAGE = 5_000
 /** Statements that each connection keeps: those of the first few tables. */
@@ -27,13 +29,15 @@ class Records {
    * Stores records of one table, which is made if it is not there; all or none of them.
    * @param batch a map from ids to `{ version, value }`, the value as JSON text
    * @param mutationId what the events shall carry, or null
-   * @returns how many events of records that makes
+   * @returns `{ events, oid }`: how many events of records that makes, and the table's oid
    */
   async set(schema, table, batch, mutationId) {
-    try {
-      return await this.#insert(relation(schema, table), batch, mutationId)
-    } catch (error) {
-      if (error.code !== UNDEFINED_TABLE) throw error
+    if (isDirect(schema, table)) {
+      try {
+        return await this.#insert(relation(schema, table), batch, mutationId)
+      } catch (error) {
+        if (error.code !== UNDEFINED_TABLE) throw error
+      }
     }
     const [keys, values, versions] = [[], [], []]
     for (const [id, { version, value }] of batch) {
@@ -41,7 +45,8 @@ class Records {
       values.push(value)
       versions.push(version)
     }
-    return this.#count(
+    return this.#write(
+      relation(schema, table),
       'select count(*) from tide.record_set_many($1, $2::jsonb[], $3, schema => $4)',
       [keys, values, versions, schema],
       mutationId,
@@ -56,7 +61,8 @@ class Records {
       const { version, value } = batch.get(id)
       rows.push(`{"id":${JSON.stringify(id)},"version":${JSON.stringify(version)},"val":${value}}`)
     }
-    return this.#count(
+    return this.#write(
+      target,
       'select count(*) from stored',
       [`[${rows.join()}]`],
       mutationId,
@@ -69,9 +75,10 @@ class Records {
     )
   }
 
-  /** Deletes records of one table; how many there were. */
+  /** Deletes records of one table; `{ events, oid }` as for those that are set. */
   delete(schema, table, ids, mutationId) {
-    return this.#count(
+    return this.#write(
+      relation(schema, table),
       'select tide.record_delete_many($1, $2)',
       [ids.map((id) => `${table}/${id}`), schema],
       mutationId,
@@ -81,19 +88,35 @@ class Records {
   /** Drops a table that has no rows, unless somebody uses it at this moment. */
   async dropIfEmpty(schema, table, mutationId) {
     try {
-      await this.#count(
-        'select count(tide._drop_if_empty($1, $2)::text)', [schema, table], mutationId)
+      const statement = 'select count(tide._drop_if_empty($1, $2)::text)'
+      await this.#write(relation(schema, table), statement, [schema, table], mutationId)
     } catch (error) {
       if (error.code !== UNDEFINED_TABLE && error.code !== UNDEFINED_SCHEMA) throw error
     }
   }
 
-  /** One statement that is one transaction, stamped before anything is written in it. */
-  async #count(statement, values, mutationId, preamble = '') {
-    const stamp = mutationId === null ? '' : `tide.set_mutation_id($${values.length + 1}), `
-    const text = `${preamble} select ${stamp}(${statement}) as count`
-    const { rows } = await this.#prepared(text, mutationId === null ? values : [...values, mutationId])
-    return Number(rows[0].count)
+  /**
+   * One statement that is one transaction: stamped before anything is written in it; after that the
+   * oid of the table is looked up, which nobody can drop or make until it ends.
+   */
+  async #write(target, statement, values, mutationId, preamble = '') {
+    const events = `(${statement}) as events`
+    if (mutationId === null) {
+      const { rows } = await this.#prepared(`${preamble} select ${events}`, values)
+      return { events: Number(rows[0].events), oid: null }
+    }
+    const [stamp, name] = [`$${values.length + 1}`, `$${values.length + 2}`]
+    const { rows } = await this.#prepared(
+      `${preamble} select tide.set_mutation_id(${stamp}), ${events}, to_regclass(${name})::oid as oid`,
+      [...values, mutationId, target],
+    )
+    return { events: Number(rows[0].events), oid: rows[0].oid }
+  }
+
+  /** The oid of a table; null if there is none. */
+  async oid(schema, table) {
+    const { rows } = await this.#pool.query('select to_regclass($1)::oid as oid', [relation(schema, table)])
+    return rows[0].oid
   }
 
   /**
@@ -106,7 +129,7 @@ class Records {
       const ids = new Set()
       const rows = new Promise((resolve) => process.nextTick(resolve)).then(() => {
         this.#asked.delete(source)
-        return this.#rows(source, [...ids])
+        return this.#rows(schema, table, [...ids])
       })
       this.#asked.set(source, { ids, rows })
     }
@@ -117,15 +140,25 @@ class Records {
   }
 
   /** Rows of a table by their ids, the values as JSON text whatever the type of their column. */
-  async #rows(source, ids) {
-    const text = `select id, version, val::text as val from ${source} where id = any ($1)`
+  async #rows(schema, table, ids) {
     try {
-      const { rows } = await this.#prepared(text, [ids])
+      const { rows } = await this.#select(schema, table, ids)
       return new Map(rows.map((row) => [row.id, row]))
     } catch (error) {
       if (error.code === UNDEFINED_TABLE || error.code === UNDEFINED_SCHEMA) return new Map()
       throw error
     }
+  }
+
+  #select(schema, table, ids) {
+    if (isDirect(schema, table)) {
+      const source = relation(schema, table)
+      return this.#prepared(`select id, version, val::text as val from ${source} where id = any ($1)`, [ids])
+    }
+    return this.#prepared(
+      'select tide._record_id(key) as id, version, value::text as val from tide.record_get_many($1, $2)',
+      [ids.map((id) => `${table}/${id}`), schema],
+    )
   }
 
   /** Runs a statement that each connection parses and plans once. */
@@ -221,8 +254,9 @@ class Records {
     return position
   }
 
-  async token(role) {
-    const { rows } = await this.#pool.query('select tide.token($1) as token', [role])
+  /** A token of a role's, or of the one that the pool connects as. */
+  async token(role = null) {
+    const { rows } = await this.#pool.query('select tide.token(coalesce($1, current_user)) as token', [role])
     return rows[0].token
   }
 
@@ -234,6 +268,14 @@ class Records {
     const { port, ssl } = rows[0]
     return `${ssl ? 'wss' : 'ws'}://${host}:${port}/realtime/v1/websocket`
   }
+}
+
+/**
+ * Whether a table can be named in a statement of ours: of a longer name Postgres would take the
+ * beginning, which may be another table's. pg_tide's functions say what is wrong with it.
+ */
+function isDirect(...names) {
+  return names.map((name) => Buffer.byteLength(name)).every((bytes) => bytes > 0 && bytes <= LONGEST_NAME)
 }
 
 function relation(schema, table) {

@@ -2,7 +2,7 @@
 
 const { Echoes } = require('./echoes')
 const { call } = require('./later')
-const { untilRunning } = require('./until-running')
+const { outlast } = require('./outage')
 
 /** Milliseconds for which a write waits for its events while they could come. */
 const PATIENCE = 5_000
@@ -14,6 +14,7 @@ const NAMES = new Map([
   ['DELETE', 'DELETE'],
   ['CREATE_TABLE', 'CREATE_TABLE'],
   ['DROP_TABLE', 'DESTROY_TABLE'],
+  ['TRUNCATE', 'TRUNCATE'],
 ])
 
 /** Events after which a table has no rows. */
@@ -34,6 +35,7 @@ class SchemaListener {
   #watcher
   #logger
   #callbacks = []
+  #known = new WeakSet()
   #joined = null
   /** Counts how often the topic was left. */
   #generation = 0
@@ -50,7 +52,8 @@ class SchemaListener {
     this.#schema = schema
     this.#feed = feed
     this.#records = records
-    this.#notifications = notifications
+    // Who hears of records that are deleted wants to hear that all are.
+    this.#notifications = { TRUNCATE: notifications.DELETE, ...notifications }
     this.#watcher = watcher
     this.#logger = logger
   }
@@ -76,12 +79,21 @@ class SchemaListener {
 
   async subscribe(callback) {
     this.#callbacks.push(callback)
+    this.#known.add(callback)
+    const generation = this.#generation
     try {
       await this.start()
     } catch (error) {
+      // Unsubscribed before it was established, which is no failure.
+      if (generation !== this.#generation) return
       this.unsubscribe(callback)
       throw error
     }
+  }
+
+  /** Whether a function has ever been subscribed. */
+  knows(callback) {
+    return this.#known.has(callback)
   }
 
   /** Removes one subscription of the callback's, or all there are. */
@@ -100,9 +112,9 @@ class SchemaListener {
     this.#feed.leave(this.#topic)
   }
 
-  /** A mutation id for a transaction of ours, if its events will be received; else null. */
-  begin() {
-    return this.#joined ? this.#echoes.begin() : null
+  /** A mutation id for a transaction of ours on a table, if its events will be received; else null. */
+  begin(table) {
+    return this.#joined ? this.#echoes.begin(table) : null
   }
 
   /** The transaction failed. */
@@ -110,8 +122,11 @@ class SchemaListener {
     if (mutationId !== null) this.#echoes.forget(mutationId)
   }
 
-  /** Resolves when so many events of the transaction have been passed on to subscribers. */
-  async delivered(mutationId, events) {
+  /**
+   * Resolves when so many events of the transaction have been passed on to subscribers.
+   * @param oid of the table
+   */
+  async delivered(mutationId, events, oid) {
     if (mutationId === null) return
     if (!this.#hasSubscribers) return this.forget(mutationId)
     // A connection that is lost is waited for; events that do not come although they could, as
@@ -121,7 +136,7 @@ class SchemaListener {
       this.#logger.error('ERROR', `a write to ${this.#schema} made events that did not arrive`)
       this.forget(mutationId)
     }, PATIENCE)
-    await this.#echoes.delivered(mutationId, events)
+    await this.#echoes.delivered(mutationId, events, oid)
     clearInterval(timer)
   }
 
@@ -133,7 +148,7 @@ class SchemaListener {
 
   async #join() {
     const generation = this.#generation
-    const since = await untilRunning(() => this.#records.position())
+    const since = await outlast(() => this.#records.position())
     if (generation !== this.#generation) throw new Error('unsubscribed')
     await this.#feed.join(this.#topic, since, {
       event: (name, payload, meta) => this.#receive(name, payload, meta.mutation_id),
@@ -152,6 +167,7 @@ class SchemaListener {
       if (EMPTYING.has(name)) this.#watcher.emptied(table)
     }
     if (isRow) this.#echoes.see(mutationId)
+    if (name === 'DROP_TABLE') this.#echoes.dropped(table, () => this.#records.oid(this.#schema, table))
   }
 
   #tell(event) {

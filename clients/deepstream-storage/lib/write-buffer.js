@@ -7,7 +7,8 @@ const BATCH_SIZE = 8 * 1024 * 1024
  * What is still to be written to one table: the newest change of each id. One batch is written at
  * a time, so that no change overtakes an older one.
  *
- * A change is `{ version, value, callbacks }`, the value as JSON text, or undefined to delete.
+ * A change is `{ version, value, callbacks, at, failed }`: the value as JSON text, or undefined to
+ * delete; when it came, in milliseconds since 1970; and whether it will not be stored after all.
  */
 class WriteBuffer {
   #write
@@ -25,12 +26,13 @@ class WriteBuffer {
     const older = this.#waiting.get(id)
     const callbacks = older ? older.callbacks : []
     callbacks.push(callback)
-    this.#waiting.set(id, { version, value, callbacks })
+    this.#waiting.set(id, { version, value, callbacks, at: Date.now(), failed: false })
   }
 
   /** The newest change of an id that is not known to be written. */
   newest(id) {
-    return this.#waiting.get(id) ?? this.#writing.get(id)
+    const change = this.#waiting.get(id) ?? this.#writing.get(id)
+    return change?.failed ? undefined : change
   }
 
   get isIdle() {

@@ -8,9 +8,9 @@ import support from './support.js'
 const { Connector, ROLE, ask, connect, freshSchema, get, limits, options, prepared } = support
 const { quietServices, remove, rowsOf, set, sql } = support
 
-test('the module exports the connector twice, with its methods and defaults', async () => {
+test('the module is the connector, by each of its names, with its methods and defaults', async () => {
   const module = await import('../index.js')
-  assert.equal(module.default.Connector, module.default.default)
+  for (const name of ['default', 'Connector']) assert.equal(module.default[name], module.default, name)
   const connector = new Connector({}, quietServices())
   const methods = `init whenReady set get delete deleteBulk query createSchema destroySchema
     getSchemaOverview subscribe unsubscribe destroy close`
@@ -18,8 +18,9 @@ test('the module exports the connector twice, with its methods and defaults', as
   assert.deepEqual(connector.options, {
     schema: 'ds',
     splitChar: '/',
-    idleTimeoutMillis: 200,
+    idleTimeoutMillis: 30_000,
     writeInterval: 200,
+    retryTimeoutMillis: 60_000,
     defaultTable: 'default',
     notifications: {
       CREATE_TABLE: true, DESTROY_TABLE: true, INSERT: true, UPDATE: true, DELETE: true,
