@@ -1,12 +1,15 @@
 // Every method and option of @deepstream/storage-postgres 3.0, as that has them.
 
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
 import test from 'node:test'
 import { Inbox } from '../../../pgrx-tests/node/inbox.js'
 import support from './support.js'
 
-const { Connector, ROLE, ask, connect, freshSchema, get, limits, options, prepared } = support
-const { quietServices, remove, rowsOf, set, sql } = support
+const { Connector, ROLE, ask, connect, freshSchema, get, limits, makeGate, options, prepared } = support
+const { quietServices, remove, rowsOf, set, sql, unready } = support
 
 test('the module is the connector, by each of its names, with its methods and defaults', async () => {
   const module = await import('../index.js')
@@ -28,6 +31,34 @@ test('the module is the connector, by each of its names, with its methods and de
   })
 })
 
+/** What the callbacks of a connector's method get, once they have been called. */
+function outcomes(connector, method) {
+  const inbox = new Inbox()
+  const original = connector[method].bind(connector)
+  const spied = (callback) => (error, ...values) => {
+    callback(error, ...values)
+    inbox.put([error, ...values])
+  }
+  // The callback of all the snippet's calls is their last argument.
+  connector[method] = (...args) => original(...args.slice(0, -1), spied(args.at(-1)))
+  return inbox
+}
+
+test("the snippet of deepstream's documentation runs as it is", limits, async (t) => {
+  await prepared
+  const snippet = readFileSync(new URL('snippet.js', import.meta.url), 'utf8')
+  const env = { PG_USER: ROLE, PG_DB: options.database, PG_HOST: options.host, PG_PORT: process.env.PGPORT }
+  const run = new Function('require', 'process', `${snippet}; return connector`)
+  const connector = run(() => createRequire(import.meta.url)('..'), { env })
+  t.after(() => connector.close())
+  const calls = ['subscribe', 'unsubscribe', 'getSchemaOverview'].map((method) => outcomes(connector, method))
+  const [subscribed, unsubscribed, overview] = await Promise.all(calls.map((call) => call.take()))
+  assert.equal(subscribed[0], null)
+  assert.equal(unsubscribed[0], null)
+  assert.deepEqual(overview, [null, {}])
+  assert.equal(connector.options.schema, 'ds')
+})
+
 test('four connectors start at the same time on one schema', limits, async (t) => {
   const schema = freshSchema()
   await Promise.all(Array.from({ length: 4 }, () => connect(t, { schema })))
@@ -39,6 +70,67 @@ test('a connector without services logs to stdout, and closes', limits, async ()
   connector.init()
   await connector.whenReady()
   await new Promise((resolve) => connector.destroy(resolve))
+})
+
+test('whenReady waits for a Postgres that is not there yet', limits, async (t) => {
+  const gate = await makeGate(t)
+  gate.shut()
+  const connector = await unready(t, gate.options)
+  const heard = new Inbox()
+  connector.on('ready', () => heard.put('ready'))
+  connector.init()
+  const ready = connector.whenReady().then(() => heard.put('whenReady'))
+  await once(gate, 'refusal')
+  await once(gate, 'refusal')
+  heard.put('refused')
+  gate.open()
+  await ready
+  assert.deepEqual(await heard.takeMany(3), ['refused', 'ready', 'whenReady'])
+  await set(connector, 'cars/bmw', {})
+})
+
+test('a connector that cannot become ready says why, once each way', limits, async (t) => {
+  const connector = await unready(t, { schema: 's'.repeat(64) })
+  connector.init()
+  await assert.rejects(connector.whenReady(), { code: '42622' })
+  assert.match(connector.services.lines.join('\n'), /longer than 63 bytes/)
+
+  const listening = await unready(t, { schema: 's'.repeat(64) })
+  listening.init()
+  assert.equal((await once(listening, 'error'))[0].code, '42622')
+  assert.deepEqual(listening.services.lines, [])
+})
+
+test('a connector is closed while it waits for Postgres', limits, async (t) => {
+  const gate = await makeGate(t)
+  gate.shut()
+  const connector = await unready(t, gate.options)
+  connector.init()
+  await once(gate, 'refusal')
+  await connector.close()
+  await assert.rejects(connector.whenReady(), /closed/)
+})
+
+test('the user, the host and the database may come from a connection string', limits, async (t) => {
+  const { PGHOST, PGPORT = '5432', PGDATABASE } = process.env
+  const connectionString = `postgres://${ROLE}@${encodeURIComponent(PGHOST)}:${PGPORT}/${PGDATABASE}`
+  const connector = await connect(t, { connectionString, user: undefined, host: undefined, database: undefined })
+  const events = new Inbox()
+  await connector.subscribe(events.put)
+  await set(connector, 'cars/bmw', {})
+  assert.deepEqual(await events.take(({ key }) => key === 'bmw'), { event: 'INSERT', table: 'cars', key: 'bmw' })
+})
+
+test("pg's options are pg's: max, idleTimeoutMillis", limits, async (t) => {
+  const name = `n_${freshSchema()}`
+  const connector = await connect(t, { max: 1, idleTimeoutMillis: 1, application_name: name })
+  const pids = await Promise.all(Array.from({ length: 5 }, async () => {
+    const [{ rows: [{ pid }] }] = await ask(connector, 'query', 'select pg_backend_pid() as pid')
+    return pid
+  }))
+  assert.equal(new Set(pids).size, 1)
+  const connected = () => sql('select from pg_stat_activity where application_name = $1', [name])
+  while ((await connected()).length > 0) await new Promise(setImmediate)
 })
 
 test('schemas are made and destroyed, by promise and by callback', limits, async (t) => {
@@ -69,6 +161,42 @@ test('records are set, got and deleted', limits, async (t) => {
   await remove(connector, 'cars/bmw')
   assert.deepEqual(await get(connector, 'cars/bmw'), [-1, null])
   await remove(connector, 'cars/bmw')
+})
+
+test('a record that is not there is deleted without error, whether its table is there or not', limits, async (t) => {
+  const connector = await connect(t)
+  await set(connector, 'cars/bmw', {})
+  await remove(connector, 'cars/none')
+  await remove(connector, 'none/none')
+  assert.deepEqual(await connector.getSchemaOverview(), { cars: 1 })
+})
+
+test('a table is made as it is needed', limits, async (t) => {
+  const connector = await connect(t)
+  await set(connector, 'cars/bmw', {})
+  const columns = await sql(
+    `select attname, atttypid::regtype::text as type, attnotnull as needed from pg_attribute
+     where attrelid = $1::regclass and attnum > 0 order by attnum`, [`${connector.options.schema}.cars`])
+  assert.deepEqual(columns.map((column) => ({ ...column })), [
+    { attname: 'id', type: 'text', needed: true },
+    { attname: 'version', type: 'bigint', needed: true },
+    { attname: 'val', type: 'jsonb', needed: true },
+  ])
+})
+
+test('errors of writes are texts, and those of reads are errors', limits, async (t) => {
+  const connector = await connect(t)
+  await sql(`create table ${connector.options.schema}.secret (id text primary key, version int, val jsonb)`)
+  const written = await new Promise((resolve) => connector.set('secret/a', 1, {}, resolve))
+  assert.equal(written, 'error: permission denied for table secret')
+  const read = await new Promise((resolve) => connector.get('secret/a', resolve))
+  assert.equal(read.code, '42501')
+})
+
+test('splitChar changes nothing: the slash splits', limits, async (t) => {
+  const connector = await connect(t, { splitChar: ':' })
+  await set(connector, 'a:b/c:d', {})
+  assert.deepEqual(await connector.getSchemaOverview(), { 'a:b': 1 })
 })
 
 test('deleteBulk deletes many records of many tables', limits, async (t) => {
@@ -161,6 +289,30 @@ test('events have the names and members that they always had', limits, async (t)
   assert.deepEqual(await connector.getSchemaOverview(), {})
 })
 
+test('TRUNCATE is told to those who are told of deletes, or only to those who ask', limits, async (t) => {
+  const schema = freshSchema()
+  const told = []
+  for (const notifications of [undefined, { DELETE: true }, { DELETE: true, TRUNCATE: false }, { TRUNCATE: true }]) {
+    const connector = await connect(t, notifications ? { schema, notifications } : { schema })
+    const events = new Inbox()
+    await connector.subscribe(events.put)
+    told.push(events)
+  }
+  await sql(`create table ${schema}.cars (id text primary key, version int, val jsonb);
+    alter table ${schema}.cars owner to ${ROLE};
+    insert into ${schema}.cars values ('bmw', 1, '{}'), ('vw', 1, '{}');
+    truncate ${schema}.cars;
+    insert into ${schema}.cars values ('end', 1, '{}');
+    delete from ${schema}.cars`)
+  const truncate = { event: 'TRUNCATE', table: 'cars' }
+  const gone = { event: 'DELETE', table: 'cars', key: 'end' }
+  const [all, deletes, rows, truncates] = told
+  assert.deepEqual((await all.takeMany(6)).slice(3), [truncate, { ...gone, event: 'INSERT' }, gone])
+  assert.deepEqual(await deletes.takeMany(2), [truncate, gone])
+  assert.deepEqual(await rows.take(), gone)
+  assert.deepEqual(await truncates.take(), truncate)
+})
+
 test('notifications replaces the defaults as a whole', limits, async (t) => {
   const connector = await connect(t, { notifications: { UPDATE: true } })
   const events = new Inbox()
@@ -194,6 +346,35 @@ test('subscriptions are per schema, and end', limits, async (t) => {
   assert.equal((await others.take(({ event }) => event === 'INSERT')).key, 'skoda')
 })
 
+test('unsubscribe takes a callback, or what to call when all are removed', limits, async (t) => {
+  const connector = await connect(t)
+  const [one, two] = [new Inbox(), new Inbox()]
+  await connector.subscribe(one.put)
+  await connector.subscribe(two.put)
+  await connector.unsubscribe(two.put)
+  await connector.unsubscribe(two.put)
+  await set(connector, 'cars/bmw', {})
+  assert.equal((await one.takeMany(2))[1].key, 'bmw', 'a callback that was removed before is not "all"')
+  assert.equal(await new Promise((resolve) => connector.unsubscribe(resolve)), null)
+  await set(connector, 'cars/vw', {})
+  await connector.subscribe(one.put)
+  await set(connector, 'cars/seat', {})
+  assert.equal((await one.take()).key, 'seat')
+})
+
+test('a subscription that is given up before it is established is no failure', limits, async (t) => {
+  const connector = await connect(t)
+  const events = new Inbox()
+  const given = [connector.subscribe(events.put), ask(connector, 'subscribe', events.put)]
+  await connector.unsubscribe()
+  const kept = connector.subscribe(events.put)
+  await Promise.all([...given, kept])
+  await set(connector, 'cars/bmw', {})
+  assert.equal((await events.takeMany(2))[1].key, 'bmw')
+  await set(connector, 'cars/vw', {})
+  assert.equal((await events.take()).key, 'vw', 'and comes once')
+})
+
 test('the overview counts, by promise and by callback, and knows no unknown schema', limits, async (t) => {
   const connector = await connect(t)
   await Promise.all(['a/1', 'a/2', 'b/1'].map((name) => set(connector, name, {})))
@@ -213,6 +394,9 @@ test('query passes arguments, results and errors on', limits, async (t) => {
   assert.deepEqual((await run('select 1 as one')).result.rows, [{ one: 1 }])
   assert.deepEqual((await run('select $1::int + 1 as n', [41])).result.rows, [{ n: 42 }])
   assert.equal((await run('select broken', [], true)).error.code, '42703')
+  assert.deepEqual(connector.services.lines, [], 'silent')
+  assert.equal((await run('select broken')).error.code, '42703')
+  assert.match(connector.services.lines.join(), /"broken" does not exist/)
   assert.deepEqual((await run('select 1 as a; select 2 as b')).result.map(({ rows }) => rows), [[{ a: 1 }], [{ b: 2 }]])
 })
 

@@ -6,6 +6,7 @@ const { randomUUID } = require('node:crypto')
 const { after } = require('node:test')
 const pg = require('pg')
 const { Connector } = require('..')
+const { makeGate } = require('./gate')
 
 /** Every test ends by itself; this only ends one that hangs. */
 const limits = { timeout: 90_000 }
@@ -54,12 +55,18 @@ function quietServices() {
   return { lines, logger: { getNameSpace: () => logger } }
 }
 
-/** A connector that is ready, on a schema of its own; closed when the test ends. */
-async function connect(t, more = {}) {
+/** A connector that does nothing yet, on a schema of its own; closed when the test ends. */
+async function unready(t, more = {}) {
   await prepared
   const connector = new Connector({ ...options, schema: freshSchema(), ...more }, quietServices())
-  connector.init()
   t.after(() => connector.close())
+  return connector
+}
+
+/** A connector that is ready. */
+async function connect(t, more = {}) {
+  const connector = await unready(t, more)
+  connector.init()
   await connector.whenReady()
   return connector
 }
@@ -88,6 +95,6 @@ function terminateWorker() {
 }
 
 module.exports = {
-  Connector, ROLE, ask, connect, freshSchema, get, limits, options, prepared, quietServices, remove,
-  rowsOf, set, sql, terminateWorker,
+  Connector, ROLE, ask, connect, freshSchema, get, limits, makeGate, options, prepared, quietServices,
+  remove, rowsOf, set, sql, terminateWorker, unready,
 }
