@@ -1,11 +1,15 @@
-// What went wrong with the connector's predecessor, each by its name.
+// What went wrong once, with the connector's predecessor or with itself, each by its name.
 
 import assert from 'node:assert/strict'
+import { once } from 'node:events'
 import test from 'node:test'
 import { Inbox } from '../../../pgrx-tests/node/inbox.js'
+import { Echoes } from '../lib/echoes.js'
+import { outlast } from '../lib/outage.js'
 import support from './support.js'
 
-const { ROLE, ask, connect, freshSchema, get, limits, remove, set, sql, terminateWorker } = support
+const { ROLE, ask, connect, freshSchema, get, holdLock, limits, makeGate, remove } = support
+const { rowsOf, set, sql, terminateWorker } = support
 
 const rows = (connector, table) => `"${connector.options.schema}"."${table}"`
 
@@ -279,4 +283,179 @@ test('events that were missed for good are announced, and all records told again
   ])
   await set(connector, 'a/3', {})
   await events.take(({ key }) => key === '3')
+})
+
+test('stall: a set whose table others drop calls back, although its event does not come', limits, async (t) => {
+  const connector = await connect(t, { writeInterval: 1 })
+  await connector.subscribe(() => {})
+  for (let n = 0; n < 20; n += 1) {
+    const stored = set(connector, `t${n}/x`, {})
+    await dropAsSoonAsItIsThere(rows(connector, `t${n}`))
+    await stored
+  }
+  assert.deepEqual(connector.services.lines, [], 'none was given up')
+})
+
+/** Before pg_tide has looked the table up for its clients, if it can be. */
+async function dropAsSoonAsItIsThere(table) {
+  for (;;) {
+    try {
+      return await sql(`drop table ${table}`)
+    } catch (error) {
+      if (error.code !== '42P01') throw error
+    }
+  }
+}
+
+test('stall: a set of a table that was made anew still waits for its event', limits, async () => {
+  const [own, told] = [new Echoes(), []]
+  const id = own.begin('cars')
+  // The drop is heard of before the answer to the statement.
+  own.dropped('cars', async () => told.push('asked') && 2)
+  const delivered = own.delivered(id, 1, 2).then(() => told.push('delivered'))
+  while (told.length === 0) await new Promise(setImmediate)
+  await new Promise(setImmediate)
+  own.see(id)
+  told.push('seen')
+  await delivered
+  assert.deepEqual(told, ['asked', 'seen', 'delivered'])
+})
+
+test('long names: a table of 64 bytes is not that of its first 63', limits, async (t) => {
+  const connector = await connect(t)
+  for (const [short, long] of [['t'.repeat(63), 't'.repeat(64)], ['ü'.repeat(31), 'ü'.repeat(32)]]) {
+    await refuses(connector, `${long}/x`, /longer than 63 bytes/)
+    await set(connector, `${short}/x`, { n: 1 })
+    // Also where the shorter name is that of a table.
+    await refuses(connector, `${long}/x`, /longer than 63 bytes/)
+    assert.deepEqual(await get(connector, `${short}/x`), [1, { n: 1 }])
+  }
+})
+
+test('long names: a table without a name is refused in the same way', limits, async (t) => {
+  await refuses(await connect(t), '/x', /the name of the table is empty/)
+})
+
+/** A record that is neither written nor read, in the same words. */
+async function refuses(connector, name, problem) {
+  await assert.rejects(set(connector, name, { n: 2 }), problem)
+  await assert.rejects(get(connector, name), problem)
+  await assert.rejects(remove(connector, name), problem)
+}
+
+test('unsaved: get in the callback of a failed set sees what is stored', limits, async (t) => {
+  const connector = await connect(t)
+  await set(connector, 'cars/bmw', { n: 1 })
+  const seen = await new Promise((resolve) => {
+    connector.set('cars/bmw', 1e30, { n: 2 }, (failure) => {
+      get(connector, 'cars/bmw').then((found) => resolve({ failure, found }))
+    })
+    connector.set('cars/vw', 1, { n: 3 }, () => {})
+  })
+  assert.match(seen.failure, /bigint/)
+  assert.deepEqual(seen.found, [1, { n: 1 }])
+  assert.deepEqual(await get(connector, 'cars/vw'), [1, { n: 3 }])
+})
+
+test('unsaved: get in the callback of a failed set sees what was set since', limits, async (t) => {
+  const connector = await connect(t)
+  const found = await new Promise((resolve) => {
+    connector.set('cars/bmw', 1e30, { n: 1 }, () => {
+      connector.set('cars/bmw', 2, { n: 2 }, () => {})
+      get(connector, 'cars/bmw').then(resolve)
+    })
+  })
+  assert.deepEqual(found, [2, { n: 2 }])
+})
+
+test('Postgres away: sets and deletes are done when it is back', limits, async (t) => {
+  const gate = await makeGate(t)
+  const connector = await connect(t, gate.options)
+  const events = new Inbox()
+  await connector.subscribe(events.put)
+  await set(connector, 'cars/bmw', { n: 1 })
+  gate.shut()
+  const done = [set(connector, 'cars/vw', { n: 1 }), set(connector, 'boats/ann', { n: 1 })]
+  await once(gate, 'refusal')
+  await once(gate, 'refusal')
+  done.push(set(connector, 'cars/vw', { n: 2 }, 2), remove(connector, 'cars/bmw'))
+  assert.deepEqual(await get(connector, 'cars/vw'), [2, { n: 2 }])
+  gate.open()
+  await Promise.all(done)
+  assert.deepEqual(await rowsOf(connector, 'cars'), [{ id: 'vw', version: 2, val: { n: 2 } }])
+  assert.deepEqual(await rowsOf(connector, 'boats'), [{ id: 'ann', version: 1, val: { n: 1 } }])
+  const cars = [await events.take(isOf('cars')), await events.take(isOf('cars')), await events.take(isOf('cars'))]
+  assert.deepEqual(cars.map(({ event, key }) => [event, key]), [
+    ['CREATE_TABLE', undefined], ['INSERT', 'bmw'], ['INSERT', 'vw'],
+  ])
+})
+
+const isOf = (name) => ({ table }) => table === name
+
+test('Postgres away: a set whose backend is ended in the middle is stored', limits, async (t) => {
+  const connector = await connect(t)
+  await set(connector, 'cars/bmw', { n: 1 })
+  const lock = await holdLock(t, rows(connector, 'cars'))
+  const stored = set(connector, 'cars/bmw', { n: 2 }, 2)
+  const waiting = `usename = '${ROLE}' and datname = current_database() and wait_event_type = 'Lock'`
+  const end = `select pg_terminate_backend(pid) from pg_stat_activity where ${waiting}`
+  while ((await sql(end)).length === 0) await new Promise(setImmediate)
+  await lock.release()
+  await stored
+  assert.deepEqual(await rowsOf(connector, 'cars'), [{ id: 'bmw', version: 2, val: { n: 2 } }])
+})
+
+test('Postgres away: a set is an error when retryTimeoutMillis is over, and the next one is tried', limits, async (t) => {
+  const gate = await makeGate(t)
+  const connector = await connect(t, { ...gate.options, retryTimeoutMillis: 1 })
+  await set(connector, 'cars/bmw', { n: 1 })
+  gate.shut()
+  const found = await new Promise((resolve) => {
+    connector.set('cars/bmw', 2, { n: 2 }, (failure) => {
+      gate.open()
+      get(connector, 'cars/bmw').then((record) => resolve({ failure, record }))
+    })
+  })
+  assert.match(found.failure, /terminated|ECONNRESET|EPIPE/)
+  assert.deepEqual(found.record, [1, { n: 1 }])
+  await set(connector, 'cars/bmw', { n: 3 }, 3)
+  assert.deepEqual(await rowsOf(connector, 'cars'), [{ id: 'bmw', version: 3, val: { n: 3 } }])
+})
+
+test('Postgres away: close waits until what is buffered is stored or given up', limits, async (t) => {
+  const gate = await makeGate(t)
+  const connector = await connect(t, { ...gate.options, retryTimeoutMillis: 500 })
+  gate.close()
+  const told = []
+  set(connector, 'cars/bmw', {}).catch(({ message }) => told.push(message))
+  await connector.close()
+  assert.match(told.join(), /ECONNREFUSED/)
+})
+
+/** How often what fails once with an error is tried. */
+async function triesOf(code, message = '', deadline = undefined) {
+  let tries = 0
+  const attempt = async () => {
+    tries += 1
+    if (tries === 1) throw Object.assign(new Error(message), code && { code })
+  }
+  await outlast(attempt, deadline).catch(() => {})
+  return tries
+}
+
+test('Postgres away: what may pass is tried again, and what will not is not', limits, async () => {
+  const passing = ['ECONNREFUSED', 'ECONNRESET', 'ENOENT', 'EPIPE', 'ETIMEDOUT', 'EAI_AGAIN', '57P01', '57P02',
+    '57P03', '08006', '53300', '25006', '40001', '40P01']
+  for (const code of passing) assert.equal(await triesOf(code), 2, code)
+  const messages = ['Connection terminated unexpectedly', 'Connection terminated due to connection timeout',
+    'timeout exceeded when trying to connect', 'Client has encountered a connection error and is not queryable']
+  for (const message of messages) assert.equal(await triesOf(undefined, message), 2, message)
+
+  for (const code of ['22003', '23505', '28P01', '3D000', '42501', '42P01', '57014', 'ERR_INVALID_ARG_TYPE']) {
+    assert.equal(await triesOf(code, 'timeout '), 1, code)
+  }
+  assert.equal(await triesOf(undefined, 'the connector is closed'), 1)
+  assert.equal(await triesOf('ENOTFOUND'), 1, 'a misspelt host is not waited for without an end')
+  assert.equal(await triesOf('ENOTFOUND', '', Date.now() + 60_000), 2)
+  assert.equal(await triesOf('ECONNREFUSED', '', Date.now()), 1, 'too late')
 })

@@ -88,6 +88,15 @@ const set = (connector, name, value, version = 1) => ask(connector, 'set', name,
 const get = (connector, name) => ask(connector, 'get', name)
 const remove = (connector, name) => ask(connector, 'delete', name)
 
+/** Keeps others out of a table until it is released. */
+async function holdLock(t, table) {
+  const session = new pg.Client()
+  await session.connect()
+  t.after(() => session.end())
+  await session.query(`begin; lock table ${table}`)
+  return { release: () => session.query('commit') }
+}
+
 /** Terminates the process that sends the events, as an operator would. */
 function terminateWorker() {
   return sql(`select pg_terminate_backend(pid) from pg_stat_activity
@@ -95,6 +104,6 @@ function terminateWorker() {
 }
 
 module.exports = {
-  Connector, ROLE, ask, connect, freshSchema, get, limits, makeGate, options, prepared, quietServices,
+  Connector, ROLE, ask, connect, freshSchema, get, holdLock, limits, makeGate, options, prepared, quietServices,
   remove, rowsOf, set, sql, terminateWorker, unready,
 }
