@@ -1,6 +1,7 @@
+import { EventEmitter } from 'events'
 import { PoolConfig, QueryResult } from 'pg'
 
-export interface ConnectorOptions extends PoolConfig {
+interface ConnectorOptions extends PoolConfig {
   /** Schema of the tables; made if it is not there. Default: ds */
   schema?: string
   /** Table of records whose names have no slash. Default: default */
@@ -9,11 +10,16 @@ export interface ConnectorOptions extends PoolConfig {
   splitChar?: string
   /** Owner of the schemas that the connector makes, and so of their tables. */
   role?: string
-  /** Milliseconds between two writes of what is buffered. Default: 200 */
+  /** Milliseconds during which writes are gathered, from the first on. Default: 200 */
   writeInterval?: number
+  /** For how long a write is tried again while Postgres is away. Default: 60000 */
+  retryTimeoutMillis?: number
   /** Accepted and without effect: new tables have jsonb values. Those with text are served too. */
   useJsonb?: boolean
-  /** Which events subscribers get; replaces the default, which is all, as a whole. */
+  /**
+   * Which events subscribers get; replaces the default, which is all, as a whole. TRUNCATE, if it is not
+   * given, is as DELETE.
+   */
   notifications?: Partial<Record<EventName, boolean>>
   /** pg_tide's websocket. */
   realtime?: {
@@ -21,15 +27,15 @@ export interface ConnectorOptions extends PoolConfig {
     url?: string
     /** A token, or a function that makes one. Default: `select tide.token(<role>)` */
     token?: string | (() => string | Promise<string>)
-    /** Role of the default token. Default: `role`, else `user` */
+    /** Role of the default token. Default: `role`, else the user who connects */
     role?: string
   }
 }
 
-export type EventName = 'CREATE_TABLE' | 'DESTROY_TABLE' | 'INSERT' | 'UPDATE' | 'DELETE'
+type EventName = 'CREATE_TABLE' | 'DESTROY_TABLE' | 'TRUNCATE' | 'INSERT' | 'UPDATE' | 'DELETE'
 
-export type StorageEvent =
-  | { event: 'CREATE_TABLE' | 'DESTROY_TABLE'; table: string }
+type StorageEvent =
+  | { event: 'CREATE_TABLE' | 'DESTROY_TABLE' | 'TRUNCATE'; table: string }
   | { event: 'INSERT' | 'UPDATE' | 'DELETE'; table: string; key: string }
   /** Events were missed for good; an UPDATE of every record that there is follows. */
   | { event: 'RESYNC' }
@@ -39,7 +45,8 @@ type WriteCallback = (error: string | null) => void
 type ReadCallback = (error: Error | null, version?: number, value?: any) => void
 type OverviewCallback = (error: Error | null, tables?: Record<string, number>) => void
 
-export class Connector {
+/** Emits `ready` when whenReady() resolves; `error`, if somebody listens, when it rejects. */
+declare class Connector extends EventEmitter {
   readonly options: ConnectorOptions
   description: string
 
@@ -70,8 +77,13 @@ export class Connector {
 
   subscribe(callback: (event: StorageEvent) => void, done?: undefined, schema?: string): Promise<void>
   subscribe(callback: (event: StorageEvent) => void, done: Done, schema?: string): void
+  unsubscribe(done: Done): void
   unsubscribe(callback?: (event: StorageEvent) => void, done?: undefined, schema?: string): Promise<void>
   unsubscribe(callback: ((event: StorageEvent) => void) | undefined, done: Done, schema?: string): void
 }
 
-export default Connector
+declare namespace Connector {
+  export { Connector, Connector as default, ConnectorOptions, EventName, StorageEvent }
+}
+
+export = Connector
