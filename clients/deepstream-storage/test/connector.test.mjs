@@ -258,6 +258,7 @@ test('sets of later turns of the event loop are one write, and an INSERT alone',
 })
 
 test('writeInterval begins with the first set, and begins again with the next', limits, async (t) => {
+  t.after(() => t.mock.timers.reset())
   const connector = await connect(t, { idleTimeoutMillis: 0, writeInterval: 5 })
   const events = []
   await connector.subscribe(({ event }) => events.push(event))
@@ -271,7 +272,6 @@ test('writeInterval begins with the first set, and begins again with the next', 
     assert.deepEqual(events.splice(0), expected)
     assert.deepEqual(await rowsOf(connector, 'cars'), [{ id: 'bmw', version: 2, val: { n: 2 } }])
   }
-  t.mock.timers.reset()
 })
 
 test('events have the names and members that they always had', limits, async (t) => {
