@@ -5,6 +5,7 @@ import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import test from 'node:test'
+import pg from 'pg'
 import { Inbox } from '../../../pgrx-tests/node/inbox.js'
 import support from './support.js'
 
@@ -112,6 +113,10 @@ test('a connector is closed while it waits for Postgres', limits, async (t) => {
 })
 
 test('the user, the host and the database may come from a connection string', limits, async (t) => {
+  // The system's user is not who connects.
+  const { user } = pg.defaults
+  pg.defaults.user = 'nobody'
+  t.after(() => (pg.defaults.user = user))
   const { PGHOST, PGPORT = '5432', PGDATABASE } = process.env
   const connectionString = `postgres://${ROLE}@${encodeURIComponent(PGHOST)}:${PGPORT}/${PGDATABASE}`
   const connector = await connect(t, { connectionString, user: undefined, host: undefined, database: undefined })
