@@ -77,7 +77,12 @@ class Echoes {
   /** It may be the table made anew that was written to, whose events are still to come. */
   async #forgetDropped(id, echo, oidNow) {
     const oid = await echo.written.promise
-    if (this.#awaited.has(id) && (await oidNow()) !== oid) this.forget(id)
+    if (!this.#awaited.has(id)) return
+    try {
+      if ((await oidNow()) !== oid) this.forget(id)
+    } catch {
+      // Not known, so its events are waited for like any others.
+    }
   }
 
   #settle(id, echo) {

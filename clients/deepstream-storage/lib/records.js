@@ -271,11 +271,14 @@ class Records {
 }
 
 /**
- * Whether a table can be named in a statement of ours: of a longer name Postgres would take the
- * beginning, which may be another table's. pg_tide's functions say what is wrong with it.
+ * Whether things can be named in a statement of ours: of a longer name Postgres would take the
+ * beginning, which may be another's. pg_tide's functions say what is wrong with it.
  */
 function isDirect(...names) {
-  return names.map((name) => Buffer.byteLength(name)).every((bytes) => bytes > 0 && bytes <= LONGEST_NAME)
+  return names.every((name) => {
+    const bytes = Buffer.byteLength(name)
+    return bytes > 0 && bytes <= LONGEST_NAME && !name.includes('\0')
+  })
 }
 
 function relation(schema, table) {

@@ -55,10 +55,9 @@ class Writer {
    */
   async #transact(changes, table, write, finish) {
     if (changes.size === 0) return
-    const newest = Math.max(...Array.from(changes.values(), ({ at }) => at))
     try {
       const attempt = () => this.#attempt(changes, table, write)
-      const { delivered } = await outlast(attempt, newest + this.#longestOutage)
+      const { delivered } = await outlast(attempt, newest(changes) + this.#longestOutage)
       this.#answerLater(changes, delivered, finish)
     } catch (error) {
       if (changes.size === 1 || !OF_ONE_RECORD.test(error.code)) return answer(changes, error)
@@ -104,6 +103,13 @@ class Writer {
     }
     listener?.forget(mutationId)
   }
+}
+
+/** When the last of the changes came. */
+function newest(changes) {
+  let time = 0
+  for (const { at } of changes.values()) time = Math.max(time, at)
+  return time
 }
 
 function answer(changes, error) {

@@ -321,6 +321,22 @@ test('stall: a set of a table that was made anew still waits for its event', lim
   assert.deepEqual(told, ['asked', 'seen', 'delivered'])
 })
 
+test('stall: a set waits on if nobody can say whether its table was dropped', limits, async () => {
+  const own = new Echoes()
+  const id = own.begin('cars')
+  const delivered = own.delivered(id, 1, 2)
+  const asked = new Promise((resolve) => {
+    own.dropped('cars', async () => {
+      resolve()
+      throw new Error('no connection')
+    })
+  })
+  await asked
+  await new Promise(setImmediate)
+  own.see(id)
+  await delivered
+})
+
 test('long names: a table of 64 bytes is not that of its first 63', limits, async (t) => {
   const connector = await connect(t)
   for (const [short, long] of [['t'.repeat(63), 't'.repeat(64)], ['ü'.repeat(31), 'ü'.repeat(32)]]) {
@@ -332,8 +348,10 @@ test('long names: a table of 64 bytes is not that of its first 63', limits, asyn
   }
 })
 
-test('long names: a table without a name is refused in the same way', limits, async (t) => {
-  await refuses(await connect(t), '/x', /the name of the table is empty/)
+test('long names: what can be no table at all is refused in the same way', limits, async (t) => {
+  const connector = await connect(t)
+  await refuses(connector, '/x', /the name of the table is empty/)
+  await refuses(connector, 'a\0b/x', /invalid byte sequence/)
 })
 
 /** A record that is neither written nor read, in the same words. */
