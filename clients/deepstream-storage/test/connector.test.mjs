@@ -119,11 +119,12 @@ test('the user, the host and the database may come from a connection string', li
   t.after(() => (pg.defaults.user = user))
   const { PGHOST, PGPORT = '5432', PGDATABASE } = process.env
   const connectionString = `postgres://${ROLE}@${encodeURIComponent(PGHOST)}:${PGPORT}/${PGDATABASE}`
-  const connector = await connect(t, { connectionString, user: undefined, host: undefined, database: undefined })
+  const none = { user: undefined, host: undefined, database: undefined }
+  const connector = await connect(t, { connectionString, ...none })
   const events = new Inbox()
   await connector.subscribe(events.put)
   await set(connector, 'cars/bmw', {})
-  assert.deepEqual(await events.take(({ key }) => key === 'bmw'), { event: 'INSERT', table: 'cars', key: 'bmw' })
+  assert.equal((await events.take(({ key }) => key === 'bmw')).event, 'INSERT')
 })
 
 test("pg's options are pg's: max, idleTimeoutMillis", limits, async (t) => {
@@ -161,6 +162,7 @@ test('records are set, got and deleted', limits, async (t) => {
   assert.deepEqual(await get(connector, 'cars/bmw'), [-1, null])
   await set(connector, 'cars/bmw', { doors: 4 }, 10)
   assert.deepEqual(await get(connector, 'cars/bmw'), [10, { doors: 4 }])
+  assert.deepEqual(await get(connector, 'cars/none'), [-1, null])
   await set(connector, 'cars/bmw', { doors: 5 }, 3)
   assert.deepEqual(await get(connector, 'cars/bmw'), [3, { doors: 5 }], 'an older version is stored')
   await remove(connector, 'cars/bmw')
@@ -303,8 +305,9 @@ test('events have the names and members that they always had', limits, async (t)
 test('TRUNCATE is told to those who are told of deletes, or only to those who ask', limits, async (t) => {
   const schema = freshSchema()
   const told = []
-  for (const notifications of [undefined, { DELETE: true }, { DELETE: true, TRUNCATE: false }, { TRUNCATE: true }]) {
-    const connector = await connect(t, notifications ? { schema, notifications } : { schema })
+  const choices = [{}, { DELETE: true }, { DELETE: true, TRUNCATE: false }, { TRUNCATE: true }]
+  for (const [n, notifications] of choices.entries()) {
+    const connector = await connect(t, n === 0 ? { schema } : { schema, notifications })
     const events = new Inbox()
     await connector.subscribe(events.put)
     told.push(events)
@@ -390,6 +393,7 @@ test('the overview counts, by promise and by callback, and knows no unknown sche
   const connector = await connect(t)
   await Promise.all(['a/1', 'a/2', 'b/1'].map((name) => set(connector, name, {})))
   const { schema } = connector.options
+  await sql(`create view ${schema}.v as select * from ${schema}.a; grant select on ${schema}.v to ${ROLE}`)
   assert.deepEqual(await connector.getSchemaOverview(), { a: 2, b: 1 })
   assert.deepEqual(await connector.getSchemaOverview(schema), { a: 2, b: 1 })
   assert.deepEqual(await ask(connector, 'getSchemaOverview'), [{ a: 2, b: 1 }])

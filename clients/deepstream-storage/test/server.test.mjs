@@ -10,7 +10,7 @@ import { DeepstreamClient } from '@deepstream/client'
 import { Inbox } from '../../../pgrx-tests/node/inbox.js'
 import support from './support.js'
 
-const { freshSchema, limits, options, prepared, sql, terminateWorker } = support
+const { freshSchema, limits, makeGate, options, prepared, sql, terminateWorker } = support
 
 async function freePort() {
   const listener = createServer().listen(0, '127.0.0.1')
@@ -21,11 +21,11 @@ async function freePort() {
 }
 
 /** A server, as a process of its own, and two clients of it. */
-async function start(t, schema = freshSchema()) {
+async function start(t, { schema = freshSchema(), ...more } = {}) {
   await prepared
   const script = fileURLToPath(new URL('deepstream-server.js', import.meta.url))
   const port = await freePort()
-  const server = fork(script, [port, JSON.stringify({ ...options, schema })])
+  const server = fork(script, [port, JSON.stringify({ ...options, schema, ...more })])
   const exited = once(server, 'exit')
   const stop = async () => {
     if (server.connected) server.send('stop')
@@ -80,9 +80,26 @@ test('records are there again after the server has stopped', limits, async (t) =
   record.set({ doors: 3 })
   await first.clients[0].record.setDataWithAck('cars/vw', { doors: 5 })
   await first.stop()
-  const second = await start(t, first.schema)
+  const second = await start(t, { schema: first.schema })
   assert.deepEqual((await load(second.clients[0], 'cars/bmw')).get(), { doors: 3 })
   assert.deepEqual(await second.clients[1].record.snapshot('cars/vw'), { doors: 5 })
+})
+
+test('what clients set while Postgres is away is stored when it is back', limits, async (t) => {
+  const gate = await makeGate(t)
+  const { schema, clients: [one, two] } = await start(t, gate.options)
+  const [ours, theirs] = await Promise.all([load(one, 'cars/bmw'), load(two, 'cars/bmw')])
+  await ours.setWithAck({ doors: 4 })
+  gate.shut()
+  const seen = changesOf(theirs)
+  const stored = ours.setWithAck({ doors: 5 })
+  await seen.take(({ doors }) => doors === 5)
+  await once(gate, 'refusal')
+  await once(gate, 'refusal')
+  gate.open()
+  await stored
+  const [{ val }] = await sql(`select val from ${schema}.cars where id = 'bmw'`)
+  assert.deepEqual(val, { doors: 5 })
 })
 
 test('lists', limits, async (t) => {
