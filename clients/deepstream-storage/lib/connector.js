@@ -72,6 +72,7 @@ class Connector extends EventEmitter {
       records: this.#records,
       listener: () => this.#listeners.get(schema),
       longestOutage: retryTimeoutMillis,
+      failed: (table, id) => this.#serverCache?.failed(table, id),
       logger: this.#logger,
     })
     this.#ready = this.#prepare()
@@ -248,7 +249,7 @@ class Connector extends EventEmitter {
       defaultTable,
       read: async (names) => {
         const places = new Map(names.map((name) => [name, this.#parse(name)]))
-        return this.#records.getMany(schema, places)
+        return outlast(() => this.#records.getMany(schema, places))
       },
       isBeingWritten: (name) => {
         const { table, id } = this.#parse(name)

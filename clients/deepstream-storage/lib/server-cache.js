@@ -61,6 +61,11 @@ class ServerCache {
     for (const name of namesOf(table, id, this.#defaultTable)) this.#enqueue(name, byConnector)
   }
 
+  /** A write of the server's failed, so that it and its clients have what is not stored. */
+  failed(table, id) {
+    for (const name of namesOf(table, id, this.#defaultTable)) this.#enqueue(name, false)
+  }
+
   /** A table has lost all its rows. */
   emptied(table) {
     for (const name of this.#known) {

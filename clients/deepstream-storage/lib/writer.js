@@ -12,6 +12,7 @@ class Writer {
   #records
   #listener
   #longestOutage
+  #failed
   #logger
   /** Writes whose callbacks wait for their events. */
   #awaited = new Set()
@@ -19,12 +20,14 @@ class Writer {
   /**
    * @param listener gives the schema's listener; undefined while there is none
    * @param longestOutage milliseconds for which a write is tried while Postgres is away
+   * @param failed is told of the table and id of each record that could not be written
    */
-  constructor(schema, { records, listener, longestOutage, logger }) {
+  constructor(schema, { records, listener, longestOutage, failed, logger }) {
     this.#schema = schema
     this.#records = records
     this.#listener = listener
     this.#longestOutage = longestOutage
+    this.#failed = failed
     this.#logger = logger
   }
 
@@ -60,11 +63,20 @@ class Writer {
       const { delivered } = await outlast(attempt, newest(changes) + this.#longestOutage)
       this.#answerLater(changes, delivered, finish)
     } catch (error) {
-      if (changes.size === 1 || !OF_ONE_RECORD.test(error.code)) return answer(changes, error)
+      if (changes.size === 1 || !OF_ONE_RECORD.test(error.code)) return this.#fail(table, changes, error)
       for (const [id, change] of changes) {
         await this.#transact(new Map([[id, change]]), table, write, finish)
       }
     }
+  }
+
+  #fail(table, changes, error) {
+    for (const [id, change] of changes) {
+      // It is no more what the record will be.
+      change.failed = true
+      this.#failed(table, id)
+    }
+    answer(changes, error)
   }
 
   /** Writes once; resolves, when that is done, with a promise of the events. */
@@ -113,10 +125,8 @@ function newest(changes) {
 }
 
 function answer(changes, error) {
-  for (const change of changes.values()) {
-    // It is no more what the record will be.
-    change.failed = error !== null
-    for (const callback of change.callbacks) call(callback, error && error.toString())
+  for (const { callbacks } of changes.values()) {
+    for (const callback of callbacks) call(callback, error && error.toString())
   }
 }
 

@@ -102,6 +102,25 @@ test('what clients set while Postgres is away is stored when it is back', limits
   assert.deepEqual(val, { doors: 5 })
 })
 
+test('what clients set and could not be stored is taken back', limits, async (t) => {
+  const gate = await makeGate(t)
+  const { schema, clients: [one, two] } = await start(t, { ...gate.options, retryTimeoutMillis: 1 })
+  const [ours, theirs] = await Promise.all([load(one, 'cars/bmw'), load(two, 'cars/bmw')])
+  await ours.setWithAck({ doors: 4 })
+  const seen = [changesOf(ours), changesOf(theirs)]
+  gate.shut()
+  ours.set({ doors: 5 })
+  await Promise.all(seen.map((changes) => changes.take(({ doors }) => doors === 5)))
+  await once(gate, 'refusal')
+  gate.open()
+  await Promise.all(seen.map((changes) => changes.take(({ doors }) => doors === 4)))
+  // Clients go on from there.
+  await theirs.setWithAck({ doors: 6 })
+  assert.deepEqual(await seen[0].take(({ doors }) => doors === 6), { doors: 6 })
+  const [{ val }] = await sql(`select val from ${schema}.cars where id = 'bmw'`)
+  assert.deepEqual(val, { doors: 6 })
+})
+
 test('lists', limits, async (t) => {
   const { schema, clients: [one, two] } = await start(t)
   const ours = await one.record.getList('garage/mine').whenReady()
