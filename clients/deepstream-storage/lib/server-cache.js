@@ -90,13 +90,24 @@ class ServerCache {
     while (this.#waiting.size > 0) {
       const batch = new Map([...this.#waiting].slice(0, BATCH))
       for (const name of batch.keys()) this.#waiting.delete(name)
-      try {
-        await this.#refresh(batch)
-      } catch (error) {
-        this.#logger.error('ERROR', `records could not be read again: ${error.message ?? error}`)
-      }
+      await this.#tryRefresh(batch)
     }
     this.#working = false
+  }
+
+  async #tryRefresh(batch) {
+    try {
+      await this.#refresh(batch)
+    } catch (error) {
+      if (batch.size > 1) return this.#refreshEach(batch)
+      const [name] = batch.keys()
+      this.#logger.error('ERROR', `record ${name} could not be read again: ${error.message ?? error}`)
+    }
+  }
+
+  /** One name may be at fault, that of a record that there cannot be. */
+  async #refreshEach(batch) {
+    for (const entry of batch) await this.#tryRefresh(new Map([entry]))
   }
 
   async #refresh(batch) {

@@ -6,6 +6,7 @@ import test from 'node:test'
 import { Inbox } from '../../../pgrx-tests/node/inbox.js'
 import { Echoes } from '../lib/echoes.js'
 import { outlast } from '../lib/outage.js'
+import { ServerCache } from '../lib/server-cache.js'
 import support from './support.js'
 
 const { ROLE, ask, connect, freshSchema, get, holdLock, limits, makeGate, remove } = support
@@ -352,6 +353,25 @@ test('long names: what can be no table at all is refused in the same way', limit
   const connector = await connect(t)
   await refuses(connector, '/x', /the name of the table is empty/)
   await refuses(connector, 'a\0b/x', /invalid byte sequence/)
+})
+
+test('long names: a server is told of other records beside one that cannot be read', limits, async () => {
+  const told = new Inbox()
+  const cache = { get: (name, done) => done(null, 1, {}), set: (name, version, value, done) => done(null) }
+  const services = { cache, messageDistributor: { distribute: (_, { names }) => told.put(names) } }
+  const lines = []
+  const serverCache = new ServerCache(services, {
+    defaultTable: 'default',
+    read: async (names) => {
+      if (names.includes('bad/x')) throw new Error('no such name')
+      return new Map(names.map((name) => [name, { version: 2, value: {} }]))
+    },
+    isBeingWritten: () => false,
+    logger: { error: (...line) => lines.push(line.join(' ')) },
+  })
+  for (const table of ['a', 'bad', 'b']) serverCache.changed(table, 'x')
+  assert.deepEqual(await told.takeMany(2), [['a/x'], ['b/x']])
+  assert.deepEqual(lines, ['ERROR record bad/x could not be read again: no such name'])
 })
 
 /** A record that is neither written nor read, in the same words. */
