@@ -28,7 +28,11 @@ struct World<'a> {
 
 impl World<'_> {
     fn new(cluster: &Cluster) -> World<'_> {
-        let settings = [("tide.handshake_timeout", "1s"), ("tide.policy_timeout", "1s")];
+        let settings = [
+            ("tide.public_channels", "on"),
+            ("tide.handshake_timeout", "1s"),
+            ("tide.policy_timeout", "1s"),
+        ];
         let database = cluster.database_with("failing", &settings);
         let mut sql = database.sql();
         sql.batch_execute(
@@ -70,7 +74,7 @@ impl World<'_> {
             .batch_execute(&format!(
                 "insert into asked values ({id}, 2), ({id} + 1, 1);
                  insert into formula values ({id}, 'b'), ({id} + 1, 'a');
-                 select tide.enqueue('said', '{id}', '{{}}')"
+                 select tide.enqueue('said', '{id}', '{{}}', private => false)"
             ))
             .unwrap();
         if kind == "secrets" {
@@ -81,9 +85,8 @@ impl World<'_> {
         self.proxy.disarm();
         self.subscriber_has(id, &what);
         wait_until(&format!("{what}: the message is retired"), || {
-            let left =
-                self.sql.query_one("select count(*) from tide.outbox where not published", &[]);
-            (left.unwrap().get::<_, i64>(0) == 0).then_some(())
+            let left = self.sql.query_one("select count(*) from tide.outbox", &[]);
+            (left.unwrap().get::<_, i64>(0) <= 1).then_some(())
         });
     }
 
@@ -123,6 +126,7 @@ impl World<'_> {
     fn subscriber_has(&mut self, id: i32, what: &str) {
         let mut missing =
             BTreeSet::from(["asked".to_owned(), "formula".to_owned(), "said".to_owned()]);
+        let name = id.to_string();
         while !missing.is_empty() {
             let frame = self.subscriber.wait_for(&format!("{what}: {missing:?}"), |frame| {
                 matches!(&*frame.event, "postgres_changes" | "broadcast" | "system")
@@ -136,7 +140,7 @@ impl World<'_> {
                         missing.remove(topic);
                     }
                 }
-                "broadcast" if frame.payload["event"] == id.to_string() => {
+                "broadcast" if frame.payload["event"] == name => {
                     missing.remove(topic);
                 }
                 "system" if frame.payload["extension"] == "tide.policy" => {

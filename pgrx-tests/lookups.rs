@@ -54,7 +54,7 @@ fn guard_by_members(database: &Database<'_>, table: &str) {
 }
 
 /// Waits until a process of this type waits for a lock; its pid and when its transaction began.
-pub(crate) fn wait_for_lock(
+fn wait_for_lock(
     database: &Database<'_>,
     kind: &str,
     is_meant: impl Fn(i32, &str) -> bool,

@@ -1,5 +1,7 @@
 //! The SQL functions, and who may call them.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, LazyLock, Mutex};
 
 use postgres::NoTls;
@@ -402,6 +404,94 @@ fn a_dump_has_no_secrets_and_restores() {
         database().sql().query_one("select secret from tide.secret", &[]).unwrap().get(0);
     assert!(!dump.contains(&secret));
     assert!(!dump.contains("tide.secret"));
+}
+
+/// Runs a program that reads this, and has to succeed.
+fn feed(command: &mut Command, input: &[u8]) {
+    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The policies of `tide.channel`.
+fn channel_policies(sql: &mut postgres::Client) -> Vec<String> {
+    let query = "select (p.*)::text from pg_policies as p
+                 where schemaname = 'tide' and tablename = 'channel' order by policyname";
+    sql.query(query, &[]).unwrap().iter().map(|row| row.get(0)).collect()
+}
+
+#[test]
+fn a_dump_has_the_policies_of_channels_and_a_reader_can_make_it() {
+    let cluster = Cluster::start();
+    let original = cluster.database("dumped");
+    let mut sql = original.sql();
+    sql.batch_execute(
+        "create role dump_reader login in role pg_read_all_data;
+         create role \"odd \"\"role\"; create role dump_gone;
+         create schema \"Odd\";
+         create function \"Odd\".is_open(text) returns boolean language sql as 'select true';
+         create policy readers on tide.channel for select to authenticated, \"odd \"\"role\"
+             using (\"Odd\".is_open(topic) and extension = 'it''s');
+         create policy \"The writers\" on tide.channel for insert with check (topic <> 'x');
+         create policy fewer on tide.channel as restrictive using (topic <> 'y') with check (true);
+         select tide.enqueue('room', 'waits', '{}')",
+    )
+    .unwrap();
+    let policies = channel_policies(&mut sql);
+    assert_eq!(policies.len(), 3);
+
+    for (number, user, options) in [
+        (1, "postgres", &[][..]),
+        (2, "dump_reader", &["--inserts"][..]),
+        (3, "postgres", &["--clean", "--if-exists"][..]),
+    ] {
+        let mut dump = as_owner("pg_dump");
+        dump.arg("-h").arg(cluster.host()).args(["-U", user, "dumped"]).args(options);
+        let dump = succeed(&mut dump).stdout;
+        let into = if number == 3 { "dumped".to_owned() } else { format!("restored_{number}") };
+        let mut admin = cluster.connect("postgres");
+        if number != 3 {
+            admin
+                .batch_execute(&format!(
+                    "create database {into}; alter database {into} set tide.port = 0"
+                ))
+                .unwrap();
+        }
+        let mut restore = as_owner("psql");
+        restore.arg("-h").arg(cluster.host()).args([
+            "-U",
+            "postgres",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-q",
+            &into,
+        ]);
+        feed(&mut restore, &dump);
+
+        let mut restored = cluster.connect(&into);
+        assert_eq!(channel_policies(&mut restored), policies, "{options:?}");
+        let left: i64 =
+            restored.query_one("select count(*) from tide.channel_policy", &[]).unwrap().get(0);
+        assert_eq!(left, 0);
+    }
+}
+
+#[test]
+fn a_policy_of_channels_whose_role_is_not_there_keeps_no_other_from_being_restored() {
+    let mut sql = database().sql();
+    let mut transaction = sql.transaction().unwrap();
+    transaction
+        .batch_execute(
+            "insert into tide.channel_policy values
+                 ('s_lost', true, 'SELECT', '{s_nobody}', 'true', null),
+                 ('s_kept', true, 'SELECT', '{public}', 'true', null)",
+        )
+        .unwrap();
+    let query = "select policyname::text from pg_policies where tablename = 'channel' and policyname like 's\\_%'";
+    let names: Vec<String> =
+        transaction.query(query, &[]).unwrap().iter().map(|row| row.get(0)).collect();
+    assert_eq!(names, ["s_kept"]);
 }
 
 /// A filter's value is cast by the column's type, whose domain check is code of whoever owns it.

@@ -6,9 +6,8 @@ use std::sync::LazyLock;
 
 use serde_json::json;
 
-use crate::lookups::wait_for_lock;
 use crate::support::client::Client;
-use crate::support::{Cluster, Database};
+use crate::support::{Cluster, Database, wait_until};
 
 const SUB: &str = "00000000-0000-0000-0000-00000000000a";
 /// The row that everybody may see, after which there is no other.
@@ -410,24 +409,34 @@ fn told(client: &mut Client) -> Vec<i64> {
     ids
 }
 
-/// Does something in a transaction while an executor waits for it to end.
-fn while_executors_wait(statements: &str, insert: &str, end: &str) {
-    let (mut holder, mut sql) = (database().sql(), database().sql());
-    holder.batch_execute(&format!("begin; {statements}")).unwrap();
-    sql.batch_execute(insert).unwrap();
-    wait_for_lock(database(), "pg_tide executor", |_, _| true);
-    holder.batch_execute(&format!("{end}; commit")).unwrap();
+/// Waits until somebody waits for a lock on the table.
+fn wait_for_lock_on(table: &str) {
+    let query =
+        format!("select from pg_locks where relation = '{table}'::regclass and not granted");
+    let mut sql = database().sql();
+    wait_until("somebody waits for the table", || sql.query_opt(&query, &[]).unwrap());
 }
 
 #[test]
 fn a_policy_that_comes_to_look_at_other_columns_while_it_is_asked_about_sees_them() {
-    let (t, mut client) = watched("n int, m int", "n > 0");
-    while_executors_wait(
-        &format!("alter policy judged on {t} using (case when true then m is null end)"),
-        &format!("insert into {t} values (1, 1, 5), (2, -1, null)"),
-        "",
-    );
-    database().sql().batch_execute(&format!("insert into {t} values ({LAST})")).unwrap();
+    let mut sql = database().sql();
+    sql.batch_execute("create table gate (); grant select on gate to authenticated").unwrap();
+    let (t, mut client) = watched("n int, m int", "n > 0 and not exists (select from gate)");
+    let (mut gate, mut owner) = (database().sql(), database().sql());
+    gate.batch_execute("begin; lock table gate in access exclusive mode").unwrap();
+    sql.batch_execute(&format!("insert into {t} values (1, 1, 5), (2, -1, null)")).unwrap();
+    wait_for_lock_on("gate");
+
+    // Once the executor has given up for the moment; it is asked again by what was known before.
+    owner
+        .batch_execute(&format!(
+            "begin; alter policy judged on {t} using (case when true then m is null end)"
+        ))
+        .unwrap();
+    wait_for_lock_on(&t);
+    owner.batch_execute("commit").unwrap();
+    gate.batch_execute("commit").unwrap();
+    sql.batch_execute(&format!("insert into {t} values ({LAST})")).unwrap();
 
     assert_eq!(told(&mut client), [2, LAST]);
 }
@@ -441,11 +450,11 @@ fn a_table_that_is_emptied_and_filled_while_a_policy_is_asked_about_is_never_see
     )
     .unwrap();
     let (t, mut client) = watched("n int", "not exists (select from banned as b where b.n = $t.n)");
-    while_executors_wait(
-        "truncate banned",
-        &format!("insert into {t} values (1, 1), (2, 2)"),
-        "insert into banned values (1)",
-    );
+    let mut holder = database().sql();
+    holder.batch_execute("begin; truncate banned").unwrap();
+    sql.batch_execute(&format!("insert into {t} values (1, 1), (2, 2)")).unwrap();
+    wait_for_lock_on("banned");
+    holder.batch_execute("insert into banned values (1); commit").unwrap();
     sql.batch_execute(&format!("insert into {t} values ({LAST})")).unwrap();
 
     assert_eq!(told(&mut client), [2, LAST]);
@@ -471,7 +480,7 @@ fn a_value_that_is_an_oid_is_the_same_whoever_has_its_name() {
     client.join(&topic, &json!({ "broadcast": { "since": since } }));
     let mut ids = Vec::new();
     while ids.last() != Some(&LAST) {
-        ids.extend(client.broadcast(&topic)["record"]["id"].as_i64());
+        ids.extend(client.broadcast(&topic)["payload"]["record"]["id"].as_i64());
     }
     assert_eq!(ids, [1, 4, LAST]);
 }

@@ -22,8 +22,14 @@ pub enum Failure {
 
 #[derive(Clone, Debug, Default)]
 pub struct Proxy {
-    /// Of questions of that kind, the next so many.
-    armed: Arc<Mutex<Option<(&'static str, Failure, u32)>>>,
+    armed: Arc<Mutex<Option<Armed>>>,
+}
+
+#[derive(Debug)]
+struct Armed {
+    kind: &'static str,
+    failure: Failure,
+    left: u32,
 }
 
 impl Proxy {
@@ -52,12 +58,12 @@ impl Proxy {
 
     /// The next `count` questions of this kind fail.
     pub fn arm(&self, kind: &'static str, failure: Failure, count: u32) {
-        *self.armed.lock().unwrap() = Some((kind, failure, count));
+        *self.armed.lock().unwrap() = Some(Armed { kind, failure, left: count });
     }
 
     /// Whether all that were to fail have failed.
     pub fn has_fired(&self) -> bool {
-        self.armed.lock().unwrap().is_none_or(|(.., left)| left == 0)
+        self.armed.lock().unwrap().as_ref().is_none_or(|armed| armed.left == 0)
     }
 
     /// No more of them fail.
@@ -103,12 +109,9 @@ impl Proxy {
 
     fn failure(&self, kind: &str) -> Option<Failure> {
         let mut armed = self.armed.lock().unwrap();
-        let (of_kind, failure, left) = armed.as_mut()?;
-        if *of_kind != kind || *left == 0 {
-            return None;
-        }
-        *left -= 1;
-        Some(*failure)
+        let armed = armed.as_mut().filter(|armed| armed.kind == kind && armed.left > 0)?;
+        armed.left -= 1;
+        Some(armed.failure)
     }
 }
 

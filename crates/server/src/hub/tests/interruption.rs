@@ -118,7 +118,7 @@ fn where_an_interrupted_channel_stood_is_forgotten_when_it_is_left() {
     world.insert_into(200, 1, (TABLE + 1, "t", Kind::Int));
     world.until_interrupted(&client);
 
-    world.hub.leave(client.session, TOPIC.into());
+    world.hub.leave(client.session, TOPIC);
     world.join(&client, now(210));
     world.insert_into(300, 2, SAME);
 
