@@ -60,6 +60,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("function _record_table(text)", "public"),
     ("function _refuse_record(text,text,bigint)", "public"),
     ("function _refuse_reserved_channel()", ""),
+    ("function _restore_policy()", ""),
     ("function _release_outbox(regclass)", ""),
     ("function _reload_at_commit()", ""),
     ("function _require_preload()", ""),
@@ -102,6 +103,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("sequence outbox_sequence_id_seq", ""),
     ("sequence secret_id_seq", ""),
     ("table channel", "public: SELECT INSERT"),
+    ("table channel_policy", "public: SELECT"),
     ("table message_key", ""),
     // Of the columns, `sequence_id` only.
     ("table outbox", "backend: SELECT INSERT"),

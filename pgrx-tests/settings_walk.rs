@@ -197,7 +197,7 @@ fn pg_tide_goes_on_whatever_a_databases_sessions_have() {
                 }
                 walk.set(std::slice::from_ref(one), false);
             }
-            assert!(failed.is_empty(), "{failed:?}");
+            assert!(failed.is_empty(), "{end:?}: {failed:?}");
         }
         walk.set(&all, true);
         walk.works(&format!("{end:?}"));

@@ -452,21 +452,15 @@ fn a_dump_has_the_policies_of_channels_and_a_reader_can_make_it() {
         let into = if number == 3 { "dumped".to_owned() } else { format!("restored_{number}") };
         let mut admin = cluster.connect("postgres");
         if number != 3 {
-            admin
-                .batch_execute(&format!(
-                    "create database {into}; alter database {into} set tide.port = 0"
-                ))
-                .unwrap();
+            admin.batch_execute(&format!("create database {into}")).unwrap();
+            admin.batch_execute(&format!("alter database {into} set tide.port = 0")).unwrap();
         }
         let mut restore = as_owner("psql");
-        restore.arg("-h").arg(cluster.host()).args([
-            "-U",
-            "postgres",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-q",
-            &into,
-        ]);
+        restore.arg("-h").arg(cluster.host()).args(["-U", "postgres", "-q", &into]);
+        if number != 3 {
+            // A function that a policy needs cannot be dropped before it: pg_dump does not know of that.
+            restore.args(["-v", "ON_ERROR_STOP=1"]);
+        }
         feed(&mut restore, &dump);
 
         let mut restored = cluster.connect(&into);

@@ -43,6 +43,10 @@ const CONDUCT: [(&CStr, &CStr); 4] = [
 /// for clients' queries only.)
 const TIMEOUTS: [&CStr; 1] = [c"transaction_timeout"];
 
+/// Where Postgres finds libraries is for the configuration to say: the stream's own is looked for there
+/// once more when a slot is opened.
+const CONFIGURED: [&CStr; 1] = [c"dynamic_library_path"];
+
 /// Connects as the bootstrap superuser, in whose session the worker decodes and the probes look.
 pub(crate) fn connect_as_superuser(database: pg_sys::Oid) {
     pin();
@@ -69,9 +73,31 @@ pub(crate) fn connect_as_authenticator(database: pg_sys::Oid) {
 }
 
 /// The catalog worker's queries are planned once for all arguments, and take less time than compiling
-/// them would.
-const PLANNING: [(&CStr, &CStr); 2] =
-    [(c"plan_cache_mode", c"force_generic_plan"), (c"jit", c"off")];
+/// them would. By what the planner usually goes by: without it they can take longer than they may.
+const PLANNING: [(&CStr, &CStr); 22] = [
+    (c"plan_cache_mode", c"force_generic_plan"),
+    (c"jit", c"off"),
+    (c"enable_bitmapscan", c"on"),
+    (c"enable_hashagg", c"on"),
+    (c"enable_hashjoin", c"on"),
+    (c"enable_indexonlyscan", c"on"),
+    (c"enable_indexscan", c"on"),
+    (c"enable_material", c"on"),
+    (c"enable_memoize", c"on"),
+    (c"enable_mergejoin", c"on"),
+    (c"enable_nestloop", c"on"),
+    (c"enable_seqscan", c"on"),
+    (c"enable_sort", c"on"),
+    (c"seq_page_cost", c"1"),
+    (c"random_page_cost", c"4"),
+    (c"cpu_tuple_cost", c"0.01"),
+    (c"cpu_index_tuple_cost", c"0.005"),
+    (c"cpu_operator_cost", c"0.0025"),
+    (c"from_collapse_limit", c"8"),
+    (c"join_collapse_limit", c"8"),
+    (c"geqo", c"off"),
+    (c"max_parallel_workers_per_gather", c"0"),
+];
 
 /// Connects and becomes the extension's owner, whoever that is now. The worker cannot say who it
 /// is (it never reads today's catalogue), so the session starts as the bootstrap superuser and
@@ -103,6 +129,16 @@ fn pin() {
     for (name, value) in MEANING.iter().chain(&CONDUCT) {
         set(name, value);
     }
+    for name in CONFIGURED {
+        // SAFETY: a string that outlives the call, and one that the setting owns, which is copied at once.
+        let configured = unsafe {
+            let value = pg_sys::GetConfigOption(name.as_ptr(), false, false);
+            (!value.is_null()).then(|| CString::from(CStr::from_ptr(value)))
+        };
+        if let Some(value) = configured {
+            set_in(pg_sys::GucContext::PGC_SUSET, name, &value);
+        }
+    }
     for name in TIMEOUTS {
         // SAFETY: a string that outlives the call; only whether there is such a setting is looked at.
         if !unsafe { pg_sys::GetConfigOption(name.as_ptr(), true, false) }.is_null() {
@@ -129,15 +165,13 @@ pub(crate) fn be_ordinary() {
 /// As SET does: for the session or, in a transaction, until it is rolled back or its GUC nest level
 /// ends. What the configuration, the database or the role say counts for less.
 pub(crate) fn set(name: &CStr, value: &CStr) {
+    set_in(pg_sys::GucContext::PGC_USERSET, name, value);
+}
+
+fn set_in(context: pg_sys::GucContext::Type, name: &CStr, value: &CStr) {
+    let source = pg_sys::GucSource::PGC_S_SESSION;
     // SAFETY: strings that outlive the call.
-    unsafe {
-        pg_sys::SetConfigOption(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_USERSET,
-            pg_sys::GucSource::PGC_S_SESSION,
-        );
-    }
+    unsafe { pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), context, source) };
 }
 
 /// Needs a transaction. Also for sessions that are not pg_tide's, whatever their `search_path`.
