@@ -513,6 +513,30 @@ fn a_table_that_is_renamed_is_told_under_its_new_name_to_those_who_have_not_name
 }
 
 #[test]
+fn the_last_row_of_a_transaction_is_marked_whatever_the_transaction_does_after_it() {
+    let t = database().table("last", "id int primary key");
+    let mut client = database().client();
+    let topic = format!("realtime:tide:table:public.{t}");
+    client.join(&topic, &json!({}));
+    for (id, statements) in [
+        "",
+        "create function c_after() returns int language sql as 'select 1'",
+        "create role c_after; grant select on $t to c_after; drop owned by c_after; drop role c_after",
+        "alter table $t add column more int",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let statements = statements.replace("$t", &t);
+        run(&format!(
+            "begin; insert into {t} values ({id}); insert into {t} values ({id} + 10); {statements}; commit"
+        ));
+        let marks = [(); 2].map(|()| client.broadcast(&topic)["meta"]["last_in_tx"].clone());
+        assert_eq!(marks, [Value::Null, Value::Bool(true)], "{statements}");
+    }
+}
+
+#[test]
 fn tables_that_never_reach_the_wal_or_are_rewritten_make_no_events() {
     let (t, mut client) = watched("rewritten", "id int primary key, a int");
 

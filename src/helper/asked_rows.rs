@@ -119,7 +119,9 @@ impl AskedRows {
             let found = pg_sys::palloc0(size_of::<pg_sys::EphemeralNamedRelationData>())
                 .cast::<pg_sys::EphemeralNamedRelationData>();
             (*found).md.name = c"asked_rows".as_ptr().cast_mut();
-            (*found).md.reliddesc = (*self.table).rd_id;
+            // Without what the table says of its columns: those that are not asked about are NULL here,
+            // also where the table forbids that, and whoever takes rows apart relies on it.
+            (*found).md.tupdesc = pg_sys::CreateTupleDescCopy((*self.table).rd_att);
             (*found).md.enrtype = pg_sys::EphemeralNameRelationType::ENR_NAMED_TUPLESTORE;
             (*found).md.enrtuples = self.count as f64;
             (*found).reldata = self.store.cast();

@@ -30,9 +30,11 @@ const MEANING: [(&CStr, &CStr); 10] = [
     (c"xmloption", c"content"),
 ];
 
-/// How pg_tide's own transactions behave is nobody else's affair.
-const CONDUCT: [(&CStr, &CStr); 4] = [
+/// How pg_tide's own transactions behave is nobody else's affair. What is planned for a few rows takes less
+/// time than compiling it would.
+const CONDUCT: [(&CStr, &CStr); 5] = [
     (c"role", c"none"),
+    (c"jit", c"off"),
     (c"default_transaction_isolation", c"read committed"),
     (c"default_transaction_deferrable", c"off"),
     (c"lock_timeout", c"0"),
@@ -72,11 +74,9 @@ pub(crate) fn connect_as_authenticator(database: pg_sys::Oid) {
     crate::compat::connect(database, AUTHENTICATOR);
 }
 
-/// The catalog worker's queries are planned once for all arguments, and take less time than compiling
-/// them would. By what the planner usually goes by: without it they can take longer than they may.
-const PLANNING: [(&CStr, &CStr); 22] = [
+/// The catalog worker's queries are planned once for all arguments, by what the planner usually goes by: without it they can take longer than they may.
+const PLANNING: [(&CStr, &CStr); 21] = [
     (c"plan_cache_mode", c"force_generic_plan"),
-    (c"jit", c"off"),
     (c"enable_bitmapscan", c"on"),
     (c"enable_hashagg", c"on"),
     (c"enable_hashjoin", c"on"),

@@ -20,6 +20,8 @@ const DECODED_BYTES: u64 = 256 << 10;
 pub(crate) struct FeedWriter {
     batch: BatchBuilder,
     writer: BatchWriter,
+    /// What the hub is to be told after these events, and before others.
+    stale: Vec<CatalogChange>,
     /// Of the newest event that the hub has; it will not get any up to here again.
     sent: Position,
     /// What the hub knows to be decoded.
@@ -37,11 +39,11 @@ impl FeedWriter {
         &mut self.batch
     }
 
-    /// Sends the batch if it is full. To be called before an event that will be added for
-    /// certain: until then the newest event stays here, so that it can still be marked as its
-    /// transaction's last.
+    /// Sends the batch if it is full, or the catalogue has changed since. To be called before an event
+    /// that will be added for certain: until then the newest event stays here, so that it can still be
+    /// marked as its transaction's last.
     pub(crate) fn make_room(&mut self) {
-        if self.is_full() {
+        if self.is_full() || !self.stale.is_empty() {
             self.flush();
         }
     }
@@ -57,9 +59,13 @@ impl FeedWriter {
     /// The transaction that began its commit record at `commit` is complete. It is not sent at
     /// once: where small transactions crowd, one batch takes many, and the next nudge is near.
     pub(crate) fn end_transaction(&mut self, commit: Lsn) {
-        let Some(newest) = self.batch.events.last_mut() else { return };
-        if newest.position.commit == commit {
+        if let Some(newest) = self.batch.events.last_mut()
+            && newest.position.commit == commit
+        {
             newest.last_in_tx = true;
+        }
+        if !self.stale.is_empty() {
+            self.flush();
         }
     }
 
@@ -72,6 +78,13 @@ impl FeedWriter {
 
     /// Sends what there is; waits for room, interruptibly.
     pub(crate) fn flush(&mut self) {
+        self.send();
+        for change in std::mem::take(&mut self.stale) {
+            server::tell(&Word::Catalog(change));
+        }
+    }
+
+    fn send(&mut self) {
         let Some(newest) = self.batch.events.last().map(|event| event.position) else { return };
         let [head, arena] = self.writer.write(&self.batch);
         let header = link::header(Kind::Batch, head.len() + arena.len());
@@ -83,8 +96,13 @@ impl FeedWriter {
 
     /// Tells the hub that something of the catalogue is stale, after the events before it.
     pub(crate) fn catalog(&mut self, change: CatalogChange) {
-        self.flush();
-        server::tell(&Word::Catalog(change));
+        if self.stale.contains(&CatalogChange::All) || self.stale.contains(&change) {
+            return;
+        }
+        if change == CatalogChange::All {
+            self.stale.clear();
+        }
+        self.stale.push(change);
     }
 
     /// Tells the hub how far everything has been fed: at the end of a round, else now and then.
@@ -114,6 +132,7 @@ impl FeedWriter {
     pub(crate) fn restart(&mut self) {
         self.discard();
         self.writer = BatchWriter::default();
+        self.stale.clear();
         self.sent = Position::default();
         self.decoded = Lsn(0);
     }

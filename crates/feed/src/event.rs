@@ -42,7 +42,12 @@ impl Position {
     /// The last before every transaction that commits at `lsn` or later.
     pub fn before(lsn: Lsn) -> Position {
         let before = lsn.0.checked_sub(1).map(Lsn);
-        before.map_or_else(Position::default, |commit| Position { commit, ordinal: u32::MAX })
+        before.map_or_else(Position::default, Position::end_of)
+    }
+
+    /// The last of the transaction that commits there.
+    pub fn end_of(commit: Lsn) -> Position {
+        Position { commit, ordinal: u32::MAX }
     }
 }
 

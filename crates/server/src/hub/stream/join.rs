@@ -57,7 +57,7 @@ impl Stream {
             queue.reply(self.resync_frame(&subscription, reason));
         }
         let lags = memberships.iter().any(|membership| membership.lag.is_some());
-        let replays = gap.is_none() && !matches!(subscription.since, Since::Now(_));
+        let replays = !matches!(subscription.since, Since::Now(_));
         if replays && !lags {
             let position = Cursor { epoch, position: self.history.reached().max(position) };
             queue.reply(encode::caught_up(subscription.vsn, &subscription.topic, position));
@@ -86,7 +86,9 @@ impl Stream {
         let position = self.history.reached();
         match &subscription.since {
             Since::Now(asked) => {
-                Beginning { memberships: at(after(asked), None), position, gap: None }
+                let (floor, lag) = self.now(asked);
+                let position = lag.map_or(position, |first| self.history.before(first));
+                Beginning { memberships: at(floor, lag), position, gap: None }
             }
             Since::Cursor(cursor, asked) => match self.resume(*cursor, asked) {
                 Ok(lag) => {
@@ -94,7 +96,12 @@ impl Stream {
                     Beginning { memberships: at(Floor::at(position), lag), position, gap: None }
                 }
                 Err(reason) => {
-                    Beginning { memberships: at(after(asked), None), position, gap: Some(reason) }
+                    let (position, lag) = self.oldest();
+                    Beginning {
+                        memberships: at(Floor::at(position), lag),
+                        position,
+                        gap: Some(reason),
+                    }
                 }
             },
             Since::Last(count) => {
@@ -121,19 +128,39 @@ impl Stream {
         let mut memberships = Vec::new();
         for facet in &subscription.facets {
             let key = self.key(subscription, facet);
-            let place = places.iter().find(|place| is_kept && place.style == facet.style);
-            let (floor, lag) = match place {
-                Some(place) => {
+            let (floor, lag) = match places.iter().find(|place| place.style == facet.style) {
+                Some(place) if is_kept => {
                     let lag = (place.next < self.history.head()).then_some(place.next);
                     (place.floor.clone(), lag)
                 }
-                None => (after(asked), None),
+                Some(_) => {
+                    let (position, lag) = self.oldest();
+                    (Floor::at(position), lag)
+                }
+                None => self.now(asked),
             };
             memberships.push(Membership::new(key, floor, lag));
         }
         let lag = memberships.iter().filter_map(|membership| membership.lag).min();
         let position = lag.map_or(self.history.reached(), |first| self.history.before(first));
         Beginning { memberships, position, gap: (!is_kept).then_some("trimmed") }
+    }
+
+    /// Where to begin with what could not be seen at that moment: with all of a transaction that is being
+    /// fed, or none of it.
+    fn now(&self, asked: &Moment) -> (Floor, Option<Seq>) {
+        let floor = after(asked);
+        let first = self.history.unfinished().filter(|first| {
+            let event = self.history.at(*first).and_then(|(batch, index)| batch.events.get(index));
+            event.is_some_and(|event| floor.admits(event))
+        });
+        (floor, first)
+    }
+
+    /// Where to begin with everything that is kept, of whole transactions.
+    fn oldest(&self) -> (Position, Option<Seq>) {
+        let first = self.history.first_whole();
+        (self.history.before(first), (first < self.history.head()).then_some(first))
     }
 
     /// Where to go on after an event the client has seen, or why that is not possible.

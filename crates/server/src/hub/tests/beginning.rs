@@ -96,3 +96,71 @@ fn a_channel_is_told_where_it_begins_and_when_it_has_caught_up() {
         assert_eq!(frames.last().map(|frame| &frame[4]["position"]), Some(&text(at(400))));
     }
 }
+
+/// Rows of one transaction, of which more may come.
+fn feed_part(world: &World, commit: u64, ids: std::ops::Range<i64>, is_last: bool) {
+    let mut batch = BatchBuilder::default();
+    for id in ids.clone() {
+        let new = Some(batch.row_of(&[Some(&id.to_string())]));
+        let relation = Arc::clone(&world.relation);
+        let change = Change { relation, operation: Operation::Insert, old: None, new };
+        let mut event = Event::alone(commit, EventKind::Change(change));
+        event.position.ordinal = u32::try_from(id).expect("a small id");
+        event.last_in_tx = is_last && id + 1 == ids.end;
+        batch.events.push(event);
+    }
+    world.feed(Feed::Batch(batch.finish()));
+}
+
+#[test]
+fn who_joins_in_the_middle_of_a_transaction_gets_all_of_it_or_nothing() {
+    let world = World::new(&Config::default());
+    feed_part(&world, 1000, 0..3, false);
+    world.wait_for(1000);
+    let [all, nothing] = [900, 1100].map(|asked| {
+        let client = world.connect();
+        world.join_where(&client, now(asked), "id=gte.0");
+        client
+    });
+    feed_part(&world, 1000, 3..5, true);
+    world.insert(1200, 9);
+
+    assert_eq!(world.ids(&all, 6), [0, 1, 2, 3, 4, 9]);
+    assert_eq!(world.ids(&nothing, 1), [9]);
+}
+
+#[test]
+fn after_a_gap_comes_everything_that_is_kept_and_then_its_end_is_told() {
+    let world = World::new(&Config::default());
+    for id in 0..3 {
+        world.say(200 + 10 * id, &format!("m{id}"), false);
+    }
+    world.feed(Feed::Decoded(Lsn(300)));
+    world.wait_for(220);
+    let client = world.connect();
+    world.join_room(&client, false, cursor(50));
+    world.say(400, "last", false);
+
+    let mut told = Vec::new();
+    world.read(&client, |frame| {
+        let named = [&frame[4]["extension"], &frame[4]["event"]];
+        told.extend(named.iter().filter_map(|name| name.as_str()).map(str::to_owned));
+        told.last().is_some_and(|last| last == "last")
+    });
+    assert_eq!(told, ["tide.resync", "m0", "m1", "m2", "tide.caught_up", "last"]);
+}
+
+#[test]
+fn after_a_gap_a_transaction_whose_beginning_is_gone_is_left_out() {
+    let config = Config { history_size: 4_000, ..Config::default() };
+    let world = World::new(&config);
+    for part in 0..100 {
+        feed_part(&world, 1000, 10 * part..10 * (part + 1), part == 99);
+    }
+    world.insert(2000, 5000);
+    world.wait_for(2000);
+    let client = world.connect();
+    world.join(&client, cursor(50));
+
+    assert_eq!(world.ids(&client, 1), [5000]);
+}
