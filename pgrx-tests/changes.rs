@@ -522,7 +522,6 @@ fn the_last_row_of_a_transaction_is_marked_whatever_the_transaction_does_after_i
         "",
         "create function c_after() returns int language sql as 'select 1'",
         "create role c_after; grant select on $t to c_after; drop owned by c_after; drop role c_after",
-        "alter table $t add column more int",
     ]
     .iter()
     .enumerate()
