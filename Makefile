@@ -10,7 +10,7 @@ export PGRX_PG_CONFIG_PATH = $(PG_CONFIG)
 T ?=
 SECONDS_TO_FUZZ ?= 60
 
-.PHONY: help setup build install run test test-pure test-e2e deb test-deb lint bench fuzz clean
+.PHONY: help setup build install run test test-pure test-e2e soak deb test-deb lint bench fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,11 @@ deb: ## Make a Debian package in target/deb; PG=17 or PG=18 for another Postgres
 test-deb: deb ## Install the package in a bare Debian, use it and remove it
 	@scripts/setup.sh test-deb
 	@scripts/deb-test.sh
+
+soak: install ## Run in full what `make test` runs a tenth of: hours
+	@scripts/setup.sh test
+	TIDE_POSITION_ROUNDS=200 TIDE_KILL_ROUNDS=500 TIDE_SEEDS=5000 TIDE_SETTINGS=each \
+		cargo test -p tide-tests --features e2e --test e2e -- rounds:: kill:: oracle:: settings_walk::
 
 lint: setup ## Check formats, lints and documentation
 	@scripts/lint.sh

@@ -1,6 +1,9 @@
 //! The replication slot moves, so that an idle or a silent database never fills the disk.
 
-use crate::support::{Cluster, Database, wait_until};
+use serde_json::Value;
+
+use crate::support::cluster::signal;
+use crate::support::{Cluster, Database, http, wait_until};
 
 /// The slot's confirmed position has passed `lsn`.
 fn wait_until_confirmed(database: &Database<'_>, lsn: &str) {
@@ -80,4 +83,51 @@ fn old_wal_is_removed_as_it_moves() {
         database.sql().batch_execute("checkpoint").unwrap();
         (database.slot("restart_lsn")? != before).then_some(())
     });
+}
+
+#[test]
+fn it_stays_within_the_limit_whatever_is_kept_for_clients() {
+    // The server's own, past which it would invalidate the slot.
+    let cluster =
+        Cluster::with("max_slot_wal_keep_size = 96MB\nmin_wal_size = 32MB\nmax_wal_size = 64MB");
+    let settings = [("tide.history_size", "512MB"), ("tide.history_retention", "1h")];
+    let database = cluster.database_with("held", &settings);
+    let t = database.table("t", "id int primary key, pad text");
+    let slot = database.slot("slot_name");
+    let mut sql = database.sql();
+
+    for round in 0..30 {
+        sql.batch_execute(&format!(
+            "insert into {t} select g, repeat('x', 900) from generate_series({round} * 10000, {round} * 10000 + 9999) g;
+             checkpoint"
+        ))
+        .unwrap();
+        let held = sql.query_one("select retained_wal from tide.status()", &[]).unwrap();
+        assert!(held.get::<_, i64>(0) < 96 << 20, "round {round}: {held:?}");
+    }
+
+    assert_eq!(database.slot("slot_name"), slot, "it has not been lost");
+    assert_eq!(database.slot("wal_status").unwrap(), "reserved");
+}
+
+#[test]
+fn how_far_it_is_behind_is_said() {
+    let cluster = Cluster::start();
+    let database = cluster.database("behind");
+    let t = database.table("t", "id int primary key, pad text");
+    let mut sql = database.sql();
+    let behind = |sql: &mut postgres::Client| {
+        sql.query_one("select behind from tide.status()", &[]).unwrap().get::<_, Option<i64>>(0)
+    };
+
+    let worker = database.worker();
+    signal("STOP", worker);
+    let rows = "select g, repeat('x', 1000) from generate_series(1, 10000) g";
+    sql.batch_execute(&format!("insert into {t} {rows}")).unwrap();
+    assert!(behind(&mut sql).unwrap() > 8 << 20);
+    signal("CONT", worker);
+
+    wait_until("it has caught up", || (behind(&mut sql)? < 1 << 20).then_some(()));
+    let health: Value = serde_json::from_str(&http::get(database.port, "/health").body).unwrap();
+    assert!(health["behind"].as_u64().unwrap() < 1 << 20, "{health}");
 }

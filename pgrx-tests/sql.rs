@@ -388,7 +388,9 @@ fn status_says_where_the_stream_is() {
     assert_eq!(status["state"], "live", "{status:#}");
     assert_eq!(status["pid"], json!(database().worker()));
     assert_eq!(status["url"], json!(format!("http://localhost:{}", database().port)));
-    for present in ["slot", "epoch", "decoded_lsn", "confirmed_lsn", "retained_wal", "started_at"] {
+    for present in
+        ["slot", "epoch", "decoded_lsn", "confirmed_lsn", "retained_wal", "behind", "started_at"]
+    {
         assert_ne!(status[present], Value::Null, "{present}: {status:#}");
     }
 }

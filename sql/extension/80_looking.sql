@@ -27,6 +27,7 @@ create function tide.status(
     out decoded_lsn pg_lsn,
     out confirmed_lsn pg_lsn,
     out retained_wal bigint,
+    out behind bigint,
     out history_events bigint,
     out history_bytes bigint,
     out connections bigint,
@@ -49,6 +50,9 @@ begin atomic
            s.confirmed_flush_lsn,
            case when not pg_is_in_recovery()
                 then pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::bigint
+           end,
+           case when not pg_is_in_recovery() and w.decoded_lsn > 0
+                then greatest(pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0'::pg_lsn + w.decoded_lsn), 0)::bigint
            end,
            w.history_events, w.history_bytes,
            coalesce(w.connections, 0), coalesce(w.channels, 0), coalesce(w.forged_messages, 0),
@@ -73,7 +77,7 @@ begin atomic
     ) as s on true;
 end;
 comment on function tide.status() is
-'How the worker of this database is: its process, that of its server, how the last one ended and by what this one is confined (landlock: no files; seccomp: no system calls but those that serving clients takes), whether it is live and if not, why, how far it has decoded, what it keeps, who is connected, where it listens. One row, also when it is stopped. For members of pg_monitor';
+'How the worker of this database is: its process, that of its server, how the last one ended and by what this one is confined (landlock: no files; seccomp: no system calls but those that serving clients takes), whether it is live and if not, why, how far it has decoded and how many bytes of WAL it is behind, what it keeps, who is connected, where it listens. One row, also when it is stopped. For members of pg_monitor';
 revoke execute on function tide.status() from public;
 grant execute on function tide.status() to pg_monitor;
 

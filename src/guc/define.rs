@@ -103,8 +103,9 @@ fn define_source() {
     int(
         c"tide.max_slot_wal_keep_size",
         c"Sets how much WAL pg_tide may hold back.",
-        c"Past it the history shrinks: it gives up its oldest events, whatever its size and \
-          age. It must exceed twice tide.history_size. -1: no limit.",
+        c"The history gives up its oldest events, whatever its size and age, when it reaches back \
+          a third of this, or of the server's own max_slot_wal_keep_size: the slot trails by more \
+          than twice the history. It must exceed twice tide.history_size. -1: no limit.",
         &MAX_SLOT_WAL_KEEP_SIZE,
         -1,
         i32::MAX,

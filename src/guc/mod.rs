@@ -107,10 +107,24 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         history_size: bytes(&HISTORY_SIZE),
         history_retention: time(&HISTORY_RETENTION),
         outbox_retention: Duration::from_secs(u64::from(OUTBOX_RETENTION.get().unsigned_abs())),
-        max_slot_wal_keep_size: u64::try_from(MAX_SLOT_WAL_KEEP_SIZE.get())
-            .map_or(u64::MAX, |megabytes| megabytes << 20),
+        max_slot_wal_keep_size: megabytes(MAX_SLOT_WAL_KEEP_SIZE.get()),
+        history_reach: history_reach(),
         debug_faults: DEBUG_FAULTS.get(),
     }
+}
+
+/// How far back in the WAL the history may reach, so that the slot stays within its limit, and within the
+/// one past which Postgres invalidates it. The slot's oldest address (`restart_lsn`) is moved only once
+/// what was current when it was found is confirmed: it trails by twice the history, and a little.
+fn history_reach() -> u64 {
+    // SAFETY: a variable of this process.
+    let servers = unsafe { (&raw const pg_sys::max_slot_wal_keep_size_mb).read() };
+    megabytes(MAX_SLOT_WAL_KEEP_SIZE.get()).min(megabytes(servers)) / 3
+}
+
+/// In bytes; -1 is no limit.
+fn megabytes(setting: i32) -> u64 {
+    u64::try_from(setting).map_or(u64::MAX, |megabytes| megabytes << 20)
 }
 
 /// The secrets and files that the settings name, as they are now.

@@ -286,7 +286,9 @@ impl Stream {
         }
         if self.announced != Some(self.epoch) {
             let cause = self.trust.cause().map(str::to_owned);
-            server::tell(&Word::Live { epoch: self.epoch, from, cause });
+            // SAFETY: reads shared memory.
+            let until = Lsn(unsafe { pg_sys::GetFlushRecPtr(std::ptr::null_mut()) });
+            server::tell(&Word::Live { epoch: self.epoch, from, until, cause });
             self.announced = Some(self.epoch);
         }
     }

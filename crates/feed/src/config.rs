@@ -67,8 +67,10 @@ pub struct Config {
     pub history_retention: Duration,
     /// For how long published rows of outboxes are kept.
     pub outbox_retention: Duration,
-    /// Bytes of WAL that the slot may hold back for the history; `u64::MAX`: any amount.
+    /// Bytes of WAL that the slot may hold back; `u64::MAX`: any amount.
     pub max_slot_wal_keep_size: u64,
+    /// Bytes of WAL that the history may reach back.
+    pub history_reach: u64,
 
     /// Whether the server dies when it is asked to, for tests.
     pub debug_faults: bool,
@@ -111,6 +113,7 @@ impl Default for Config {
             history_retention: Duration::from_secs(120),
             outbox_retention: Duration::ZERO,
             max_slot_wal_keep_size: 1 << 30,
+            history_reach: (1 << 30) / 3,
             debug_faults: false,
         }
     }

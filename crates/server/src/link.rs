@@ -29,6 +29,7 @@ pub enum Feed {
     Live {
         epoch: Epoch,
         from: Lsn,
+        until: Lsn,
         cause: Option<String>,
     },
     Batch(Batch),
@@ -135,7 +136,7 @@ impl Downlink {
         };
         Ok(Some(match word {
             Word::Start { .. } => return Err(LinkEnd::Garbled("a second beginning")),
-            Word::Live { epoch, from, cause } => Feed::Live { epoch, from, cause },
+            Word::Live { epoch, from, until, cause } => Feed::Live { epoch, from, until, cause },
             Word::Catalog(change) => Feed::Catalog(change),
             Word::Forged(count) => Feed::Forged(count),
             Word::Stalled { reason } => Feed::Stalled { reason },

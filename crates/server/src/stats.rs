@@ -202,6 +202,8 @@ pub struct Stats {
     pub position: Gauge,
     /// Address up to which everything has been decoded.
     pub decoded: Gauge,
+    /// Address up to which there was WAL when the stream was last opened.
+    pub until: Gauge,
     /// Address up to which the slot may move.
     pub confirmed: Gauge,
     /// 1 while the stream is live.
@@ -220,6 +222,11 @@ impl Stats {
     /// What keeps this process to itself; nothing yet before it listens.
     pub fn confined_by(&self) -> Vec<&'static str> {
         self.confinement.get().map_or_else(Vec::new, |confinement| confinement.names())
+    }
+
+    /// Bytes of the WAL that there was when the stream was last opened, and that it has not come to yet.
+    pub fn behind(&self) -> u64 {
+        self.until.get().saturating_sub(self.decoded.get().max(self.position.get()))
     }
 
     pub fn refused_connection(&self, reason: RefusedConnection) -> &Counter {

@@ -63,11 +63,12 @@ pub enum Word {
         config: Box<Config>,
         credentials: Box<Credentials>,
     },
-    /// The slot exists and is read from `from` on; joins may be answered. `cause`: why it is another
-    /// than before, if not for want of the WAL.
+    /// The slot exists and is read from `from` on; joins may be answered. `until` is where the WAL ends
+    /// now. `cause`: why the slot is another than before, if not for want of the WAL.
     Live {
         epoch: Epoch,
         from: Lsn,
+        until: Lsn,
         cause: Option<String>,
     },
     Catalog(CatalogChange),

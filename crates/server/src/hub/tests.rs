@@ -118,7 +118,7 @@ impl World {
         let hub = start(config.clone(), parts);
         let relation = relation();
         let world = World { runtime, hub, feed, stats, relation, catalog_worker, catalog };
-        world.feed(Feed::Live { epoch: EPOCH, from: Lsn(100), cause: None });
+        world.feed(Feed::Live { epoch: EPOCH, from: Lsn(100), until: Lsn(100), cause: None });
         world
     }
 

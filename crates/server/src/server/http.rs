@@ -131,7 +131,11 @@ impl Front {
         let confined_by = self.context.stats.confined_by();
         match self.context.hub.live() {
             Some(_) => {
-                json_body(StatusCode::OK, &json!({"status": "ok", "confined_by": confined_by}))
+                let behind = self.context.stats.behind();
+                json_body(
+                    StatusCode::OK,
+                    &json!({"status": "ok", "behind": behind, "confined_by": confined_by}),
+                )
             }
             None => {
                 let reason = self.context.hub.stalled();

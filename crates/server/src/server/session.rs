@@ -247,7 +247,7 @@ where
                 () = &mut stopping => return Err(End::Gone),
                 () = sleep(linger(reason)) => return Err(End::Gone),
             },
-            () = sleep(self.idle) => return Err(End::Gone),
+            () = standstill(queue, self.idle) => return Err(End::Gone),
         };
         let bytes = written.map_err(|_| End::Gone)?;
         self.member.stats.frames_sent_total.add(frames.len() as u64);
@@ -391,6 +391,15 @@ fn give_back(frames: &mut Vec<Bytes>) {
     }
 }
 
+/// Waits until nothing at all has been written for that long.
+async fn standstill(queue: &Queue, idle: Duration) {
+    let mut before = None;
+    while before != Some(queue.sent_bytes()) {
+        before = Some(queue.sent_bytes());
+        sleep(idle).await;
+    }
+}
+
 fn linger(reason: CloseReason) -> Duration {
     match reason {
         CloseReason::Shutdown => SHORT_LINGER,
@@ -440,6 +449,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::queue::Budget;
 
     #[test]
     fn every_end_but_the_clients_own_is_explained() {
@@ -467,5 +477,31 @@ mod tests {
         assert_eq!(u16::from(End::Closed(CloseReason::Shutdown).farewell().unwrap().0), 1012);
         assert_eq!(u16::from(End::Closed(CloseReason::Disconnected).farewell().unwrap().0), 1008);
         assert_eq!(End::Gone.farewell(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_little_at_a_time_is_not_at_a_standstill() {
+        const IDLE: Duration = Duration::from_secs(5);
+        let budget = Arc::new(Budget::new(Arc::new(Allowance::new(1 << 20))));
+        let queue = Queue::new(1 << 20, budget);
+        queue.push(&[Bytes::from_static(&[b'x'; 100])]);
+        let mut frames = Vec::new();
+        queue.take(&mut frames, 1 << 10).await;
+        let begun = Instant::now();
+
+        let slowly = async {
+            for _ in 0..10 {
+                sleep(IDLE * 4 / 5).await;
+                queue.wrote(1);
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = standstill(&queue, IDLE) => {}
+            () = slowly => {}
+        }
+
+        let waited = begun.elapsed();
+        assert!(waited > IDLE * 8 && waited <= IDLE * 10, "{waited:?}");
     }
 }

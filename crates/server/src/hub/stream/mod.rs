@@ -74,7 +74,7 @@ pub struct Parts {
 pub fn new(config: &Config, parts: Parts) -> (Hub, Stream) {
     let memory = Memory::new(config);
     let part = memory.of(Kind::History);
-    let (retention, reach) = (config.history_retention, config.max_slot_wal_keep_size);
+    let (retention, reach) = (config.history_retention, config.history_reach);
     let size = config.history_size.min(part.limit());
     let history = History::new(part, size, retention, reach);
     let notices = Notices::new(Arc::clone(memory.of(Kind::Notices)));
@@ -321,7 +321,8 @@ impl Stream {
             }
             Feed::Forged(count) => self.stats.forged_messages_total.add(count),
             Feed::Ping(number) => self.uplink.alive(number),
-            Feed::Live { epoch, from, cause } => {
+            Feed::Live { epoch, from, until, cause } => {
+                self.stats.until.set(until.0);
                 let known = [SERVER_FAILED, SKIPPED, WAL_LIMIT].into_iter();
                 self.cause = known
                     .into_iter()
