@@ -704,6 +704,31 @@ fn every_message_committed_on_the_promoted_server_arrives() {
 }
 
 #[test]
+fn an_outbox_that_is_dropped_is_forgotten() {
+    let database = Cluster::shared().database("dropped_outbox");
+    let mut sql = database.sql();
+    let outboxes = |sql: &mut postgres::Client| -> Vec<String> {
+        let rows = sql.query("select relation::text from tide.outboxes order by 1", &[]).unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    };
+    sql.batch_execute(
+        "create schema boxes;
+         create table boxes.one (like tide.outbox including all);
+         create table boxes.other (like tide.outbox including all);
+         select tide.adopt_outbox('boxes.one'), tide.adopt_outbox('boxes.other')",
+    )
+    .unwrap();
+    assert_eq!(outboxes(&mut sql), ["boxes.one", "boxes.other", "tide.outbox"]);
+
+    sql.batch_execute("begin; drop table boxes.one; rollback; drop table boxes.one").unwrap();
+    assert_eq!(outboxes(&mut sql), ["boxes.other", "tide.outbox"]);
+    sql.batch_execute("drop schema boxes cascade").unwrap();
+    assert_eq!(outboxes(&mut sql), ["tide.outbox"]);
+
+    database.delivers();
+}
+
+#[test]
 fn autovacuum_hears_of_the_rows_that_are_deleted() {
     let cluster = Cluster::start();
     let database = cluster.database("vacuumed");

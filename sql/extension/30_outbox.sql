@@ -19,7 +19,11 @@ comment on column tide.outboxes.added_at is 'Since when it is an outbox';
 revoke all on table tide.outboxes from public;
 grant select on table tide.outboxes to public;
 -- pg_dump takes the adopted ones along.
-select pg_catalog.pg_extension_config_dump('tide.outboxes', 'where relation <> ''tide.outbox''::regclass');
+select pg_catalog.pg_extension_config_dump(
+    'tide.outboxes',
+    $$where relation operator(pg_catalog.<>) 'tide.outbox'::pg_catalog.regclass
+        and exists (select from pg_catalog.pg_class as c where c.oid operator(pg_catalog.=) relation)$$
+);
 
 create function tide._invalidate(relation regclass) returns void
 language c volatile strict parallel unsafe
