@@ -123,7 +123,7 @@ fn advance(
                     effort: &effort,
                     place: Place::Turn,
                 };
-                match group.plans.frames(&group.key, event_ref, None, &mut context) {
+                match group.plans.frames(&group.key, event_ref, member.previous, &mut context) {
                     Ok(()) => {}
                     Err(Missing::Identity) => {
                         registry.split_by_identity(*id);
@@ -154,7 +154,7 @@ fn advance(
                             latest.keep(seq);
                         }
                         _ => match member.queue.push(&frames) {
-                            Push::Queued => {}
+                            Push::Queued => member.previous = Some(event.position),
                             Push::Full => return Progress::Full,
                             Push::Starved => return Progress::Starved,
                             Push::Closed => return Progress::CaughtUp,
@@ -184,7 +184,7 @@ fn advance(
             continue;
         }
         for member in group.members.iter_mut().filter(|m| is_done && m.session == session) {
-            member.lag = None;
+            (member.lag, member.previous) = (None, None);
         }
         let lag = group.lag();
         group.plans.policy.forget(lag);

@@ -101,6 +101,8 @@ pub(super) struct Member {
     pub(super) made: Position,
     /// The first event it has not been given, if it does not keep up or is resuming.
     pub(super) lag: Option<Seq>,
+    /// The event before the one it is to be given next, as far as it has been read from the history.
+    pub(super) previous: Option<Position>,
     /// It resumes, and is to be told when it has had everything.
     pub(super) replays: bool,
     /// It is to be given only the newest of what it reads from the history.

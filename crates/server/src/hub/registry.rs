@@ -357,6 +357,7 @@ impl Registry {
                 floor,
                 made,
                 lag,
+                previous: None,
                 replays,
                 latest,
             });

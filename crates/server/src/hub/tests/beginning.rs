@@ -164,3 +164,26 @@ fn after_a_gap_a_transaction_whose_beginning_is_gone_is_left_out() {
 
     assert_eq!(world.ids(&client, 1), [5000]);
 }
+
+#[test]
+fn what_is_replayed_names_the_event_before_it() {
+    let world = World::new(&Config::default());
+    for id in 0..4 {
+        world.insert(200 + 10 * id, 0);
+    }
+    world.wait_for(230);
+    let client = world.connect();
+    world.join(&client, cursor(200));
+    world.wait_until_nobody_lags();
+    world.insert(300, 1);
+
+    let mut chain = Vec::new();
+    world.read(&client, |frame| {
+        let meta = &frame[4]["meta"];
+        chain.extend(meta["id"].as_str().map(|id| (id.to_owned(), meta["prev"].clone())));
+        chain.len() == 4
+    });
+    for pair in chain.windows(2) {
+        assert_eq!(pair[1].1, pair[0].0);
+    }
+}
