@@ -47,4 +47,5 @@ mod sql;
 mod stored_policies;
 mod support;
 mod tls;
+mod upgrade;
 mod values;

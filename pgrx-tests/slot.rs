@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::cluster::signal;
+use crate::support::cluster::{Shutdown, signal};
 use crate::support::{Cluster, Database, http, wait_until};
 
 /// The slot's confirmed position has passed `lsn`.
@@ -130,4 +130,51 @@ fn how_far_it_is_behind_is_said() {
     wait_until("it has caught up", || (behind(&mut sql)? < 1 << 20).then_some(()));
     let health: Value = serde_json::from_str(&http::get(database.port, "/health").body).unwrap();
     assert!(health["behind"].as_u64().unwrap() < 1 << 20, "{health}");
+}
+
+#[test]
+fn it_stays_while_nobody_may_connect_and_the_stream_goes_on_from_there() {
+    let cluster = Cluster::start();
+    let database = cluster.database("shut");
+    let t = database.table("t", "id int primary key");
+    let token = database.token("authenticated");
+    let slot = database.slot("slot_name").unwrap();
+    let mut sql = database.sql();
+    let mut admin = cluster.connect("postgres");
+
+    admin.batch_execute("alter database shut allow_connections false").unwrap();
+    database.wait_until_gone();
+    sql.batch_execute(&format!("insert into {t} values (1)")).unwrap();
+    let named = "select from pg_replication_slots where slot_name = $1";
+    assert!(admin.query_opt(named, &[&slot]).unwrap().is_some());
+    admin.batch_execute("alter database shut allow_connections true").unwrap();
+    database.wait_until_live();
+
+    let mut client = database.connect(&format!("apikey={token}&vsn=2.0.0"));
+    let topic = format!("realtime:tide:table:public.{t}");
+    client.join(&topic, &serde_json::json!({ "broadcast": { "last": 1 } }));
+    assert_eq!(client.broadcast(&topic)["payload"]["record"]["id"], 1);
+}
+
+#[test]
+fn it_goes_where_it_holds_too_much_and_there_is_no_worker() {
+    let cluster = Cluster::with("tide.max_slot_wal_keep_size = 2MB\nmin_wal_size = 32MB");
+    let database = cluster.database("crowded_out");
+    let slot = database.slot("slot_name").unwrap();
+    cluster.stop(Shutdown::Fast);
+    // One for Postgres's own launcher, one for pg_tide's.
+    cluster.configure("max_worker_processes = 2");
+    cluster.resume();
+
+    let mut sql = database.sql();
+    sql.batch_execute(
+        "create table filling as select repeat('x', 1000) from generate_series(1, 5000)",
+    )
+    .unwrap();
+
+    let mut admin = cluster.connect("postgres");
+    let named = "select from pg_replication_slots where slot_name = $1";
+    wait_until("the slot is gone", || {
+        admin.query_opt(named, &[&slot]).unwrap().is_none().then_some(())
+    });
 }

@@ -34,11 +34,11 @@ missing      stored_policies::   src/helper/row_security.rs             s/places
 snapshot     stored_policies::   src/helper/expression.rs               s/std::ptr::null_mut(), 0, std::ptr::null_mut()/std::ptr::null_mut(), 0, pg_sys::GetActiveSnapshot()/
 order        stored_policies::   src/helper/row_security.rs             s/policies\.sort_by_key.*$//
 named        stored_policies::   src/source/value/mod.rs                s/if type_form::is_named(base) { Text::Oid }/if false { Text::Oid }/
-form         alterations::       src/helper/asked_rows.rs               s/if !reads(attribute\.atttypid, form)/if false/
-basis        alterations::       crates/server/src/hub/basis.rs         s/self\.names(relation) && self/self/
+form         stored_policies::   src/helper/asked_rows.rs               s/if !reads(attribute\.atttypid, form)/if false/
+basis        changes::           crates/server/src/hub/basis.rs         s/self\.names(relation) && self/self/
 labels       alterations::       crates/server/src/hub/basis.rs         s/(self\.labels\.is_empty() || .*)/true/
 usable       alterations::       sql/catalog/tables.sql                 s/and (\$7 or not .*)$//
-reach        slot::              src/guc/mod.rs                         s|min(megabytes(servers)) / 3|min(megabytes(servers))|
+reach        slot::              src/guc/mod.rs                         s#min(megabytes(servers)) / 3#min(megabytes(servers))#
 settings     alterations::       crates/server/src/policy/claims.rs     s/if word == "current_setting"/if false/
 CHECKS
 }

@@ -107,7 +107,7 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         history_size: bytes(&HISTORY_SIZE),
         history_retention: time(&HISTORY_RETENTION),
         outbox_retention: Duration::from_secs(u64::from(OUTBOX_RETENTION.get().unsigned_abs())),
-        max_slot_wal_keep_size: megabytes(MAX_SLOT_WAL_KEEP_SIZE.get()),
+        max_slot_wal_keep_size: max_slot_wal_keep_size(),
         history_reach: history_reach(),
         debug_faults: DEBUG_FAULTS.get(),
     }
@@ -119,7 +119,12 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
 fn history_reach() -> u64 {
     // SAFETY: a variable of this process.
     let servers = unsafe { (&raw const pg_sys::max_slot_wal_keep_size_mb).read() };
-    megabytes(MAX_SLOT_WAL_KEEP_SIZE.get()).min(megabytes(servers)) / 3
+    max_slot_wal_keep_size().min(megabytes(servers)) / 3
+}
+
+/// How much WAL a slot may hold back, as this process knows it.
+pub(crate) fn max_slot_wal_keep_size() -> u64 {
+    megabytes(MAX_SLOT_WAL_KEEP_SIZE.get())
 }
 
 /// In bytes; -1 is no limit.

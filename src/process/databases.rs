@@ -24,6 +24,11 @@ impl Database {
     pub(crate) fn is_open(&self) -> bool {
         self.allows_connections && !self.is_template && !self.is_broken
     }
+
+    /// Whether nobody may connect to it for now.
+    pub(crate) fn is_shut(&self) -> bool {
+        !self.allows_connections && !self.is_template && !self.is_broken
+    }
 }
 
 pub(crate) fn find(oid: pg_sys::Oid) -> Option<Database> {

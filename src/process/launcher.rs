@@ -63,6 +63,7 @@ struct Launcher {
     watches: Vec<Watch>,
     /// The log says that there is no room for a worker.
     is_logged: bool,
+    looked_at_shut: Option<Instant>,
 }
 
 /// A worker as the launcher sees it.
@@ -84,7 +85,8 @@ impl Watch {
 
 impl Launcher {
     fn new(shared: &'static Shared) -> Launcher {
-        Launcher { shared, probes: ProbeQueue::new(shared), watches: Vec::new(), is_logged: false }
+        let (probes, watches) = (ProbeQueue::new(shared), Vec::new());
+        Launcher { shared, probes, watches, is_logged: false, looked_at_shut: None }
     }
 
     fn run(&mut self) -> ! {
@@ -114,7 +116,19 @@ impl Launcher {
                 next = next.min(self.tend(entry));
             }
             self.watches.retain(|watch| self.shared.entry(watch.database).is_some());
+            self.keep_shut_ones_to_limit();
             pause(next);
+        }
+    }
+
+    /// Nobody else sees to the slots of databases that nobody may connect to.
+    fn keep_shut_ones_to_limit(&mut self) {
+        if self.looked_at_shut.is_some_and(|last| last.elapsed() < LONGEST_SLEEP) {
+            return;
+        }
+        self.looked_at_shut = Some(Instant::now());
+        for shut in databases::list().iter().filter(|database| database.is_shut()) {
+            slot::drop_beyond(shut.oid, guc::max_slot_wal_keep_size());
         }
     }
 
@@ -133,7 +147,7 @@ impl Launcher {
         let wanted = if present { Wanted::Yes } else { Wanted::No };
         if !present && self.shared.entry(database).is_none() {
             // Nobody to serve it; what an earlier server left behind goes.
-            slot::drop_orphaned(database);
+            leave_slots(database);
             return;
         }
         let taken = self.shared.claim(database, |entry| {
@@ -223,6 +237,7 @@ impl Launcher {
                 watch.backoff.failed_after(Duration::ZERO);
                 let wait = watch.backoff.wait();
                 entry.set_state(WorkerState::Waiting, &Full.reason());
+                slot::drop_beyond(database, guc::max_slot_wal_keep_size());
                 if !std::mem::replace(&mut self.is_logged, true) {
                     Full.log(&format!("the worker of database \"{}\"", found.name));
                 }
@@ -234,12 +249,23 @@ impl Launcher {
     /// The database is not served any more.
     fn give_up(&mut self, entry: &'static Entry) {
         let database = entry.database();
-        slot::drop_orphaned(database);
+        leave_slots(database);
         // A worker that was killed could not take its socket away.
         let _ = std::fs::remove_file(guc::control_socket(database));
         if self.shared.release(entry) {
             self.watches.retain(|watch| watch.database != database);
         }
+    }
+}
+
+/// Drops the slots of a database that is not served any more. One that nobody may connect to for now keeps
+/// its slot: it will be served again, from where it was.
+fn leave_slots(database: pg_sys::Oid) {
+    match databases::find(database) {
+        Some(found) if found.is_shut() => {
+            slot::drop_beyond(database, guc::max_slot_wal_keep_size());
+        }
+        _ => slot::drop_orphaned(database),
     }
 }
 

@@ -181,12 +181,24 @@ pub(crate) fn drop(name: &CStr) {
 /// more. A slot left behind would hold back WAL for ever. What is known of crashes over what they
 /// hold goes with them.
 pub(crate) fn drop_orphaned(database: pg_sys::Oid) {
-    let is_unused = |slot: &pg_sys::ReplicationSlot| slot.active_pid == 0;
-    for name in scan(database, |slot| is_unused(slot).then(|| name(&slot.data.name).to_owned())) {
+    drop_unused(database, |_| true);
+    crash_page::remove(database);
+}
+
+/// Drops those of them that hold back more than this many bytes of WAL, which nobody else would do.
+pub(crate) fn drop_beyond(database: pg_sys::Oid, limit: u64) {
+    // SAFETY: reads a number from shared memory.
+    let end = unsafe { pg_sys::GetXLogInsertRecPtr() };
+    let restart = |slot: &pg_sys::ReplicationSlot| slot.data.restart_lsn;
+    drop_unused(database, |slot| restart(slot) != 0 && end.saturating_sub(restart(slot)) > limit);
+}
+
+fn drop_unused(database: pg_sys::Oid, is_meant: impl Fn(&pg_sys::ReplicationSlot) -> bool) {
+    let is_meant = |slot: &pg_sys::ReplicationSlot| slot.active_pid == 0 && is_meant(slot);
+    for name in scan(database, |slot| is_meant(slot).then(|| name(&slot.data.name).to_owned())) {
         pgrx::log!("pg_tide: dropping replication slot \"{}\"", name.to_string_lossy());
         // SAFETY: this process has no slot of its own; a slot that somebody else has come to use
         // or drop since is an error, after which the launcher is started again.
         unsafe { pg_sys::ReplicationSlotDrop(name.as_ptr(), true) };
     }
-    crash_page::remove(database);
 }
