@@ -140,6 +140,7 @@ fn it_stays_while_nobody_may_connect_and_the_stream_goes_on_from_there() {
     let token = database.token("authenticated");
     let slot = database.slot("slot_name").unwrap();
     let mut sql = database.sql();
+    let since: String = sql.query_one("select tide.current_position()", &[]).unwrap().get(0);
     let mut admin = cluster.connect("postgres");
 
     admin.batch_execute("alter database shut allow_connections false").unwrap();
@@ -152,7 +153,7 @@ fn it_stays_while_nobody_may_connect_and_the_stream_goes_on_from_there() {
 
     let mut client = database.connect(&format!("apikey={token}&vsn=2.0.0"));
     let topic = format!("realtime:tide:table:public.{t}");
-    client.join(&topic, &serde_json::json!({ "broadcast": { "last": 1 } }));
+    client.join(&topic, &serde_json::json!({ "broadcast": { "since": since } }));
     assert_eq!(client.broadcast(&topic)["payload"]["record"]["id"], 1);
 }
 

@@ -39,7 +39,7 @@ basis        changes::           crates/server/src/hub/basis.rs         s/self\.
 labels       alterations::       crates/server/src/hub/basis.rs         s/(self\.labels\.is_empty() || .*)/true/
 usable       alterations::       sql/catalog/tables.sql                 s/and (\$7 or not .*)$//
 reach        slot::              src/guc/mod.rs                         s#min(megabytes(servers)) / 3#min(megabytes(servers))#
-settings     alterations::       crates/server/src/policy/claims.rs     s/if word == "current_setting"/if false/
+settings     alterations::       crates/server/src/policy/claims.rs     s/if name == "current_setting" =>/if name == "no_setting" =>/
 CHECKS
 }
 

@@ -63,6 +63,8 @@ pub(crate) enum Wanted {
     Unknown = 0,
     Yes = 1,
     No = 2,
+    /// Nobody may connect to it for now: it keeps its slot.
+    NotNow = 3,
 }
 
 /// What a worker is doing, for `tide.status()` and `tide.check()`.
@@ -178,6 +180,7 @@ impl Entry {
         match self.wanted.load(Ordering::Acquire) {
             1 => Wanted::Yes,
             2 => Wanted::No,
+            3 => Wanted::NotNow,
             _ => Wanted::Unknown,
         }
     }

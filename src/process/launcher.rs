@@ -20,6 +20,8 @@ use crate::source::slot;
 
 /// The longest it sleeps; everything it waits for wakes it.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// How often slots of databases without a worker are looked at, while there are any.
+const LOOK: Duration = Duration::from_secs(5);
 /// How long a worker may take to end by itself.
 const GRACE: Duration = Duration::from_secs(1);
 /// Seconds until the postmaster starts the launcher again.
@@ -63,7 +65,9 @@ struct Launcher {
     watches: Vec<Watch>,
     /// The log says that there is no room for a worker.
     is_logged: bool,
-    looked_at_shut: Option<Instant>,
+    /// Databases without a worker that had slots when they were last looked at.
+    unserved: Vec<pg_sys::Oid>,
+    looked: Option<Instant>,
 }
 
 /// A worker as the launcher sees it.
@@ -85,13 +89,19 @@ impl Watch {
 
 impl Launcher {
     fn new(shared: &'static Shared) -> Launcher {
-        let (probes, watches) = (ProbeQueue::new(shared), Vec::new());
-        Launcher { shared, probes, watches, is_logged: false, looked_at_shut: None }
+        Launcher {
+            shared,
+            probes: ProbeQueue::new(shared),
+            watches: Vec::new(),
+            is_logged: false,
+            unserved: Vec::new(),
+            looked: None,
+        }
     }
 
     fn run(&mut self) -> ! {
         for database in databases::list() {
-            self.look_at(database.oid, database.is_open());
+            self.look_at(database.oid, Some(&database));
         }
         loop {
             // SAFETY: this process's own latch.
@@ -104,8 +114,7 @@ impl Launcher {
             for entry in self.shared.entries() {
                 if entry.take_recheck() {
                     let database = entry.database();
-                    let open = databases::find(database).is_some_and(|found| found.is_open());
-                    self.look_at(database, open);
+                    self.look_at(database, databases::find(database).as_ref());
                 }
             }
             while let Some((database, answer, config)) = self.probes.tend() {
@@ -116,43 +125,54 @@ impl Launcher {
                 next = next.min(self.tend(entry));
             }
             self.watches.retain(|watch| self.shared.entry(watch.database).is_some());
-            self.keep_shut_ones_to_limit();
-            pause(next);
+            pause(next.min(self.keep_to_limit()));
         }
     }
 
-    /// Nobody else sees to the slots of databases that nobody may connect to.
-    fn keep_shut_ones_to_limit(&mut self) {
-        if self.looked_at_shut.is_some_and(|last| last.elapsed() < LONGEST_SLEEP) {
-            return;
+    /// Nobody else would end what the slots of databases without a worker have the server keep: those that
+    /// nobody may connect to, or for which there is no place. Says when to look again.
+    fn keep_to_limit(&mut self) -> Duration {
+        let since = self.looked.map_or(LOOK, |last| last.elapsed());
+        if since >= LOOK {
+            self.looked = Some(Instant::now());
+            let is_served = |oid| self.shared.entry(oid).is_some_and(|entry| entry.pid() != 0);
+            let oids = databases::list().into_iter().map(|database| database.oid);
+            let unserved: Vec<_> =
+                oids.filter(|oid| !is_served(*oid) && slot::has_any(*oid)).collect();
+            // Workers come and go.
+            for oid in unserved.iter().filter(|oid| self.unserved.contains(oid)) {
+                slot::drop_beyond(*oid, guc::max_slot_wal_keep_size());
+            }
+            self.unserved = unserved;
         }
-        self.looked_at_shut = Some(Instant::now());
-        for shut in databases::list().iter().filter(|database| database.is_shut()) {
-            slot::drop_beyond(shut.oid, guc::max_slot_wal_keep_size());
-        }
+        if self.unserved.is_empty() { LONGEST_SLEEP } else { LOOK }
     }
 
     /// Finds out whether the database is to be served.
-    fn look_at(&mut self, database: pg_sys::Oid, open: bool) {
-        if open {
-            self.probes.ask(database);
-        } else {
-            self.probes.forget(database);
-            self.learn(database, ProbeAnswer::Absent, 0);
+    fn look_at(&mut self, database: pg_sys::Oid, found: Option<&databases::Database>) {
+        if found.is_some_and(databases::Database::is_open) {
+            return self.probes.ask(database);
         }
+        self.probes.forget(database);
+        let is_shut = found.is_some_and(databases::Database::is_shut);
+        self.want(database, if is_shut { Wanted::NotNow } else { Wanted::No }, 0);
     }
 
     fn learn(&mut self, database: pg_sys::Oid, answer: ProbeAnswer, config: u64) {
-        let present = answer == ProbeAnswer::Present;
-        let wanted = if present { Wanted::Yes } else { Wanted::No };
-        if !present && self.shared.entry(database).is_none() {
+        let is_present = answer == ProbeAnswer::Present;
+        self.want(database, if is_present { Wanted::Yes } else { Wanted::No }, config);
+    }
+
+    fn want(&mut self, database: pg_sys::Oid, wanted: Wanted, config: u64) {
+        let is_wanted = wanted == Wanted::Yes;
+        if !is_wanted && self.shared.entry(database).is_none() {
             // Nobody to serve it; what an earlier server left behind goes.
             leave_slots(database);
             return;
         }
         let taken = self.shared.claim(database, |entry| {
             entry.set_wanted(wanted);
-            if present && entry.pid() != 0 && ![0, config].contains(&entry.config()) {
+            if is_wanted && entry.pid() != 0 && ![0, config].contains(&entry.config()) {
                 entry.ask_restart();
             }
         });
@@ -207,7 +227,7 @@ impl Launcher {
         if !entry.is_deserted() {
             return see_off(entry, watch);
         }
-        if entry.wanted() == Wanted::No {
+        if matches!(entry.wanted(), Wanted::No | Wanted::NotNow) {
             self.give_up(entry);
         }
         LONGEST_SLEEP
@@ -237,7 +257,6 @@ impl Launcher {
                 watch.backoff.failed_after(Duration::ZERO);
                 let wait = watch.backoff.wait();
                 entry.set_state(WorkerState::Waiting, &Full.reason());
-                slot::drop_beyond(database, guc::max_slot_wal_keep_size());
                 if !std::mem::replace(&mut self.is_logged, true) {
                     Full.log(&format!("the worker of database \"{}\"", found.name));
                 }
@@ -261,11 +280,8 @@ impl Launcher {
 /// Drops the slots of a database that is not served any more. One that nobody may connect to for now keeps
 /// its slot: it will be served again, from where it was.
 fn leave_slots(database: pg_sys::Oid) {
-    match databases::find(database) {
-        Some(found) if found.is_shut() => {
-            slot::drop_beyond(database, guc::max_slot_wal_keep_size());
-        }
-        _ => slot::drop_orphaned(database),
+    if !databases::find(database).is_some_and(|found| found.is_shut()) {
+        slot::drop_orphaned(database);
     }
 }
 

@@ -189,8 +189,15 @@ pub(crate) fn drop_orphaned(database: pg_sys::Oid) {
 pub(crate) fn drop_beyond(database: pg_sys::Oid, limit: u64) {
     // SAFETY: reads a number from shared memory.
     let end = unsafe { pg_sys::GetXLogInsertRecPtr() };
-    let restart = |slot: &pg_sys::ReplicationSlot| slot.data.restart_lsn;
-    drop_unused(database, |slot| restart(slot) != 0 && end.saturating_sub(restart(slot)) > limit);
+    drop_unused(database, |slot| {
+        let confirmed = slot.data.confirmed_flush;
+        confirmed != 0 && end.saturating_sub(confirmed) > limit
+    });
+}
+
+/// Whether the database has slots of pg_tide's.
+pub(crate) fn has_any(database: pg_sys::Oid) -> bool {
+    !scan(database, |_| Some(())).is_empty()
 }
 
 fn drop_unused(database: pg_sys::Oid, is_meant: impl Fn(&pg_sys::ReplicationSlot) -> bool) {
