@@ -17,7 +17,7 @@ use super::context::ServerContext;
 use super::credentials::Credentials;
 use super::handshake::{Handshake, HandshakeError};
 use super::route::Route;
-use super::{identity, page, rest};
+use super::{handshake, identity, page, rest};
 use crate::allowance::Share;
 use crate::memory::Kind;
 use crate::stats::RefusedConnection;
@@ -152,6 +152,9 @@ impl Front {
         }
     }
 
+    /// Whether the request has the form of a handshake comes last: a browser does not tell a script
+    /// why a handshake failed, but it shows it the answer to an ordinary request to the same address,
+    /// which so says everything that stands in the way.
     async fn upgrade(&self, request: &Parts, work: Work<'_>) -> HttpAnswer {
         let handshake = match Handshake::read(request, &self.context.config().allowed_origins) {
             Ok(handshake) => handshake,
@@ -176,11 +179,15 @@ impl Front {
             let reason = "there is no memory for more connections, try again";
             return failure(StatusCode::SERVICE_UNAVAILABLE, reason);
         }
+        let accept = match handshake::accept(&request.headers) {
+            Ok(accept) => accept,
+            Err(error) => return self.refuse_handshake(error),
+        };
         let (vsn, user_agent) = (handshake.vsn, handshake.user_agent);
         let admission = Admission { credentials, vsn, user_agent, permit, memory };
         *self.admission.lock().unwrap_or_else(PoisonError::into_inner) = Some(admission);
         work.stays();
-        switch(&handshake.accept)
+        switch(&accept)
     }
 
     fn refuse_handshake(&self, error: HandshakeError) -> HttpAnswer {
