@@ -78,7 +78,9 @@ impl Front {
         }
         let Some(work) = self.slot.work(route == Route::Websocket) else { return self.no_place() };
         match route {
-            Route::Page if self.serves_page(&parts) => page::response(),
+            Route::Page if self.serves_page(&parts) => {
+                page::response(self.context.config().anon_role.as_deref())
+            }
             Route::Check if self.serves_page(&parts) => self.check().await,
             Route::Page | Route::Check | Route::Broadcast | Route::Unknown => {
                 failure(StatusCode::NOT_FOUND, "there is nothing at this address")

@@ -11,6 +11,9 @@ use hyper::header::{self, HeaderName, HeaderValue};
 
 const PAGE: &str = include_str!("page.html");
 
+/// Where the page is told the role of those who come without a token.
+const ANONYMOUS: &str = r#"<meta name="anonymous-role" content="">"#;
+
 /// Nothing but what the file itself contains, and talk to its own origin only.
 static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
     let script = hash_of("<script>", "</script>")?;
@@ -22,8 +25,12 @@ static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
     .ok()
 });
 
-pub(super) fn response() -> Response<Full<Bytes>> {
-    let mut answer = Response::new(Full::new(Bytes::from_static(PAGE.as_bytes())));
+pub(super) fn response(anonymous_role: Option<&str>) -> Response<Full<Bytes>> {
+    let page = match anonymous_role {
+        Some(role) => Bytes::from(PAGE.replacen(ANONYMOUS, &naming(role), 1)),
+        None => Bytes::from_static(PAGE.as_bytes()),
+    };
+    let mut answer = Response::new(Full::new(page));
     let mut set = |name: HeaderName, value: &'static str| {
         answer.headers_mut().insert(name, HeaderValue::from_static(value));
     };
@@ -35,6 +42,11 @@ pub(super) fn response() -> Response<Full<Bytes>> {
         answer.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy.clone());
     }
     answer
+}
+
+fn naming(role: &str) -> String {
+    let role = role.replace('&', "&amp;").replace('"', "&quot;").replace('<', "&lt;");
+    ANONYMOUS.replace("\"\"", &format!("\"{role}\""))
 }
 
 /// The content between two tags as a content security policy names it.
@@ -51,7 +63,7 @@ mod tests {
 
     #[test]
     fn the_policy_admits_the_pages_own_script_and_no_evaluation() {
-        let answer = response();
+        let answer = response(None);
 
         let policy = answer.headers()[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
 
@@ -60,11 +72,20 @@ mod tests {
     }
 
     #[test]
+    fn the_anonymous_roles_name_cannot_end_its_place() {
+        assert_eq!(
+            naming(r#"a"><b>&"#),
+            r#"<meta name="anonymous-role" content="a&quot;>&lt;b>&amp;">"#
+        );
+    }
+
+    #[test]
     fn the_page_needs_nothing_from_elsewhere_and_keeps_its_names() {
         assert_eq!(PAGE.matches("<script").count(), 1);
         assert_eq!(PAGE.matches("<style").count(), 1);
         assert!(!PAGE.contains(" style=\"") && !PAGE.contains(" onclick="));
         assert!(!PAGE.contains("https://"));
+        assert!(PAGE.contains(ANONYMOUS));
         for id in ["state", "events", "filter", "check", "snippet", "token"] {
             assert!(PAGE.contains(&format!("id=\"{id}\"")), "{id}");
         }
