@@ -62,7 +62,8 @@ function live(page) {
   return page.locator('#state[data-state="live"]').waitFor()
 }
 
-const shows = (page, id, text) => page.locator(`#${id}`).getByText(text).first().waitFor()
+/** Waits until the element of this name has a text. */
+const shows = (page, id, text) => page.locator(`#${id}`).filter({ hasText: text }).waitFor()
 
 test('a row inserted by SQL appears', { timeout: 120_000 }, async (t) => {
   await table('page_orders')
@@ -211,13 +212,15 @@ test('a join that is refused says why, and what to do', { timeout: 120_000 }, as
 
 test('it says who one is, and until when', { timeout: 120_000 }, async (t) => {
   const { page } = await open(t, `/#token=${await token('authenticated', '{"sub": "ann"}', '1 hour')}`)
-  await shows(page, 'who', /^authenticated \{"sub":"ann"\}, until .*: 59 minutes left$/)
+  await shows(page, 'role', /^authenticated$/)
+  await shows(page, 'until', /^until .*, 59 minutes left$/)
+  await shows(page, 'claims', '{"sub":"ann"}')
 
   await page.locator('#token').fill(await token('authenticated', '{}', '3 seconds'))
   await page.getByRole('button', { name: 'Use', exact: true }).click()
-  await shows(page, 'who', /: \d seconds? left$/)
+  await shows(page, 'until', /, \d seconds? left$/)
 
-  await shows(page, 'who', /^authenticated, expired \d+ seconds? ago$/)
+  await shows(page, 'until', /^expired \d+ seconds? ago$/)
   await shows(page, 'trouble', /Token has expired/)
   await shows(page, 'trouble', "select tide.token('authenticated');")
 })
@@ -230,7 +233,7 @@ test('without a token one has the anonymous role', { timeout: 120_000 }, async (
   await page.reload()
 
   await live(page)
-  await shows(page, 'who', /^anon, /)
+  await shows(page, 'role', /^anon$/)
 })
 
 test('requirements are folded where all are met, and lead with what is not', { timeout: 120_000 }, async (t) => {
@@ -249,12 +252,11 @@ test('requirements are folded where all are met, and lead with what is not', { t
   while (!/^1 of \d+ not met$/.test(await page.locator('#verdict').textContent())) {
     await Promise.all([page.waitForResponse('**/check'), page.locator('#recheck').click()])
   }
-  const first = page.locator('#check li').first()
-  await first.getByText('readers of page_hidden').waitFor()
-  assert.match(await first.locator('pre').textContent(), /grant select on page_hidden/)
+  const first = page.locator('#check li:first-child', { hasText: 'readers of public.page_hidden' })
+  assert.match(await first.locator('pre').textContent(), /grant select on public.page_hidden/)
 
   await page.reload()
-  await first.getByText('readers of page_hidden').waitFor()
+  await first.waitFor()
 })
 
 test('without a token it says what to do', { timeout: 120_000 }, async (t) => {
@@ -275,6 +277,21 @@ test('a role that is refused is named, with the command that lets it in', { time
 
   await type(await page.locator('#trouble pre').textContent())
 
+  await live(page)
+  await page.locator('#trouble').waitFor({ state: 'hidden' })
+})
+
+test('while the stream stands still it says why', { timeout: 120_000 }, async (t) => {
+  // A new slot waits for transactions that are open.
+  const holder = spawn(psql, ['-X', '-q', '-A', '-t'], { stdio: ['pipe', 'pipe', 'inherit'] })
+  holder.stdin.write('begin; select pg_current_xact_id();\n')
+  await once(holder.stdout, 'data')
+  await set(t, 'slot_name', 'page_slot')
+  const { page } = await open(t, `/#token=${await token()}`)
+
+  await shows(page, 'trouble', /the stream stands still: .*transactions/i)
+
+  holder.stdin.end('rollback;\n')
   await live(page)
   await page.locator('#trouble').waitFor({ state: 'hidden' })
 })
