@@ -284,6 +284,7 @@ test('a role that is refused is named, with the command that lets it in', { time
 test('while the stream stands still it says why', { timeout: 120_000 }, async (t) => {
   // A new slot waits for transactions that are open.
   const holder = spawn(psql, ['-X', '-q', '-A', '-t'], { stdio: ['pipe', 'pipe', 'inherit'] })
+  t.after(() => holder.kill())
   holder.stdin.write('begin; select pg_current_xact_id();\n')
   await once(holder.stdout, 'data')
   await set(t, 'slot_name', 'page_slot')
