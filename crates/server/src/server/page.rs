@@ -11,8 +11,8 @@ use hyper::header::{self, HeaderName, HeaderValue};
 
 const PAGE: &str = include_str!("page.html");
 
-/// Where the page is told the role of those who come without a token.
-const ANONYMOUS: &str = r#"<meta name="anonymous-role" content="">"#;
+/// In the page, for the role of those who come without a token.
+const ANONYMOUS_ROLE: &str = "{{anonymous_role}}";
 
 /// Nothing but what the file itself contains, and talk to its own origin only.
 static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
@@ -26,11 +26,9 @@ static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
 });
 
 pub(super) fn response(anonymous_role: Option<&str>) -> Response<Full<Bytes>> {
-    let page = match anonymous_role {
-        Some(role) => Bytes::from(PAGE.replacen(ANONYMOUS, &naming(role), 1)),
-        None => Bytes::from_static(PAGE.as_bytes()),
-    };
-    let mut answer = Response::new(Full::new(page));
+    let role = escaped(anonymous_role.unwrap_or_default());
+    let page = PAGE.replacen(ANONYMOUS_ROLE, &role, 1);
+    let mut answer = Response::new(Full::new(Bytes::from(page)));
     let mut set = |name: HeaderName, value: &'static str| {
         answer.headers_mut().insert(name, HeaderValue::from_static(value));
     };
@@ -44,9 +42,9 @@ pub(super) fn response(anonymous_role: Option<&str>) -> Response<Full<Bytes>> {
     answer
 }
 
-fn naming(role: &str) -> String {
-    let role = role.replace('&', "&amp;").replace('"', "&quot;").replace('<', "&lt;");
-    ANONYMOUS.replace("\"\"", &format!("\"{role}\""))
+/// As the value of an attribute.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('"', "&quot;").replace('<', "&lt;")
 }
 
 /// The content between two tags as a content security policy names it.
@@ -59,6 +57,8 @@ fn hash_of(open: &str, close: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+
     use super::*;
 
     #[test]
@@ -71,12 +71,15 @@ mod tests {
         assert!(!policy.contains("unsafe"));
     }
 
-    #[test]
-    fn the_anonymous_roles_name_cannot_end_its_place() {
-        assert_eq!(
-            naming(r#"a"><b>&"#),
-            r#"<meta name="anonymous-role" content="a&quot;>&lt;b>&amp;">"#
-        );
+    #[tokio::test]
+    async fn the_anonymous_roles_name_cannot_end_its_place() {
+        let body = async |role| {
+            let bytes = response(role).into_body().collect().await.unwrap().to_bytes();
+            String::from_utf8(bytes.to_vec()).unwrap()
+        };
+
+        assert!(body(None).await.contains(r#" content="">"#));
+        assert!(body(Some(r#"a"><b>&"#)).await.contains(r#" content="a&quot;>&lt;b>&amp;">"#));
     }
 
     #[test]
@@ -85,7 +88,7 @@ mod tests {
         assert_eq!(PAGE.matches("<style").count(), 1);
         assert!(!PAGE.contains(" style=\"") && !PAGE.contains(" onclick="));
         assert!(!PAGE.contains("https://"));
-        assert!(PAGE.contains(ANONYMOUS));
+        assert_eq!(PAGE.matches(ANONYMOUS_ROLE).count(), 1);
         for id in ["state", "events", "filter", "check", "snippet", "token"] {
             assert!(PAGE.contains(&format!("id=\"{id}\"")), "{id}");
         }
