@@ -38,11 +38,12 @@ pub(super) fn altered(
         (Style::Records, Some(table)) => record::table(&mut payload, table),
         _ => schema::write_payload(&mut payload, change, &visibility.columns),
     }
+    let event = event_ref.event;
     let meta = Meta {
         prev: previous.map(|position| event_ref.cursor(position)),
-        mutation_id: event_ref.event.mutation_id.as_deref(),
-        last_in_tx: event_ref.event.last_in_tx,
-        ..Meta::of(event_ref.cursor(event_ref.event.position))
+        mutation_id: event.mutation_id.as_deref(),
+        last_in_tx: event.last_in_tx,
+        ..Meta::of(event_ref.cursor(event.position), event.commit_time)
     };
     let envelope = Envelope::broadcast(group.vsn, &group.topic, change.operation.name());
     context.out.push(envelope.wrap_with(context.frame_buf, &payload, &meta));

@@ -32,7 +32,7 @@ pub(super) fn message(
         prev: previous.map(|position| event_ref.cursor(position)),
         message: Some(MessageMeta { row, wrapped: message.wrapped }),
         mutation_id: own_id.or(event.mutation_id.as_deref()),
-        ..Meta::of(event_ref.cursor(event.position))
+        ..Meta::of(event_ref.cursor(event.position), event.commit_time)
     };
     let envelope = Envelope::broadcast(group.vsn, &group.topic, &message.name);
     context.out.push(envelope.wrap_with(context.frame_buf, batch.bytes(message.payload), &meta));

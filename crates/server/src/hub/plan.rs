@@ -413,12 +413,11 @@ impl Part {
             change::unchanged_list(&mut unchanged, batch, change, &self.columns);
         }
         let meta = Meta {
-            id: event_ref.cursor(event.position),
             prev: previous.map(|position| event_ref.cursor(position)),
             unchanged: &unchanged,
-            message: None,
             mutation_id: event.mutation_id.as_deref(),
             last_in_tx: event.last_in_tx,
+            ..Meta::of(event_ref.cursor(event.position), event.commit_time)
         };
         envelope.wrap_with(frame_buf, body, &meta)
     }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use hyper::header::{
-    AUTHORIZATION, CONNECTION, HeaderMap, HeaderValue, ORIGIN, SEC_WEBSOCKET_KEY,
+    AUTHORIZATION, CONNECTION, HOST, HeaderMap, HeaderValue, ORIGIN, SEC_WEBSOCKET_KEY,
     SEC_WEBSOCKET_VERSION, UPGRADE, USER_AGENT,
 };
 use hyper::http::request::Parts;
@@ -28,11 +28,10 @@ pub(super) enum HandshakeError {
     Origin,
 }
 
-/// A well-formed request for a websocket.
+/// What a request for a websocket says of the client. Whether it has the form of a handshake, see
+/// [`accept`].
 #[derive(Debug)]
 pub(super) struct Handshake<'a> {
-    /// For the answer: `Sec-WebSocket-Accept`.
-    pub(super) accept: String,
     pub(super) vsn: Vsn,
     /// From the query, the `x-api-key` header or `Authorization`, in this order.
     pub(super) api_key: Option<Cow<'a, str>>,
@@ -45,27 +44,33 @@ impl<'a> Handshake<'a> {
         allowed_origins: &[String],
     ) -> Result<Self, HandshakeError> {
         let headers = &request.headers;
-        if !has_token(headers, CONNECTION.as_str(), "upgrade")
-            || !has_token(headers, UPGRADE.as_str(), "websocket")
+        if !origin_allowed(headers, allowed_origins)
+            || !own_origin_allowed(headers, allowed_origins)
         {
-            return Err(HandshakeError::NotWebsocket);
-        }
-        if headers.get(SEC_WEBSOCKET_VERSION).map(HeaderValue::as_bytes) != Some(b"13") {
-            return Err(HandshakeError::Version);
-        }
-        let key = headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);
-        let key = key.filter(|key| is_key(key)).ok_or(HandshakeError::Key)?;
-        if !origin_allowed(headers, allowed_origins) {
             return Err(HandshakeError::Origin);
         }
         let query = request.uri.query().unwrap_or_default();
         Ok(Handshake {
-            accept: tokio_tungstenite::tungstenite::handshake::derive_accept_key(key),
             vsn: vsn(parameter(query, "vsn").as_deref())?,
             api_key: api_key(query, headers),
             user_agent: user_agent(headers),
         })
     }
+}
+
+/// The `Sec-WebSocket-Accept` that answers a well-formed handshake.
+pub(super) fn accept(headers: &HeaderMap) -> Result<String, HandshakeError> {
+    if !has_token(headers, CONNECTION.as_str(), "upgrade")
+        || !has_token(headers, UPGRADE.as_str(), "websocket")
+    {
+        return Err(HandshakeError::NotWebsocket);
+    }
+    if headers.get(SEC_WEBSOCKET_VERSION).map(HeaderValue::as_bytes) != Some(b"13") {
+        return Err(HandshakeError::Version);
+    }
+    let key = headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);
+    let key = key.filter(|key| is_key(key)).ok_or(HandshakeError::Key)?;
+    Ok(tokio_tungstenite::tungstenite::handshake::derive_accept_key(key))
 }
 
 /// Whether a comma-separated header has this entry, in whatever case.
@@ -95,6 +100,20 @@ pub(super) fn origin_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
         || origin.to_str().is_ok_and(|origin| {
             allowed.iter().any(|one| one.trim_end_matches('/').eq_ignore_ascii_case(origin))
         })
+}
+
+/// A browser names no origin in an ordinary request to the page's own, which is the `Host` then. Such
+/// a page, too, is to learn that its websocket would be refused.
+fn own_origin_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
+    let own = headers.get("sec-fetch-site").is_some_and(|site| site == "same-origin");
+    if !own || headers.contains_key(ORIGIN) || allowed.is_empty() {
+        return true;
+    }
+    let host = text(headers, HOST.as_str()).unwrap_or_default();
+    allowed.iter().any(|one| {
+        let named = one.split_once("://").map_or(&**one, |(_, named)| named);
+        named.trim_end_matches('/').eq_ignore_ascii_case(host)
+    })
 }
 
 fn vsn(text: Option<&str>) -> Result<Vsn, HandshakeError> {
@@ -203,7 +222,7 @@ mod tests {
 
         let handshake = Handshake::read(&parts, &[]).unwrap();
 
-        assert_eq!(handshake.accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(accept(&parts.headers).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         assert_eq!(handshake.vsn, Vsn::V2);
         assert_eq!(handshake.api_key.as_deref(), Some("a+b"));
     }
@@ -218,18 +237,19 @@ mod tests {
     #[test]
     fn what_is_not_a_handshake_is_refused() {
         let cases = [
-            ("/", vec![], HandshakeError::NotWebsocket),
-            ("/", with(&[("upgrade", "h2c")]), HandshakeError::NotWebsocket),
-            ("/", with(&[("connection", "close")]), HandshakeError::NotWebsocket),
-            ("/", with(&[("sec-websocket-version", "8")]), HandshakeError::Version),
-            ("/", with(&[("sec-websocket-key", "short==")]), HandshakeError::Key),
-            ("/", with(&[("sec-websocket-key", "")]), HandshakeError::Key),
-            ("/?vsn=3.0.0", with(&[]), HandshakeError::Vsn),
+            (vec![], HandshakeError::NotWebsocket),
+            (with(&[("upgrade", "h2c")]), HandshakeError::NotWebsocket),
+            (with(&[("connection", "close")]), HandshakeError::NotWebsocket),
+            (with(&[("sec-websocket-version", "8")]), HandshakeError::Version),
+            (with(&[("sec-websocket-key", "short==")]), HandshakeError::Key),
+            (with(&[("sec-websocket-key", "")]), HandshakeError::Key),
         ];
-        for (uri, headers, expected) in cases {
-            let parts = request(uri, &headers);
-            assert_eq!(Handshake::read(&parts, &[]).unwrap_err(), expected, "{uri} {headers:?}");
+        for (headers, expected) in cases {
+            let parts = request("/", &headers);
+            assert_eq!(accept(&parts.headers).unwrap_err(), expected, "{headers:?}");
         }
+        let parts = request("/?vsn=3.0.0", &GOOD);
+        assert_eq!(Handshake::read(&parts, &[]).unwrap_err(), HandshakeError::Vsn);
     }
 
     #[test]
@@ -247,6 +267,21 @@ mod tests {
             assert_eq!(from(&origin(other)), Err(HandshakeError::Origin), "{other}");
             assert!(Handshake::read(&origin(other), &[]).is_ok());
         }
+    }
+
+    #[test]
+    fn an_ordinary_request_of_a_page_to_its_own_origin_is_held_to_the_list() {
+        let allowed = ["https://app.example/".to_owned()];
+        let from = |host, site| {
+            let parts = request("/", &[("host", host), ("sec-fetch-site", site)]);
+            Handshake::read(&parts, &allowed).map(drop)
+        };
+
+        assert_eq!(from("app.example", "same-origin"), Ok(()));
+        assert_eq!(from("localhost:4000", "same-origin"), Err(HandshakeError::Origin));
+        assert_eq!(from("localhost:4000", "none"), Ok(()), "it was typed in");
+        let open = request("/", &[("host", "x"), ("sec-fetch-site", "same-origin")]);
+        assert!(Handshake::read(&open, &[]).is_ok());
     }
 
     #[test]

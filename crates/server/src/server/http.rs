@@ -17,7 +17,7 @@ use super::context::ServerContext;
 use super::credentials::Credentials;
 use super::handshake::{Handshake, HandshakeError};
 use super::route::Route;
-use super::{identity, page, rest};
+use super::{handshake, identity, page, rest};
 use crate::allowance::Share;
 use crate::memory::Kind;
 use crate::stats::RefusedConnection;
@@ -78,7 +78,9 @@ impl Front {
         }
         let Some(work) = self.slot.work(route == Route::Websocket) else { return self.no_place() };
         match route {
-            Route::Page if self.serves_page(&parts) => page::response(),
+            Route::Page if self.serves_page(&parts) => {
+                page::response(self.context.config().anon_role.as_deref())
+            }
             Route::Check if self.serves_page(&parts) => self.check().await,
             Route::Page | Route::Check | Route::Broadcast | Route::Unknown => {
                 failure(StatusCode::NOT_FOUND, "there is nothing at this address")
@@ -156,6 +158,9 @@ impl Front {
         }
     }
 
+    /// Whether the request has the form of a handshake comes last: a browser does not tell a script
+    /// why a handshake failed, but it shows it the answer to an ordinary request to the same address,
+    /// which so says everything that stands in the way.
     async fn upgrade(&self, request: &Parts, work: Work<'_>) -> HttpAnswer {
         let handshake = match Handshake::read(request, &self.context.config().allowed_origins) {
             Ok(handshake) => handshake,
@@ -180,11 +185,15 @@ impl Front {
             let reason = "there is no memory for more connections, try again";
             return failure(StatusCode::SERVICE_UNAVAILABLE, reason);
         }
+        let accept = match handshake::accept(&request.headers) {
+            Ok(accept) => accept,
+            Err(error) => return self.refuse_handshake(error),
+        };
         let (vsn, user_agent) = (handshake.vsn, handshake.user_agent);
         let admission = Admission { credentials, vsn, user_agent, permit, memory };
         *self.admission.lock().unwrap_or_else(PoisonError::into_inner) = Some(admission);
         work.stays();
-        switch(&handshake.accept)
+        switch(&accept)
     }
 
     fn refuse_handshake(&self, error: HandshakeError) -> HttpAnswer {

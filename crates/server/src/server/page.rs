@@ -11,6 +11,9 @@ use hyper::header::{self, HeaderName, HeaderValue};
 
 const PAGE: &str = include_str!("page.html");
 
+/// In the page, for the role of those who come without a token.
+const ANONYMOUS_ROLE: &str = "{{anonymous_role}}";
+
 /// Nothing but what the file itself contains, and talk to its own origin only.
 static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
     let script = hash_of("<script>", "</script>")?;
@@ -22,8 +25,10 @@ static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
     .ok()
 });
 
-pub(super) fn response() -> Response<Full<Bytes>> {
-    let mut answer = Response::new(Full::new(Bytes::from_static(PAGE.as_bytes())));
+pub(super) fn response(anonymous_role: Option<&str>) -> Response<Full<Bytes>> {
+    let role = escaped(anonymous_role.unwrap_or_default());
+    let page = PAGE.replacen(ANONYMOUS_ROLE, &role, 1);
+    let mut answer = Response::new(Full::new(Bytes::from(page)));
     let mut set = |name: HeaderName, value: &'static str| {
         answer.headers_mut().insert(name, HeaderValue::from_static(value));
     };
@@ -37,6 +42,11 @@ pub(super) fn response() -> Response<Full<Bytes>> {
     answer
 }
 
+/// As the value of an attribute.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('"', "&quot;").replace('<', "&lt;")
+}
+
 /// The content between two tags as a content security policy names it.
 fn hash_of(open: &str, close: &str) -> Option<String> {
     let (_, rest) = PAGE.split_once(open)?;
@@ -47,16 +57,29 @@ fn hash_of(open: &str, close: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+
     use super::*;
 
     #[test]
     fn the_policy_admits_the_pages_own_script_and_no_evaluation() {
-        let answer = response();
+        let answer = response(None);
 
         let policy = answer.headers()[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
 
         assert_eq!(policy.matches("'sha256-").count(), 2);
         assert!(!policy.contains("unsafe"));
+    }
+
+    #[tokio::test]
+    async fn the_anonymous_roles_name_cannot_end_its_place() {
+        let body = async |role| {
+            let bytes = response(role).into_body().collect().await.unwrap().to_bytes();
+            String::from_utf8(bytes.to_vec()).unwrap()
+        };
+
+        assert!(body(None).await.contains(r#" content="">"#));
+        assert!(body(Some(r#"a"><b>&"#)).await.contains(r#" content="a&quot;>&lt;b>&amp;">"#));
     }
 
     #[test]
@@ -65,6 +88,7 @@ mod tests {
         assert_eq!(PAGE.matches("<style").count(), 1);
         assert!(!PAGE.contains(" style=\"") && !PAGE.contains(" onclick="));
         assert!(!PAGE.contains("https://"));
+        assert_eq!(PAGE.matches(ANONYMOUS_ROLE).count(), 1);
         for id in ["state", "events", "filter", "check", "snippet", "token"] {
             assert!(PAGE.contains(&format!("id=\"{id}\"")), "{id}");
         }

@@ -7,6 +7,7 @@ use tide_feed::json;
 use super::Vsn;
 use super::encode::{Address, Frame};
 use super::frame_buf::FrameBuf;
+use super::timestamp;
 
 /// The frame of one topic's events, up to the shared part and after it. Worth keeping where many
 /// events go to one topic.
@@ -71,6 +72,8 @@ pub struct Meta<'a> {
     pub id: Cursor,
     /// The position of the channel's event before this one.
     pub prev: Option<Cursor>,
+    /// Of its transaction: microseconds since the Unix epoch.
+    pub commit_time: i64,
     /// A JSON list, from [`super::change::unchanged_list`]; empty: none.
     pub unchanged: &'a [u8],
     /// Of a message to a channel.
@@ -99,17 +102,24 @@ pub struct RowMeta<'a> {
 }
 
 impl<'a> Meta<'a> {
-    /// Nothing but the position.
-    pub fn of(id: Cursor) -> Meta<'a> {
-        Meta { id, prev: None, unchanged: b"", message: None, mutation_id: None, last_in_tx: false }
+    /// What every event has: its position and its time.
+    pub fn of(id: Cursor, commit_time: i64) -> Meta<'a> {
+        Meta {
+            id,
+            prev: None,
+            commit_time,
+            unchanged: b"",
+            message: None,
+            mutation_id: None,
+            last_in_tx: false,
+        }
     }
 
     /// How long it gets, mostly; a mutation's id with escapes in it makes the buffer grow.
     fn length(&self) -> usize {
         /// Bytes of a cursor's text.
         const CURSOR: usize = 39;
-        const FIXED: usize =
-            r#","meta":{"id":"","prev":"","unchanged":,"mutation_id":"","last_in_tx":true}"#.len();
+        const FIXED: usize = r#","meta":{"id":"","prev":"","commit_timestamp":"2025-11-19T00:22:40.877Z","unchanged":,"mutation_id":"","last_in_tx":true}"#.len();
         let message = self.message.map_or(0, |message| message.length());
         FIXED + 2 * CURSOR + self.unchanged.len() + message + self.mutation_id.map_or(0, str::len)
     }
@@ -123,6 +133,9 @@ impl<'a> Meta<'a> {
             write_cursor(out, prev);
             out.push(b'"');
         }
+        out.extend_from_slice(b",\"commit_timestamp\":\"");
+        timestamp::write(out, self.commit_time);
+        out.push(b'"');
         if !self.unchanged.is_empty() {
             out.extend_from_slice(b",\"unchanged\":");
             out.extend_from_slice(self.unchanged);

@@ -290,12 +290,15 @@ fn written(
     }
 }
 
+/// `2025-11-19T00:22:40.877Z`, and a bit.
+const COMMIT_TIME: i64 = 1_763_511_760_877_123;
+
 fn event(kind: EventKind) -> Event {
     Event {
         position: cursor(1).position,
         end: Lsn(0),
         xid: 7,
-        commit_time: 1_763_511_760_877_123,
+        commit_time: COMMIT_TIME,
         last_in_tx: true,
         mutation_id: None,
         kind,
@@ -411,21 +414,20 @@ fn change_is_wrapped_for_each_topic() {
 fn table_events_are_broadcasts_that_carry_their_position() {
     let topic = "realtime:tide:table:public.test";
     let meta = Meta {
-        id: cursor(2),
         prev: Some(cursor(1)),
         unchanged: br#"["doc"]"#,
-        message: None,
         mutation_id: Some("680f\""),
         last_in_tx: true,
+        ..Meta::of(cursor(2), COMMIT_TIME)
     };
-    let few = Meta::of(cursor(2));
+    let few = Meta::of(cursor(2), COMMIT_TIME);
     assert_frame(
         &alone_with(V2, topic, "UPDATE", br#"{"table":"test"}"#, &meta),
-        r#"[null,null,"realtime:tide:table:public.test","broadcast",{"type":"broadcast","event":"UPDATE","payload":{"table":"test"},"meta":{"id":"0000002a000001.000000000100000000000002","prev":"0000002a000001.000000000100000000000001","unchanged":["doc"],"mutation_id":"680f\"","last_in_tx":true}}]"#,
+        r#"[null,null,"realtime:tide:table:public.test","broadcast",{"type":"broadcast","event":"UPDATE","payload":{"table":"test"},"meta":{"id":"0000002a000001.000000000100000000000002","prev":"0000002a000001.000000000100000000000001","commit_timestamp":"2025-11-19T00:22:40.877Z","unchanged":["doc"],"mutation_id":"680f\"","last_in_tx":true}}]"#,
     );
     assert_frame(
         &alone_with(V1, topic, "SNAPSHOT", b"{}", &few),
-        r#"{"topic":"realtime:tide:table:public.test","event":"broadcast","payload":{"type":"broadcast","event":"SNAPSHOT","payload":{},"meta":{"id":"0000002a000001.000000000100000000000002"}},"ref":null}"#,
+        r#"{"topic":"realtime:tide:table:public.test","event":"broadcast","payload":{"type":"broadcast","event":"SNAPSHOT","payload":{},"meta":{"id":"0000002a000001.000000000100000000000002","commit_timestamp":"2025-11-19T00:22:40.877Z"}},"ref":null}"#,
     );
     let bare = alone(&Envelope::broadcast(V2, "realtime:tide:notify:jobs", "notify"), b"{}");
     assert_frame(
@@ -442,16 +444,16 @@ fn messages_are_broadcasts_of_the_channel_itself() {
         prev: Some(cursor(1)),
         message: Some(message),
         mutation_id: Some("680f"),
-        ..Meta::of(cursor(2))
+        ..Meta::of(cursor(2), COMMIT_TIME)
     };
     assert_frame(
         &alone_with(V2, ROOM, "edit", br#"{"data":1}"#, &meta),
-        r#"[null,null,"realtime:room1","broadcast",{"type":"broadcast","event":"edit","payload":{"data":1},"meta":{"id":"0000002a000001.000000000100000000000002","prev":"0000002a000001.000000000100000000000001","sequence_id":"42","rejected":false,"headers":{"a":1},"wrapped":true,"mutation_id":"680f"}}]"#,
+        r#"[null,null,"realtime:room1","broadcast",{"type":"broadcast","event":"edit","payload":{"data":1},"meta":{"id":"0000002a000001.000000000100000000000002","prev":"0000002a000001.000000000100000000000001","commit_timestamp":"2025-11-19T00:22:40.877Z","sequence_id":"42","rejected":false,"headers":{"a":1},"wrapped":true,"mutation_id":"680f"}}]"#,
     );
-    let sent = Meta { message: Some(MessageMeta::default()), ..Meta::of(cursor(2)) };
+    let sent = Meta { message: Some(MessageMeta::default()), ..Meta::of(cursor(2), COMMIT_TIME) };
     assert_frame(
         &alone_with(V1, ROOM, "edit", b"{}", &sent),
-        r#"{"topic":"realtime:room1","event":"broadcast","payload":{"type":"broadcast","event":"edit","payload":{},"meta":{"id":"0000002a000001.000000000100000000000002"}},"ref":null}"#,
+        r#"{"topic":"realtime:room1","event":"broadcast","payload":{"type":"broadcast","event":"edit","payload":{},"meta":{"id":"0000002a000001.000000000100000000000002","commit_timestamp":"2025-11-19T00:22:40.877Z"}},"ref":null}"#,
     );
 }
 
@@ -464,7 +466,7 @@ fn position_in_meta_is_the_cursors_own_text() {
             epoch: Epoch { generation, timeline },
             position: Position { commit: Lsn(commit), ordinal },
         };
-        let frame = alone_with(V2, ROOM, "x", b"{}", &Meta::of(id));
+        let frame = alone_with(V2, ROOM, "x", b"{}", &Meta::of(id, COMMIT_TIME));
         let frame: serde_json::Value = serde_json::from_slice(&frame).expect("JSON");
         assert_eq!(frame[4]["meta"]["id"], id.to_string());
     }
@@ -490,7 +492,7 @@ fn measure_change_data() {
     let change = Change { relation: relation.into(), operation: Operation::Insert, old: None, new };
     let event = event(EventKind::Change(change.clone()));
     let envelope = Envelope::changes(V2, ROOM, &[104_868_189]);
-    let meta = Meta::of(cursor(2));
+    let meta = Meta::of(cursor(2), COMMIT_TIME);
     let mut frame_buf = FrameBuf::default();
     let broadcast = Envelope::broadcast(V2, ROOM, "INSERT");
     let mut out = Vec::new();

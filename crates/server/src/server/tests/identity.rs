@@ -99,6 +99,27 @@ async fn a_page_of_another_origin_is_refused_where_origins_are_listed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_ordinary_request_is_told_what_keeps_a_websocket_from_being_opened() {
+    let world = World::new(Config { max_connections: 1, ..config() }).await;
+    let ask = async |key: &str| {
+        let (status, body) = world.get(&format!("/realtime/v1/websocket?apikey={key}")).await;
+        let body: Value = serde_json::from_str(&body).unwrap();
+        (status, body["error"].as_str().unwrap().to_owned())
+    };
+
+    assert_eq!(ask(&token("web", HOUR)).await.0, 426);
+    let expired = ask(&token("web", Duration::ZERO)).await;
+    assert_eq!(expired, (401, "Token has expired".into()));
+    let role = ask(&token("nobody", HOUR)).await;
+    assert_eq!(role, (403, "the role \"nobody\" may not be used by clients".into()));
+    let client = world.client().await;
+    assert_eq!(ask("anon").await, (429, "Too many connected users".into()));
+    drop(client);
+    super::world::until(|| world.context.websockets.available_permits() == 1).await;
+    assert_eq!(ask("anon").await.0, 426, "it has taken nobody's place");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_channel_ends_with_its_token() {
     let world = World::new(config()).await;
     let mut client = world.client().await;
