@@ -151,6 +151,7 @@ fn it_stays_while_nobody_may_connect_and_the_stream_goes_on_from_there() {
     admin.batch_execute("alter database shut allow_connections true").unwrap();
     database.wait_until_live();
 
+    assert_eq!(database.slot("slot_name"), Some(slot), "{}", cluster.log());
     let mut client = database.connect(&format!("apikey={token}&vsn=2.0.0"));
     let topic = format!("realtime:tide:table:public.{t}");
     client.join(&topic, &serde_json::json!({ "broadcast": { "since": since } }));

@@ -167,7 +167,9 @@ impl Launcher {
         let is_wanted = wanted == Wanted::Yes;
         if !is_wanted && self.shared.entry(database).is_none() {
             // Nobody to serve it; what an earlier server left behind goes.
-            leave_slots(database);
+            if wanted == Wanted::No {
+                slot::drop_orphaned(database);
+            }
             return;
         }
         let taken = self.shared.claim(database, |entry| {
@@ -268,20 +270,14 @@ impl Launcher {
     /// The database is not served any more.
     fn give_up(&mut self, entry: &'static Entry) {
         let database = entry.database();
-        leave_slots(database);
+        if entry.wanted() == Wanted::No {
+            slot::drop_orphaned(database);
+        }
         // A worker that was killed could not take its socket away.
         let _ = std::fs::remove_file(guc::control_socket(database));
         if self.shared.release(entry) {
             self.watches.retain(|watch| watch.database != database);
         }
-    }
-}
-
-/// Drops the slots of a database that is not served any more. One that nobody may connect to for now keeps
-/// its slot: it will be served again, from where it was.
-fn leave_slots(database: pg_sys::Oid) {
-    if !databases::find(database).is_some_and(|found| found.is_shut()) {
-        slot::drop_orphaned(database);
     }
 }
 

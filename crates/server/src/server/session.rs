@@ -198,6 +198,9 @@ where
                     Taken::Closed(reason) => Err(End::Closed(reason)),
                 },
                 message = heard(&self.member.hub, self.socket, &mut held) => {
+                    // It may be about what the client has just been told of: before that is said, it
+                    // is known here.
+                    self.settle();
                     self.received(message, &mut held)
                 }
                 (topic, outcome) = self.conversation.outcome() => {
@@ -285,6 +288,13 @@ where
             Some(Err(error)) => return Err(End::of(&error)),
         };
         handled.map_err(End::Violation)
+    }
+
+    /// Takes in what has come of joins by now.
+    fn settle(&mut self) {
+        while let Some((topic, outcome)) = self.conversation.outcome().now_or_never() {
+            self.conversation.settle(topic, outcome);
+        }
     }
 
     fn check_clock(&mut self) -> Result<(), End> {

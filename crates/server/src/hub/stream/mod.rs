@@ -372,8 +372,9 @@ impl Stream {
                 self.registry.sessions.insert(session, Session::new(queue, peer));
             }
             Command::Join { session, subscription, joined } => {
-                self.join(session, subscription);
+                // First: the session knows of it by the time that the client is told.
                 let _ = joined.send(());
+                self.join(session, subscription);
             }
             Command::SetIdentity { session, topic, identity } => {
                 self.registry.set_identity(session, &topic, identity);
