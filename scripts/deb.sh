@@ -1,6 +1,6 @@
 #!/bin/bash
 # Makes a Debian package for one Postgres, of the extension, tide-server and the SQL, and has lintian
-# look at it: target/deb/postgresql-15-pg-tide_0.1.0-1_amd64.deb. DEBFULLNAME and DEBEMAIL name who
+# look at it: target/deb/postgresql-15-pg-tide_0.2.0-1_amd64.deb. DEBFULLNAME and DEBEMAIL name who
 # makes it, as for Debian's own tools; DEB_REVISION counts packages of the same version.
 set -euo pipefail
 umask 022

@@ -32,5 +32,7 @@ script=$(mktemp)
 trap 'rm -f "$script"' EXIT
 cat sql/extension/*.sql > "$script"
 as_root install -m 644 "$script" "$extensions/pg_tide--$version.sql"
+# Those of former versions, and the way from them.
+as_root install -m 644 sql/upgrade/*.sql "$extensions/"
 as_root install -m 644 pg_tide.control "$extensions/"
 echo "Installed pg_tide for $("$PG_CONFIG" --version) in $pkglibdir"
