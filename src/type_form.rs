@@ -9,6 +9,8 @@ use crate::compat;
 
 /// Types in one, at most.
 const MOST_PARTS: u32 = 4096;
+/// And within one another.
+const DEEPEST: u32 = 32;
 /// What has parts is told from base types, whose forms are their oids.
 const HAS_PARTS: u64 = 1 << 63;
 
@@ -25,10 +27,19 @@ pub(crate) unsafe fn of(type_id: pg_sys::Oid) -> Option<u64> {
             return Some(base.to_u32().into());
         }
         let mut form = Form { hasher: DefaultHasher::new(), left: MOST_PARTS };
-        form.add(base)?;
+        form.add(base, 0)?;
         let has_parts = form.left < MOST_PARTS - 1;
         Some(if has_parts { form.hasher.finish() | HAS_PARTS } else { base.to_u32().into() })
     }
+}
+
+/// Whether a base type is made of others.
+///
+/// # Safety
+/// As for [`of`].
+pub(crate) unsafe fn has_parts(base: pg_sys::Oid) -> bool {
+    // SAFETY: as above.
+    unsafe { of(base) }.is_none_or(|form| base_type(form).is_none())
 }
 
 /// The base type that a form is of; `None`: it has parts.
@@ -62,8 +73,11 @@ struct Form {
 impl Form {
     /// # Safety
     /// As for [`of`].
-    unsafe fn add(&mut self, type_id: pg_sys::Oid) -> Option<()> {
+    unsafe fn add(&mut self, type_id: pg_sys::Oid, depth: u32) -> Option<()> {
         self.left = self.left.checked_sub(1)?;
+        if depth > DEEPEST {
+            return None;
+        }
         // SAFETY: as above.
         unsafe {
             let base = pg_sys::getBaseType(type_id);
@@ -73,29 +87,31 @@ impl Form {
             base.to_u32().hash(&mut self.hasher);
             let element = pg_sys::get_element_type(base);
             if element != pg_sys::InvalidOid {
-                return self.add(element);
+                return self.add(element, depth + 1);
             }
             if pg_sys::type_is_multirange(base) {
-                return self.add(pg_sys::get_range_subtype(pg_sys::get_multirange_range(base)));
+                let range = pg_sys::get_multirange_range(base);
+                return self.add(pg_sys::get_range_subtype(range), depth + 1);
             }
             if pg_sys::type_is_range(base) {
-                return self.add(pg_sys::get_range_subtype(base));
+                return self.add(pg_sys::get_range_subtype(base), depth + 1);
             }
             if pg_sys::type_is_rowtype(base) {
-                return compat::with_row_type(base, |descriptor| self.add_fields(descriptor))?;
+                return compat::with_row_type(base, |row| self.add_fields(row, depth + 1))?;
             }
         }
         Some(())
     }
 
-    unsafe fn add_fields(&mut self, descriptor: pg_sys::TupleDesc) -> Option<()> {
+    unsafe fn add_fields(&mut self, descriptor: pg_sys::TupleDesc, depth: u32) -> Option<()> {
         // SAFETY: a live descriptor.
         unsafe {
             for index in 0..usize::try_from((*descriptor).natts).unwrap_or(0) {
                 let attribute = compat::attribute(descriptor, index);
                 attribute.attisdropped.hash(&mut self.hasher);
                 if !attribute.attisdropped {
-                    self.add(attribute.atttypid)?;
+                    attribute.atttypmod.hash(&mut self.hasher);
+                    self.add(attribute.atttypid, depth)?;
                 }
             }
         }

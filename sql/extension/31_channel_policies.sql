@@ -7,7 +7,8 @@ create table tide.channel_policy (
     command text not null,
     roles name[] not null,
     using_condition text,
-    check_condition text
+    check_condition text,
+    constraint channel_policy_is_always_empty check (false)
 );
 comment on table tide.channel_policy is
 'Has pg_dump take along the policies of tide.channel; it never holds a row. What is inserted becomes a policy, which is how a dump brings them back';
@@ -56,8 +57,7 @@ begin
 exception
     when duplicate_object then
         return null;
-    when undefined_object or undefined_table or undefined_function or undefined_column
-         or insufficient_privilege then
+    when others then
         -- The other policies come back all the same.
         raise warning using
             errcode = sqlstate,

@@ -124,10 +124,16 @@ begin
             end if;
         elsif coalesce(gone.schema_name, gone.object_name) <> 'tide'
               and not starts_with(coalesce(gone.schema_name, gone.object_name), 'pg_') then
-            -- Another table may have its oid some day.
-            perform tide._delete_row('tide.outboxes', o.ctid)
-            from tide.outboxes as o
-            where gone.object_type = 'table' and o.relation = gone.objid;
+            begin
+                -- Another table may have its oid some day.
+                perform tide._delete_row('tide.outboxes', o.ctid)
+                from tide.outboxes as o
+                where gone.object_type = 'table' and o.relation = gone.objid;
+            exception
+                when others then
+                    -- A take-over is under way, for example, which sees to it.
+                    null;
+            end;
             perform tide._write_schema_change(json_build_object(
                         'operation', case gone.object_type
                                          when 'table' then 'DROP_TABLE'

@@ -63,10 +63,9 @@ pub(crate) fn committed() {
         // SAFETY: a plain variable of this process.
         recheck(unsafe { pg_sys::MyDatabaseId });
     }
-    if let Some(database) = MOVED.get()
-        && let Some(entry) = shmem::shared().and_then(|shared| shared.entry(database))
-    {
-        entry.forget_history();
+    // Also of one that has no worker.
+    if let Some((database, shared)) = MOVED.get().zip(shmem::shared()) {
+        shared.claim(database, shmem::Entry::forget_history);
     }
     CHANGED.with_borrow_mut(|changed| changed.drain(..).for_each(recheck));
     tear_up();

@@ -59,6 +59,9 @@ impl AskedRows {
                 pg_sys::MemoryContextSwitchTo(before);
                 pg_sys::MemoryContextReset(memory);
             }
+            // Types are not locked: one may have become another while texts were read as of it.
+            pg_sys::AcceptInvalidationMessages();
+            asked.columns(&rows.forms)?;
             Ok(asked)
         }
     }
@@ -132,23 +135,32 @@ impl AskedRows {
     }
 }
 
-/// Whether today's type reads a text as the value that it was when it was written: it is made of the same,
-/// or of what that becomes without being asked.
+/// Whether today's type reads a text as the value that it was when it was written, or as what ALTER TABLE
+/// has made of it since.
 unsafe fn reads(type_id: pg_sys::Oid, form: u64) -> bool {
     // SAFETY: catalogue look-ups in a transaction.
-    unsafe {
-        let today = type_form::of(type_id);
-        if today == Some(form) {
-            return true;
-        }
-        let (Some(today), Some(then)) =
-            (today.and_then(type_form::base_type), type_form::base_type(form))
-        else {
-            return false;
-        };
-        let implicit = pg_sys::CoercionContext::COERCION_IMPLICIT;
-        form != 0 && pg_sys::can_coerce_type(1, &raw const then, &raw const today, implicit)
-    }
+    let today = unsafe { type_form::of(type_id) };
+    let base = |form: Option<u64>| form.and_then(type_form::base_type);
+    today == Some(form)
+        || base(Some(form)).zip(base(today)).is_some_and(|(then, now)| widens(then, now))
+}
+
+/// Types whose values, as texts, are the same values of the other type. (A cast being implicit does not say
+/// so: that of `character(n)` to text cuts blanks off.)
+fn widens(from: pg_sys::Oid, to: pg_sys::Oid) -> bool {
+    use pg_sys::{
+        DATEOID, FLOAT8OID, INT2OID, INT4OID, INT8OID, NAMEOID, NUMERICOID, TEXTOID, TIMESTAMPOID,
+        VARCHAROID,
+    };
+    matches!(
+        (from, to),
+        (INT2OID, INT4OID | INT8OID | NUMERICOID | FLOAT8OID)
+            | (INT4OID, INT8OID | NUMERICOID | FLOAT8OID)
+            | (INT8OID, NUMERICOID)
+            | (VARCHAROID | NAMEOID, TEXTOID)
+            | (TEXTOID, VARCHAROID)
+            | (DATEOID, TIMESTAMPOID)
+    )
 }
 
 /// How the texts of a column's values are read.
@@ -177,7 +189,11 @@ impl Column {
             };
             pg_sys::getTypeInputInfo(read_as, &raw mut function, &raw mut parameter);
             pg_sys::fmgr_info(function, &raw mut *input);
-            let is_bytes = base == pg_sys::CHAROID || Encoding::of_database() == Encoding::SqlAscii;
+            // Before 16 a "char" of any byte is printed as it is, also within other values.
+            let may_hold_char = cfg!(feature = "pg15") && type_form::has_parts(base);
+            let is_bytes = base == pg_sys::CHAROID
+                || may_hold_char
+                || Encoding::of_database() == Encoding::SqlAscii;
             Column { index, input, parameter, element, is_bytes }
         }
     }

@@ -57,6 +57,30 @@ fn newest() -> u64 {
 
 /// Adds the row of `pg_db_role_setting`, if there is one.
 fn add(database: pg_sys::Oid, role: pg_sys::Oid, hasher: &mut DefaultHasher) {
+    with_row(database, role, |row| {
+        hasher.write(row.unwrap_or_default());
+        hasher.write_u8(u8::from(row.is_none()));
+    });
+}
+
+/// What a database has set for all its sessions, as it is written there. In a transaction, of any database
+/// or none.
+pub(crate) fn of_database(database: pg_sys::Oid, name: &str) -> Option<String> {
+    let assignment = format!("{name}=");
+    with_row(database, pg_sys::InvalidOid, |row| {
+        let row = String::from_utf8_lossy(row?);
+        let (_, value) = row.split_once(&assignment)?;
+        let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+        Some(value.chars().take_while(|c| is_part(*c)).collect())
+    })
+}
+
+/// Has the row looked at, without its header.
+fn with_row<R>(
+    database: pg_sys::Oid,
+    role: pg_sys::Oid,
+    look: impl FnOnce(Option<&[u8]>) -> R,
+) -> R {
     let key = |column, value: pg_sys::Oid| {
         let mut key = pg_sys::ScanKeyData::default();
         // SAFETY: the key is filled in.
@@ -78,14 +102,15 @@ fn add(database: pg_sys::Oid, role: pg_sys::Oid, hasher: &mut DefaultHasher) {
         let (index, none) = (BY_DATABASE_AND_ROLE.into(), std::ptr::null_mut());
         let scan = pg_sys::systable_beginscan(relation, index, true, none, 2, keys.as_mut_ptr());
         let row = pg_sys::systable_getnext(scan);
-        if !row.is_null() {
+        let row = (!row.is_null()).then(|| {
             let length = usize::try_from((*row).t_len).unwrap_or(0);
             let start = usize::from((*(*row).t_data).t_hoff);
             let data = (*row).t_data.cast::<u8>().add(start);
-            hasher.write(std::slice::from_raw_parts(data, length.saturating_sub(start)));
-        }
-        hasher.write_u8(u8::from(row.is_null()));
+            std::slice::from_raw_parts(data, length.saturating_sub(start))
+        });
+        let seen = look(row);
         pg_sys::systable_endscan(scan);
         pg_sys::table_close(relation, LOCK);
+        seen
     }
 }

@@ -4,6 +4,7 @@
 //! What it must not forget is in shared memory, so that it can be ended and started again at any
 //! time without disturbing the workers.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
@@ -22,6 +23,8 @@ use crate::source::slot;
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// How often slots of databases without a worker are looked at, while there are any.
 const LOOK: Duration = Duration::from_secs(5);
+/// For how long they may have none before their slots are held to the limit.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a worker may take to end by itself.
 const GRACE: Duration = Duration::from_secs(1);
 /// Seconds until the postmaster starts the launcher again.
@@ -65,8 +68,8 @@ struct Launcher {
     watches: Vec<Watch>,
     /// The log says that there is no room for a worker.
     is_logged: bool,
-    /// Databases without a worker that had slots when they were last looked at.
-    unserved: Vec<pg_sys::Oid>,
+    /// Databases that have slots, but no worker, and since when.
+    unserved: HashMap<pg_sys::Oid, Instant>,
     looked: Option<Instant>,
 }
 
@@ -94,7 +97,7 @@ impl Launcher {
             probes: ProbeQueue::new(shared),
             watches: Vec::new(),
             is_logged: false,
-            unserved: Vec::new(),
+            unserved: HashMap::new(),
             looked: None,
         }
     }
@@ -132,18 +135,17 @@ impl Launcher {
     /// Nobody else would end what the slots of databases without a worker have the server keep: those that
     /// nobody may connect to, or for which there is no place. Says when to look again.
     fn keep_to_limit(&mut self) -> Duration {
-        let since = self.looked.map_or(LOOK, |last| last.elapsed());
-        if since >= LOOK {
+        if self.looked.is_none_or(|last| last.elapsed() >= LOOK) {
             self.looked = Some(Instant::now());
             let is_served = |oid| self.shared.entry(oid).is_some_and(|entry| entry.pid() != 0);
             let oids = databases::list().into_iter().map(|database| database.oid);
-            let unserved: Vec<_> =
-                oids.filter(|oid| !is_served(*oid) && slot::has_any(*oid)).collect();
+            let unserved = oids.filter(|oid| !is_served(*oid) && slot::has_any(*oid));
+            let since = |oid| self.unserved.get(&oid).copied().unwrap_or_else(Instant::now);
+            self.unserved = unserved.map(|oid| (oid, since(oid))).collect();
             // Workers come and go.
-            for oid in unserved.iter().filter(|oid| self.unserved.contains(oid)) {
-                slot::drop_beyond(*oid, guc::max_slot_wal_keep_size());
+            for (oid, _) in self.unserved.iter().filter(|(_, since)| since.elapsed() >= PATIENCE) {
+                slot::drop_beyond(*oid, databases::wal_limit(*oid));
             }
-            self.unserved = unserved;
         }
         if self.unserved.is_empty() { LONGEST_SLEEP } else { LOOK }
     }
@@ -159,6 +161,11 @@ impl Launcher {
     }
 
     fn learn(&mut self, database: pg_sys::Oid, answer: ProbeAnswer, config: u64) {
+        // It may have been shut since it was asked about, or because of that not have been found.
+        let found = databases::find(database);
+        if !found.as_ref().is_some_and(databases::Database::is_open) {
+            return self.look_at(database, found.as_ref());
+        }
         let is_present = answer == ProbeAnswer::Present;
         self.want(database, if is_present { Wanted::Yes } else { Wanted::No }, config);
     }
@@ -270,7 +277,7 @@ impl Launcher {
     /// The database is not served any more.
     fn give_up(&mut self, entry: &'static Entry) {
         let database = entry.database();
-        if entry.wanted() == Wanted::No {
+        if entry.take_forget_history() || entry.wanted() == Wanted::No {
             slot::drop_orphaned(database);
         }
         // A worker that was killed could not take its socket away.

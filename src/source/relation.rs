@@ -235,7 +235,6 @@ impl Published {
                 // The rows are the table's own: so are the types and the identity.
                 let own = compat::attribute((*table).rd_att, source);
                 let is_identity = identity.has(own.attnum);
-                origins.parts = 0;
                 let value = Value::of(own.atttypid, memory.0, &mut origins, 0);
                 let form = type_form::of(own.atttypid);
                 let lossy = value.is_lossy();

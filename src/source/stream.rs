@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
-use tide_feed::event::{Epoch, Lsn};
+use tide_feed::event::{CatalogChange, Epoch, Lsn};
 use tide_feed::link::{self, Word};
 
 use crate::failure::{Failure, attempt};
@@ -228,7 +228,10 @@ impl Stream {
                 }
                 let slot = slot::create(&prefix).ok_or("no randomness for a slot's name")?;
                 log!("pg_tide: created replication slot \"{}\"", slot.name.to_string_lossy());
-                self.replay().feed.restart();
+                let feed = &mut self.replay().feed;
+                feed.restart();
+                // Whatever has changed in what was skipped.
+                feed.catalog(CatalogChange::All);
                 self.before_slot = Some(InFlight::now());
                 slot
             }

@@ -32,8 +32,9 @@ use crate::type_form;
 /// Types that contain types nest no deeper than this; what does is printed as text.
 const DEEPEST: usize = 32;
 
-/// Types within one column's are no more than this; what comes after them is printed as text.
-const MOST_PARTS: usize = 4096;
+/// Types of a table's columns, and within them, are no more than this; what comes after them is printed
+/// as text.
+const MOST_PARTS: usize = 16_384;
 
 /// Bytes that no value of a type of fixed length, by the ways of printing below, exceeds.
 const SHORT: usize = 64;
@@ -78,8 +79,8 @@ pub(crate) struct Origins {
     pub(crate) types: BTreeSet<u32>,
     /// Relations behind composite types.
     pub(crate) relations: BTreeSet<u32>,
-    /// Types within the one that is looked at.
-    pub(crate) parts: usize,
+    /// Types that have been looked at.
+    parts: usize,
 }
 
 impl Origins {
@@ -106,6 +107,8 @@ impl Value {
         origins: &mut Origins,
         depth: usize,
     ) -> Value {
+        pgrx::check_for_interrupts!();
+        origins.parts += 1;
         origins.add_type(type_id);
         // SAFETY: as above; a domain prints as its base type.
         let type_id = unsafe { pg_sys::getBaseType(type_id) };
@@ -142,7 +145,6 @@ impl Value {
         origins: &mut Origins,
         depth: usize,
     ) -> Option<Value> {
-        origins.parts += 1;
         if depth >= DEEPEST || origins.parts > MOST_PARTS {
             return None;
         }

@@ -130,7 +130,7 @@ fn advance(
                         return Progress::More;
                     }
                     Err(Missing::Basis) => {
-                        registry.interrupt(session, *id, seq);
+                        registry.interrupt(session, *id, history.head());
                         return Progress::More;
                     }
                     Err(Missing::Effort) => {
@@ -213,7 +213,7 @@ fn tell_caught_up(session: SessionId, registry: &mut Registry, history: &History
         for id in groups {
             let Some(group) = registry.group_mut(id) else { continue };
             for member in group.members.iter_mut().filter(|m| m.session == session) {
-                member.replays = false;
+                (member.replays, member.has_gap) = (false, false);
                 if let Some(position) = untold.take() {
                     member.queue.reply(caught_up(group.key.vsn, &group.key.topic, position));
                 }

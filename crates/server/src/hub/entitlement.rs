@@ -83,7 +83,9 @@ impl Entitlement {
         let is_compared = |attnum| self.rule.columns().is_none_or(|list| list.contains(&attnum));
         columns.filter(|column| is_compared(column.attnum)).all(|column| {
             let mut then = relation.columns.iter().filter(|then| then.attnum == column.attnum);
-            then.all(|then| then.kind == column.kind)
+            // Texts of types of one kind are not all compared alike: those of character(n) are padded.
+            let is_same = |name: &str| column.kind == Kind::Int || name == column.type_name;
+            then.all(|then| then.kind == column.kind && is_same(&then.type_name))
         })
     }
 

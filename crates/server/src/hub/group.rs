@@ -105,6 +105,9 @@ pub(super) struct Member {
     pub(super) previous: Option<Position>,
     /// It resumes, and is to be told when it has had everything.
     pub(super) replays: bool,
+    /// It has been told that it misses something, and reads what is kept from its beginning: of what is
+    /// dropped meanwhile, it is told the same.
+    pub(super) has_gap: bool,
     /// It is to be given only the newest of what it reads from the history.
     pub(super) latest: Option<Box<Latest>>,
 }

@@ -95,18 +95,19 @@ impl History {
         self.entries.front().map_or(self.next, |oldest| oldest.first)
     }
 
-    /// The first event of the first transaction that is kept whole, as far as it has been fed.
-    pub(super) fn first_whole(&self) -> Seq {
+    /// What lies before the first transaction that is kept whole, as far as it has been fed.
+    pub(super) fn first_whole(&self) -> Position {
         match self.oldest_commit() {
-            Some(commit) if commit == self.floor.commit => self.after(Position::end_of(commit)),
-            _ => self.start(),
+            Some(commit) if commit == self.floor.commit => Position::end_of(commit),
+            _ => self.floor,
         }
     }
 
-    /// The first event that is kept of the newest transaction, if more of that may come.
-    pub(super) fn unfinished(&self) -> Option<Seq> {
+    /// What lies before the newest transaction, if more of that may come and it is kept whole.
+    pub(super) fn unfinished(&self) -> Option<Position> {
         let newest = self.entries.back()?.batch.events.last()?;
-        (!newest.last_in_tx).then(|| self.after(Position::before(newest.position.commit)))
+        let is_cut = newest.position.commit == self.floor.commit;
+        (!newest.last_in_tx && !is_cut).then(|| Position::before(newest.position.commit))
     }
 
     pub(super) fn bytes(&self) -> usize {

@@ -93,8 +93,8 @@ impl LaggingSessions {
         !self.ready.is_empty()
     }
 
-    /// Sends on the channels that wait for a verdict on an event that is about to be dropped, and
-    /// tells them so: it is not their clients who are slow.
+    /// Sends on the channels that wait for a verdict on an event that is about to be dropped, or begin
+    /// where everything does, and tells them so: it is not their clients who are slow.
     fn skip(&mut self, end: Seq, registry: &mut Registry, stats: &Stats) {
         let sessions: Vec<SessionId> = self.sessions.iter().copied().collect();
         for session in sessions {
@@ -102,18 +102,22 @@ impl LaggingSessions {
             let ids: Vec<_> = entry.groups().collect();
             for id in ids {
                 let Some(group) = registry.group_mut(id) else { continue };
-                if !group.plans.policy.is_waiting() {
-                    continue;
-                }
-                let gap = Resync { reason: "policy", oldest: None, newest: None };
+                let waits = group.plans.policy.is_waiting();
+                let reason = if waits { "policy" } else { "trimmed" };
+                let gap = Resync { reason, oldest: None, newest: None };
                 let frame = || resync(group.key.vsn, None, &group.key.topic, gap);
-                let members = group.members.iter_mut().filter(|member| member.session == session);
+                let members = group.members.iter_mut().filter(|m| m.session == session);
+                let members = members.filter(|m| waits || m.has_gap);
                 for member in members.filter(|m| m.lag.is_some_and(|lag| lag < end)) {
                     member.lag = Some(end);
                     member.queue.reply(frame());
-                    stats.policy_skips_total.inc();
+                    if waits {
+                        stats.policy_skips_total.inc();
+                    }
                 }
-                group.plans.policy.skip_to(end);
+                if waits {
+                    group.plans.policy.skip_to(end);
+                }
             }
         }
     }

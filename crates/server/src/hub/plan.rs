@@ -81,6 +81,8 @@ impl Plans {
         context: &mut EncodeContext<'_>,
     ) -> Result<(), Missing> {
         match &event_ref.event.kind {
+            // Most of what is read from the history is of other tables.
+            EventKind::Change(change) if !group.targets(&change.relation) => {}
             EventKind::Change(change) => {
                 let images = Images::of(event_ref.batch, change);
                 let effort = context.effort;
@@ -97,15 +99,16 @@ impl Plans {
                     if event_ref.event.position > context.made {
                         return Err(Missing::Basis);
                     }
-                    // From before the table was what it is now: what can be compared is.
-                    plan.tell_incomparable(group, context.out);
                 }
+                // From before the table was what it is now: what can be compared is.
                 if !plan.concerns(group, change, &images, effort) {
+                    plan.tell_incomparable(group, context.out);
                     return self.account(effort, before);
                 }
                 match plan.sight(group, event_ref.seq, change, &images, policy)? {
                     Verdict::Sight(sight) => {
                         policy.told = false;
+                        plan.tell_incomparable(group, context.out);
                         plan.frames(group, event_ref, change, sight, previous, context);
                         return self.account(effort, before);
                     }
@@ -264,6 +267,9 @@ impl Plan {
 
     /// Tells, once, of filters that rows of this shape of the table cannot be held against.
     fn tell_incomparable(&mut self, group: &GroupKey, out: &mut Vec<Bytes>) {
+        if !self.is_outdated {
+            return;
+        }
         let mut bindings = self.parts.iter().flat_map(|part| &part.bindings);
         let is_incomparable = |binding: &Binding| {
             binding.filter.is_some() && !binding.target.is_comparable(&self.relation)

@@ -27,7 +27,13 @@ pub(super) struct Session {
     /// By topic; a topic is joined once per connection.
     pub(super) channels: HashMap<Arc<str>, JoinedTopic>,
     /// Where channels stood that have to be joined again: see [`Registry::interrupt`].
-    pub(super) interrupted: HashMap<Arc<str>, Vec<Place>>,
+    pub(super) interrupted: HashMap<Arc<str>, Interrupted>,
+}
+
+/// A channel that its client has to join again.
+pub(super) struct Interrupted {
+    identity: Arc<Identity>,
+    places: Vec<Place>,
 }
 
 /// Where a channel stood in one of its groups.
@@ -42,6 +48,12 @@ impl Session {
     pub(super) fn new(queue: Arc<Queue>, peer: Peer) -> Session {
         let (channels, interrupted) = (HashMap::new(), HashMap::new());
         Session { queue, peer, effort: Rc::default(), channels, interrupted }
+    }
+
+    /// In whose names it is connected.
+    fn roles(&self) -> impl Iterator<Item = &Arc<str>> {
+        let joined = self.channels.values().map(|channel| &channel.identity.role);
+        joined.chain(self.interrupted.values().map(|channel| &channel.identity.role))
     }
 
     /// The groups of all its channels.
@@ -65,12 +77,14 @@ pub(super) struct Membership {
     pub(super) made: Position,
     pub(super) lag: Option<Seq>,
     pub(super) replays: bool,
+    pub(super) has_gap: bool,
     pub(super) latest: Option<Box<Latest>>,
 }
 
 impl Membership {
     pub(super) fn new(key: GroupKey, floor: Floor, lag: Option<Seq>) -> Membership {
-        Membership { key, floor, made: Position::default(), lag, replays: false, latest: None }
+        let made = Position::default();
+        Membership { key, floor, made, lag, replays: false, has_gap: false, latest: None }
     }
 }
 
@@ -256,32 +270,36 @@ impl Registry {
         self.change_groups(session, &topic, |groups| groups.retain(|other| *other != id));
     }
 
-    /// What the bindings of a channel were made of is not what the stream has at this event: ends the
-    /// channel, tells the client, and keeps where it stood. Clients join again by themselves.
-    pub(super) fn interrupt(&mut self, session: SessionId, id: GroupId, seq: Seq) {
+    /// What the bindings of a channel were made of is not what the stream has: ends the channel, tells the
+    /// client, and keeps where it stood; `next` is what those of its groups that keep up are to be given
+    /// next. Clients join again by themselves.
+    pub(super) fn interrupt(&mut self, session: SessionId, id: GroupId, next: Seq) {
         let Some(key) = self.groups.get(&id).map(|group| &group.key) else { return };
         let (topic, vsn) = (Arc::clone(&key.topic), key.vsn);
-        let Some((_, memberships)) = self.leave(session, &topic) else { return };
+        let Some((identity, memberships)) = self.leave(session, &topic) else { return };
         let Some(entry) = self.sessions.get_mut(&session) else { return };
         entry.queue.reply(encode::outdated(vsn, &topic));
         entry.queue.reply(encode::phx_error(vsn, None, &topic));
         let place = |membership: Membership| {
             let Membership { key, floor, lag, .. } = membership;
-            Place { style: key.style, floor, next: lag.unwrap_or(seq) }
+            Place { style: key.style, floor, next: lag.unwrap_or(next) }
         };
-        entry.interrupted.insert(topic, memberships.into_iter().map(place).collect());
+        let places = memberships.into_iter().map(place).collect();
+        entry.interrupted.insert(topic, Interrupted { identity, places });
     }
 
     /// Where the channel stood when it was interrupted, if it is to go on from there.
     pub(super) fn interrupted(&mut self, session: SessionId, topic: &str) -> Option<Vec<Place>> {
-        self.sessions.get_mut(&session)?.interrupted.remove(topic)
+        let interrupted = self.sessions.get_mut(&session)?.interrupted.remove(topic)?;
+        Some(interrupted.places)
     }
 
     /// Takes the connection out of a group, which goes with its last member.
     fn remove(&mut self, session: SessionId, id: GroupId) -> Option<Membership> {
         let group = self.groups.get_mut(&id)?;
-        let index = group.members.iter().position(|member| member.session == session)?;
-        let Member { floor, made, lag, replays, latest, .. } = group.members.swap_remove(index);
+        let index = group.members.iter().rposition(|member| member.session == session)?;
+        let Member { floor, made, lag, replays, has_gap, latest, .. } =
+            group.members.swap_remove(index);
         let key = group.key.clone();
         if group.members.is_empty() {
             self.routes.remove(id, &key);
@@ -294,7 +312,7 @@ impl Registry {
                 }
             }
         }
-        Some(Membership { key, floor, made, lag, replays, latest })
+        Some(Membership { key, floor, made, lag, replays, has_gap, latest })
     }
 
     /// Moves the channel to the groups of the same bindings under another identity.
@@ -345,7 +363,7 @@ impl Registry {
 
     /// Makes the connection a member of a group, which is made if need be.
     fn add(&mut self, session: SessionId, membership: Membership) -> GroupId {
-        let Membership { key, floor, made, lag, replays, latest } = membership;
+        let Membership { key, floor, made, lag, replays, has_gap, latest } = membership;
         let id = self.group_of(key);
         if let (Some(group), Some(entry)) = (self.groups.get_mut(&id), self.sessions.get(&session))
         {
@@ -359,6 +377,7 @@ impl Registry {
                 lag,
                 previous: None,
                 replays,
+                has_gap,
                 latest,
             });
         }
@@ -367,15 +386,14 @@ impl Registry {
 
     /// The roles of all channels.
     pub(super) fn roles(&self) -> Vec<Arc<str>> {
-        let channels = self.sessions.values().flat_map(|session| session.channels.values());
-        let roles: HashSet<&Arc<str>> = channels.map(|channel| &channel.identity.role).collect();
+        let roles: HashSet<&Arc<str>> = self.sessions.values().flat_map(Session::roles).collect();
         roles.into_iter().cloned().collect()
     }
 
     /// Closes the connections that have a channel of this role.
     pub(super) fn refuse_role(&self, role: &str) {
         for session in self.sessions.values() {
-            if session.channels.values().any(|channel| *channel.identity.role == *role) {
+            if session.roles().any(|own| **own == *role) {
                 session.queue.close(CloseReason::Role);
             }
         }

@@ -148,8 +148,8 @@ pub enum Since {
     Now(Moment),
     /// After an event it has seen; if that cannot be, as [`Since::Now`].
     Cursor(Cursor, Moment),
-    /// With the newest so many events that are still at hand.
-    Last(u32),
+    /// With the newest so many events that are still at hand; the join was asked for before this moment.
+    Last(u32, Moment),
 }
 
 /// One of the things that a channel of a connection receives.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use beginning::{cursor, joined, now};
+use beginning::{asked_now, cursor, joined, now};
 use bytes::Bytes;
 use catalog_worker::CatalogWorker;
 use futures_util::FutureExt;
@@ -493,7 +493,7 @@ fn the_newest_events_are_given_on_request() {
     }
     world.wait_for(290);
     let client = world.connect();
-    world.join(&client, Since::Last(3));
+    world.join(&client, Since::Last(3, asked_now()));
 
     assert_eq!(world.ids(&client, 3), [7, 8, 9]);
 }
@@ -539,7 +539,7 @@ fn messages_are_resumed_as_rows_are() {
     let (resumes, newest) = (world.connect(), world.connect());
 
     world.join_room(&resumes, true, cursor(200));
-    world.join_room(&newest, true, Since::Last(1));
+    world.join_room(&newest, true, Since::Last(1, asked_now()));
 
     assert_eq!(world.heard(&resumes, "three"), ["two", "three"]);
     assert_eq!(world.heard(&newest, "three"), ["three"]);
@@ -641,7 +641,7 @@ fn the_newest_visible_events_are_given_where_policies_have_to_be_asked() {
     }
     world.wait_for(290);
     let client = world.connect();
-    world.join(&client, Since::Last(2));
+    world.join(&client, Since::Last(2, asked_now()));
     world.insert(300, 10);
 
     assert_eq!(world.ids(&client, 3), [6, 8, 10]);

@@ -322,7 +322,9 @@ impl Conversation {
             // Left before it was joined, or twice: it is as the client wants it.
             None => {
                 self.reply(encode::ok(self.vsn, to));
-                self.context.hub.leave(self.session, to.topic);
+                if self.pending.cancel(to.topic) {
+                    self.context.hub.leave(self.session, to.topic);
+                }
             }
         }
         self.abandon(to.topic);

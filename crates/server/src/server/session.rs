@@ -198,9 +198,6 @@ where
                     Taken::Closed(reason) => Err(End::Closed(reason)),
                 },
                 message = heard(&self.member.hub, self.socket, &mut held) => {
-                    // It may be about what the client has just been told of: before that is said, it
-                    // is known here.
-                    self.settle();
                     self.received(message, &mut held)
                 }
                 (topic, outcome) = self.conversation.outcome() => {
@@ -233,6 +230,10 @@ where
         stopping: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(), End> {
         let began = Instant::now();
+        let expiry = self.conversation.next_expiry().map(|expiry| {
+            let left = expiry.saturating_sub(credentials::now());
+            began + Duration::from_secs(u64::try_from(left).unwrap_or(0))
+        });
         let queue = &self.member.queue;
         let mut progress = Writing { queue, tls: self.member.tls.as_ref().map(Share::of) };
         let mut writing = pin!(writer::write(self.socket, frames, &mut progress));
@@ -250,7 +251,7 @@ where
                 () = &mut stopping => return Err(End::Gone),
                 () = sleep(linger(reason)) => return Err(End::Gone),
             },
-            () = standstill(queue, self.idle) => return Err(End::Gone),
+            () = standstill(queue, self.idle, expiry) => return Err(End::Gone),
         };
         let bytes = written.map_err(|_| End::Gone)?;
         self.member.stats.frames_sent_total.add(frames.len() as u64);
@@ -288,13 +289,6 @@ where
             Some(Err(error)) => return Err(End::of(&error)),
         };
         handled.map_err(End::Violation)
-    }
-
-    /// Takes in what has come of joins by now.
-    fn settle(&mut self) {
-        while let Some((topic, outcome)) = self.conversation.outcome().now_or_never() {
-            self.conversation.settle(topic, outcome);
-        }
     }
 
     fn check_clock(&mut self) -> Result<(), End> {
@@ -401,12 +395,16 @@ fn give_back(frames: &mut Vec<Bytes>) {
     }
 }
 
-/// Waits until nothing at all has been written for that long.
-async fn standstill(queue: &Queue, idle: Duration) {
+/// Waits until nothing at all has been written for that long; and no longer once a token has expired,
+/// which is not looked at while something is being written.
+async fn standstill(queue: &Queue, idle: Duration, expiry: Option<Instant>) {
     let mut before = None;
     while before != Some(queue.sent_bytes()) {
         before = Some(queue.sent_bytes());
         sleep(idle).await;
+        if expiry.is_some_and(|expiry| expiry <= Instant::now()) {
+            return;
+        }
     }
 }
 
@@ -507,7 +505,7 @@ mod tests {
             std::future::pending().await
         };
         tokio::select! {
-            () = standstill(&queue, IDLE) => {}
+            () = standstill(&queue, IDLE, None) => {}
             () = slowly => {}
         }
 

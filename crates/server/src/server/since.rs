@@ -14,7 +14,7 @@ pub(super) fn since(options: &BroadcastOptions, asked: Moment) -> Result<Since, 
             Ok(cursor) => Ok(Since::Cursor(cursor, asked)),
             Err(error) => Err(Refused::request(format!("InvalidPosition: since is {error}"))),
         },
-        (None, Some(last)) => Ok(Since::Last(last)),
+        (None, Some(last)) => Ok(Since::Last(last, asked)),
         (None, None) => Ok(Since::Now(asked)),
     }
 }
@@ -37,7 +37,7 @@ mod tests {
 
         let resumes = Ok(Since::Cursor(cursor.parse().unwrap(), now()));
         assert_eq!(since(options(Some(cursor), Some(3))), resumes);
-        assert_eq!(since(options(None, Some(3))), Ok(Since::Last(3)));
+        assert_eq!(since(options(None, Some(3))), Ok(Since::Last(3, now())));
         assert_eq!(since(options(None, None)), Ok(Since::Now(now())));
         assert!(since(options(Some("yesterday"), None)).is_err());
     }

@@ -115,7 +115,8 @@ impl Stream {
                 return;
             }
             Err(Missing::Basis) => {
-                for session in group.outdated(event_ref.event) {
+                // From the end, where each is found at once.
+                for session in group.outdated(event_ref.event).into_iter().rev() {
                     self.registry.interrupt(session, id, event_ref.seq);
                 }
                 // Those who joined as others did before, but later than this.

@@ -42,7 +42,9 @@ impl Stream {
         let effort = Rc::clone(&entry.effort);
         let interrupted = self.registry.interrupted(session, &subscription.topic);
         let beginning = match (&subscription.since, interrupted) {
-            (Since::Now(asked), Some(places)) => self.going_on(&subscription, &places, asked),
+            (Since::Now(asked) | Since::Last(_, asked), Some(places)) => {
+                self.going_on(&subscription, &places, asked)
+            }
             _ => self.beginning(&subscription, &effort),
         };
         let Beginning { mut memberships, position, gap } = beginning;
@@ -57,17 +59,17 @@ impl Stream {
             queue.reply(self.resync_frame(&subscription, reason));
         }
         let lags = memberships.iter().any(|membership| membership.lag.is_some());
-        let replays = !matches!(subscription.since, Since::Now(_));
+        let replays = gap.is_some() || !matches!(subscription.since, Since::Now(_));
         if replays && !lags {
             let position = Cursor { epoch, position: self.history.reached().max(position) };
             queue.reply(encode::caught_up(subscription.vsn, &subscription.topic, position));
         }
-        let made = match &subscription.since {
-            Since::Now(asked) | Since::Cursor(_, asked) => Position::before(asked.end),
-            Since::Last(_) => self.history.reached(),
-        };
+        let (Since::Now(asked) | Since::Cursor(_, asked) | Since::Last(_, asked)) =
+            &subscription.since;
+        let made = Position::before(asked.end);
         for membership in &mut memberships {
             (membership.made, membership.replays) = (made, replays && lags);
+            membership.has_gap = gap.is_some();
         }
         self.registry.join(session, &subscription.topic, subscription.identity, memberships);
         self.prefetch(session, &subscription.topic);
@@ -104,7 +106,7 @@ impl Stream {
                     }
                 }
             },
-            Since::Last(count) => {
+            Since::Last(count, _) => {
                 let identity = &subscription.identity;
                 effort.begin_turn();
                 let newest = |key| self.newest(key, *count, identity, effort);
@@ -150,7 +152,8 @@ impl Stream {
     /// fed, or none of it.
     fn now(&self, asked: &Moment) -> (Floor, Option<Seq>) {
         let floor = after(asked);
-        let first = self.history.unfinished().filter(|first| {
+        let first = self.history.unfinished().map(|before| self.history.after(before));
+        let first = first.filter(|first| {
             let event = self.history.at(*first).and_then(|(batch, index)| batch.events.get(index));
             event.is_some_and(|event| floor.admits(event))
         });
@@ -159,8 +162,9 @@ impl Stream {
 
     /// Where to begin with everything that is kept, of whole transactions.
     fn oldest(&self) -> (Position, Option<Seq>) {
-        let first = self.history.first_whole();
-        (self.history.before(first), (first < self.history.head()).then_some(first))
+        let before = self.history.first_whole();
+        let first = self.history.after(before);
+        (before, (first < self.history.head()).then_some(first))
     }
 
     /// Where to go on after an event the client has seen, or why that is not possible.

@@ -358,9 +358,10 @@ impl Stream {
         for group in self.registry.groups_mut() {
             let gap = Resync { reason: self.cause, oldest: None, newest: None };
             let frame = resync(group.key.vsn, None, &group.key.topic, gap);
+            group.previous = None;
             for member in &mut group.members {
-                member.lag = None;
-                member.replays = false;
+                (member.lag, member.previous, member.latest) = (None, None, None);
+                (member.replays, member.has_gap) = (false, false);
                 member.queue.reply(frame.clone());
             }
         }
