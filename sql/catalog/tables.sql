@@ -305,6 +305,9 @@ left join lateral (
                                    'schema', n.nspname,
                                    'name', p.proname,
                                    'returns', pg_catalog.format_type(p.prorettype, null),
+                                   'arguments', array(select pg_catalog.format_type(argument, null)
+                                                      from pg_catalog.unnest(p.proargtypes) as argument),
+                                   'has_defaults', p.pronargdefaults > 0,
                                    'volatility', p.provolatile,
                                    'language', l.lanname,
                                    -- Analysed, it is some thirty times as long as it is printed.

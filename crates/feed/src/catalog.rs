@@ -241,6 +241,12 @@ pub struct Function {
     pub name: String,
     /// As `format_type` prints it.
     pub returns: String,
+    /// Types of its arguments, in the same way.
+    #[serde(default)]
+    pub arguments: Vec<String>,
+    /// Some of them need not be given.
+    #[serde(default)]
+    pub has_defaults: bool,
     /// `pg_proc.provolatile`
     pub volatility: char,
     pub language: String,

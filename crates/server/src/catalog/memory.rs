@@ -27,10 +27,11 @@ fn of_policy(policy: &Policy) -> usize {
 }
 
 fn of_function(function: &Function) -> usize {
-    let Function { schema, name, returns, language, body, .. } = function;
+    let Function { schema, name, returns, arguments, language, body, .. } = function;
     let texts = [schema, name, returns, language].map(String::len);
     let body = body.as_ref().map_or(0, String::len);
-    size_of::<Function>() + texts.into_iter().sum::<usize>() + body
+    let arguments = arguments.iter().map(|name| size_of::<String>() + name.len());
+    size_of::<Function>() + texts.into_iter().sum::<usize>() + arguments.sum::<usize>() + body
 }
 
 fn of_labels(labels: &[(u32, String)]) -> usize {
@@ -49,6 +50,8 @@ mod tests {
             schema: "public".into(),
             name: "f".into(),
             returns: "text".into(),
+            arguments: Vec::new(),
+            has_defaults: false,
             volatility: 's',
             language: "sql".into(),
             body: Some(long()),

@@ -141,11 +141,12 @@ impl<'a> Functions<'a> {
                 // Texts that mean the same whatever the session's settings are.
                 let is_plain = match &part.kind {
                     N::Text(text) if name == "date" => is_iso(text),
-                    N::Text(_) => PLAIN.contains(&name.trim_end_matches("[]")),
-                    _ => true,
+                    N::Null => true,
+                    // What is read as a value of another type may be `now`.
+                    _ => PLAIN.contains(&name.trim_end_matches("[]")),
                 };
                 if !is_plain {
-                    return Err(format!("it has a constant of type {name}"));
+                    return Err(format!("it has a value of type {name}"));
                 }
                 name.clone()
             }
@@ -203,8 +204,15 @@ impl<'a> Functions<'a> {
         if depth > 8 {
             return because("calls too many others in one another");
         }
-        if !PLAIN.contains(&function.returns.trim_end_matches("[]")) {
+        let is_plain = |name: &str| PLAIN.contains(&name.trim_end_matches("[]"));
+        if !is_plain(&function.returns) {
             return because(&format!("returns {}", function.returns));
+        }
+        if let Some(argument) = function.arguments.iter().find(|name| !is_plain(name)) {
+            return because(&format!("takes a value of type {argument}"));
+        }
+        if function.has_defaults {
+            return because("has arguments with defaults, which are not looked into");
         }
         let Some(body) = body else { return because("is too long to be looked into") };
         let Some(tokens) = tokens(body) else { return because("is not understood") };
@@ -269,6 +277,8 @@ mod tests {
             schema: "auth".into(),
             name: name.into(),
             returns: returns.into(),
+            arguments: Vec::new(),
+            has_defaults: false,
             volatility,
             language: "sql".into(),
             body: Some(body.into()),
@@ -292,6 +302,14 @@ mod tests {
                 "select (auth.jwt() -> 'app' ->> 'org')::bigint -- from the token",
             ),
             function("team", "uuid", 's', "select team from people where id = auth.uid()"),
+            Function {
+                arguments: vec!["timestamp with time zone".into()],
+                ..function("takes_a_time", "text", 's', "select $1::text")
+            },
+            Function {
+                has_defaults: true,
+                ..function("takes_now", "text", 's', "select $1::text")
+            },
             function("at_now", "text", 's', "select ('now'::timestamptz)::text"),
             function("returns_now", "timestamp with time zone", 's', "select 'now'"),
             function("typed_now", "text", 's', "select moment 'now'"),
@@ -353,6 +371,9 @@ mod tests {
             ("auth.longer()", "too long"),
             ("auth.unheard_of()", "more than the claims"),
             ("auth.at_now()", "type timestamptz"),
+            ("auth.takes_a_time()", "takes a value of type timestamp"),
+            ("auth.takes_now()", "defaults"),
+            ("(auth.plain())::timestamp with time zone", "type timestamp"),
             ("auth.returns_now()", "returns timestamp"),
             ("auth.typed_now()", "type moment"),
             ("auth.declares_now()", "declare"),

@@ -346,6 +346,8 @@ mod tests {
             schema: "auth".into(),
             name: name.into(),
             returns: returns.into(),
+            arguments: Vec::new(),
+            has_defaults: false,
             volatility: 's',
             language: "sql".into(),
             body: Some(body.into()),

@@ -57,7 +57,7 @@ impl<'a> Lexer<'a> {
         loop {
             self.take_while(char::is_whitespace);
             if self.rest().starts_with("--") {
-                self.take_while(|c| c != '\n');
+                self.take_while(|c| !matches!(c, '\n' | '\r'));
             } else if self.rest().starts_with("/*") {
                 self.at += self.rest().find("*/")? + 2;
             } else {
