@@ -94,13 +94,13 @@ free_port() {
     echo "$port"
 }
 
-# wait_for <what failed if it does not come> <command...>
+# wait_for <what failed if it does not come> <command...>: for half a minute, or $patience seconds.
 wait_for() {
     local what=$1 tries=0
     shift
     until "$@"; do
         tries=$((tries + 1))
-        [ "$tries" -lt 300 ] || fail "$what"
+        [ "$tries" -lt $((10 * ${patience:-30})) ] || fail "$what"
         sleep 0.1
     done
 }

@@ -79,6 +79,18 @@ fn unanswering(state: WorkerState) -> &'static str {
     }
 }
 
+/// Whether a worker could listen on this port: nobody else does. For the end of CREATE EXTENSION, which
+/// the worker is started after.
+#[pg_extern]
+fn tide_port_is_free(host: &str, port: i32) -> bool {
+    let Ok(port) = u16::try_from(port) else { return false };
+    // A name that leads nowhere is for tide.check() to tell of.
+    match std::net::TcpListener::bind((host, port)) {
+        Ok(_listener) => true,
+        Err(error) => error.kind() != std::io::ErrorKind::AddrInUse,
+    }
+}
+
 /// Has the worker of this database read its settings again. False: there is none to be.
 #[pg_extern]
 fn tide_restart_worker() -> bool {
