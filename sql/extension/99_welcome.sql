@@ -29,7 +29,8 @@ begin
     limit 1;
     -- A worker that is there already, as after DROP EXTENSION in the same transaction, listens itself.
     if rival is not null
-       or port <> 0 and tide._worker_status() -> 'pid' is null and not tide._port_is_free(host, port) then
+       or port <> 0 and coalesce((tide._worker_status() ->> 'pid')::pg_catalog.int4, 0) = 0
+          and not tide._port_is_free(host, port) then
         select p into next
         from pg_catalog.generate_series(port + 1, 65535) as p
         where tide._port_is_free(host, p)
