@@ -217,10 +217,8 @@ impl Front {
         if !self.context.refusals.are_told(self.peer.ip().to_canonical(), &request.headers) {
             return failure(status, &reason);
         }
-        let is_passing = matches!(
-            status,
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-        );
+        let is_passing =
+            matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         let code = if is_passing { CloseCode::Again } else { CloseCode::Policy };
         self.opens(Opening::Refused(Farewell { code, reason }));
         switch(accept)

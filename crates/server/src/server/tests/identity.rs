@@ -40,7 +40,9 @@ async fn refusal(world: &World, path: &str) -> (u16, String) {
 async fn farewell(mut client: Client<TcpStream>) -> Option<(u16, String)> {
     let _ = client.socket.send(Message::Ping("there?".into())).await;
     match client.message().await {
-        Some(Ok(Message::Close(Some(close)))) => Some((close.code.into(), close.reason.to_string())),
+        Some(Ok(Message::Close(Some(close)))) => {
+            Some((close.code.into(), close.reason.to_string()))
+        }
         _ => None,
     }
 }
