@@ -144,7 +144,8 @@ demo_address=${url%/}
 demo_address=ws${demo_address#http}
 
 step "the page"
-reader "curl -fsS $url" | grep -q '<title>' || fail "there is no page at $url"
+page=$(reader "curl -fsS $url") || fail "there is no page at $url"
+[[ $page = *'<title>'* ]] || fail "what is at $url is no page"
 
 step "the application"
 folder=$home/app
