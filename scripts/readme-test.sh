@@ -88,21 +88,24 @@ folder=$home
 # start <name> <shell script>: what goes on beside the rest. What it says is in a file.
 start() {
     said=$root/root/$1.log
+    # In a process group of its own, which ends as one.
+    set -m
     reader "$2" </dev/null >"$said" 2>&1 &
     started=$!
+    set +m
 }
 
-# Called by name, as the next ones.
+stop() {
+    kill -INT -- "-$1"
+    wait "$1" || true
+}
+
+# Called by name.
 # shellcheck disable=SC2317,SC2329
 says() {
     # Not much later than it ends.
     kill -0 "$started" 2>/dev/null || grep -qF -- "$1" "$said" || fail "it has ended without: $1"
     grep -qF -- "$1" "$said"
-}
-
-# shellcheck disable=SC2317,SC2329
-has_ended() {
-    ! kill -0 "$started" 2>/dev/null
 }
 
 # app <file> <url> <token>: the program that the README's blocks make, from standard input.
@@ -168,13 +171,13 @@ sql=$(grep -o 'select pg_terminate_backend([^`]*' README.md)
 printf '%s;\n' "$sql" "insert into orders (item) values ('a ship')" |
     reader "$psql -v ON_ERROR_STOP=1" >/dev/null
 wait_for "the row does not arrive after it" says "item: 'a ship'"
-kill "$app"
+stop "$app"
 
 step "a client that is refused reads why"
 { block js 1; } | app refused.mjs "$demo_address" "${token%????}oops"
 start refused 'node refused.mjs'
 wait_for "it does not say why" says "socket closed: 1008 (Failed to validate JWT signature)"
-kill "$started"
+stop "$started"
 
 step "install"
 folder=$clone
@@ -207,12 +210,10 @@ app=$started
 wait_for "the channel is not joined" says SUBSCRIBED
 block sql 1 | reader "$app_psql" >/dev/null
 wait_for "the row does not arrive" says "item: 'a boat'"
-kill "$app"
+stop "$app"
 
 step "Ctrl-C"
-folder=$clone
-kill -INT "$run" 2>/dev/null || true
-reader 'kill -INT "$(head -n 1 target/run/data/postmaster.pid)"'
-wait "$run" || true
+stop "$run"
+[ ! -e "$root$clone/target/run/data/postmaster.pid" ] || fail "its Postgres still runs"
 inside pg_ctlcluster "$PG" main stop
 echo "The README leads there."
