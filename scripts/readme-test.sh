@@ -88,6 +88,8 @@ folder=$home
 # start <name> <shell script>: what goes on beside the rest. What it says is in a file.
 start() {
     said=$root/root/$1.log
+    # Not what another has said before.
+    : >"$said"
     # In a process group of its own, which ends as one.
     set -m
     reader "$2" </dev/null >"$said" 2>&1 &
