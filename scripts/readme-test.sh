@@ -122,7 +122,7 @@ apt update
 apt install git make sudo nodejs npm curl ca-certificates
 inside useradd --shell /bin/bash ann
 echo 'ann ALL=(ALL) NOPASSWD: ALL' >"$root/etc/sudoers.d/ann"
-echo "127.0.0.1 localhost $(hostname)" >"$root/etc/hosts"
+printf '127.0.0.1 localhost %s\n::1 localhost\n' "$(hostname)" >"$root/etc/hosts"
 mkdir -p "$root$home"/{.cargo,app}
 mount --bind "$kept/cargo" "$root$home/.cargo"
 inside chown -R ann: "$home/.cargo" "$home/app" /srv/pg_tide
@@ -132,6 +132,7 @@ mkdir "$root$clone/target"
 mount --bind "$kept/target" "$root$clone/target"
 rm -rf "$kept"/target/{run,deb}
 inside chown -R ann: "$clone/target"
+# shellcheck disable=SC2016
 reader 'echo "Node $(node --version), npm $(npm --version), $(cargo --version)"'
 
 step "$(commands 1)"

@@ -92,11 +92,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Browsers send an origin; Node's libraries name no program, or Node. Others name theirs, and read
-/// the answer.
+/// Browsers send an origin; libraries for JavaScript elsewhere name no program, or what it runs on.
+/// Others name theirs, and read the answer.
 fn hides_answers(headers: &HeaderMap) -> bool {
-    let agent = headers.get(USER_AGENT).map(HeaderValue::as_bytes);
-    headers.contains_key(ORIGIN) || agent.is_none_or(|agent| agent.starts_with(b"node"))
+    const RUNTIMES: [&[u8]; 3] = [b"node", b"Deno/", b"Bun/"];
+    let Some(agent) = headers.get(USER_AGENT).map(HeaderValue::as_bytes) else { return true };
+    headers.contains_key(ORIGIN) || RUNTIMES.iter().any(|runtime| agent.starts_with(runtime))
 }
 
 impl Farewell {
@@ -148,6 +149,7 @@ mod tests {
         for told in [
             &[][..],
             &[("user-agent", "node")],
+            &[("user-agent", "Deno/2.6.0")],
             &[("user-agent", "Mozilla/5.0"), ("origin", "https://app.example")],
         ] {
             assert!(hides_answers(&headers(told)), "{told:?}");
