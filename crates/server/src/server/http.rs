@@ -224,6 +224,7 @@ impl Front {
         switch(accept)
     }
 
+    /// Who a request is of that is no handshake.
     async fn identify(&self, request: &Parts) -> Result<Credentials, Refusal> {
         let key = request_key(request.uri.query().unwrap_or_default(), &request.headers);
         identity::of_handshake(&self.context, key.as_deref()).await
@@ -234,7 +235,9 @@ impl Front {
         if error == HandshakeError::NotWebsocket
             && let Err(refusal) = self.identify(request).await
         {
-            return failure(refusal.status(), &refusal.to_string());
+            let reason = refusal.to_string();
+            self.count(refusal.of_connection(), &reason);
+            return failure(refusal.status(), &reason);
         }
         let (status, kind) = match error {
             HandshakeError::Origin => (StatusCode::FORBIDDEN, RefusedConnection::Origin),
