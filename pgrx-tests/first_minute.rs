@@ -138,7 +138,8 @@ fn create_extension_does_not_name_a_port_that_somebody_else_has() {
 #[test]
 fn an_error_has_no_backtrace_whatever_the_server_is_told() {
     // All servers of the tests have RUST_BACKTRACE set.
-    let mut sql = Cluster::shared().database("first_minute_backtrace").sql();
+    let database = Cluster::shared().database("first_minute_backtrace");
+    let mut sql = database.sql();
     sql.batch_execute("create table t (id int primary key); select tide.create_schema('ds')")
         .unwrap();
     let mut detail = |statement: &str| {
