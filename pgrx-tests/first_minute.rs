@@ -100,26 +100,84 @@ fn recent_shows_the_last_events() {
 fn create_extension_ends_with_the_url_and_the_next_step() {
     let database = Database::without_extension(Cluster::shared(), "first_minute_notice", &[]);
 
-    let output = crate::support::cluster::as_owner("psql")
-        .args([
-            "-X",
-            "-U",
-            "postgres",
-            "-d",
-            &database.name,
-            "-c",
-            "create extension pg_tide",
-            "-h",
-        ])
-        .arg(database.cluster.host())
-        .output()
-        .unwrap();
+    let notice = create_extension(&database);
 
-    let notice = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{notice}");
     assert!(notice.contains("NOTICE"), "{notice}");
     assert!(notice.contains(&format!("http://localhost:{}", database.port)), "{notice}");
     assert!(notice.contains("tide.publish"), "{notice}");
+}
+
+/// What psql shows of it.
+fn create_extension(database: &Database<'_>) -> String {
+    let create = ["-d", &database.name, "-c", "create extension pg_tide"];
+    let output = crate::support::cluster::as_owner("psql")
+        .args(["-X", "-U", "postgres", "-h"])
+        .arg(database.cluster.host())
+        .args(create)
+        .output()
+        .unwrap();
+    let notice = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{notice}");
+    notice
+}
+
+#[test]
+fn create_extension_does_not_name_a_port_that_somebody_else_has() {
+    let database = Database::without_extension(Cluster::shared(), "first_minute_taken", &[]);
+    let port = database.port;
+    let taken = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+
+    let notice = create_extension(&database);
+
+    assert!(notice.contains(&format!("something else listens on port {port} already")), "{notice}");
+    assert!(notice.contains("alter database first_minute_taken set tide.port = "), "{notice}");
+    assert!(!notice.contains("http://"), "{notice}");
+    drop(taken);
+}
+
+#[test]
+fn an_error_has_no_backtrace_whatever_the_server_is_told() {
+    // All servers of the tests have RUST_BACKTRACE set.
+    let database = Cluster::shared().database("first_minute_backtrace");
+    let mut sql = database.sql();
+    sql.batch_execute("create table t (id int primary key); select tide.create_schema('ds')")
+        .unwrap();
+    let mut detail = |statement: &str| {
+        let error = sql.batch_execute(statement).unwrap_err();
+        error.as_db_error().unwrap().detail().unwrap_or_default().to_owned()
+    };
+
+    let no_outbox = detail("select tide.adopt_outbox('t')");
+    let denied = detail("set role anon; select tide.record_set('a/b', '1')");
+
+    assert!(no_outbox.contains("column \"channel\" is missing"), "{no_outbox}");
+    assert!(!no_outbox.contains('\n'), "{no_outbox}");
+    assert_eq!(denied, "");
+}
+
+#[test]
+fn an_owner_who_may_not_publish_is_told_what_lets_it() {
+    let database = Cluster::shared().database("first_minute_owner");
+    let mut sql = database.sql();
+    sql.batch_execute(
+        "create table public.first (id int primary key); select tide.publish('first')",
+    )
+    .unwrap();
+    sql.batch_execute(
+        "create role shopkeeper; create schema authorization shopkeeper;
+         set role shopkeeper; create table shopkeeper.goods (id int primary key)",
+    )
+    .unwrap();
+
+    let error = sql.batch_execute("select tide.publish('shopkeeper.goods')").unwrap_err();
+
+    let error = error.as_db_error().unwrap().clone();
+    assert_eq!(error.code().code(), "42501");
+    sql.batch_execute("reset role").unwrap();
+    let (_, hint) = error.hint().unwrap().split_once("from now on: ").unwrap();
+    sql.batch_execute(hint).unwrap();
+    sql.batch_execute("set role shopkeeper; select tide.publish('shopkeeper.goods'); reset role")
+        .unwrap();
 }
 
 #[test]

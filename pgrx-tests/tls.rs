@@ -45,6 +45,45 @@ fn the_servers_own_certificate_serves_until_another_is_named() {
     receives_a_row(&database, &other, 2);
 }
 
+#[test]
+fn files_that_cannot_be_read_are_what_check_names() {
+    let cluster = Cluster::stopped();
+    let own = certificate(&cluster, "server");
+    cluster.configure("ssl_cert_file = 'server.crt'\nssl_key_file = 'server.key'");
+    cluster.resume();
+    let settings = [("tide.ssl", "on"), ("tide.ssl_cert_file", "missing.crt")];
+    let database = Database::without_extension(&cluster, "unreadable", &settings);
+    let mut sql = database.sql();
+    sql.batch_execute("create extension pg_tide; grant authenticated to tide_authenticator")
+        .unwrap();
+    let mut named = |what: &str| {
+        crate::support::wait_until(what, || {
+            let listener = "select problem, fix from tide.check() where item = 'listener'";
+            let row = sql.query_opt(listener, &[]).unwrap()?;
+            let (problem, fix): (Option<String>, Option<String>) = (row.get(0), row.get(1));
+            let (problem, fix) = (problem.unwrap_or_default(), fix.unwrap_or_default());
+            (problem.contains(what) && fix.contains("pg_reload_conf")).then_some(problem)
+        })
+    };
+
+    let certificate_missing = named("missing.crt");
+    let mut sql = database.sql();
+    sql.batch_execute(
+        "alter database unreadable reset tide.ssl_cert_file;
+         alter database unreadable set tide.jwks_file = 'missing.jwks'",
+    )
+    .unwrap();
+    cluster.reload();
+    named("missing.jwks");
+    sql.batch_execute("alter database unreadable reset tide.jwks_file").unwrap();
+    cluster.reload();
+
+    assert!(certificate_missing.starts_with("no client can connect: "), "{certificate_missing}");
+    crate::support::wait_until("clients are let in", || {
+        connect(&database, &own, &database.token("authenticated"))
+    });
+}
+
 /// Joins over TLS, as soon as that is possible with the certificate, and sees a row arrive.
 fn receives_a_row(database: &Database<'_>, certificate: &CertificateDer<'static>, id: i64) {
     let token = database.token("authenticated");

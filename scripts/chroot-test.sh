@@ -42,9 +42,7 @@ if [ "${TIDE_CHROOT_INSIDE:-}" != 1 ]; then
         "$0" "$PG" "$@"
 fi
 
-mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
-mount -t tmpfs tmpfs "$root/tmp"
+mount_system "$root"
 mount --bind "$cargo" "$root/cargo"
 mount --bind "$rustup" "$root/rustup"
 for variable in $(compgen -e); do

@@ -30,53 +30,19 @@ step() {
     echo "== $*"
 }
 
-# The bare folder is kept; each test has a copy.
 if [ "${TIDE_DEB_TEST_INSIDE:-}" != 1 ]; then
     [ -e "$target/deb/$deb" ] || fail "no $target/deb/$deb: make deb"
-    if [ ! -e "$bare/made" ]; then
-        make_debian "$suite" "$bare" ca-certificates
-        touch "$bare/made"
-    fi
-    rm -rf --one-file-system "$root"
-    cp -a --reflink=auto "$bare" "$root"
-    lend_network "$root"
+    copy_bare_debian "$suite" "$bare" "$root"
     cp "$target/deb/$deb" "$root/root/"
     TIDE_DEB_TEST_INSIDE=1 unshare --mount --pid --fork --kill-child --propagation private "$0"
     rm -rf --one-file-system "$root"
     exit
 fi
 
-mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
-mount -t tmpfs tmpfs "$root/tmp"
-
-# Runs something in the folder, with nothing of this machine's settings but the way to the network.
-environment=(PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 DEBIAN_FRONTEND=noninteractive)
-for variable in http_proxy https_proxy no_proxy; do
-    [ -z "${!variable:-}" ] || environment+=("$variable=${!variable}")
-done
-inside() {
-    env -i "${environment[@]}" chroot "$root" "$@"
-}
-
-# What apt says is of interest only if it fails.
-apt() {
-    local log=$root/root/apt.log
-    inside apt-get -y --no-install-recommends "$@" >"$log" 2>&1 || { cat "$log" >&2; fail "apt-get $*"; }
-}
+mount_system "$root"
 
 psql() {
     inside runuser -u postgres -- psql -XqAt -v ON_ERROR_STOP=1 -d postgres "$@"
-}
-
-wait_for() {
-    local what=$1 tries=0
-    shift
-    until "$@"; do
-        tries=$((tries + 1))
-        [ "$tries" -lt 300 ] || fail "$what"
-        sleep 0.1
-    done
 }
 
 # Called by name.
@@ -144,8 +110,7 @@ inside dpkg -L "$package" >"$root/root/files"
 inside pg_lsclusters
 
 step "create extension"
-# A port that nobody here listens on.
-port=$(node -e 'const s = require("net").createServer().listen(0, () => { console.log(s.address().port); s.close() })')
+port=$(free_port)
 settings=$root/etc/postgresql/$PG/main/conf.d/pg_tide.conf
 cat >"$settings" <<CONF
 shared_preload_libraries = 'pg_tide'

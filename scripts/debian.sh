@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# A folder with a Debian in it, made by debootstrap: for chroot-test.sh and deb-test.sh, which source
-# this.
+# A folder with a Debian in it, made by debootstrap: for chroot-test.sh, deb-test.sh and readme-test.sh,
+# which source this.
 
 # The release of Debian that has this Postgres.
 suite_of() {
@@ -44,4 +44,63 @@ lend_network() {
     cp /etc/resolv.conf "$root/etc/resolv.conf"
     # A machine behind a gateway with certificates of its own needs them in there too.
     if [ -e "$bundle" ] && [ -e "$root$bundle" ]; then cp -L "$bundle" "$root$bundle"; fi
+}
+
+# copy_bare_debian <suite> <bare folder> <folder>: the bare folder is kept, and each test has a copy.
+copy_bare_debian() {
+    local suite=$1 bare=$2 root=$3
+    if [ ! -e "$bare/made" ]; then
+        make_debian "$suite" "$bare" ca-certificates
+        touch "$bare/made"
+    fi
+    rm -rf --one-file-system "$root"
+    cp -a --reflink=auto "$bare" "$root"
+    lend_network "$root"
+}
+
+# What a folder needs to run something; in a mount namespace that ends with the test.
+mount_system() {
+    local root=$1
+    mount -t proc proc "$root/proc"
+    mount --rbind /dev "$root/dev"
+    mount -t tmpfs tmpfs "$root/tmp"
+}
+
+# Runs something in the folder $root, with nothing of this machine's settings but the way to the
+# network.
+inside() {
+    local variable environment
+    environment=(PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 DEBIAN_FRONTEND=noninteractive)
+    for variable in http_proxy https_proxy no_proxy; do
+        [ -z "${!variable:-}" ] || environment+=("$variable=${!variable}")
+    done
+    # Sourced where it is set.
+    # shellcheck disable=SC2154
+    env -i "${environment[@]}" chroot "$root" "$@"
+}
+
+# apt-get in the folder. What it says is of interest only if it fails.
+apt() {
+    local log=$root/root/apt.log
+    inside apt-get -y --no-install-recommends "$@" >"$log" 2>&1 || { cat "$log" >&2; fail "apt-get $*"; }
+}
+
+# A port that nobody on this machine listens on, which the folder has its network from.
+free_port() {
+    local port
+    for port in $(seq 14000 14999); do
+        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
+    done
+    echo "$port"
+}
+
+# wait_for <what failed if it does not come> <command...>: for half a minute, or $patience seconds.
+wait_for() {
+    local what=$1 tries=0
+    shift
+    until "$@"; do
+        tries=$((tries + 1))
+        [ "$tries" -lt $((10 * ${patience:-30})) ] || fail "$what"
+        sleep 0.1
+    done
 }

@@ -168,7 +168,7 @@ Try it: open the page, then in psql
 
   insert into orders (item) values ('a boat');
 
-In an application (npm install @supabase/realtime-js ws):
+In an application, such as app.mjs (npm install @supabase/realtime-js ws):
 
   import { RealtimeClient } from '@supabase/realtime-js'
   import WebSocket from 'ws'
@@ -178,7 +178,7 @@ In an application (npm install @supabase/realtime-js ws):
   })
   client.channel('demo')
     .on('postgres_changes', { event: '*', schema: 'public', table: 'orders' }, console.log)
-    .subscribe((status) => console.log(status))
+    .subscribe(console.log)
 
 Ctrl-C stops it.
 TEXT

@@ -32,14 +32,19 @@ install_missing() {
     fi
     echo "Installing:$missing"
     as_root apt-get update -q
-    # The server's package would make and start a cluster of its own, which nothing here uses.
+    # The server's package would make and start a cluster of its own, which nothing here uses. Another
+    # package that is installed later may.
+    no_cluster=/etc/postgresql-common/createcluster.d/pg_tide.conf
     if [ ! -e /etc/postgresql-common ]; then
-        as_root mkdir -p /etc/postgresql-common/createcluster.d
-        echo 'create_main_cluster = false' |
-            as_root tee /etc/postgresql-common/createcluster.d/pg_tide.conf >/dev/null
+        as_root mkdir -p "${no_cluster%/*}"
+        echo 'create_main_cluster = false' | as_root tee "$no_cluster" >/dev/null
     fi
+    status=0
     # shellcheck disable=SC2086
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing ||
+        status=$?
+    [ ! -e "$no_cluster" ] || as_root rm -f "$no_cluster"
+    [ "$status" = 0 ] || exit "$status"
     missing=
 }
 

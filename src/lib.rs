@@ -35,6 +35,7 @@ pub extern "C-unwind" fn _PG_init() {
     let (upgrading, preloading) =
         unsafe { (pg_sys::IsBinaryUpgrade, pg_sys::process_shared_preload_libraries_in_progress) };
     // pg_upgrade wants its servers quiet.
+    backend::report::without_backtraces();
     if upgrading || !preloading {
         return;
     }

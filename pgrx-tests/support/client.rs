@@ -6,6 +6,8 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tungstenite::client::IntoClientRequest;
+use tungstenite::http::HeaderValue;
 use tungstenite::protocol::WebSocketConfig;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Error, Message, WebSocket};
@@ -59,9 +61,12 @@ impl Client {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let url = format!("ws://localhost:{port}{path}");
+        let mut request = url.into_client_request().map_err(|error| refused(&error))?;
+        // Who says a name of its own is refused over HTTP.
+        request.headers_mut().insert("user-agent", HeaderValue::from_static("pg_tide tests"));
         // What the server sends is never too large.
         let config = WebSocketConfig::default().max_message_size(None).max_frame_size(None);
-        match tungstenite::client::client_with_config(url, stream, Some(config)) {
+        match tungstenite::client::client_with_config(request, stream, Some(config)) {
             Ok((socket, _)) => Ok(Client { socket, version, next_ref: 1, passed: VecDeque::new() }),
             Err(tungstenite::HandshakeError::Failure(Error::Http(response))) => Err(Refusal {
                 status: response.status().as_u16(),

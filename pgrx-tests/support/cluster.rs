@@ -149,6 +149,8 @@ impl Cluster {
         };
         command.args(["start", "-w", "-t", "60", "-s", "-D"]).arg(self.data());
         command.arg("-l").arg(self.dir.join("log"));
+        // As many have it in their environment: what errors say must not depend on it.
+        command.env("RUST_BACKTRACE", "1");
         let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
         Output { status, stdout: Vec::new(), stderr: Vec::new() }
     }

@@ -113,6 +113,12 @@ begin
     perform tide._lock_publications();
     select p.* into publication from pg_publication as p where p.pubname = tide._publication();
     if not found then
+        if not has_database_privilege(current_database(), 'CREATE') then
+            raise exception using
+                errcode = 'insufficient_privilege',
+                message = format('permission denied to make publication "%s"', tide._publication()),
+                hint = format('As a superuser: grant create on database %I to %I;', current_database(), current_user);
+        end if;
         begin
             execute format('create publication %I with (publish_via_partition_root = true)',
                            tide._publication());
@@ -152,6 +158,13 @@ begin
         if not publication.puballtables
            and not exists (select from pg_publication_rel as r
                            where r.prpubid = publication.oid and r.prrelid = relation) then
+            if not pg_has_role(publication.pubowner, 'USAGE') then
+                raise exception using
+                    errcode = 'insufficient_privilege',
+                    message = format('must be owner of publication "%s"', publication.pubname),
+                    hint = format('As a superuser: select tide.publish(%L); or, for it to do so by itself from now on: grant create on database %I to %I; alter publication %I owner to %I;',
+                                  relation, current_database(), current_user, publication.pubname, current_user);
+            end if;
             execute format('alter publication %I add table %s', publication.pubname, relation);
         end if;
         if publication.pubupdate or publication.pubdelete then

@@ -119,8 +119,17 @@ begin
     return query select
         'listener', status.url is not null and status.listener_error is null,
         coalesce(status.listener_error, 'tide.port is 0, or tide.listen_addresses is empty'),
-        format('alter database %I set tide.port = %s; select tide.restart_worker();',
-               current_database(), current_setting('tide.port')::integer % 65535 + 1);
+        case
+            when status.listener_error like 'could not resolve %'
+                 or status.listener_error is null and current_setting('tide.port')::integer <> 0 then
+                format('alter database %I set tide.listen_addresses = ''localhost''; select tide.restart_worker();',
+                       current_database())
+            when coalesce(status.listener_error, 'could not bind ') like 'could not bind %' then
+                -- Those below are the operating system's own.
+                format('alter database %I set tide.port = %s; select tide.restart_worker();', current_database(),
+                       greatest(current_setting('tide.port')::integer % 65535 + 1, 4000))
+            else 'Mend what it names, or have the setting name another; then: select pg_reload_conf();'
+        end;
     return query select
         'tide.max_connections',
         status.connection_limit >= current_setting('tide.max_connections')::integer,

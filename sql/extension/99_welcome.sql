@@ -1,3 +1,7 @@
+create function tide._port_is_free(host text, port integer) returns boolean
+language c volatile strict parallel unsafe
+as 'MODULE_PATHNAME', 'tide_port_is_free_wrapper';
+
 -- CREATE EXTENSION lets only warnings through, until it ends.
 set local client_min_messages = notice;
 
@@ -6,7 +10,9 @@ declare
     host text := coalesce((tide._names(pg_catalog.current_setting('tide.listen_addresses')))[1], 'localhost');
     port integer := pg_catalog.current_setting('tide.port');
     rival name;
+    next integer;
 begin
+    host := case when host = '*' then '0.0.0.0' else host end;
     -- A database of this cluster that listens on the same port.
     select d.datname into rival
     from pg_catalog.pg_replication_slots as r
@@ -21,12 +27,24 @@ begin
                    (select g.boot_val from pg_catalog.pg_settings as g where g.name = 'tide.port')
                   ) = port::pg_catalog.text
     limit 1;
-    if found then
+    -- A worker that is there already, as after DROP EXTENSION in the same transaction, listens itself.
+    if rival is not null
+       or port <> 0 and coalesce((tide._worker_status() ->> 'pid')::pg_catalog.int4, 0) = 0
+          and not tide._port_is_free(host, port) then
+        select p into next
+        from pg_catalog.generate_series(port + 1, 65535) as p
+        where tide._port_is_free(host, p)
+        limit 1;
         raise notice using
-            message = pg_catalog.format('database "%s" has port %s already: this one needs a port of its own',
-                                        rival, port),
+            message = case
+                when rival is null
+                    then pg_catalog.format('something else listens on port %s already: this database needs another',
+                                           port)
+                else pg_catalog.format('database "%s" has port %s already: this one needs a port of its own',
+                                       rival, port)
+            end,
             hint = pg_catalog.format('Next: alter database %I set tide.port = %s; select tide.restart_worker();',
-                                     pg_catalog.current_database(), port % 65535 + 1);
+                                     pg_catalog.current_database(), next);
         return;
     end if;
     raise notice using
@@ -36,3 +54,5 @@ begin
         hint = 'Next: select tide.publish(''my_table''); and then: select * from tide.check() where not ok;';
 end
 $$;
+
+drop function tide._port_is_free(text, integer);

@@ -1,6 +1,8 @@
 //! The SQL functions that are more than SQL. What users call is declared, described and granted in
 //! `sql/extension/`.
 
+use std::io::ErrorKind;
+use std::net::{TcpListener, ToSocketAddrs};
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -77,6 +79,18 @@ fn unanswering(state: WorkerState) -> &'static str {
         WorkerState::Starting | WorkerState::Running => "starting",
         WorkerState::Stalled => "stalled",
     }
+}
+
+/// Whether a worker could listen on this port: nobody else does. For the end of CREATE EXTENSION, which
+/// the worker is started after.
+#[pg_extern]
+fn tide_port_is_free(host: &str, port: i32) -> bool {
+    let Ok(port) = u16::try_from(port) else { return false };
+    // A name that leads nowhere is for tide.check() to tell of.
+    let Ok(mut addresses) = (host, port).to_socket_addrs() else { return true };
+    !addresses.any(|address| {
+        TcpListener::bind(address).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+    })
 }
 
 /// Has the worker of this database read its settings again. False: there is none to be.

@@ -361,7 +361,7 @@ impl OutboxCleaner {
         let outbox = self.outbox(table);
         outbox.backoff.failed_after(Duration::ZERO);
         if outbox.last_error.as_ref() != Some(&message) {
-            log::warn!("the outbox with oid {table} cannot be tended for now: {message}");
+            log::warn!("the outbox {table}::regclass cannot be tended for now: {message}");
             outbox.last_error = Some(message);
         }
     }

@@ -288,39 +288,51 @@ impl Clients {
 
     /// Settings, secrets, keys and certificates are exchanged without cutting anybody off.
     async fn follow(&mut self, context: &ServerContext, tls: watch::Sender<Option<TlsAcceptor>>) {
+        let mut is_complete = true;
         loop {
             tokio::select! {
                 () = self.reload.notified() => {}
                 changed = self.settings.changed() => if changed.is_err() {
                     return std::future::pending().await;
                 },
+                () = tokio::time::sleep(RETRY * 10), if !is_complete => {}
             }
             self.config = Arc::clone(&self.settings.borrow_and_update().config);
             context.set_config(&self.config);
-            context.set_verifier(self.verifier().await);
-            if !self.config.ssl {
-                continue;
-            }
-            match self.acceptor() {
-                Ok(acceptor) => {
-                    tls.send_replace(Some(acceptor));
+            let mut problems = Vec::new();
+            match self.try_verifier().await {
+                Ok(verifier) => context.set_verifier(verifier),
+                Err(problem) => {
+                    problems.push(format!("tokens are verified as they were before: {problem}"));
                 }
-                Err(problem) => log::warn!("the certificate stays as it was: {problem}"),
             }
+            // The secret is the database's, which may not be ready; files are looked at by the worker.
+            is_complete = problems.is_empty();
+            if self.config.ssl {
+                match self.acceptor() {
+                    Ok(acceptor) => {
+                        tls.send_replace(Some(acceptor));
+                    }
+                    Err(problem) => {
+                        problems.push(format!("the certificate stays as it was: {problem}"));
+                    }
+                }
+            }
+            self.listener.set_obstacle((!problems.is_empty()).then(|| problems.join("; ")));
         }
     }
 
     /// Waits until there is something to verify tokens by.
     async fn verifier(&self) -> Verifier {
-        let mut told = None;
         loop {
             match self.try_verifier().await {
-                Ok(verifier) => return verifier,
+                Ok(verifier) => {
+                    self.listener.set_obstacle(None);
+                    return verifier;
+                }
                 Err(problem) => {
-                    if told.as_ref() != Some(&problem) {
-                        log::warn!("clients cannot be let in yet: {problem}");
-                        told = Some(problem);
-                    }
+                    let obstacle = format!("clients cannot be let in yet: {problem}");
+                    self.listener.set_obstacle(Some(obstacle));
                     tokio::time::sleep(RETRY).await;
                 }
             }
@@ -343,15 +355,14 @@ impl Clients {
         if !self.config.ssl {
             return None;
         }
-        let mut told = None;
         loop {
             match self.acceptor() {
-                Ok(acceptor) => return Some(acceptor),
+                Ok(acceptor) => {
+                    self.listener.set_obstacle(None);
+                    return Some(acceptor);
+                }
                 Err(problem) => {
-                    if told.as_ref() != Some(&problem) {
-                        log::warn!("no client can connect: {problem}");
-                        told = Some(problem);
-                    }
+                    self.listener.set_obstacle(Some(format!("no client can connect: {problem}")));
                     tokio::time::sleep(RETRY).await;
                 }
             }

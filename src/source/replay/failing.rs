@@ -65,7 +65,7 @@ impl Replay {
     /// A message could not be made an event.
     pub(crate) fn unsaid(&mut self, position: Position, unsaid: Unsaid, sqlstate: &str) {
         let message = match &unsaid.row {
-            Some(row) => format!("could not decode a row of the outbox with oid {}", row.table),
+            Some(row) => format!("could not decode a row of the outbox {}::regclass", row.table),
             None => "could not decode a message".to_owned(),
         };
         self.log.write(&format!("{message} (SQLSTATE {sqlstate})"));

@@ -461,9 +461,9 @@ impl std::fmt::Display for Subject {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Subject::Rows(oid) | Subject::Object(Object::Table(oid)) => {
-                write!(f, "the table with oid {oid}")
+                write!(f, "the table {oid}::regclass")
             }
-            Subject::Object(Object::Schema(oid)) => write!(f, "the schema with oid {oid}"),
+            Subject::Object(Object::Schema(oid)) => write!(f, "the schema {oid}::regnamespace"),
         }
     }
 }

@@ -136,7 +136,7 @@ pub(super) fn refuse(message: &Message, why: &str, at: Lsn, stats: &Stats, recei
     if count.is_power_of_two() {
         let table = message.row.as_ref().map_or(0, |row| row.table);
         log::warn!(
-            "a message in the outbox with oid {table} is for no channel, or for one of pg_tide's own (SQLSTATE {why}): not published, and kept ({count} so far)"
+            "a message in the outbox {table}::regclass is for no channel, or for one of pg_tide's own (SQLSTATE {why}): not published, and kept ({count} so far)"
         );
     }
 }

@@ -95,10 +95,8 @@ impl Plans {
                 let before = effort.total();
                 let (plan, policy) =
                     self.plan(group, &change.relation, event_ref.seq, context.entitlements)?;
-                if plan.is_outdated {
-                    if event_ref.event.position > context.made {
-                        return Err(Missing::Basis);
-                    }
+                if plan.is_outdated && event_ref.event.position > context.made {
+                    return Err(Missing::Basis);
                 }
                 // From before the table was what it is now: what can be compared is.
                 if !plan.concerns(group, change, &images, effort) {

@@ -156,7 +156,7 @@ impl PolicyState {
         stats.policy_failures_total.inc();
         if !self.told {
             log::warn!(
-                "a policy of the table with oid {table} failed for role {role}: SQLSTATE {sqlstate}"
+                "a policy of the table {table}::regclass failed for role {role}: SQLSTATE {sqlstate}"
             );
         }
         if let Some(seq) = self.awaited {

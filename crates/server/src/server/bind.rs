@@ -26,6 +26,7 @@ pub struct Listener {
 struct State {
     url: Option<String>,
     error: Option<String>,
+    obstacle: Option<String>,
 }
 
 impl Listener {
@@ -34,9 +35,24 @@ impl Listener {
         self.lock().url.clone()
     }
 
-    /// Why there is none, or not on every address.
+    /// Why there is none, or not on every address, or not as the settings say.
     pub fn error(&self) -> Option<String> {
-        self.lock().error.clone()
+        let state = self.lock();
+        let problems: Vec<&str> =
+            [&state.obstacle, &state.error].into_iter().flatten().map(String::as_str).collect();
+        (!problems.is_empty()).then(|| problems.join("; "))
+    }
+
+    /// What keeps clients out, or the secrets, keys and certificates that the settings name from
+    /// being used. Told in the log when it is new.
+    pub fn set_obstacle(&self, obstacle: Option<String>) {
+        let mut state = self.lock();
+        if let Some(obstacle) = &obstacle
+            && state.obstacle.as_ref() != Some(obstacle)
+        {
+            log::warn!("{obstacle}");
+        }
+        state.obstacle = obstacle;
     }
 
     /// Waits until at least one address can be bound.
@@ -45,12 +61,16 @@ impl Listener {
             let (listeners, errors) = bind_all(config).await;
             let error = (!errors.is_empty()).then(|| errors.join("; "));
             if let Some(error) = &error
-                && self.error().as_ref() != Some(error)
+                && self.lock().error.as_ref() != Some(error)
             {
                 log::warn!("{error}; another tide.port or tide.listen_addresses may help");
             }
             let bound = !listeners.is_empty();
-            *self.lock() = State { url: bound.then(|| url(config)), error };
+            {
+                let mut state = self.lock();
+                state.url = bound.then(|| url(config));
+                state.error = error;
+            }
             if bound {
                 return listeners;
             }

@@ -19,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::connection_slots::ConnectionSlot;
 use super::context::ServerContext;
-use super::http::{self, Front};
+use super::http::{self, Front, Opening};
 use super::read_budget::{Metered, lacks_memory};
 use super::shutdown::stopped;
 use super::{session, writer};
@@ -156,12 +156,22 @@ where
         let _ = socket.write_all(NO_MEMORY.as_bytes()).now_or_never();
     }
     ended.ok()?;
-    match front.admission() {
-        Some(admission) => {
+    match front.opening() {
+        Some(Opening::Admitted(admission)) => {
             // Copied: it is a piece of HTTP's buffer, which is to go.
             let read_ahead = parts.read_buf.to_vec();
             socket.upgrade(&read_ahead, context.config().max_message_size).ok()?;
             Some(Box::pin(session::run(socket, read_ahead, peer, admission, context, stop)))
+        }
+        Some(Opening::Refused(farewell)) => {
+            let read_ahead = parts.read_buf.to_vec();
+            // Its slot goes to others when they need it: it counts as silent.
+            tokio::select! {
+                () = farewell.say(socket, read_ahead) => {}
+                () = stopped(&mut stop) => {}
+                () = slot.evicted() => {}
+            }
+            None
         }
         None => {
             // The peer closed, or was told to: nothing depends on how this ends.

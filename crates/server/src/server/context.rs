@@ -9,6 +9,7 @@ use super::connection_slots::{self, ConnectionSlots};
 use super::findings::Findings;
 use super::grant;
 use super::presence::Rooms;
+use super::refusals::Refusals;
 use super::rest::HttpBroadcasts;
 use super::role::RoleCache;
 use super::single_flight::SingleFlight;
@@ -37,6 +38,7 @@ pub struct ServerContext {
     /// `tide.max_connections` permits, or as many as there are descriptors for.
     pub(super) websockets: Arc<Semaphore>,
     pub(super) slots: Arc<ConnectionSlots>,
+    pub(super) refusals: Refusals,
 }
 
 impl ServerContext {
@@ -66,6 +68,7 @@ impl ServerContext {
             http_broadcasts: HttpBroadcasts::default(),
             websockets: Arc::new(Semaphore::new(limit)),
             slots: Arc::new(ConnectionSlots::new(limits.waiting, limits.opening, handshakes)),
+            refusals: Refusals::default(),
         }
     }
 

@@ -11,11 +11,13 @@ use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use super::connection_slots::{ConnectionSlot, Work};
 use super::context::ServerContext;
 use super::credentials::Credentials;
 use super::handshake::{Handshake, HandshakeError};
+use super::refusals::Farewell;
 use super::route::Route;
 use super::{handshake, identity, page, rest};
 use crate::allowance::Share;
@@ -35,6 +37,14 @@ pub(super) struct Admission {
     pub(super) memory: Share,
 }
 
+/// What has become of a request for a websocket that was answered by "switching protocols".
+#[derive(Debug)]
+pub(super) enum Opening {
+    Admitted(Admission),
+    /// It is opened for no more than to say why it is closed.
+    Refused(Farewell),
+}
+
 /// Bytes of an idle websocket: its task and buffers, and what the hub has of it; with TLS, its state
 /// besides.
 const WEBSOCKET: usize = 6 << 10;
@@ -50,7 +60,7 @@ pub(super) struct Front {
     context: Arc<ServerContext>,
     peer: SocketAddr,
     slot: Arc<ConnectionSlot>,
-    admission: Mutex<Option<Admission>>,
+    opening: Mutex<Option<Opening>>,
 }
 
 type HttpAnswer = Response<Full<Bytes>>;
@@ -61,12 +71,21 @@ impl Front {
         peer: SocketAddr,
         slot: Arc<ConnectionSlot>,
     ) -> Front {
-        Front { context, peer, slot, admission: Mutex::new(None) }
+        Front { context, peer, slot, opening: Mutex::new(None) }
     }
 
     /// Set once the last answer was "switching protocols".
-    pub(super) fn admission(&self) -> Option<Admission> {
-        self.admission.lock().unwrap_or_else(PoisonError::into_inner).take()
+    pub(super) fn opening(&self) -> Option<Opening> {
+        self.opening.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn opens(&self, opening: Opening) {
+        *self.opening.lock().unwrap_or_else(PoisonError::into_inner) = Some(opening);
+    }
+
+    fn count(&self, kind: RefusedConnection, reason: &str) {
+        self.context.stats.refused_connection(kind).inc();
+        self.context.refusals.log(kind, self.peer.ip().to_canonical(), reason);
     }
 
     pub(super) async fn answer(&self, request: Request<Incoming>) -> HttpAnswer {
@@ -114,8 +133,8 @@ impl Front {
     }
 
     fn no_place(&self) -> HttpAnswer {
-        self.context.stats.refused_connection(RefusedConnection::Limit).inc();
         let reason = "too many clients are connecting at the moment, try again";
+        self.count(RefusedConnection::Limit, reason);
         failure(StatusCode::SERVICE_UNAVAILABLE, reason)
     }
 
@@ -167,22 +186,25 @@ impl Front {
             Err(error) => return self.refuse_handshake(error),
         };
         let Ok(permit) = Arc::clone(&self.context.websockets).try_acquire_owned() else {
-            self.context.stats.refused_connection(RefusedConnection::Limit).inc();
-            return failure(StatusCode::TOO_MANY_REQUESTS, "Too many connected users");
+            let reason = "Too many connected users";
+            self.count(RefusedConnection::Limit, reason);
+            let status = StatusCode::TOO_MANY_REQUESTS;
+            return self.tell(request, status, reason.to_owned());
         };
         let credentials =
             match identity::of_handshake(&self.context, handshake.api_key.as_deref()).await {
                 Ok(credentials) => credentials,
                 Err(refusal) => {
-                    self.context.stats.refused_connection(refusal.of_connection()).inc();
-                    return failure(refusal.status(), &refusal.to_string());
+                    let reason = refusal.to_string();
+                    self.count(refusal.of_connection(), &reason);
+                    return self.tell(request, refusal.status(), reason);
                 }
             };
         let mut memory = self.context.share(Kind::Connections);
         let tls = if self.context.config().ssl { TLS } else { 0 };
         if !memory.grow(WEBSOCKET + tls + credentials.memory()) {
-            self.context.stats.refused_connection(RefusedConnection::Memory).inc();
             let reason = "there is no memory for more connections, try again";
+            self.count(RefusedConnection::Memory, reason);
             return failure(StatusCode::SERVICE_UNAVAILABLE, reason);
         }
         let accept = match handshake::accept(&request.headers) {
@@ -191,13 +213,28 @@ impl Front {
         };
         let (vsn, user_agent) = (handshake.vsn, handshake.user_agent);
         let admission = Admission { credentials, vsn, user_agent, permit, memory };
-        *self.admission.lock().unwrap_or_else(PoisonError::into_inner) = Some(admission);
+        self.opens(Opening::Admitted(admission));
         work.stays();
         switch(&accept)
     }
 
+    /// Says why a client is refused, where its library lets it read that.
+    fn tell(&self, request: &Parts, status: StatusCode, reason: String) -> HttpAnswer {
+        let Ok(accept) = handshake::accept(&request.headers) else {
+            return failure(status, &reason);
+        };
+        if !self.context.refusals.are_told(self.peer.ip().to_canonical(), &request.headers) {
+            return failure(status, &reason);
+        }
+        let is_passing =
+            matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        let code = if is_passing { CloseCode::Again } else { CloseCode::Policy };
+        self.opens(Opening::Refused(Farewell { code, reason }));
+        switch(&accept)
+    }
+
     fn refuse_handshake(&self, error: HandshakeError) -> HttpAnswer {
-        let (status, reason) = match error {
+        let (status, kind) = match error {
             HandshakeError::Origin => (StatusCode::FORBIDDEN, RefusedConnection::Origin),
             HandshakeError::NotWebsocket | HandshakeError::Version => {
                 (StatusCode::UPGRADE_REQUIRED, RefusedConnection::Handshake)
@@ -206,8 +243,9 @@ impl Front {
                 (StatusCode::BAD_REQUEST, RefusedConnection::Handshake)
             }
         };
-        self.context.stats.refused_connection(reason).inc();
-        let mut answer = failure(status, &error.to_string());
+        let reason = error.to_string();
+        self.count(kind, &reason);
+        let mut answer = failure(status, &reason);
         if status == StatusCode::UPGRADE_REQUIRED {
             let headers = answer.headers_mut();
             headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));

@@ -25,6 +25,7 @@ mod page;
 mod pending;
 mod presence;
 mod read_budget;
+mod refusals;
 mod rest;
 mod role;
 mod route;

@@ -2,19 +2,29 @@
 
 use std::time::Duration;
 
+use futures_util::SinkExt;
 use serde_json::{Value, json};
 use tide_feed::config::Config;
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::Error as SocketError;
+use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 
 use super::world::{Client, World, config, token};
 use crate::server::tls;
 use crate::server::tls::tests::Certificate;
+use crate::stats::RefusedConnection;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// The status and the error of a refused handshake.
+/// The status and the error of a refused handshake. Who was told over a websocket asks again, and is
+/// told the same.
 async fn refusal(world: &World, path: &str) -> (u16, String) {
+    if let Ok(client) = world.client_at(path).await
+        && let Some((code, told)) = farewell(client).await
+    {
+        let (status, error) = Box::pin(refusal(world, path)).await;
+        assert_eq!((code, told), (if status == 429 { 1013 } else { 1008 }, error.clone()));
+        return (status, error);
+    }
     match world.client_at(path).await {
         Err(SocketError::Http(answer)) => {
             let body = answer.body().clone().unwrap_or_default();
@@ -24,6 +34,59 @@ async fn refusal(world: &World, path: &str) -> (u16, String) {
         Err(other) => panic!("{other}"),
         Ok(_) => (101, String::new()),
     }
+}
+
+/// What a websocket is closed with, if it was opened for that alone.
+async fn farewell(mut client: Client<TcpStream>) -> Option<(u16, String)> {
+    let _ = client.socket.send(Message::Ping("there?".into())).await;
+    match client.message().await {
+        Some(Ok(Message::Close(Some(close)))) => {
+            Some((close.code.into(), close.reason.to_string()))
+        }
+        _ => None,
+    }
+}
+
+/// The status that a client's library gets which reads answers over HTTP, as it says by its name.
+async fn status(world: &World, path: &str, headers: &str) -> u16 {
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: upgrade, close\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
+    );
+    world.http(&request).await.status()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_browser_is_told_over_the_websocket_and_soon_after_over_http() {
+    let world = World::new(Config::default()).await;
+    let path = "/realtime/v1/websocket?apikey=a.b.c&vsn=2.0.0";
+
+    let told = farewell(world.client_at(path).await.unwrap()).await;
+
+    assert_eq!(told, Some((1008, "The token provided is not a valid JWT".into())));
+    assert_eq!(status(&world, path, "Origin: https://app.example\r\n").await, 401);
+    assert_eq!(world.context.stats.refused_connection(RefusedConnection::Unauthorized).get(), 2);
+    assert_eq!(world.context.stats.connections_total.get(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_program_that_says_its_name_is_told_over_http() {
+    let world = World::new(Config::default()).await;
+
+    let answer = status(&world, "/socket/websocket", "User-Agent: Python websockets\r\n").await;
+
+    assert_eq!(answer, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ordinary_get_of_a_websockets_address_says_why_it_would_be_refused() {
+    let world = World::new(Config::default()).await;
+
+    let refused = world.get("/realtime/v1/websocket?apikey=a.b.c").await;
+
+    assert_eq!(refused, (401, r#"{"error":"The token provided is not a valid JWT"}"#.into()));
+    let good = format!("/realtime/v1/websocket?apikey={}", token("web", HOUR));
+    assert_eq!(world.get(&good).await.0, 426);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,16 +149,10 @@ async fn a_full_server_says_so_and_lets_the_next_in_when_somebody_leaves() {
 async fn a_page_of_another_origin_is_refused_where_origins_are_listed() {
     let allowed_origins = vec!["https://app.example".into()];
     let world = World::new(Config { allowed_origins, ..config() }).await;
-    let ask = async |origin: &str| {
-        let request = format!(
-            "GET /socket/websocket HTTP/1.1\r\nHost: x\r\nConnection: upgrade, close\r\n\
-             Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nOrigin: {origin}\r\n\r\n"
-        );
-        world.http(&request).await.status()
-    };
 
-    assert_eq!(ask("https://evil.example").await, 403);
+    let evil = status(&world, "/socket/websocket", "Origin: https://evil.example\r\n").await;
+
+    assert_eq!(evil, 403);
 }
 
 #[tokio::test(flavor = "multi_thread")]
