@@ -69,6 +69,80 @@ begin
 end
 $$;
 
+create or replace function tide._make_publication() returns pg_publication
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    publication pg_publication;
+begin
+    perform tide._lock_publications();
+    select p.* into publication from pg_publication as p where p.pubname = tide._publication();
+    if not found then
+        if not has_database_privilege(current_database(), 'CREATE') then
+            raise exception using
+                errcode = 'insufficient_privilege',
+                message = format('permission denied to make publication "%s"', tide._publication()),
+                hint = format('As a superuser: grant create on database %I to %I;', current_database(), current_user);
+        end if;
+        begin
+            execute format('create publication %I with (publish_via_partition_root = true)',
+                           tide._publication());
+        exception
+            -- Made by another session at this very moment.
+            when duplicate_object or unique_violation then
+                null;
+        end;
+        select p.* into publication from pg_publication as p where p.pubname = tide._publication();
+    end if;
+    return publication;
+end
+$$;
+
+create or replace function tide.publish(variadic tables regclass[]) returns void
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    publication pg_publication;
+    relation regclass;
+    bare regclass;
+begin
+    perform tide._assert_given(tables);
+    foreach relation in array tables loop
+        perform tide._assert_publishable(relation);
+    end loop;
+
+    publication := tide._make_publication();
+    if publication.puballtables then
+        raise notice 'publication "%" has all tables already', publication.pubname;
+    end if;
+
+    foreach relation in array tables loop
+        if not publication.puballtables
+           and not exists (select from pg_publication_rel as r
+                           where r.prpubid = publication.oid and r.prrelid = relation) then
+            if not pg_has_role(publication.pubowner, 'USAGE') then
+                raise exception using
+                    errcode = 'insufficient_privilege',
+                    message = format('must be owner of publication "%s"', publication.pubname),
+                    hint = format('As a superuser: select tide.publish(%L); or, for it to do so by itself from now on: grant create on database %I to %I; alter publication %I owner to %I;',
+                                  relation, current_database(), current_user, publication.pubname, current_user);
+            end if;
+            execute format('alter publication %I add table %s', publication.pubname, relation);
+        end if;
+        if publication.pubupdate or publication.pubdelete then
+            for bare in select tide._without_replica_identity(relation) loop
+                raise warning using
+                    message = format('%s has no replica identity: UPDATE and DELETE on it fail from now on',
+                                     bare),
+                    hint = format('Give it a primary key, or: alter table %s replica identity full;', bare);
+            end loop;
+        end if;
+    end loop;
+end
+$$;
+
 -- pg_dump takes the adopted ones along.
 select pg_catalog.pg_extension_config_dump(
     'tide.outboxes',
@@ -85,7 +159,8 @@ create table tide.channel_policy (
     command text not null,
     roles name[] not null,
     using_condition text,
-    check_condition text
+    check_condition text,
+    constraint channel_policy_is_always_empty check (false)
 );
 
 comment on table tide.channel_policy is
@@ -143,8 +218,7 @@ begin
 exception
     when duplicate_object then
         return null;
-    when undefined_object or undefined_table or undefined_function or undefined_column
-         or insufficient_privilege then
+    when others then
         -- The other policies come back all the same.
         raise warning using
             errcode = sqlstate,
@@ -257,10 +331,16 @@ begin
             end if;
         elsif coalesce(gone.schema_name, gone.object_name) <> 'tide'
               and not starts_with(coalesce(gone.schema_name, gone.object_name), 'pg_') then
-            -- Another table may have its oid some day.
-            perform tide._delete_row('tide.outboxes', o.ctid)
-            from tide.outboxes as o
-            where gone.object_type = 'table' and o.relation = gone.objid;
+            begin
+                -- Another table may have its oid some day.
+                perform tide._delete_row('tide.outboxes', o.ctid)
+                from tide.outboxes as o
+                where gone.object_type = 'table' and o.relation = gone.objid;
+            exception
+                when others then
+                    -- A take-over is under way, for example, which sees to it.
+                    null;
+            end;
             perform tide._write_schema_change(json_build_object(
                         'operation', case gone.object_type
                                          when 'table' then 'DROP_TABLE'
@@ -374,8 +454,17 @@ begin
     return query select
         'listener', status.url is not null and status.listener_error is null,
         coalesce(status.listener_error, 'tide.port is 0, or tide.listen_addresses is empty'),
-        format('alter database %I set tide.port = %s; select tide.restart_worker();',
-               current_database(), current_setting('tide.port')::integer % 65535 + 1);
+        case
+            when status.listener_error like 'could not resolve %'
+                 or status.listener_error is null and current_setting('tide.port')::integer <> 0 then
+                format('alter database %I set tide.listen_addresses = ''localhost''; select tide.restart_worker();',
+                       current_database())
+            when coalesce(status.listener_error, 'could not bind ') like 'could not bind %' then
+                -- Those below are the operating system's own.
+                format('alter database %I set tide.port = %s; select tide.restart_worker();', current_database(),
+                       greatest(current_setting('tide.port')::integer % 65535 + 1, 4000))
+            else 'Mend what it names, or have the setting name another; then: select pg_reload_conf();'
+        end;
     return query select
         'tide.max_connections',
         status.connection_limit >= current_setting('tide.max_connections')::integer,
@@ -461,3 +550,8 @@ begin
         'Reset it there, and set it in postgresql.conf, or use tide.jwt_secret_file.';
 end
 $$;
+
+-- Of tables that were dropped under 0.1.0.
+select tide._delete_row('tide.outboxes', o.ctid)
+from tide.outboxes as o
+where not exists (select from pg_class as c where c.oid = o.relation);
