@@ -127,19 +127,6 @@ pub(crate) fn max_slot_wal_keep_size() -> u64 {
     megabytes(MAX_SLOT_WAL_KEEP_SIZE.get())
 }
 
-/// The same where a database says so; what cannot be read is no limit.
-pub(crate) fn max_slot_wal_keep_size_of(setting: &str) -> u64 {
-    let mut read = -1;
-    let is_read = std::ffi::CString::new(setting).is_ok_and(|text| {
-        // SAFETY: strings that outlive the call, which only computes.
-        unsafe {
-            let unit = pg_sys::GUC_UNIT_MB.cast_signed();
-            pg_sys::parse_int(text.as_ptr(), &raw mut read, unit, std::ptr::null_mut())
-        }
-    });
-    if is_read { megabytes(read) } else { u64::MAX }
-}
-
 /// In bytes; -1 is no limit.
 fn megabytes(setting: i32) -> u64 {
     u64::try_from(setting).map_or(u64::MAX, |megabytes| megabytes << 20)

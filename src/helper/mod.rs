@@ -16,7 +16,7 @@ pub(crate) mod outbox;
 pub(crate) mod plan;
 pub(crate) mod policy;
 pub(crate) mod role;
-pub(crate) mod role_settings;
+mod role_settings;
 pub(crate) mod row_security;
 pub(crate) mod serve;
 pub(crate) mod session;

@@ -63,18 +63,6 @@ fn add(database: pg_sys::Oid, role: pg_sys::Oid, hasher: &mut DefaultHasher) {
     });
 }
 
-/// What a database has set for all its sessions, as it is written there. In a transaction, of any database
-/// or none.
-pub(crate) fn of_database(database: pg_sys::Oid, name: &str) -> Option<String> {
-    let assignment = format!("{name}=");
-    with_row(database, pg_sys::InvalidOid, |row| {
-        let row = String::from_utf8_lossy(row?);
-        let (_, value) = row.split_once(&assignment)?;
-        let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
-        Some(value.chars().take_while(|c| is_part(*c)).collect())
-    })
-}
-
 /// Has the row looked at, without its header.
 fn with_row<R>(
     database: pg_sys::Oid,

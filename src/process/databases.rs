@@ -4,9 +4,6 @@ use std::ffi::CStr;
 
 use pgrx::pg_sys;
 
-use crate::guc;
-use crate::helper::role_settings;
-
 /// `DATCONNLIMIT_INVALID_DB`.
 const BROKEN: i32 = -2;
 
@@ -61,18 +58,6 @@ pub(crate) fn list() -> Vec<Database> {
         pg_sys::CommitTransactionCommand();
     }
     databases
-}
-
-/// How much WAL the slots of a database may hold back. Outside a transaction only.
-pub(crate) fn wal_limit(database: pg_sys::Oid) -> u64 {
-    // SAFETY: a transaction of its own.
-    let set = unsafe {
-        pg_sys::StartTransactionCommand();
-        let set = role_settings::of_database(database, "tide.max_slot_wal_keep_size");
-        pg_sys::CommitTransactionCommand();
-        set
-    };
-    set.map_or_else(guc::max_slot_wal_keep_size, |set| guc::max_slot_wal_keep_size_of(&set))
 }
 
 /// # Safety

@@ -46,6 +46,8 @@ pub(crate) struct Entry {
     generation: AtomicI64,
     /// Fingerprint of the settings that the worker started with; 0: none.
     config: AtomicU64,
+    /// Bytes of WAL that its slots may hold back, as its worker knows it; 0: there has been none.
+    wal_limit: AtomicU64,
     helpers: [AtomicI32; HELPERS],
     reason: Text<TEXT>,
     /// How the newest server that ended did so.
@@ -120,6 +122,7 @@ impl Entry {
         self.started_at.store(0, Ordering::Relaxed);
         self.generation.store(NO_GENERATION, Ordering::Relaxed);
         self.config.store(0, Ordering::Relaxed);
+        self.wal_limit.store(0, Ordering::Relaxed);
         self.helpers.iter().for_each(|pid| pid.store(0, Ordering::Relaxed));
         self.reason.set("");
         self.server_failure.set("");
@@ -277,6 +280,14 @@ impl Entry {
 
     pub(crate) fn config(&self) -> u64 {
         self.config.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn wal_limit(&self) -> Option<u64> {
+        Some(self.wal_limit.load(Ordering::Relaxed)).filter(|limit| *limit != 0)
+    }
+
+    pub(crate) fn set_wal_limit(&self, limit: u64) {
+        self.wal_limit.store(limit, Ordering::Relaxed);
     }
 
     pub(crate) fn set_config(&self, fingerprint: u64) {

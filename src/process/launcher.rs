@@ -70,6 +70,9 @@ struct Launcher {
     is_logged: bool,
     /// Databases that have slots, but no worker, and since when.
     unserved: HashMap<pg_sys::Oid, Instant>,
+    /// How much WAL their slots may hold back, as their workers have said. A database whose worker has not
+    /// run since the server started is held to what the configuration says.
+    limits: HashMap<pg_sys::Oid, u64>,
     looked: Option<Instant>,
 }
 
@@ -98,6 +101,7 @@ impl Launcher {
             watches: Vec::new(),
             is_logged: false,
             unserved: HashMap::new(),
+            limits: HashMap::new(),
             looked: None,
         }
     }
@@ -135,6 +139,9 @@ impl Launcher {
     /// Nobody else would end what the slots of databases without a worker have the server keep: those that
     /// nobody may connect to, or for which there is no place. Says when to look again.
     fn keep_to_limit(&mut self) -> Duration {
+        let entries = self.shared.entries();
+        let said = entries.filter_map(|entry| Some((entry.database(), entry.wal_limit()?)));
+        self.limits.extend(said);
         if self.looked.is_none_or(|last| last.elapsed() >= LOOK) {
             self.looked = Some(Instant::now());
             let is_served = |oid| self.shared.entry(oid).is_some_and(|entry| entry.pid() != 0);
@@ -144,7 +151,8 @@ impl Launcher {
             self.unserved = unserved.map(|oid| (oid, since(oid))).collect();
             // Workers come and go.
             for (oid, _) in self.unserved.iter().filter(|(_, since)| since.elapsed() >= PATIENCE) {
-                slot::drop_beyond(*oid, databases::wal_limit(*oid));
+                let limit = self.limits.get(oid).copied();
+                slot::drop_beyond(*oid, limit.unwrap_or_else(guc::max_slot_wal_keep_size));
             }
         }
         if self.unserved.is_empty() { LONGEST_SLEEP } else { LOOK }

@@ -78,6 +78,7 @@ pub extern "C-unwind" fn tide_worker_main(database: pg_sys::Datum) {
         worker.stream.drop_slot();
     }
     entry.set_config(fingerprint);
+    entry.set_wal_limit(guc::max_slot_wal_keep_size());
     if let Some(settings) = probe::settings(&worker.config) {
         entry.begin_with_settings(&settings);
     }
