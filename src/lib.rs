@@ -34,8 +34,8 @@ pub extern "C-unwind" fn _PG_init() {
     // SAFETY: plain variables of this process.
     let (upgrading, preloading) =
         unsafe { (pg_sys::IsBinaryUpgrade, pg_sys::process_shared_preload_libraries_in_progress) };
-    // pg_upgrade wants its servers quiet.
     backend::report::without_backtraces();
+    // pg_upgrade wants its servers quiet.
     if upgrading || !preloading {
         return;
     }

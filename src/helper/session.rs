@@ -74,7 +74,8 @@ pub(crate) fn connect_as_authenticator(database: pg_sys::Oid) {
     crate::compat::connect(database, AUTHENTICATOR);
 }
 
-/// The catalog worker's queries are planned once for all arguments, by what the planner usually goes by: without it they can take longer than they may.
+/// The catalog worker's queries are planned once for all arguments, by what the planner usually
+/// goes by: with a database's own settings they can take longer than they may.
 const PLANNING: [(&CStr, &CStr); 21] = [
     (c"plan_cache_mode", c"force_generic_plan"),
     (c"enable_bitmapscan", c"on"),

@@ -71,8 +71,8 @@ impl Basis {
 
     /// Whether the filter can be held against rows of the table.
     pub(super) fn is_comparable(&self, relation: &Relation) -> bool {
-        let compared = self.columns.iter().filter(|known| known.is_compared);
-        compared.into_iter().all(|known| known.is_compared_in(relation))
+        let mut compared = self.columns.iter().filter(|known| known.is_compared);
+        compared.all(|known| known.is_compared_in(relation))
     }
 }
 
