@@ -23,7 +23,7 @@ const PER_TURN: Units = 512 << 10;
 /// What it takes to look at a value at all.
 const LOOK: Units = 8;
 
-/// The filters need more work than they may make.
+/// The filters need more work than they may make, or may make now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooMuch;
 
@@ -44,6 +44,10 @@ pub struct Effort {
     is_spent: Cell<bool>,
     /// Of the event that is being looked at, or of the turn.
     now: Cell<Units>,
+    /// The stream waits: no filter may take longer than that.
+    is_at_once: Cell<bool>,
+    /// One would have.
+    is_late: Cell<bool>,
     /// The number of the event that something was earned for last.
     event: Cell<Option<u64>>,
     /// Ever.
@@ -56,6 +60,8 @@ impl Default for Effort {
             left: Cell::new(BURST),
             is_spent: Cell::new(false),
             now: Cell::new(PER_TURN),
+            is_at_once: Cell::new(false),
+            is_late: Cell::new(false),
             event: Cell::new(None),
             total: Cell::new(0),
         }
@@ -72,6 +78,8 @@ impl Effort {
         // A row larger than that may be looked at as well.
         let most = BURST.max(earned);
         self.left.set(self.left.get().saturating_add(earned).min(most));
+        self.is_at_once.set(place == Place::Stream);
+        self.is_late.set(false);
         if place == Place::Stream {
             self.now.set(PER_EVENT.saturating_add(row.saturating_mul(PER_BYTE_AT_ONCE)));
         }
@@ -80,6 +88,8 @@ impl Effort {
     /// Another turn beside the stream begins.
     pub fn begin_turn(&self) {
         self.now.set(PER_TURN);
+        self.is_at_once.set(false);
+        self.is_late.set(false);
         // What comes next in the stream is another event, be it the same again.
         self.event.set(None);
     }
@@ -87,6 +97,11 @@ impl Effort {
     /// Whether there is nothing left of this event's time, or this turn's.
     pub fn is_out_of_time(&self) -> bool {
         self.now.get() == 0
+    }
+
+    /// Whether a filter was not evaluated to its end, since the stream waits.
+    pub fn is_late(&self) -> bool {
+        self.is_late.get()
     }
 
     /// Whether more was asked for than there was.
@@ -119,10 +134,13 @@ impl Effort {
     pub(super) fn spend(&self, units: Units) -> Result<(), TooMuch> {
         let left = self.left.get().checked_sub(units);
         self.left.set(left.unwrap_or(0));
-        self.now.set(self.now.get().saturating_sub(units));
+        let now = self.now.get().checked_sub(units);
+        self.now.set(now.unwrap_or(0));
+        let is_late = self.is_at_once.get() && now.is_none();
+        self.is_late.set(self.is_late.get() || is_late);
         self.total.set(self.total.get().wrapping_add(units as u64));
         self.is_spent.set(self.is_spent.get() || left.is_none());
-        left.map(drop).ok_or(TooMuch)
+        left.filter(|_| !is_late).map(drop).ok_or(TooMuch)
     }
 
     /// A value of so many bytes is looked at.

@@ -54,7 +54,7 @@ fn next(session: SessionId, registry: &Registry) -> Option<Seq> {
     let entry = registry.sessions.get(&session)?;
     let groups = entry.groups().filter_map(|id| registry.group(id));
     let ready = groups.filter(|group| !group.plans.policy.is_waiting());
-    let members = ready.filter_map(|g| g.members.iter().find(|m| m.session == session));
+    let members = ready.filter_map(|group| group.members.of(session));
     members.filter_map(|member| member.lag).min()
 }
 
@@ -66,6 +66,16 @@ enum Progress {
     Starved,
     /// for verdicts: the policy checks will wake it.
     Waiting,
+}
+
+/// Why a connection is not to be given more now, if that came of giving it something.
+fn held_up(pushed: Push) -> Option<Progress> {
+    match pushed {
+        Push::Queued => None,
+        Push::Full => Some(Progress::Full),
+        Push::Starved => Some(Progress::Starved),
+        Push::Closed => Some(Progress::CaughtUp),
+    }
 }
 
 fn advance(
@@ -106,19 +116,19 @@ fn advance(
             if group.plans.policy.is_waiting() {
                 continue;
             }
-            let Some(member) = group.members.iter_mut().find(|m| m.session == session) else {
-                continue;
-            };
+            let Some(member) = group.members.of_mut(session) else { continue };
             if member.lag.is_none_or(|lag| lag > seq) {
                 continue;
             }
             if member.floor.admits(event) {
                 frames.clear();
+                let mut warning = None;
                 let mut context = EncodeContext {
                     entitlements: &mut *entitlements,
                     bodies: &mut bodies,
                     frame_buf: &mut frame_buf,
                     out: &mut frames,
+                    warning: &mut warning,
                     made: member.made,
                     effort: &effort,
                     place: Place::Turn,
@@ -126,7 +136,7 @@ fn advance(
                 match group.plans.frames(&group.key, event_ref, member.previous, &mut context) {
                     Ok(()) => {}
                     Err(Missing::Identity) => {
-                        registry.split_by_identity(*id);
+                        registry.split_by_identity(*id, None);
                         return Progress::More;
                     }
                     Err(Missing::Basis) => {
@@ -146,6 +156,16 @@ fn advance(
                         continue;
                     }
                 }
+                if let Some(warning) = warning {
+                    match &mut member.latest {
+                        Some(latest) if seq < latest.until => latest.doubt(seq),
+                        _ => {
+                            if let Some(why) = held_up(member.warn(&warning)) {
+                                return why;
+                            }
+                        }
+                    }
+                }
                 if !frames.is_empty() {
                     made += frames.iter().map(Bytes::len).sum::<usize>();
                     group.previous = group.previous.max(Some(event.position));
@@ -153,16 +173,14 @@ fn advance(
                         Some(latest) if seq < latest.until => {
                             latest.keep(seq);
                         }
-                        _ => match member.queue.push(&frames) {
-                            Push::Queued => member.previous = Some(event.position),
-                            Push::Full => return Progress::Full,
-                            Push::Starved => return Progress::Starved,
-                            Push::Closed => return Progress::CaughtUp,
+                        _ => match held_up(member.queue.push(&frames)) {
+                            None => member.previous = Some(event.position),
+                            Some(why) => return why,
                         },
                     }
                 }
             }
-            member.lag = Some(seq + 1);
+            (member.lag, member.is_skipping) = (Some(seq + 1), false);
             if let Some(latest) = member.latest.take_if(|latest| seq + 1 >= latest.until)
                 && let Some(first) = latest.first()
             {
@@ -183,7 +201,7 @@ fn advance(
             waits = true;
             continue;
         }
-        for member in group.members.iter_mut().filter(|m| is_done && m.session == session) {
+        if let Some(member) = group.members.of_mut(session).filter(|_| is_done) {
             (member.lag, member.previous) = (None, None);
         }
         let lag = group.lag();
@@ -204,7 +222,7 @@ fn tell_caught_up(session: SessionId, registry: &mut Registry, history: &History
     let Some(entry) = registry.sessions.get(&session) else { return };
     let channels: Vec<_> = entry.channels.values().map(|channel| channel.groups.clone()).collect();
     for groups in channels {
-        let member = |id| registry.group(id)?.members.iter().find(|m| m.session == session);
+        let member = |id| registry.group(id)?.members.of(session);
         let members: Vec<&Member> = groups.iter().filter_map(|id| member(*id)).collect();
         if !members.iter().any(|m| m.replays) || members.iter().any(|m| m.lag.is_some()) {
             continue;
@@ -212,7 +230,7 @@ fn tell_caught_up(session: SessionId, registry: &mut Registry, history: &History
         let mut untold = Some(Cursor { epoch: live.epoch, position: history.reached() });
         for id in groups {
             let Some(group) = registry.group_mut(id) else { continue };
-            for member in group.members.iter_mut().filter(|m| m.session == session) {
+            if let Some(member) = group.members.of_mut(session) {
                 (member.replays, member.has_gap) = (false, false);
                 if let Some(position) = untold.take() {
                     member.queue.reply(caught_up(group.key.vsn, &group.key.topic, position));

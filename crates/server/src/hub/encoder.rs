@@ -8,6 +8,7 @@ use super::body_cache::BodyCache;
 use super::entitlement::{Entitlements, Subject};
 use super::handle::Live;
 use super::history::Seq;
+use super::warning::Warning;
 use crate::filter::{Effort, Place};
 use crate::policy::Images;
 use crate::wire::frame_buf::FrameBuf;
@@ -56,6 +57,8 @@ pub(super) struct EncodeContext<'a> {
     pub(super) bodies: &'a mut BodyCache,
     pub(super) frame_buf: &'a mut FrameBuf,
     pub(super) out: &'a mut Vec<Bytes>,
+    /// What is to be told before them, to those who have not been told yet.
+    pub(super) warning: &'a mut Option<Warning>,
     /// What is after it, the bindings may not have known of when they were made.
     pub(super) made: Position,
     /// Whose filters are evaluated, and where.

@@ -9,10 +9,12 @@ use tide_feed::event::{Event, Position, Relation};
 
 use super::handle::SessionId;
 use super::history::Seq;
+use super::members::Members;
 use super::plan::Plans;
 use super::queue::{Push, Queue};
 use super::route::Anchors;
 use super::subscription::{Binding, Facet, Identity, Style, Subscription};
+use super::warning::{Warned, Warning};
 use crate::allowance::Share;
 use crate::filter::Effort;
 use crate::policy::Rule;
@@ -108,8 +110,25 @@ pub(super) struct Member {
     /// It has been told that it misses something, and reads what is kept from its beginning: of what is
     /// dropped meanwhile, it is told the same.
     pub(super) has_gap: bool,
+    /// It has been told so since it was given something last.
+    pub(super) is_skipping: bool,
     /// It is to be given only the newest of what it reads from the history.
     pub(super) latest: Option<Box<Latest>>,
+    pub(super) warned: Warned,
+}
+
+impl Member {
+    /// Tells the client, unless it knows.
+    pub(super) fn warn(&mut self, Warning { cause, frame }: &Warning) -> Push {
+        if self.warned.has(*cause) {
+            return Push::Queued;
+        }
+        let pushed = self.queue.push(std::slice::from_ref(frame));
+        if pushed == Push::Queued {
+            self.warned.remember(*cause);
+        }
+        pushed
+    }
 }
 
 /// The newest events of a part of the history that has to be read from its beginning, since it is not
@@ -120,12 +139,14 @@ pub(super) struct Latest {
     /// The first event after that part.
     pub(super) until: Seq,
     found: VecDeque<Seq>,
+    /// The first event of which it is not known whether it is for the channel: that is to be told.
+    unknown: Option<Seq>,
     memory: Share,
 }
 
 impl Latest {
     pub(super) fn new(count: usize, until: Seq, memory: Share) -> Latest {
-        Latest { count, until, found: VecDeque::new(), memory }
+        Latest { count, until, found: VecDeque::new(), unknown: None, memory }
     }
 
     /// The event is for the channel.
@@ -139,15 +160,23 @@ impl Latest {
         }
     }
 
+    /// There is something to be told about the event.
+    pub(super) fn doubt(&mut self, seq: Seq) {
+        self.unknown.get_or_insert(seq);
+    }
+
+    /// Where to read again from.
     pub(super) fn first(&self) -> Option<Seq> {
-        self.found.front().copied()
+        let found = self.found.front().copied();
+        let unknown = self.unknown.filter(|_| self.found.len() < self.count);
+        found.into_iter().chain(unknown).min()
     }
 }
 
 pub(super) struct Group {
     pub(super) key: GroupKey,
     pub(super) plans: Plans,
-    pub(super) members: Vec<Member>,
+    pub(super) members: Members,
     /// Position of the group's previous event, for `meta.prev`.
     pub(super) previous: Option<Position>,
 }
@@ -171,7 +200,7 @@ impl Group {
         let is_shared = self.members.len() > 1;
         let first = self.members.first().filter(|_| is_shared);
         let has_memory = first.is_none_or(|member| member.queue.share(frames));
-        for member in &mut self.members {
+        for member in self.members.iter_mut() {
             if member.lag.is_some() || !member.floor.admits(event) {
                 continue;
             }
@@ -181,6 +210,26 @@ impl Group {
                 (true, true) => queue.push_shared(frames),
                 (true, false) => queue.push(frames),
             };
+            if matches!(pushed, Push::Full | Push::Starved) {
+                member.lag = Some(seq);
+                lags(member.session, pushed);
+            }
+        }
+    }
+
+    /// Tells all who are to have the event now. Those who lag from here on, `lags` is told.
+    pub(super) fn warn(
+        &mut self,
+        warning: &Warning,
+        event: &Event,
+        seq: Seq,
+        mut lags: impl FnMut(SessionId, Push),
+    ) {
+        for member in self.members.iter_mut() {
+            if member.lag.is_some() || !member.floor.admits(event) {
+                continue;
+            }
+            let pushed = member.warn(warning);
             if matches!(pushed, Push::Full | Push::Starved) {
                 member.lag = Some(seq);
                 lags(member.session, pushed);

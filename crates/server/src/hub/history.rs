@@ -57,6 +57,10 @@ impl History {
         }
     }
 
+    pub(super) fn set_reach(&mut self, reach: u64) {
+        self.reach = reach;
+    }
+
     /// Begins a new history: the stream was opened at `from`.
     pub(super) fn restart(&mut self, from: Lsn) {
         self.entries.clear();

@@ -1,6 +1,6 @@
 //! The connections that are behind the stream: whose turn it is, who is waited for, who has to go.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::entitlement::Entitlements;
@@ -18,19 +18,27 @@ const PACE: Pace = Pace { watch: Duration::from_millis(250), least: 8 << 20 };
 
 /// The connections that are behind the stream.
 pub(super) struct LaggingSessions {
-    sessions: HashSet<SessionId>,
-    /// Those whose queue has room, so that a turn will get them further.
-    ready: Vec<SessionId>,
+    sessions: HashMap<SessionId, Turn>,
+    /// Those whose queue has room, so that a turn will get them further; the next is the last. Who has
+    /// gone may still be in it.
+    ready: VecDeque<SessionId>,
     /// Those whose queue is empty, but for whom there is no memory at the moment.
     starved: Vec<SessionId>,
     slow: SlowConsumers,
 }
 
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Turn {
+    #[default]
+    None,
+    InLine,
+}
+
 impl Default for LaggingSessions {
     fn default() -> Self {
         LaggingSessions {
-            sessions: HashSet::new(),
-            ready: Vec::new(),
+            sessions: HashMap::new(),
+            ready: VecDeque::new(),
             starved: Vec::new(),
             slow: SlowConsumers::new(PACE),
         }
@@ -39,14 +47,20 @@ impl Default for LaggingSessions {
 
 impl LaggingSessions {
     pub(super) fn add(&mut self, session: SessionId) {
-        self.sessions.insert(session);
+        self.sessions.entry(session).or_default();
     }
 
     /// The connection's queue has room (again).
     pub(super) fn wake(&mut self, session: SessionId) {
-        if self.sessions.contains(&session) && !self.ready.contains(&session) {
-            self.ready.push(session);
+        if self.stands_in_line(session) {
+            self.ready.push_back(session);
         }
+    }
+
+    /// Whether it lags, and has only now come to wait for its turn.
+    fn stands_in_line(&mut self, session: SessionId) -> bool {
+        let turn = self.sessions.get_mut(&session);
+        turn.is_some_and(|turn| std::mem::replace(turn, Turn::InLine) == Turn::None)
     }
 
     /// The connection is to be tried again soon: others have the memory that it needs.
@@ -67,26 +81,35 @@ impl LaggingSessions {
 
     /// All of them may get further.
     pub(super) fn wake_all(&mut self) {
-        self.ready = self.sessions.iter().copied().collect();
+        self.ready = self.sessions.keys().copied().collect();
+        self.sessions.values_mut().for_each(|turn| *turn = Turn::InLine);
     }
 
     pub(super) fn remove(&mut self, session: SessionId) {
         self.sessions.remove(&session);
-        self.ready.retain(|ready| *ready != session);
     }
 
     pub(super) fn contains(&self, session: SessionId) -> bool {
-        self.sessions.contains(&session)
+        self.sessions.contains_key(&session)
     }
 
     /// The next that is to have a turn.
     pub(super) fn next(&mut self) -> Option<SessionId> {
-        self.ready.pop()
+        loop {
+            let session = self.ready.pop_back()?;
+            if let Some(turn) = self.sessions.get_mut(&session)
+                && std::mem::take(turn) == Turn::InLine
+            {
+                return Some(session);
+            }
+        }
     }
 
     /// The connection is to have another turn once the others have had theirs.
     pub(super) fn wait_in_line(&mut self, session: SessionId) {
-        self.ready.insert(0, session);
+        if self.stands_in_line(session) {
+            self.ready.push_front(session);
+        }
     }
 
     pub(super) fn has_work(&self) -> bool {
@@ -96,7 +119,7 @@ impl LaggingSessions {
     /// Sends on the channels that wait for a verdict on an event that is about to be dropped, or begin
     /// where everything does, and tells them so: it is not their clients who are slow.
     fn skip(&mut self, end: Seq, registry: &mut Registry, stats: &Stats) {
-        let sessions: Vec<SessionId> = self.sessions.iter().copied().collect();
+        let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
         for session in sessions {
             let Some(entry) = registry.sessions.get(&session) else { continue };
             let ids: Vec<_> = entry.groups().collect();
@@ -106,11 +129,12 @@ impl LaggingSessions {
                 let reason = if waits { "policy" } else { "trimmed" };
                 let gap = Resync { reason, oldest: None, newest: None };
                 let frame = || resync(group.key.vsn, None, &group.key.topic, gap);
-                let members = group.members.iter_mut().filter(|m| m.session == session);
-                let members = members.filter(|m| waits || m.has_gap);
-                for member in members.filter(|m| m.lag.is_some_and(|lag| lag < end)) {
+                let member = group.members.of_mut(session).filter(|m| waits || m.has_gap);
+                if let Some(member) = member.filter(|m| m.lag.is_some_and(|lag| lag < end)) {
                     member.lag = Some(end);
-                    member.queue.reply(frame());
+                    if !std::mem::replace(&mut member.is_skipping, true) {
+                        member.queue.reply(frame());
+                    }
                     if waits {
                         stats.policy_skips_total.inc();
                     }
@@ -133,7 +157,7 @@ impl LaggingSessions {
         stats: &Stats,
         now: Instant,
     ) -> bool {
-        let needing = self.sessions.iter().filter(|session| needs(**session, end, registry));
+        let needing = self.sessions.keys().filter(|session| needs(**session, end, registry));
         let mut needing: Vec<SessionId> = needing.copied().collect();
         // The first rows of a burst wait for what is known in a moment.
         if full && needing.iter().any(|s| waits_as_a_whole(*s, registry, entitlements)) {
@@ -184,11 +208,12 @@ fn needs(session: SessionId, end: Seq, registry: &Registry) -> bool {
 pub(super) fn lag(session: SessionId, registry: &Registry) -> Option<Seq> {
     let entry = registry.sessions.get(&session)?;
     let groups = entry.groups().filter_map(|id| registry.group(id));
-    let members = groups.filter_map(|g| g.members.iter().find(|m| m.session == session));
+    let members = groups.filter_map(|group| group.members.of(session));
     members.filter_map(|member| member.lag).min()
 }
 
-/// Whether one of the connection's channels waits for an answer that is about to come.
+/// Whether one of the connection's channels waits for an answer that is about to come. Others of its group
+/// may wait for one while it keeps up.
 pub(super) fn waits_as_a_whole(
     session: SessionId,
     registry: &Registry,
@@ -196,6 +221,9 @@ pub(super) fn waits_as_a_whole(
 ) -> bool {
     let Some(entry) = registry.sessions.get(&session) else { return false };
     entry.groups().filter_map(|id| registry.group(id)).any(|group| {
+        if group.members.of(session).is_none_or(|member| member.lag.is_none()) {
+            return false;
+        }
         let awaited = group.plans.policy.awaits().zip(group.key.role.as_ref());
         awaited.is_some_and(|(about, role)| entitlements.is_about_to_know(role, about))
     })

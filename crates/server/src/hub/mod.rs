@@ -13,6 +13,7 @@ mod group;
 pub mod handle;
 mod history;
 mod lagging;
+mod members;
 mod messages;
 mod notices;
 mod plan;
@@ -31,6 +32,7 @@ pub mod subscription;
 #[cfg(test)]
 mod tests;
 mod verdict;
+mod warning;
 
 pub use handle::Hub;
 pub use stream::{Parts, Stream, new};

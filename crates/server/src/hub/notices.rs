@@ -137,7 +137,7 @@ impl Notices {
                 let envelope = Envelope::broadcast(group.key.vsn, &name, "notify");
                 NoticeFrame::new(envelope.wrap(&mut self.frame_buf, &payload), &first.queue)
             });
-            for member in &group.members {
+            for member in group.members.iter() {
                 match self.positions.get(&member.session) {
                     Some(ReadPosition::Next(_)) => needing += 1,
                     Some(ReadPosition::Stalled) => stats.dropped_casts_total.inc(),

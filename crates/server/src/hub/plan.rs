@@ -16,6 +16,7 @@ use super::group::GroupKey;
 use super::history::Seq;
 use super::subscription::{Binding, Style};
 use super::verdict::{PolicyState, Verdict};
+use super::warning::{Cause, Warning};
 use super::{failure, messages};
 use crate::filter::Effort;
 use crate::policy::{Images, Seen, Sight, Way};
@@ -46,8 +47,8 @@ struct Plan {
     readable: Vec<i16>,
     /// Some binding has to be made anew for what the table is now.
     is_outdated: bool,
-    /// Filters that were made for another shape of the table have been told of.
-    is_told: bool,
+    /// Some filter cannot be held against rows of this shape of the table.
+    is_incomparable: bool,
     /// The policies, as they are put together here, are about columns of other types.
     is_of_other_types: bool,
 }
@@ -99,24 +100,28 @@ impl Plans {
                     return Err(Missing::Basis);
                 }
                 // From before the table was what it is now: what can be compared is.
+                if plan.is_incomparable {
+                    *context.warning = Some(plan.incomparable(group));
+                }
                 if !plan.concerns(group, change, &images, effort) {
-                    plan.tell_incomparable(group, context.out);
                     return self.account(effort, before);
                 }
                 match plan.sight(group, event_ref.seq, change, &images, policy)? {
                     Verdict::Sight(sight) => {
-                        policy.told = false;
-                        plan.tell_incomparable(group, context.out);
                         plan.frames(group, event_ref, change, sight, previous, context);
                         return self.account(effort, before);
                     }
-                    Verdict::Failed(sqlstate) => {
-                        if !std::mem::replace(&mut policy.told, true) {
-                            let Relation { schema, name, .. } = &*change.relation;
-                            let (vsn, topic) = (group.vsn, &group.topic);
-                            let table = (&**schema, &**name);
-                            context.out.push(encode::policy_failed(vsn, topic, table, &sqlstate));
+                    Verdict::Failed { sqlstate, outage } => {
+                        let Relation { oid, schema, name, .. } = &*change.relation;
+                        if policy.is_news(*oid) {
+                            let role = group.role.as_deref().unwrap_or_default();
+                            log::warn!(
+                                "a policy of the table {schema}.{name} failed for role {role}: SQLSTATE {sqlstate}"
+                            );
                         }
+                        let frame = plan.policy_failed(group, &sqlstate);
+                        let cause = Cause::Policy { table: *oid, outage };
+                        *context.warning = Some(Warning { cause, frame });
                     }
                 }
             }
@@ -133,7 +138,11 @@ impl Plans {
     fn account(&mut self, effort: &Effort, before: u64) -> Result<(), Missing> {
         let spent = effort.total().wrapping_sub(before);
         self.spent = self.spent - self.spent / 64 + spent;
-        if effort.is_spent() { Err(Missing::Effort) } else { Ok(()) }
+        match (effort.is_spent(), effort.is_late()) {
+            (true, _) => Err(Missing::Effort),
+            (false, true) => Err(Missing::Time),
+            (false, false) => Ok(()),
+        }
     }
 
     fn plan(
@@ -172,7 +181,7 @@ impl Plan {
             names_truncate: false,
             readable: Vec::new(),
             is_outdated: group.is_outdated(relation),
-            is_told: false,
+            is_incomparable: false,
             is_of_other_types: false,
         };
         if !group.targets(relation) {
@@ -196,7 +205,16 @@ impl Plan {
                 plan.add(index, group, &entitlement);
             }
         }
+        plan.is_incomparable = plan.is_outdated && plan.has_incomparable_filter(group);
         Ok(plan)
+    }
+
+    fn has_incomparable_filter(&self, group: &GroupKey) -> bool {
+        let indexes = self.parts.iter().flat_map(|part| &part.bindings);
+        let mut bindings = indexes.filter_map(|index| group.bindings.get(*index));
+        bindings.any(|binding| {
+            binding.filter.is_some() && !binding.target.is_comparable(&self.relation)
+        })
     }
 
     /// What there is to be known of the table.
@@ -263,20 +281,16 @@ impl Plan {
         filter.matches(value, effort).unwrap_or(false)
     }
 
-    /// Tells, once, of filters that rows of this shape of the table cannot be held against.
-    fn tell_incomparable(&mut self, group: &GroupKey, out: &mut Vec<Bytes>) {
-        if !self.is_outdated {
-            return;
-        }
-        let mut bindings = self.parts.iter().flat_map(|part| &part.bindings);
-        let is_incomparable = |binding: &Binding| {
-            binding.filter.is_some() && !binding.target.is_comparable(&self.relation)
-        };
-        let is_any = bindings.any(|index| group.bindings.get(*index).is_some_and(is_incomparable));
-        if is_any && !std::mem::replace(&mut self.is_told, true) {
-            let table = (&*self.relation.schema, &*self.relation.name);
-            out.push(encode::incomparable(group.vsn, &group.topic, table));
-        }
+    /// Of filters that rows of this shape of the table cannot be held against.
+    fn incomparable(&self, group: &GroupKey) -> Warning {
+        let Relation { oid, schema, name, .. } = &*self.relation;
+        let frame = encode::incomparable(group.vsn, &group.topic, (schema, name));
+        Warning { cause: Cause::Filter { table: *oid }, frame }
+    }
+
+    fn policy_failed(&self, group: &GroupKey, sqlstate: &str) -> Bytes {
+        let Relation { schema, name, .. } = &*self.relation;
+        encode::policy_failed(group.vsn, &group.topic, (schema, name), sqlstate)
     }
 
     /// Whether the group sees the row before and after the change.
@@ -298,7 +312,7 @@ impl Plan {
             }
             _ if rule.is_personal() && group.identity.is_none() => return Err(Missing::Identity),
             Way::Formula if self.is_of_other_types => {
-                return Ok(Verdict::Failed(ANOTHER_TYPE.into()));
+                return Ok(Verdict::Failed { sqlstate: ANOTHER_TYPE.into(), outage: 0 });
             }
             Way::Formula => match (policy.values(rule), policy.verdict(seq, rule)) {
                 (Some(values), _) => rule.sight(values, images),

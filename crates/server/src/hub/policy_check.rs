@@ -214,7 +214,7 @@ impl PolicyChecks {
             match said.next() {
                 None => again.push(id),
                 Some(GroupAnswer::Visible(visible)) if visible.len() == count => {
-                    policy.keep_visible(&visible, &rule, &asked, part);
+                    policy.keep_visible(&visible, table, &rule, &asked, part);
                     wake(id, registry, lagging);
                 }
                 Some(GroupAnswer::Values(values)) => {
@@ -225,12 +225,12 @@ impl PolicyChecks {
                                 registry.anchor(id, table, &rule);
                             }
                         }
-                        None => policy.failed(&rule, "XX000", (&role, table), stats, part),
+                        None => policy.failed(&rule, "XX000", table, stats, part),
                     }
                     wake(id, registry, lagging);
                 }
                 Some(GroupAnswer::Failed(sqlstate))
-                    if policy.is_to_wait(&sqlstate, asked.len()) =>
+                    if policy.is_to_wait(&sqlstate, table, asked.len()) =>
                 {
                     queue.not_before = Some(Instant::now() + RETRY);
                     again.push(id);
@@ -240,11 +240,11 @@ impl PolicyChecks {
                     again.push(id);
                 }
                 Some(GroupAnswer::Visible(_)) => {
-                    policy.failed(&rule, "XX000", (&role, table), stats, part);
+                    policy.failed(&rule, "XX000", table, stats, part);
                     wake(id, registry, lagging);
                 }
                 Some(GroupAnswer::Failed(sqlstate)) => {
-                    policy.failed(&rule, &sqlstate, (&role, table), stats, part);
+                    policy.failed(&rule, &sqlstate, table, stats, part);
                     wake(id, registry, lagging);
                 }
             }

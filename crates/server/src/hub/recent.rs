@@ -145,7 +145,7 @@ fn describe(
     head: Seq,
 ) -> ConnectedChannel {
     let groups = || channel.groups.iter().filter_map(|group| registry.group(*group));
-    let members = groups().filter_map(|group| group.members.iter().find(|m| m.session == session));
+    let members = groups().filter_map(|group| group.members.of(session));
     let next = members.filter_map(|member| member.lag).min().unwrap_or(head);
     let bindings: usize = groups().map(|group| group.key.bindings.len()).sum();
     ConnectedChannel {

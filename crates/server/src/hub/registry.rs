@@ -11,10 +11,12 @@ use super::entitlement::Entitlements;
 use super::group::{Floor, Group, GroupId, GroupKey, Latest, Member};
 use super::handle::{Peer, SessionId};
 use super::history::Seq;
+use super::members::Members;
 use super::plan::Plans;
 use super::queue::{CloseReason, Queue};
 use super::route::Routes;
 use super::subscription::{Facet, Identity, Style};
+use super::warning::Warned;
 use crate::filter::Effort;
 use crate::policy::Rule;
 use crate::wire::{Vsn, encode};
@@ -86,6 +88,16 @@ impl Membership {
         let made = Position::default();
         Membership { key, floor, made, lag, replays: false, has_gap: false, latest: None }
     }
+}
+
+/// What became of a group that was split.
+#[derive(Default)]
+pub(super) struct Split {
+    pub(super) members: Vec<SessionId>,
+    /// Groups that were not there before.
+    pub(super) made: HashSet<GroupId>,
+    /// Who reads on from the history.
+    pub(super) put_off: Vec<SessionId>,
 }
 
 /// All connections and groups, with the routes that lead to the groups.
@@ -230,7 +242,7 @@ impl Registry {
                 self.by_topic.entry(Arc::clone(&key.topic)).or_default().push(id);
             }
         }
-        let (plans, members) = (Plans::default(), Vec::with_capacity(1));
+        let (plans, members) = (Plans::default(), Members::of_one());
         self.groups.insert(id, Box::new(Group { key, plans, members, previous: None }));
         id
     }
@@ -297,9 +309,8 @@ impl Registry {
     /// Takes the connection out of a group, which goes with its last member.
     fn remove(&mut self, session: SessionId, id: GroupId) -> Option<Membership> {
         let group = self.groups.get_mut(&id)?;
-        let index = group.members.iter().rposition(|member| member.session == session)?;
         let Member { floor, made, lag, replays, has_gap, latest, .. } =
-            group.members.swap_remove(index);
+            group.members.remove(session)?;
         let key = group.key.clone();
         if group.members.is_empty() {
             self.routes.remove(id, &key);
@@ -333,12 +344,13 @@ impl Registry {
     }
 
     /// Splits a group whose members see different rows: each goes to the group of its own identity.
-    /// Returns these groups.
-    pub(super) fn split_by_identity(&mut self, id: GroupId) -> Vec<GroupId> {
-        let Some(group) = self.groups.get(&id) else { return Vec::new() };
+    /// `at`: the event at hand, which groups that were there are given by themselves: who keeps up and
+    /// comes to one of them reads on from it in the history.
+    pub(super) fn split_by_identity(&mut self, id: GroupId, at: Option<Seq>) -> Split {
+        let mut split = Split::default();
+        let Some(group) = self.groups.get(&id) else { return split };
         let sessions: Vec<SessionId> = group.members.iter().map(|m| m.session).collect();
         let (topic, previous) = (Arc::clone(&group.key.topic), group.previous);
-        let mut ids: Vec<GroupId> = Vec::new();
         for session in sessions {
             let Some(channel) = self.sessions.get(&session).and_then(|s| s.channels.get(&topic))
             else {
@@ -347,6 +359,12 @@ impl Registry {
             let identity = Arc::clone(&channel.identity);
             let Some(mut membership) = self.remove(session, id) else { continue };
             membership.key.identity = Some(identity);
+            let known = self.by_key.get(&membership.key);
+            let is_new = known.is_none_or(|known| split.made.contains(known));
+            if !is_new && membership.lag.is_none() && at.is_some() {
+                membership.lag = at;
+                split.put_off.push(session);
+            }
             let own = self.add(session, membership);
             if let Some(group) = self.groups.get_mut(&own) {
                 group.previous = group.previous.max(previous);
@@ -354,11 +372,12 @@ impl Registry {
             self.change_groups(session, &topic, |groups| {
                 groups.iter_mut().filter(|group| **group == id).for_each(|group| *group = own);
             });
-            ids.push(own);
+            if is_new {
+                split.made.insert(own);
+            }
+            split.members.push(session);
         }
-        ids.sort_unstable();
-        ids.dedup();
-        ids
+        split
     }
 
     /// Makes the connection a member of a group, which is made if need be.
@@ -378,7 +397,9 @@ impl Registry {
                 previous: None,
                 replays,
                 has_gap,
+                is_skipping: false,
                 latest,
+                warned: Warned::default(),
             });
         }
         id

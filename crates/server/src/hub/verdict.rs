@@ -24,8 +24,21 @@ pub(super) const TRIES: u32 = 3;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Sight(Sight),
-    /// The policy failed, with this SQLSTATE.
-    Failed(Arc<str>),
+    /// The policy failed, as it has since the event `outage`.
+    Failed {
+        sqlstate: Arc<str>,
+        outage: Seq,
+    },
+}
+
+/// Tables of one group whose outages are remembered; of more, they are told again.
+const OUTAGES: usize = 16;
+
+/// The policies of a table fail.
+struct Outage {
+    table: u32,
+    since: Seq,
+    is_logged: bool,
 }
 
 /// What a group knows of the policies that decide what it sees, and what it waits to know.
@@ -44,8 +57,8 @@ pub(super) struct PolicyState {
     pub(super) tries: u32,
     /// Rows that may be asked about at once, if fewer than usual: a policy failed on more.
     pub(super) rows: Option<usize>,
-    /// Its members know that the policy fails.
-    pub(super) told: bool,
+    /// Of the tables whose policies failed when they were last evaluated.
+    outages: Vec<Outage>,
 }
 
 impl PolicyState {
@@ -64,9 +77,32 @@ impl PolicyState {
     }
 
     pub(super) fn learn(&mut self, table: u32, rule: &Arc<Rule>, values: Box<[Value]>) {
+        self.recover(table);
         self.values.retain(|(other, ..)| *other != table);
         self.values.reserve_exact(1);
         self.values.push((table, Arc::clone(rule), values));
+    }
+
+    /// The policies of the table fail: since when.
+    fn fail(&mut self, table: u32, seq: Seq) -> Seq {
+        if let Some(outage) = self.outages.iter().find(|outage| outage.table == table) {
+            return outage.since;
+        }
+        if self.outages.len() >= OUTAGES {
+            self.outages.remove(0);
+        }
+        self.outages.push(Outage { table, since: seq, is_logged: false });
+        seq
+    }
+
+    fn recover(&mut self, table: u32) {
+        self.outages.retain(|outage| outage.table != table);
+    }
+
+    /// Whether that the policies of the table fail is not in the log yet; it is from then on.
+    pub(super) fn is_news(&mut self, table: u32) -> bool {
+        let outage = self.outages.iter_mut().find(|outage| outage.table == table);
+        outage.is_some_and(|outage| !std::mem::replace(&mut outage.is_logged, true))
     }
 
     pub(super) fn is_waiting(&self) -> bool {
@@ -117,10 +153,12 @@ impl PolicyState {
     pub(super) fn keep_visible(
         &mut self,
         visible: &[bool],
+        table: u32,
         rule: &Arc<Rule>,
         asked: &[AskedEvent],
         part: &Arc<Allowance>,
     ) {
+        self.recover(table);
         self.rows = self.rows.map(|rows| rows * 2).filter(|rows| *rows < ROWS);
         for AskedEvent { seq, before, after, sight } in asked {
             let seen = |place: Option<usize>, known| {
@@ -134,12 +172,12 @@ impl PolicyState {
 
     /// Whether an error says nothing about the policies. An internal one, or a process that has ended,
     /// may do so after all, if it does not go away.
-    pub(super) fn is_to_wait(&mut self, sqlstate: &str, events: usize) -> bool {
+    pub(super) fn is_to_wait(&mut self, sqlstate: &str, table: u32, events: usize) -> bool {
         let is_doubtful = sqlstate == "XX000" || sqlstate.starts_with("57");
         if !is_transient(sqlstate) || !is_doubtful {
             return is_transient(sqlstate);
         }
-        let is_tried = events <= 1 && !self.told;
+        let is_tried = events <= 1 && self.outages.iter().all(|outage| outage.table != table);
         self.tries += u32::from(is_tried);
         is_tried && self.tries < TRIES
     }
@@ -149,18 +187,14 @@ impl PolicyState {
         &mut self,
         rule: &Arc<Rule>,
         sqlstate: &str,
-        (role, table): (&str, u32),
+        table: u32,
         stats: &Stats,
         part: &Arc<Allowance>,
     ) {
         stats.policy_failures_total.inc();
-        if !self.told {
-            log::warn!(
-                "a policy of the table {table}::regclass failed for role {role}: SQLSTATE {sqlstate}"
-            );
-        }
         if let Some(seq) = self.awaited {
-            self.keep(seq, rule, Verdict::Failed(sqlstate.into()), part);
+            let outage = self.fail(table, seq);
+            self.keep(seq, rule, Verdict::Failed { sqlstate: sqlstate.into(), outage }, part);
         }
     }
 }

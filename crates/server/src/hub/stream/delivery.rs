@@ -84,20 +84,31 @@ impl Stream {
     }
 
     fn deliver_to_group(&mut self, id: GroupId, event_ref: EventRef<'_>) {
-        self.deliver_made(id, event_ref, Position::default());
+        let mut made = Some(Position::default());
+        while let Some(after) = made {
+            made = self.try_to_deliver(id, event_ref, after);
+        }
     }
 
-    /// `made`: what is after it, the bindings may not have known of when they were made.
-    fn deliver_made(&mut self, id: GroupId, event_ref: EventRef<'_>, made: Position) {
-        let Some(group) = self.registry.group_mut(id) else { return };
-        let Some(payer) = group.payer(event_ref.seq) else { return };
+    /// `made`: what is after it, the bindings may not have known of when they were made. With which the
+    /// event is to be tried again, for those who are left.
+    fn try_to_deliver(
+        &mut self,
+        id: GroupId,
+        event_ref: EventRef<'_>,
+        made: Position,
+    ) -> Option<Position> {
+        let group = self.registry.group_mut(id)?;
+        let payer = group.payer(event_ref.seq)?;
         let (payer, effort) = (payer.session, Rc::clone(&payer.effort));
         self.frames.clear();
+        let mut warning = None;
         let mut context = EncodeContext {
             entitlements: &mut self.entitlements,
             bodies: &mut self.bodies,
             frame_buf: &mut self.frame_buf,
             out: &mut self.frames,
+            warning: &mut warning,
             made,
             effort: &effort,
             place: Place::Stream,
@@ -105,14 +116,8 @@ impl Stream {
         match group.plans.frames(&group.key, event_ref, group.previous, &mut context) {
             Ok(()) => {}
             Err(Missing::Identity) => {
-                for id in self.registry.split_by_identity(id) {
-                    self.deliver_to_group(id, event_ref);
-                    // Who waited for an answer as a member of the former group goes on by itself.
-                    for member in self.registry.group(id).iter().flat_map(|group| &group.members) {
-                        self.lagging.wake(member.session);
-                    }
-                }
-                return;
+                self.split(id, event_ref);
+                return None;
             }
             Err(Missing::Basis) => {
                 // From the end, where each is found at once.
@@ -120,26 +125,52 @@ impl Stream {
                     self.registry.interrupt(session, id, event_ref.seq);
                 }
                 // Those who joined as others did before, but later than this.
-                return self.deliver_made(id, event_ref, event_ref.event.position);
+                return Some(event_ref.event.position);
             }
             Err(Missing::Effort) => {
                 self.registry.relieve(payer, event_ref.row_bytes());
                 // The others of the group, or those of its channels that are left.
-                return self.deliver_to_group(id, event_ref);
+                return Some(Position::default());
             }
-            Err(Missing::Time) => return self.put_off(id, event_ref),
-            Err(Missing::Answer { about }) => return self.hold(id, event_ref, about),
+            Err(Missing::Time) => {
+                self.put_off(id, event_ref);
+                return None;
+            }
+            Err(Missing::Answer { about }) => {
+                self.hold(id, event_ref, about);
+                return None;
+            }
         }
-        if self.frames.is_empty() {
-            return;
-        }
-        let lagging = &mut self.lagging;
-        group.give(&mut self.frames, event_ref.event, event_ref.seq, |session, pushed| {
+        let (lagging, EventRef { event, seq, .. }) = (&mut self.lagging, event_ref);
+        let mut lags = |session, pushed| {
             lagging.add(session);
             if pushed == Push::Starved {
                 lagging.starve(session);
             }
-        });
+        };
+        if let Some(warning) = warning {
+            group.warn(&warning, event, seq, &mut lags);
+        }
+        if !self.frames.is_empty() {
+            group.give(&mut self.frames, event, seq, lags);
+        }
+        None
+    }
+
+    /// Gives the event to the groups that a group is split into.
+    fn split(&mut self, id: GroupId, event_ref: EventRef<'_>) {
+        let split = self.registry.split_by_identity(id, Some(event_ref.seq));
+        for id in split.made {
+            self.deliver_to_group(id, event_ref);
+        }
+        for session in split.put_off {
+            self.lagging.add(session);
+            self.hold_all(session, event_ref);
+        }
+        // Who waited for an answer as a member of the former group goes on by itself.
+        for session in split.members {
+            self.lagging.wake(session);
+        }
     }
 
     /// Has a group's members read on from the history, with all their channels, so that what they are
@@ -163,7 +194,7 @@ impl Stream {
         let Some(group) = self.registry.group_mut(id) else { return };
         let role = group.key.role.clone();
         let mut held = Vec::new();
-        for member in &mut group.members {
+        for member in group.members.iter_mut() {
             if member.lag.is_none() && member.floor.admits(event_ref.event) {
                 member.lag = Some(event_ref.seq);
                 self.lagging.add(member.session);
@@ -187,8 +218,7 @@ impl Stream {
             let Some(group) = self.registry.group_mut(id) else { continue };
             let has_had_it = group.previous == Some(event_ref.event.position);
             let next = event_ref.seq + Seq::from(has_had_it);
-            let members = group.members.iter_mut();
-            for member in members.filter(|m| m.session == session && m.lag.is_none()) {
+            if let Some(member) = group.members.of_mut(session).filter(|m| m.lag.is_none()) {
                 member.lag = Some(next);
             }
         }
@@ -205,7 +235,7 @@ impl Stream {
                 Vsn::V1 => &message.v1,
                 Vsn::V2 => &message.v2,
             };
-            for member in &group.members {
+            for member in group.members.iter() {
                 let is_missed = frame.is_empty() && message.to == Style::Presence;
                 if message.except == Some(member.session) || frame.is_empty() && !is_missed {
                     continue;

@@ -24,6 +24,9 @@ use crate::wire::encode::{self, Resync, resync};
 /// Events that are looked at for the newest that are for a channel while the stream waits.
 const LOOKED_AT: Seq = 4096;
 
+/// Bytes of frames that are made to find them.
+const MADE: usize = 256 << 10;
+
 /// Where a channel begins.
 struct Beginning {
     memberships: Vec<Membership>,
@@ -212,7 +215,7 @@ impl Stream {
         let now = self.history.reached();
         let Some(live) = self.live else { return Membership::new(key, Floor::at(now), None) };
         let mut plans = Plans::default();
-        let mut found = 0;
+        let (mut found, mut made) = (0, 0);
         let mut start = None;
         for (seq, batch, event) in self.history.newest_first() {
             if found >= count {
@@ -221,18 +224,20 @@ impl Stream {
             self.bodies.clear();
             self.frames.clear();
             let event_ref = EventRef { batch, event, seq, live };
+            let mut warning = None;
             let mut context = EncodeContext {
                 entitlements: &mut self.entitlements,
                 bodies: &mut self.bodies,
                 frame_buf: &mut self.frame_buf,
                 out: &mut self.frames,
+                warning: &mut warning,
                 made: now,
                 effort,
                 place: Place::Turn,
             };
             let looked_at = self.history.head() - seq;
             let found_out = match plans.frames(&key, event_ref, None, &mut context) {
-                Ok(()) if looked_at > LOOKED_AT => Err(Missing::Time),
+                Ok(()) if looked_at > LOOKED_AT || made > MADE => Err(Missing::Time),
                 outcome => outcome,
             };
             // How many of the events are for it is only known once the policies were asked, or once
@@ -248,8 +253,10 @@ impl Stream {
                 let membership = Membership::new(key, Floor::default(), start);
                 return Membership { latest: Some(Box::new(latest)), ..membership };
             }
-            if !self.frames.is_empty() {
-                found += 1;
+            made += self.frames.iter().map(Bytes::len).sum::<usize>();
+            found += u32::from(!self.frames.is_empty());
+            // What there is to be told instead of an event, it is told when it comes to it.
+            if !self.frames.is_empty() || warning.is_some() {
                 start = Some(seq);
             }
         }

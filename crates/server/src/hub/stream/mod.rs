@@ -320,6 +320,7 @@ impl Stream {
                 self.registry.routes.forget(&change);
             }
             Feed::Forged(count) => self.stats.forged_messages_total.add(count),
+            Feed::Reach(reach) => self.history.set_reach(reach),
             Feed::Ping(number) => self.uplink.alive(number),
             Feed::Live { epoch, from, until, cause } => {
                 self.stats.until.set(until.0);
@@ -359,9 +360,9 @@ impl Stream {
             let gap = Resync { reason: self.cause, oldest: None, newest: None };
             let frame = resync(group.key.vsn, None, &group.key.topic, gap);
             group.previous = None;
-            for member in &mut group.members {
+            for member in group.members.iter_mut() {
                 (member.lag, member.previous, member.latest) = (None, None, None);
-                (member.replays, member.has_gap) = (false, false);
+                (member.replays, member.has_gap, member.is_skipping) = (false, false, false);
                 member.queue.reply(frame.clone());
             }
         }

@@ -10,9 +10,9 @@ use tokio::net::UnixStream;
 
 use super::beginning::now;
 use super::catalog_worker::Trouble;
-use super::{Client, POLICY, ROOM, TABLE, World, binding, executed};
+use super::{Client, POLICY, ROOM, TABLE, World, asked_now, binding, executed};
 use crate::catalog::{Lane, frame};
-use crate::hub::subscription::{Facet, Style};
+use crate::hub::subscription::{Facet, Since, Style};
 use crate::link::Feed;
 
 impl World {
@@ -274,5 +274,49 @@ fn a_policy_that_waits_for_a_lock_is_asked_again_and_one_that_stays_broken_is_to
             world.insert(300, 4);
             assert_eq!(json!(world.told(&client, 4)), expected, "{failures:?}");
         }
+    }
+}
+
+#[test]
+fn who_joins_while_a_policy_fails_is_told_and_nobody_twice() {
+    let world = World::new(&Config::default());
+    world.secure(POLICY);
+    world.failing_executor(vec!["22012"; 3]);
+    let first = world.connect();
+    world.join(&first, now(100));
+    world.insert(200, 2);
+    world.read(&first, |frame| frame[4]["sqlstate"] == "22012");
+
+    let second = world.connect();
+    world.join(&second, now(250));
+    world.insert(300, 4);
+    world.read(&second, |frame| frame[4]["sqlstate"] == "22012");
+    world.insert(400, 6);
+    world.insert(500, 8);
+
+    assert_eq!(world.told(&first, 8), [8]);
+    assert_eq!(world.told(&second, 8), [8]);
+}
+
+#[test]
+fn the_newest_events_that_a_policy_fails_on_are_said_to_be_missing() {
+    for waits in [false, true] {
+        let world = World::new(&Config::default());
+        world.secure(POLICY);
+        world.failing_executor(vec!["22012"; 100]);
+        let before = world.connect();
+        if waits {
+            // Its group knows by the time that the other joins.
+            world.join(&before, now(100));
+        }
+        world.insert(200, 2);
+        world.insert(300, 4);
+        world.wait_for(300);
+        let client = world.connect();
+
+        world.join(&client, Since::Last(2, asked_now()));
+
+        world.read(&client, |frame| frame[4]["sqlstate"] == "22012");
+        world.read(&client, |frame| frame[4]["extension"] == "tide.caught_up");
     }
 }
