@@ -248,6 +248,12 @@ fn define_transport() {
         c"At the root of the listener.",
         &PAGE,
     );
+    flag(
+        c"tide.public_metrics",
+        c"Serves /metrics to whoever reaches the listener.",
+        c"Off: only to the machine itself, and not to what comes by a proxy.",
+        &PUBLIC_METRICS,
+    );
 }
 
 /// What clients may use up.
@@ -441,7 +447,7 @@ fn define_history() {
 fn define_debugging() {
     GucRegistry::define_bool_guc(
         c"tide.debug_faults",
-        c"Lets superusers have tide-server crash, through tide._control.",
+        c"Lets superusers have tide-server crash, through tide_internal.control.",
         c"For pg_tide's own tests.",
         &DEBUG_FAULTS,
         GucContext::Suset,

@@ -44,6 +44,7 @@ static SSL: Flag = Flag::new(false);
 static SSL_CERT_FILE: Text = Text::new(Some(c""));
 static SSL_KEY_FILE: Text = Text::new(Some(c""));
 static PAGE: Flag = Flag::new(true);
+static PUBLIC_METRICS: Flag = Flag::new(false);
 
 static MAX_CONNECTIONS: Int = Int::new(10_000);
 static MAX_CHANNELS_PER_CONNECTION: Int = Int::new(100);
@@ -89,6 +90,7 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         allowed_origins: list(&ALLOWED_ORIGINS),
         ssl: SSL.get(),
         page: PAGE.get(),
+        public_metrics: PUBLIC_METRICS.get(),
         max_connections: count(&MAX_CONNECTIONS),
         max_channels_per_connection: count(&MAX_CHANNELS_PER_CONNECTION),
         max_bindings_per_channel: count(&MAX_BINDINGS_PER_CHANNEL),

@@ -33,6 +33,7 @@ pub struct Config {
     pub ssl: bool,
     /// Whether `GET /` serves the page; it is only ever served to loopback.
     pub page: bool,
+    pub public_metrics: bool,
 
     pub max_connections: usize,
     pub max_channels_per_connection: usize,
@@ -94,6 +95,7 @@ impl Default for Config {
             allowed_origins: Vec::new(),
             ssl: false,
             page: true,
+            public_metrics: false,
             max_connections: 10_000,
             max_channels_per_connection: 100,
             max_bindings_per_channel: 100,
@@ -132,6 +134,7 @@ impl Config {
             public_channels_send: usual.public_channels_send,
             allowed_origins: usual.allowed_origins,
             page: usual.page,
+            public_metrics: usual.public_metrics,
             max_channels_per_connection: usual.max_channels_per_connection,
             max_bindings_per_channel: usual.max_bindings_per_channel,
             max_message_size: usual.max_message_size,
@@ -143,6 +146,7 @@ impl Config {
             max_presence_size: usual.max_presence_size,
             handshake_timeout: usual.handshake_timeout,
             idle_timeout: usual.idle_timeout,
+            history_reach: usual.history_reach,
             ..self.clone()
         }
     }

@@ -42,6 +42,8 @@ pub enum Feed {
     Stalled {
         reason: String,
     },
+    /// Bytes of WAL that the history may reach back from now on.
+    Reach(u64),
     /// To be answered once everything before it has been dealt with.
     Ping(u64),
 }
@@ -146,8 +148,9 @@ impl Downlink {
                 return Ok(None);
             }
             Word::Settings(new) => {
+                let reach = new.history_reach;
                 settings.send_modify(|settings| settings.config = Arc::from(new));
-                return Ok(None);
+                Feed::Reach(reach)
             }
             Word::Stop => return Err(LinkEnd::Stop),
         }))

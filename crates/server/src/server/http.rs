@@ -8,7 +8,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -49,6 +49,8 @@ pub(super) enum Opening {
 /// besides.
 const WEBSOCKET: usize = 6 << 10;
 const TLS: usize = 8 << 10;
+
+const NOT_PUBLIC: &str = "the metrics are for this machine, unless tide.public_metrics is on";
 
 /// Headers that proxies add.
 const OF_PROXIES: [&str; 6] =
@@ -105,15 +107,16 @@ impl Front {
                 failure(StatusCode::NOT_FOUND, "there is nothing at this address")
             }
             Route::Health => self.health(),
+            Route::Metrics if !self.serves_metrics(&parts) => {
+                failure(StatusCode::FORBIDDEN, NOT_PUBLIC)
+            }
             Route::Metrics => {
                 let text = self.context.stats.prometheus() + &self.context.memory().prometheus();
                 body(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text)
             }
             Route::Websocket => self.upgrade(&parts, work).await,
             Route::Preflight => preflight(),
-            Route::WrongMethod => {
-                failure(StatusCode::METHOD_NOT_ALLOWED, "this address does not know the method")
-            }
+            Route::WrongMethod(allowed) => wrong_method(allowed),
         }
     }
 
@@ -138,12 +141,19 @@ impl Front {
         failure(StatusCode::SERVICE_UNAVAILABLE, reason)
     }
 
-    /// The page is for the machine itself: the peer must be on it, and it must have asked for it
-    /// by such a name, or a web site whose name was made to point to 127.0.0.1 could read along. A
-    /// proxy on the machine asks for others.
     fn serves_page(&self, request: &Parts) -> bool {
-        self.context.config().page
-            && self.peer.ip().to_canonical().is_loopback()
+        self.context.config().page && self.is_local(request)
+    }
+
+    fn serves_metrics(&self, request: &Parts) -> bool {
+        self.context.config().public_metrics || self.is_local(request)
+    }
+
+    /// Whether the machine itself asks: the peer must be on it, and must have asked for it by such a
+    /// name, or a web site whose name was made to point to 127.0.0.1 could read along. A proxy on the
+    /// machine asks for others.
+    fn is_local(&self, request: &Parts) -> bool {
+        self.peer.ip().to_canonical().is_loopback()
             && names_loopback(&request.headers)
             && !OF_PROXIES.iter().any(|name| request.headers.contains_key(*name))
     }
@@ -305,16 +315,26 @@ fn preflight() -> HttpAnswer {
     empty(StatusCode::NO_CONTENT)
 }
 
+fn wrong_method(allowed: &[Method]) -> HttpAnswer {
+    let mut answer =
+        failure(StatusCode::METHOD_NOT_ALLOWED, "this address does not know the method");
+    let allowed: Vec<&str> = allowed.iter().map(Method::as_str).collect();
+    if let Ok(allowed) = HeaderValue::from_str(&allowed.join(", ")) {
+        answer.headers_mut().insert(header::ALLOW, allowed);
+    }
+    answer
+}
+
 fn empty(status: StatusCode) -> HttpAnswer {
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = status;
     answer
 }
 
-/// Adds what a browser needs to show an answer to a script of another origin. The page and its
-/// findings are for no other origin and do not get it.
+/// Adds what a browser needs to show an answer to a script of another origin. The page, its
+/// findings and the metrics are for no other origin and do not get it.
 pub(super) fn open_to_other_origins(path: &str, answer: &mut HttpAnswer) {
-    if matches!(path, "/" | "/check") {
+    if matches!(path, "/" | "/check" | "/metrics") {
         return;
     }
     let headers = answer.headers_mut();

@@ -16,7 +16,8 @@ pub(super) enum Route {
     Broadcast,
     /// A browser asks whether a page of another origin may call.
     Preflight,
-    WrongMethod,
+    /// Those that there are.
+    WrongMethod(&'static [Method]),
     Unknown,
 }
 
@@ -34,15 +35,19 @@ impl Route {
         if method == allowed || (allowed == Method::GET && method == Method::HEAD) {
             // A websocket cannot begin with HEAD.
             if route == Route::Websocket && method == Method::HEAD {
-                return Route::WrongMethod;
+                return Route::WrongMethod(&[Method::GET, Method::OPTIONS]);
             }
             return route;
         }
         match (route, method) {
-            // The page is for its own origin only.
-            (Route::Page | Route::Check, _) => Route::WrongMethod,
+            // For their own origin only.
+            (Route::Page | Route::Check | Route::Metrics, _) => {
+                Route::WrongMethod(&[Method::GET, Method::HEAD])
+            }
             (_, &Method::OPTIONS) => Route::Preflight,
-            _ => Route::WrongMethod,
+            (Route::Websocket, _) => Route::WrongMethod(&[Method::GET, Method::OPTIONS]),
+            (Route::Broadcast, _) => Route::WrongMethod(&[Method::POST, Method::OPTIONS]),
+            _ => Route::WrongMethod(&[Method::GET, Method::HEAD, Method::OPTIONS]),
         }
     }
 }
@@ -112,10 +117,19 @@ mod tests {
     #[test]
     fn methods_are_checked() {
         assert_eq!(Route::of(&Method::HEAD, "/health"), Route::Health);
-        assert_eq!(Route::of(&Method::POST, "/health"), Route::WrongMethod);
+        assert_eq!(
+            Route::of(&Method::POST, "/health"),
+            Route::WrongMethod(&[Method::GET, Method::HEAD, Method::OPTIONS])
+        );
         assert_eq!(Route::of(&Method::OPTIONS, "/socket/websocket"), Route::Preflight);
-        assert_eq!(Route::of(&Method::OPTIONS, "/"), Route::WrongMethod);
-        assert_eq!(Route::of(&Method::HEAD, "/socket/websocket"), Route::WrongMethod);
+        assert_eq!(
+            Route::of(&Method::OPTIONS, "/"),
+            Route::WrongMethod(&[Method::GET, Method::HEAD])
+        );
+        assert_eq!(
+            Route::of(&Method::HEAD, "/socket/websocket"),
+            Route::WrongMethod(&[Method::GET, Method::OPTIONS])
+        );
         assert_eq!(Route::of(&Method::OPTIONS, "/nothing"), Route::Unknown);
     }
 

@@ -54,7 +54,13 @@ async fn other_methods_and_preflights_are_answered_clearly() {
         world.http(&request).await
     };
 
-    assert_eq!(ask("POST", "/health").await.status(), 405);
+    let refused = ask("POST", "/health").await;
+    assert_eq!(refused.status(), 405);
+    assert!(
+        refused.0.to_lowercase().contains("\r\nallow: get, head, options\r\n"),
+        "{}",
+        refused.0
+    );
     assert_eq!(ask("GET", "/api/broadcast").await.status(), 405);
     let preflight = ask("OPTIONS", "/realtime/v1/api/broadcast").await;
     assert_eq!(preflight.status(), 204);
@@ -62,7 +68,7 @@ async fn other_methods_and_preflights_are_answered_clearly() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_is_for_loopback_by_its_own_name_only() {
+async fn the_page_and_the_metrics_are_for_loopback_by_its_own_name_only() {
     let world = World::new(config()).await;
     let ask = async |path: &str, headers: &str| {
         let request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\n{headers}\r\n");
@@ -89,12 +95,22 @@ async fn the_page_is_for_loopback_by_its_own_name_only() {
     for headers in proxied.iter().map(String::as_str).chain(["Host: evil.example\r\n"]) {
         assert_eq!(ask("/", headers).await.status(), 404, "{headers}");
         assert_eq!(ask("/check", headers).await.status(), 404, "{headers}");
+        assert_eq!(ask("/metrics", headers).await.status(), 403, "{headers}");
     }
     let check = ask("/check", "Host: localhost\r\n").await;
     assert_eq!(
         serde_json::from_str::<Value>(check.body()).unwrap(),
         json!([{"item": "preload", "ok": true}])
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metrics_can_be_opened_to_other_machines() {
+    let world = World::new(Config { public_metrics: true, ..config() }).await;
+    let request = "GET /metrics HTTP/1.1\r\nHost: db.example\r\nConnection: close\r\n\r\n";
+
+    assert_eq!(world.http(request).await.status(), 200);
+    assert_eq!(world.http(&request.replace("/metrics", "/check")).await.status(), 404);
 }
 
 #[tokio::test(flavor = "multi_thread")]
