@@ -223,6 +223,23 @@ fn types_of_columns() {
 }
 
 #[test]
+fn names_of_types() {
+    database().sql().batch_execute("create type mood as enum ('glad', 'sad')").unwrap();
+    goes_on_as_a_new_one(
+        "a type renamed under a policy",
+        &Case {
+            columns: "c mood",
+            policy: "c = 'glad'",
+            before: &["'sad'", "'glad'"],
+            change: "alter type mood rename to temper",
+            after: &["'sad'", "'glad'"],
+            later: &["'sad'", "'glad'"],
+            ..PLAIN
+        },
+    );
+}
+
+#[test]
 fn labels_of_enums() {
     let mut sql = database().sql();
     sql.batch_execute(

@@ -106,7 +106,7 @@ fn an_answer_is_a_text_of_the_databases_encoding_or_an_error() {
     ];
     let server = answer(&database, answers.map(|answer| answer.to_string()).into());
     let mut sql = database.sql();
-    let ask = r#"select (tide._control('{"op": "status"}'))::text"#;
+    let ask = r#"select (tide_internal.control('{"op": "status"}'))::text"#;
     let recent = "select \"table\", record::text from tide.recent()";
 
     assert_eq!(sql.query_one(ask, &[]).unwrap().get::<_, &str>(0), r#""größe""#);

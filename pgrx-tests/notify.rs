@@ -59,6 +59,23 @@ fn a_notification_reaches_those_who_joined_its_channel_and_nobody_else() {
 }
 
 #[test]
+fn what_is_said_arrives_whatever_encoding_the_databases_sessions_have() {
+    let settings = [
+        ("tide.notify_channels", "jobs"),
+        ("tide.public_channels", "on"),
+        ("client_encoding", "LATIN1"),
+    ];
+    let database = Cluster::shared().database_with("notified_otherwise", &settings);
+    let mut client = database.client();
+    join(&mut client, "jobs");
+
+    notify(&database, "jobs", "ä, €");
+
+    let broadcast = client.broadcast(&topic("jobs"));
+    assert_eq!(broadcast["payload"]["payload"], "ä, €");
+}
+
+#[test]
 fn what_is_rolled_back_is_not_said_and_the_rest_in_order_of_commit() {
     let mut client = database().client();
     join(&mut client, "odd order");

@@ -327,7 +327,7 @@ fn an_owner_who_was_granted_it_adopts_and_nobody_else() {
         "insert into tide.outboxes (relation) values ('ob_owner.mine')",
         "insert into tide.outbox (channel, name) values ('x', 'y')",
         "select tide.enqueue('x', 'y', '{}')",
-        "select tide._adopt_outbox('ob_owner.mine', false)",
+        "select tide_internal.adopt_outbox('ob_owner.mine', false)",
         "select tide.release_outbox('tide.outbox')",
     ] {
         assert_eq!(refused(&mut sql, closed).code().code(), "42501", "{closed}");
@@ -377,6 +377,10 @@ fn what_an_adopted_tables_owner_wrote_runs_as_that_owner() {
     theirs
         .batch_execute(
             "create table h.log (who text, became text);
+             create table h.audit (who text);
+             create function h.audit() returns trigger language plpgsql as $$
+             begin insert into h.audit values (new.who); return new; end $$;
+             create trigger audit before insert on h.log for each row execute function h.audit();
              create function h.grab() returns trigger language plpgsql as $$
              declare became text := 'nobody';
              begin
@@ -407,6 +411,9 @@ fn what_an_adopted_tables_owner_wrote_runs_as_that_owner() {
     for row in rows {
         assert_eq!((row.get(0), row.get(1)), ("ob_hostile", "42501"));
     }
+    // What watches other tables is not off for it.
+    let audited = "select (select count(*) from h.log) = (select count(*) from h.audit)";
+    assert!(sql.query_one(audited, &[]).unwrap().get::<_, bool>(0));
 }
 
 #[test]

@@ -1,24 +1,25 @@
--- Every object of schema tide, and who besides superusers may use it.
+-- Every object of pg_tide's schemas, and who besides superusers may use it.
 with objects as (
     select 'schema ' || n.nspname as name, n.oid, 'schema' as kind
     from pg_namespace as n
-    where n.nspname = 'tide'
+    where n.nspname in ('tide', 'tide_internal')
     union all
-    select 'function ' || format('%s(%s)', p.proname,
-                                 array_to_string(array(select t::regtype from unnest(p.proargtypes) as t), ',')),
+    select case p.pronamespace::regnamespace::text when 'tide' then 'function ' else 'internal function ' end
+               || format('%s(%s)', p.proname,
+                         array_to_string(array(select t::regtype from unnest(p.proargtypes) as t), ',')),
            p.oid, 'function'
     from pg_proc as p
-    where p.pronamespace = 'tide'::regnamespace
+    where p.pronamespace::regnamespace::text in ('tide', 'tide_internal')
     union all
     select case c.relkind when 'S' then 'sequence ' when 'v' then 'view ' else 'table ' end || c.relname,
            c.oid, case c.relkind when 'S' then 'sequence' else 'table' end
     from pg_class as c
-    where c.relnamespace = 'tide'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+    where c.relnamespace::regnamespace::text in ('tide', 'tide_internal') and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
     union all
     select 'type ' || t.typname, t.oid, 'type'
     from pg_type as t
     left join pg_class as c on c.oid = t.typrelid
-    where t.typnamespace = 'tide'::regnamespace and t.typcategory <> 'A' and coalesce(c.relkind, 'c') = 'c'
+    where t.typnamespace::regnamespace::text in ('tide', 'tide_internal') and t.typcategory <> 'A' and coalesce(c.relkind, 'c') = 'c'
 ),
 allowed as (
     select o.name, who.name as who, who.place,

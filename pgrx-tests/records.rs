@@ -331,6 +331,29 @@ fn a_table_is_dropped_only_when_it_is_empty_and_nobody_uses_it() {
 }
 
 #[test]
+fn a_table_with_rows_that_its_owner_does_not_see_is_not_dropped() {
+    let (s, mut sql) = (schema("hidden"), database().sql());
+    sql.batch_execute(&format!(
+        "create role r_hidden; grant usage, create on schema {s} to r_hidden; set role r_hidden"
+    ))
+    .unwrap();
+    set(&mut sql, &s, "t/mine", &json!(1));
+    set(&mut sql, &s, "t/others", &json!(1));
+    sql.batch_execute(&format!(
+        "alter table {s}.t enable row level security, force row level security;
+         create policy own on {s}.t using (id = 'mine')"
+    ))
+    .unwrap();
+
+    let delete =
+        format!("select tide.record_delete('t/mine', schema => '{s}', drop_empty => true)");
+    sql.batch_execute(&delete).unwrap();
+
+    sql.batch_execute("reset role").unwrap();
+    assert_eq!(tables(&mut sql, &s), [("t".to_owned(), 1)]);
+}
+
+#[test]
 fn records_and_drops_of_their_table_race_without_an_error() {
     let s = schema("churn");
     std::thread::scope(|scope| {
@@ -433,7 +456,7 @@ fn only_its_owner_publishes_a_schema() {
         assert_eq!(sql.query_one(statement, &[&schema]).unwrap().get::<_, i64>(0), 1, "{schema}");
     }
     assert_eq!(code(&mut owner, "select tide.create_schema('p_theirs')"), "42501");
-    let direct = "select tide._publish_schema('p_theirs'::regnamespace)";
+    let direct = "select tide_internal.publish_schema('p_theirs'::regnamespace)";
     assert_eq!(code(&mut owner, direct), "42501");
     let mut other = database().cluster.try_connect(name, "p_other").unwrap();
     assert_eq!(code(&mut other, "select tide.create_schema('p_others')"), "42501");

@@ -450,8 +450,10 @@ fn ddl_goes_on_when_clients_cannot_be_told() {
     let mut sql = database.sql();
     let since = cluster.log().len();
 
-    sql.batch_execute("delete from tide.message_key; select tide._invalidate('tide.message_key')")
-        .unwrap();
+    sql.batch_execute(
+        "delete from tide.message_key; select tide_internal.invalidate('tide.message_key')",
+    )
+    .unwrap();
     sql.batch_execute("create table t (id int)").unwrap();
     sql.batch_execute("alter table t add a int").unwrap();
     sql.batch_execute("create schema s create table u ()").unwrap();

@@ -442,3 +442,35 @@ fn a_policy_sees_the_role_that_is_set_and_can_set_no_other() {
     assert_eq!(other.try_join("realtime:authenticated", &private)["status"], "error");
     assert_eq!(one.try_join("realtime:none", &private)["status"], "error");
 }
+
+#[test]
+fn an_error_ends_no_session_of_pg_tides_whatever_a_databases_sessions_do() {
+    let cluster = Cluster::shared();
+    let database = cluster.database("sessions_exit");
+    let t = database.table("t", "id int primary key, a int");
+    let mut sql = database.sql();
+    let before = database.worker();
+    sql.batch_execute(
+        "alter database sessions_exit set exit_on_error = on; select tide.restart_worker()",
+    )
+    .unwrap();
+    database.wait_for_another_worker(before);
+    database.wait_until_live();
+    sql.batch_execute(&format!(
+        "alter publication tide set table {t} where (10 / a > 1); alter table {t} replica identity full"
+    ))
+    .unwrap();
+    let mut client = database.client();
+    client.subscribe(&t, &t);
+    let worker = database.worker();
+
+    sql.batch_execute(&format!("insert into {t} values (1, 0); insert into {t} values (2, 1)"))
+        .unwrap();
+
+    wait_until("the row arrives", || (client.change()["record"]["id"] == 2).then_some(()));
+    let topic = format!("realtime:tide:table:public.{t}");
+    let refused =
+        database.client().try_join(&topic, &json!({ "broadcast": { "filter": "id=eq.x" } }));
+    assert_eq!(refused["status"], "error");
+    assert_eq!(database.worker(), worker);
+}

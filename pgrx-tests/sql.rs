@@ -300,11 +300,99 @@ fn somebodys_publication_for_all_tables_has_nothing_of_pg_tides_own() {
 fn who_may_read_all_data_may_not_read_secrets() {
     let mut sql = database().sql();
     sql.batch_execute("create role reads_all; grant pg_read_all_data to reads_all").unwrap();
+    for _ in 0..2 {
+        sql.batch_execute("select tide.rotate_jwt_secret(), tide.rotate_message_key()").unwrap();
+    }
+    sql.batch_execute("analyze tide.secret; analyze tide.message_key").unwrap();
     let all = "select (select count(*) from tide.secret) + (select count(*) from tide.message_key)";
     assert!(sql.query_one(all, &[]).unwrap().get::<_, i64>(0) >= 2);
+    let secrets = "select secret from tide.secret
+                   union all select convert_from(key, 'UTF8') from tide.message_key";
+    let secrets: Vec<String> =
+        sql.query(secrets, &[]).unwrap().iter().map(|row| row.get(0)).collect();
     sql.batch_execute("set role reads_all").unwrap();
 
     assert_eq!(sql.query_one(all, &[]).unwrap().get::<_, i64>(0), 0);
+    let statistics = "select s::text from pg_statistic as s
+                      where starelid in ('tide.secret'::regclass, 'tide.message_key'::regclass)";
+    let statistics = sql.query(statistics, &[]).unwrap();
+    assert!(!statistics.is_empty());
+    for secret in &secrets {
+        assert!(!statistics.iter().any(|row| row.get::<_, &str>(0).contains(secret.as_str())));
+        let bytes: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+        assert!(!statistics.iter().any(|row| row.get::<_, &str>(0).contains(&bytes)));
+    }
+}
+
+#[test]
+fn who_subscribes_to_all_tables_gets_no_secret_and_keeps_its_own() {
+    let cluster = Cluster::start();
+    let [publisher, subscriber] = ["sql_publisher", "sql_subscriber"].map(|name| {
+        let database = cluster.database(name);
+        database.sql().batch_execute("create table plain (id int primary key)").unwrap();
+        database
+    });
+    let own = "select array(select secret from tide.secret order by 1)
+                      || array(select encode(key, 'hex') from tide.message_key order by 1)
+                      || array(select relation::text from tide.outboxes order by 1)";
+    let own = || subscriber.sql().query_one(own, &[]).unwrap().get::<_, Vec<String>>(0);
+    let before = own();
+    publisher
+        .sql()
+        .batch_execute("insert into plain values (1); create publication everything for all tables")
+        .unwrap();
+    publisher
+        .sql()
+        .batch_execute("select pg_create_logical_replication_slot('theirs', 'pgoutput')")
+        .unwrap();
+
+    let source = format!("host={} user=postgres dbname=sql_publisher", cluster.host().display());
+    subscriber
+        .sql()
+        .batch_execute(&format!(
+            "create subscription theirs connection '{source}' publication everything
+             with (create_slot = false, slot_name = 'theirs')"
+        ))
+        .unwrap();
+
+    wait_until("all has been copied", || {
+        let ready = "select bool_and(srsubstate = 'r') from pg_subscription_rel";
+        let ready = subscriber.sql().query_one(ready, &[]).unwrap().get::<_, Option<bool>>(0);
+        (ready == Some(true)).then_some(())
+    });
+    let plain = "select count(*) from plain";
+    assert_eq!(subscriber.sql().query_one(plain, &[]).unwrap().get::<_, i64>(0), 1);
+    assert_eq!(own(), before);
+    subscriber.sql().batch_execute("drop subscription theirs").unwrap();
+}
+
+#[test]
+fn a_role_for_clients_that_others_can_become_is_refused_and_found() {
+    let cluster = Cluster::start();
+    let database = Database::without_extension(&cluster, "sql_precreated", &[]);
+    let mut sql = database.sql();
+    let refused = |sql: &mut postgres::Client| {
+        let error = sql.batch_execute("create extension pg_tide").unwrap_err();
+        let error = error.as_db_error().unwrap();
+        (error.code().code().to_owned(), error.hint().unwrap().to_owned())
+    };
+
+    sql.batch_execute(
+        "create role mallory; create role tide_authenticator login noinherit password 'x'",
+    )
+    .unwrap();
+    let hint = "alter role tide_authenticator password null;";
+    assert_eq!(refused(&mut sql), ("0P000".into(), hint.into()));
+    sql.batch_execute(hint).unwrap();
+    sql.batch_execute("grant tide_authenticator to mallory").unwrap();
+    let hint = "revoke tide_authenticator from mallory;";
+    assert_eq!(refused(&mut sql), ("0P000".into(), hint.into()));
+    sql.batch_execute(hint).unwrap();
+    sql.batch_execute("create extension pg_tide; grant tide_authenticator to mallory").unwrap();
+
+    let found =
+        "select fix from tide.check() where item = 'members of tide_authenticator' and not ok";
+    assert_eq!(sql.query_one(found, &[]).unwrap().get::<_, &str>(0), hint);
 }
 
 #[test]
@@ -313,7 +401,9 @@ fn who_may_not_publish_keeps_nobody_from_it() {
     let mut sql = database.sql();
     sql.batch_execute("create role locker; create table wanted (id int primary key)").unwrap();
     let mut locker = database.sql();
-    locker.batch_execute("set role locker; begin; select tide._lock_publications()").unwrap();
+    locker
+        .batch_execute("set role locker; begin; select tide_internal.lock_publications()")
+        .unwrap();
 
     sql.batch_execute("set lock_timeout = '10s'; select tide.publish('wanted')").unwrap();
 }

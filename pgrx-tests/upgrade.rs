@@ -16,7 +16,7 @@ const OBJECTS: &str = "
                (select concat_ws(' ', c.relkind, c.relrowsecurity, c.relforcerowsecurity, c.relreplident,
                                  c.reloptions, c.relacl, pg_get_viewdef(c.oid),
                                  (select string_agg(concat_ws(' ', a.attname, format_type(a.atttypid, a.atttypmod),
-                                                              a.attnotnull, a.attidentity, a.attacl,
+                                                              a.attnotnull, a.attidentity, a.attacl, a.attstattarget,
                                                               pg_get_expr(f.adbin, f.adrelid),
                                                               col_description(a.attrelid, a.attnum)),
                                                     e'\\n' order by a.attnum)

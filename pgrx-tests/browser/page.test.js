@@ -109,6 +109,19 @@ test('numbers are shown as Postgres has them', { timeout: 120_000 }, async (t) =
   await row.getByText('1.10', { exact: true }).waitFor()
 })
 
+test('columns may be called like what every object of JavaScript has', { timeout: 120_000 }, async (t) => {
+  await sql(`create table page_names (id int primary key, constructor text, "toString" text, __proto__ text);
+    grant select on page_names to authenticated; select tide.publish('page_names')`)
+  const { page, errors } = await open(t, `/#token=${await token()}`)
+  await live(page)
+
+  await sql(`insert into page_names values (1, 'a', 'b', 'c'); update page_names set constructor = 'd'`)
+
+  const row = page.locator('#events li', { hasText: 'page_names' })
+  for (const value of ['b', 'c', 'd']) await row.getByText(value, { exact: true }).first().waitFor()
+  assert.deepEqual(errors, [])
+})
+
 test('twenty thousand rows are counted, and drawn a frame at a time', { timeout: 120_000 }, async (t) => {
   await table('page_flood')
   const { page, errors } = await open(t, `/#token=${await token()}`)

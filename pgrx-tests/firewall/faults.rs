@@ -17,7 +17,7 @@ use crate::support::{Cluster, DEADLINE, Database, wait_until};
 /// Has the server die in this way, by a switch that is for tests only. The session learns of
 /// it as of any other answer that does not come.
 fn ask_for(database: &Database<'_>, fault: &str) -> Result<(), postgres::Error> {
-    let ask = format!(r#"select tide._control('{{"op": "fault", "fault": "{fault}"}}')"#);
+    let ask = format!(r#"select tide_internal.control('{{"op": "fault", "fault": "{fault}"}}')"#);
     database.sql().batch_execute(&ask)
 }
 

@@ -1,31 +1,31 @@
 -- Secrets, and the tokens signed with them.
 
-create function tide._random_secret() returns text
+create function tide_internal.random_secret() returns text
 language c volatile strict parallel safe
 as 'MODULE_PATHNAME', 'tide_random_secret_wrapper';
-comment on function tide._random_secret() is 'Internal. 256 random bits in hexadecimal';
-revoke execute on function tide._random_secret() from public;
+comment on function tide_internal.random_secret() is 'Internal. 256 random bits in hexadecimal';
+revoke execute on function tide_internal.random_secret() from public;
 
-create function tide._insert_row("table" regclass, "row" anyelement) returns void
+create function tide_internal.insert_row("table" regclass, "row" anyelement) returns void
 language c volatile strict parallel unsafe
 set search_path = pg_catalog, pg_temp
 as 'MODULE_PATHNAME', 'tide_insert_row_wrapper';
-comment on function tide._insert_row(regclass, anyelement) is
+comment on function tide_internal.insert_row(regclass, anyelement) is
 'Internal. Adds a row to one of pg_tide''s own tables, past logical decoding: publications for all tables do not have it';
-revoke execute on function tide._insert_row(regclass, anyelement) from public;
+revoke execute on function tide_internal.insert_row(regclass, anyelement) from public;
 
-create function tide._delete_row("table" regclass, place tid) returns void
+create function tide_internal.delete_row("table" regclass, place tid) returns void
 language c volatile strict parallel unsafe
 set search_path = pg_catalog, pg_temp
 as 'MODULE_PATHNAME', 'tide_delete_row_wrapper';
-comment on function tide._delete_row(regclass, tid) is
+comment on function tide_internal.delete_row(regclass, tid) is
 'Internal. Deletes a row of one of pg_tide''s own tables, past logical decoding';
-revoke execute on function tide._delete_row(regclass, tid) from public;
+revoke execute on function tide_internal.delete_row(regclass, tid) from public;
 
 create table tide.secret (
-    -- Without an index: see tide._insert_row().
+    -- Without an index: see tide_internal.insert_row().
     id bigint generated always as identity,
-    secret text not null default tide._random_secret(),
+    secret text not null default tide_internal.random_secret(),
     created_at timestamptz not null default pg_catalog.clock_timestamp(),
     constraint secret_is_long_enough check (pg_catalog.octet_length(secret) >= 32)
 );
@@ -35,29 +35,46 @@ comment on column tide.secret.id is 'Order of creation';
 comment on column tide.secret.secret is 'The secret; tide.token() signs with the newest';
 comment on column tide.secret.created_at is 'When it was made';
 revoke all on table tide.secret from public;
--- Nor for pg_read_all_data.
+-- Nor for pg_read_all_data, which reads pg_statistic, too.
 alter table tide.secret enable row level security;
+alter table tide.secret alter column secret set statistics 0;
 
-create function tide._add_secret() returns void
+create function tide_internal.skip_row() returns trigger
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return null;
+end
+$$;
+comment on function tide_internal.skip_row() is
+'Internal. Leaves a row out: what a publication for all tables has another database copy when it subscribes';
+revoke execute on function tide_internal.skip_row() from public;
+
+-- Of subscriptions only.
+create trigger skip_row before insert on tide.secret for each row execute function tide_internal.skip_row();
+alter table tide.secret enable replica trigger skip_row;
+
+create function tide_internal.add_secret() returns void
 language sql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
 as $$
-    select tide._insert_row(
+    select tide_internal.insert_row(
                'tide.secret',
-               row(nextval('tide.secret_id_seq'), tide._random_secret(), clock_timestamp())::tide.secret
+               row(nextval('tide.secret_id_seq'), tide_internal.random_secret(), clock_timestamp())::tide.secret
            )
 $$;
-comment on function tide._add_secret() is 'Internal. Makes a new secret';
-revoke execute on function tide._add_secret() from public;
+comment on function tide_internal.add_secret() is 'Internal. Makes a new secret';
+revoke execute on function tide_internal.add_secret() from public;
 
-select tide._add_secret();
+select tide_internal.add_secret();
 
-create function tide._reload_at_commit() returns void
+create function tide_internal.reload_at_commit() returns void
 language c volatile strict parallel unsafe
 as 'MODULE_PATHNAME', 'tide_reload_at_commit_wrapper';
-comment on function tide._reload_at_commit() is
+comment on function tide_internal.reload_at_commit() is
 'Internal. Has the worker read the secrets again when this transaction commits';
-revoke execute on function tide._reload_at_commit() from public;
+revoke execute on function tide_internal.reload_at_commit() from public;
 
 create function tide.rotate_jwt_secret() returns void
 language plpgsql volatile parallel unsafe
@@ -65,21 +82,21 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     lock table tide.secret in share row exclusive mode;
-    perform tide._add_secret();
-    perform tide._delete_row('tide.secret', s.ctid)
+    perform tide_internal.add_secret();
+    perform tide_internal.delete_row('tide.secret', s.ctid)
     from (select ctid from tide.secret order by created_at desc, id desc offset 2) as s;
-    perform tide._reload_at_commit();
+    perform tide_internal.reload_at_commit();
 end
 $$;
 comment on function tide.rotate_jwt_secret() is
 'Makes a new secret for tokens. Those signed with the one before stay valid until the next rotation; older ones end. Superuser only';
 revoke execute on function tide.rotate_jwt_secret() from public;
 
-create function tide._sign(role text, claims jsonb, seconds bigint) returns text
+create function tide_internal.sign(role text, claims jsonb, seconds bigint) returns text
 language c volatile strict parallel unsafe
 as 'MODULE_PATHNAME', 'tide_sign_wrapper';
-comment on function tide._sign(text, jsonb, bigint) is 'Internal. A token, whoever it is for';
-revoke execute on function tide._sign(text, jsonb, bigint) from public;
+comment on function tide_internal.sign(text, jsonb, bigint) is 'Internal. A token, whoever it is for';
+revoke execute on function tide_internal.sign(text, jsonb, bigint) from public;
 
 create function tide.token(
     role text,
@@ -145,7 +162,7 @@ begin
     if audience <> '' and not claims ? 'aud' then
         claims := claims || jsonb_build_object('aud', audience);
     end if;
-    return tide._sign(token.role, claims, ceil(seconds)::bigint);
+    return tide_internal.sign(token.role, claims, ceil(seconds)::bigint);
 end
 $$;
 comment on function tide.token(text, jsonb, interval) is

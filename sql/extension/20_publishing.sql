@@ -1,12 +1,12 @@
 -- Which tables are streamed.
 
-create function tide._publication() returns text
+create function tide_internal.publication() returns text
 language sql stable parallel safe
 set search_path = pg_catalog, pg_temp
 return coalesce(nullif(current_setting('tide.publication', true), ''), 'tide');
-comment on function tide._publication() is 'Internal. Name of the publication';
+comment on function tide_internal.publication() is 'Internal. Name of the publication';
 
-create function tide._without_replica_identity(relation oid) returns setof regclass
+create function tide_internal.without_replica_identity(relation oid) returns setof regclass
 language sql stable strict parallel safe
 set search_path = pg_catalog, pg_temp
 begin atomic
@@ -25,10 +25,10 @@ begin atomic
                                 else false
                             end);
 end;
-comment on function tide._without_replica_identity(oid) is
+comment on function tide_internal.without_replica_identity(oid) is
 'Internal. The table, or those of its partitions, of which an UPDATE or DELETE does not say which row it was about';
 
-create function tide._assert_publishable(relation regclass) returns void
+create function tide_internal.assert_publishable(relation regclass) returns void
 language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -78,10 +78,10 @@ begin
         hint = advice;
 end
 $$;
-comment on function tide._assert_publishable(regclass) is
+comment on function tide_internal.assert_publishable(regclass) is
 'Internal. Fails, saying why, if a relation has no changes to publish';
 
-create function tide._assert_given(tables regclass[]) returns void
+create function tide_internal.assert_given(tables regclass[]) returns void
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -94,45 +94,45 @@ begin
     end if;
 end
 $$;
-comment on function tide._assert_given(regclass[]) is
+comment on function tide_internal.assert_given(regclass[]) is
 'Internal. Fails if there is no table in the list, or a null';
 
-create function tide._lock_publications() returns void
+create function tide_internal.lock_publications() returns void
 language c volatile strict parallel unsafe
 as 'MODULE_PATHNAME', 'tide_lock_publications_wrapper';
-comment on function tide._lock_publications() is
+comment on function tide_internal.lock_publications() is
 'Internal. Keeps two transactions from making the publication at once';
 
-create function tide._make_publication() returns pg_publication
+create function tide_internal.make_publication() returns pg_publication
 language plpgsql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     publication pg_publication;
 begin
-    perform tide._lock_publications();
-    select p.* into publication from pg_publication as p where p.pubname = tide._publication();
+    perform tide_internal.lock_publications();
+    select p.* into publication from pg_publication as p where p.pubname = tide_internal.publication();
     if not found then
         if not has_database_privilege(current_database(), 'CREATE') then
             raise exception using
                 errcode = 'insufficient_privilege',
-                message = format('permission denied to make publication "%s"', tide._publication()),
+                message = format('permission denied to make publication "%s"', tide_internal.publication()),
                 hint = format('As a superuser: grant create on database %I to %I;', current_database(), current_user);
         end if;
         begin
             execute format('create publication %I with (publish_via_partition_root = true)',
-                           tide._publication());
+                           tide_internal.publication());
         exception
             -- Made by another session at this very moment.
             when duplicate_object or unique_violation then
                 null;
         end;
-        select p.* into publication from pg_publication as p where p.pubname = tide._publication();
+        select p.* into publication from pg_publication as p where p.pubname = tide_internal.publication();
     end if;
     return publication;
 end
 $$;
-comment on function tide._make_publication() is
+comment on function tide_internal.make_publication() is
 'Internal. The publication, which is made if it is not there; for that the caller needs CREATE on the database';
 
 create function tide.publish(variadic tables regclass[]) returns void
@@ -144,12 +144,12 @@ declare
     relation regclass;
     bare regclass;
 begin
-    perform tide._assert_given(tables);
+    perform tide_internal.assert_given(tables);
     foreach relation in array tables loop
-        perform tide._assert_publishable(relation);
+        perform tide_internal.assert_publishable(relation);
     end loop;
 
-    publication := tide._make_publication();
+    publication := tide_internal.make_publication();
     if publication.puballtables then
         raise notice 'publication "%" has all tables already', publication.pubname;
     end if;
@@ -168,7 +168,7 @@ begin
             execute format('alter publication %I add table %s', publication.pubname, relation);
         end if;
         if publication.pubupdate or publication.pubdelete then
-            for bare in select tide._without_replica_identity(relation) loop
+            for bare in select tide_internal.without_replica_identity(relation) loop
                 raise warning using
                     message = format('%s has no replica identity: UPDATE and DELETE on it fail from now on',
                                      bare),
@@ -189,8 +189,8 @@ declare
     publication pg_publication;
     relation regclass;
 begin
-    perform tide._assert_given(tables);
-    select p.* into publication from pg_publication as p where p.pubname = tide._publication();
+    perform tide_internal.assert_given(tables);
+    select p.* into publication from pg_publication as p where p.pubname = tide_internal.publication();
     if publication.puballtables then
         raise exception using
             errcode = 'object_not_in_prerequisite_state',

@@ -1,9 +1,9 @@
 -- Messages to channels that are in the WAL and nowhere else.
 
 create table tide.message_key (
-    -- Without an index: see tide._insert_row().
+    -- Without an index: see tide_internal.insert_row().
     id bigint generated always as identity,
-    key bytea not null default pg_catalog.convert_to(tide._random_secret(), 'UTF8'),
+    key bytea not null default pg_catalog.convert_to(tide_internal.random_secret(), 'UTF8'),
     created_at timestamptz not null default pg_catalog.clock_timestamp(),
     constraint key_is_long_enough check (pg_catalog.octet_length(key) >= 32)
 )
@@ -15,23 +15,26 @@ comment on column tide.message_key.id is 'Order of creation; each message says w
 comment on column tide.message_key.key is 'The key; messages are sealed with the newest';
 comment on column tide.message_key.created_at is 'When it was made';
 revoke all on table tide.message_key from public;
--- Nor for pg_read_all_data.
+-- Nor for pg_read_all_data, which reads pg_statistic, too.
 alter table tide.message_key enable row level security;
+alter table tide.message_key alter column key set statistics 0;
+create trigger skip_row before insert on tide.message_key for each row execute function tide_internal.skip_row();
+alter table tide.message_key enable replica trigger skip_row;
 
-create function tide._add_message_key() returns void
+create function tide_internal.add_message_key() returns void
 language sql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
 as $$
-    select tide._insert_row(
+    select tide_internal.insert_row(
                'tide.message_key',
-               row(nextval('tide.message_key_id_seq'), convert_to(tide._random_secret(), 'UTF8'),
+               row(nextval('tide.message_key_id_seq'), convert_to(tide_internal.random_secret(), 'UTF8'),
                    clock_timestamp())::tide.message_key
            )
 $$;
-comment on function tide._add_message_key() is 'Internal. Makes a new key for messages';
-revoke execute on function tide._add_message_key() from public;
+comment on function tide_internal.add_message_key() is 'Internal. Makes a new key for messages';
+revoke execute on function tide_internal.add_message_key() from public;
 
-select tide._add_message_key();
+select tide_internal.add_message_key();
 
 create function tide.rotate_message_key() returns void
 language plpgsql volatile parallel unsafe
@@ -39,12 +42,12 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     lock table tide.message_key in share row exclusive mode;
-    perform tide._add_message_key();
+    perform tide_internal.add_message_key();
     -- The one before stays, for those who are sending at this moment.
-    perform tide._delete_row('tide.message_key', k.ctid)
+    perform tide_internal.delete_row('tide.message_key', k.ctid)
     from (select ctid from tide.message_key order by id desc offset 2) as k;
     -- Has every session, and the worker at this point of the WAL, read the keys again.
-    perform tide._invalidate('tide.message_key');
+    perform tide_internal.invalidate('tide.message_key');
 end
 $$;
 comment on function tide.rotate_message_key() is

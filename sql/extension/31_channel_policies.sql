@@ -31,7 +31,7 @@ select pg_catalog.pg_extension_config_dump(
       where p.schemaname operator(pg_catalog.=) 'tide' and p.tablename operator(pg_catalog.=) 'channel'$$
 );
 
-create function tide._restore_policy() returns trigger
+create function tide_internal.restore_policy() returns trigger
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -66,9 +66,9 @@ exception
         return null;
 end
 $$;
-comment on function tide._restore_policy() is 'Internal. Makes a policy of what is inserted into tide.channel_policy';
-revoke execute on function tide._restore_policy() from public;
+comment on function tide_internal.restore_policy() is 'Internal. Makes a policy of what is inserted into tide.channel_policy';
+revoke execute on function tide_internal.restore_policy() from public;
 
 create trigger restore_policy before insert on tide.channel_policy
-    for each row execute function tide._restore_policy();
+    for each row execute function tide_internal.restore_policy();
 alter table tide.channel_policy enable always trigger restore_policy;

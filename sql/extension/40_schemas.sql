@@ -1,12 +1,12 @@
 -- Schemas whose tables are streamed: made, taken away, and looked over.
 
-create function tide._publish_schema(schema oid) returns void
+create function tide_internal.publish_schema(schema oid) returns void
 language c volatile strict parallel unsafe
 as 'MODULE_PATHNAME', 'tide_publish_schema_wrapper';
-comment on function tide._publish_schema(oid) is
+comment on function tide_internal.publish_schema(oid) is
 'Internal. Adds a schema that the caller owns to the publication, which Postgres leaves to superusers. Every table in it is streamed from then on';
 
-create function tide._assert_name(name text, what text) returns void
+create function tide_internal.assert_name(name text, what text) returns void
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -29,7 +29,7 @@ begin
     end if;
 end
 $$;
-comment on function tide._assert_name(text, text) is
+comment on function tide_internal.assert_name(text, text) is
 'Internal. Fails if a name cannot be that of a schema or table; Postgres itself would cut off a long one';
 
 create function tide.create_schema(name text) returns boolean
@@ -41,7 +41,7 @@ declare
     schema oid;
     made boolean := false;
 begin
-    perform tide._assert_name(name, 'schema');
+    perform tide_internal.assert_name(name, 'schema');
     select n.oid into schema from pg_namespace as n where n.nspname = name;
     if not found then
         begin
@@ -54,11 +54,11 @@ begin
         end;
         select n.oid into schema from pg_namespace as n where n.nspname = name;
     end if;
-    publication := tide._make_publication();
+    publication := tide_internal.make_publication();
     if not publication.puballtables
        and not exists (select from pg_publication_namespace as p
                        where p.pnpubid = publication.oid and p.pnnspid = schema) then
-        perform tide._publish_schema(schema);
+        perform tide_internal.publish_schema(schema);
     end if;
     return made;
 end
@@ -71,7 +71,7 @@ language plpgsql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform tide._assert_name(name, 'schema');
+    perform tide_internal.assert_name(name, 'schema');
     execute format('drop schema %I %s', name, case when cascade then 'cascade' else 'restrict' end);
 exception
     when dependent_objects_still_exist then
@@ -84,11 +84,11 @@ $$;
 comment on function tide.destroy_schema(text, boolean) is
 'Drops a schema; with cascade, all that is in it too. Fails if there is no such schema (3F000), if it is not empty (2BP01), and for others than its owner';
 
-create function tide._estimated_rows(relation oid, reltuples real) returns bigint
+create function tide_internal.estimated_rows(relation oid, reltuples real) returns bigint
 language sql stable parallel safe
 -- A table that was never vacuumed or analyzed has -1 there.
 return case when reltuples >= 0 then reltuples::bigint else pg_stat_get_live_tuples(relation) end;
-comment on function tide._estimated_rows(oid, real) is
+comment on function tide_internal.estimated_rows(oid, real) is
 'Internal. About how many rows a table has, given what pg_class says';
 
 create function tide.schema_overview(schema text, exact boolean default true)
@@ -104,10 +104,10 @@ begin
         return query
             select c.relname::text,
                    case when c.relkind = 'p'
-                        then (select coalesce(sum(tide._estimated_rows(l.oid, l.reltuples)), 0)::bigint
+                        then (select coalesce(sum(tide_internal.estimated_rows(l.oid, l.reltuples)), 0)::bigint
                               from pg_partition_tree(c.oid) as t join pg_class as l on l.oid = t.relid
                               where t.isleaf)
-                        else tide._estimated_rows(c.oid, c.reltuples)
+                        else tide_internal.estimated_rows(c.oid, c.reltuples)
                    end
             from pg_class as c
             where c.relnamespace = namespace and c.relkind in ('r', 'p')

@@ -4,26 +4,26 @@
 -- that holds JSON). These functions run with their caller's rights and do nothing that plain SQL on
 -- the tables could not.
 
-create function tide._record_table(key text) returns text
+create function tide_internal.record_table(key text) returns text
 language sql immutable parallel safe
 return case when strpos(key, '/') = 0 then 'default' else left(key, strpos(key, '/') - 1) end;
-comment on function tide._record_table(text) is
+comment on function tide_internal.record_table(text) is
 'Internal. The table of a record: what its key has before the first slash, or "default"';
 
-create function tide._record_id(key text) returns text
+create function tide_internal.record_id(key text) returns text
 language sql immutable parallel safe
 return substr(key, strpos(key, '/') + 1);
-comment on function tide._record_id(text) is
+comment on function tide_internal.record_id(text) is
 'Internal. The id of a record: what its key has after the first slash, or all of it';
 
-create function tide._is_place(schema text, key text) returns boolean
+create function tide_internal.is_place(schema text, key text) returns boolean
 language sql immutable parallel safe
 return key is not null and schema <> '' and octet_length(schema) < 64
-       and tide._record_table(key) <> '' and octet_length(tide._record_table(key)) < 64;
-comment on function tide._is_place(text, text) is
+       and tide_internal.record_table(key) <> '' and octet_length(tide_internal.record_table(key)) < 64;
+comment on function tide_internal.is_place(text, text) is
 'Internal. Whether there can be a record of such a key in such a schema. Part of the plan of what calls it, so it costs next to nothing';
 
-create function tide._assert_place(schema text, key text) returns void
+create function tide_internal.assert_place(schema text, key text) returns void
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -33,19 +33,19 @@ begin
             errcode = 'null_value_not_allowed',
             message = 'no key given';
     end if;
-    perform tide._assert_name(schema, 'schema'), tide._assert_name(tide._record_table(key), 'table');
+    perform tide_internal.assert_name(schema, 'schema'), tide_internal.assert_name(tide_internal.record_table(key), 'table');
 end
 $$;
-comment on function tide._assert_place(text, text) is
+comment on function tide_internal.assert_place(text, text) is
 'Internal. Fails, saying why, if there can be no record of such a key in such a schema';
 
-create function tide._lock_records(schema text, "table" text, writing boolean) returns boolean
+create function tide_internal.lock_records(schema text, "table" text, writing boolean) returns boolean
 language c volatile strict parallel unsafe
 as 'MODULE_PATHNAME', 'tide_lock_records_wrapper';
-comment on function tide._lock_records(text, text, boolean) is
+comment on function tide_internal.lock_records(text, text, boolean) is
 'Internal. Whether there is such a table. If so nobody drops it until this transaction ends';
 
-create function tide._make_record_table(schema text, "table" text) returns void
+create function tide_internal.make_record_table(schema text, "table" text) returns void
 language plpgsql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -61,7 +61,7 @@ begin
             message = format('schema "%s" does not exist', schema),
             hint = format('select tide.create_schema(%L);', schema);
     end if;
-    if schema in ('tide', 'information_schema') then
+    if schema in ('tide', 'tide_internal', 'information_schema') then
         raise exception using
             errcode = 'reserved_name',
             message = format('schema "%s" is not for records', schema);
@@ -94,24 +94,24 @@ begin
     end if;
 end
 $$;
-comment on function tide._make_record_table(text, text) is
+comment on function tide_internal.make_record_table(text, text) is
 'Internal. Makes a table of records. It belongs to the schema''s owner if the caller is a member of that role, else to the caller';
 
-create function tide._require_record_table(schema text, "table" text) returns text
+create function tide_internal.require_record_table(schema text, "table" text) returns text
 language plpgsql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    while not tide._lock_records(schema, "table", true) loop
-        perform tide._make_record_table(schema, "table");
+    while not tide_internal.lock_records(schema, "table", true) loop
+        perform tide_internal.make_record_table(schema, "table");
     end loop;
     return format('%I.%I', schema, "table");
 end
 $$;
-comment on function tide._require_record_table(text, text) is
+comment on function tide_internal.require_record_table(text, text) is
 'Internal. The name of a table of records as SQL wants it; the table is made if it is not there, and stays until this transaction ends';
 
-create function tide._refuse_record(schema text, key text, expected_version bigint) returns void
+create function tide_internal.refuse_record(schema text, key text, expected_version bigint) returns void
 language plpgsql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -128,7 +128,7 @@ begin
         hint = 'The detail is the record as it is now. Decide again, and expect its version; -1 where there is none.';
 end
 $$;
-comment on function tide._refuse_record(text, text, bigint) is
+comment on function tide_internal.refuse_record(text, text, bigint) is
 'Internal. Fails with the record as it is now';
 
 create function tide.record_get(key text, schema text default 'ds')
@@ -137,14 +137,14 @@ language plpgsql volatile parallel unsafe
 -- No search_path of its own, which would double the time it takes: every name here is qualified.
 as $$
 begin
-    if tide._is_place(schema, key) is not true then
-        perform tide._assert_place(schema, key);
+    if tide_internal.is_place(schema, key) is not true then
+        perform tide_internal.assert_place(schema, key);
     end if;
-    if tide._lock_records(schema, tide._record_table(key), false) then
+    if tide_internal.lock_records(schema, tide_internal.record_table(key), false) then
         return query execute pg_catalog.format(
             'select version::pg_catalog.int8, val::pg_catalog.jsonb
-             from %I.%I where id operator(pg_catalog.=) $1', schema, tide._record_table(key))
-            using tide._record_id(key);
+             from %I.%I where id operator(pg_catalog.=) $1', schema, tide_internal.record_table(key))
+            using tide_internal.record_id(key);
     end if;
 end
 $$;
@@ -160,17 +160,17 @@ declare
     asked record;
 begin
     for asked in
-        select tide._record_table(k) as "table", array_agg(distinct k) as keys
+        select tide_internal.record_table(k) as "table", array_agg(distinct k) as keys
         from unnest(keys) as k
         group by 1
         order by 1
     loop
-        perform tide._assert_place(schema, k) from unnest(asked.keys[:1]) as k;
-        if tide._lock_records(schema, asked.table, false) then
+        perform tide_internal.assert_place(schema, k) from unnest(asked.keys[:1]) as k;
+        if tide_internal.lock_records(schema, asked.table, false) then
             return query execute format(
                 'select k.key, r.version::bigint, r.val::jsonb
                  from unnest($1) as k (key)
-                 join %I.%I as r on r.id = tide._record_id(k.key)', schema, asked.table)
+                 join %I.%I as r on r.id = tide_internal.record_id(k.key)', schema, asked.table)
                 using asked.keys;
         end if;
     end loop;
@@ -190,12 +190,12 @@ language plpgsql volatile parallel unsafe
 -- As for tide.record_get(): every name is qualified.
 as $$
 declare
-    id pg_catalog.text := tide._record_id(key);
+    id pg_catalog.text := tide_internal.record_id(key);
     target pg_catalog.text;
     stored pg_catalog.int8;
 begin
-    if tide._is_place(schema, key) is not true then
-        perform tide._assert_place(schema, key);
+    if tide_internal.is_place(schema, key) is not true then
+        perform tide_internal.assert_place(schema, key);
     end if;
     if value is null then
         raise exception using
@@ -203,10 +203,10 @@ begin
             message = 'no value given',
             hint = 'JSON''s null is a value: ''null''.';
     end if;
-    while not tide._lock_records(schema, tide._record_table(key), true) loop
-        perform tide._make_record_table(schema, tide._record_table(key));
+    while not tide_internal.lock_records(schema, tide_internal.record_table(key), true) loop
+        perform tide_internal.make_record_table(schema, tide_internal.record_table(key));
     end loop;
-    target := pg_catalog.format('%I.%I', schema, tide._record_table(key));
+    target := pg_catalog.format('%I.%I', schema, tide_internal.record_table(key));
     if expected_version is null then
         execute pg_catalog.format(
             'insert into %s as r (id, version, val) values ($1, coalesce($2, 1), $3)
@@ -229,7 +229,7 @@ begin
             into stored using id, version, value, expected_version;
     end if;
     if stored is null then
-        perform tide._refuse_record(schema, key, expected_version);
+        perform tide_internal.refuse_record(schema, key, expected_version);
     end if;
     return stored;
 end
@@ -276,7 +276,7 @@ begin
                array_agg(g.expected_version order by g.id) as expected_versions
         from (
             select distinct on (p."table", p.id) p."table", p.id, p.key, p.value, p.version, p.expected_version
-            from (select tide._record_table(u.key), tide._record_id(u.key) collate "C", u.*
+            from (select tide_internal.record_table(u.key), tide_internal.record_id(u.key) collate "C", u.*
                   from unnest(keys, "values", versions, expected_versions)
                        with ordinality as u (key, value, version, expected_version, place)
                  ) as p ("table", id, key, value, version, expected_version, place)
@@ -285,7 +285,7 @@ begin
         group by 1, 2, 3
         order by 1, 2, 3
     loop
-        perform tide._assert_place(schema, given.keys[1]);
+        perform tide_internal.assert_place(schema, given.keys[1]);
         if given.expecting then
             return query
                 select u.key, tide.record_set(u.key, u.value, u.version, u.expected_version, schema)
@@ -303,7 +303,7 @@ begin
                  select g.key, s.version::bigint
                  from unnest($1, $2) as g (key, id)
                  join stored as s on s.id = g.id',
-                tide._require_record_table(schema, given."table"),
+                tide_internal.require_record_table(schema, given."table"),
                 case when given.counting then 'coalesce(r.version + 1, 1)' else 'excluded.version' end)
                 using given.keys, given.ids, given.versions, given."values";
         end if;
@@ -313,7 +313,7 @@ $$;
 comment on function tide.record_set_many(text[], jsonb[], bigint[], bigint[], text) is
 'Stores several records, all or none, and returns their versions; each is stored as by tide.record_set(). A version or expected version may be null for some. Of a key that is given twice the last value counts';
 
-create function tide._drop_if_empty(schema text, "table" text) returns void
+create function tide_internal.drop_if_empty(schema text, "table" text) returns void
 language plpgsql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -323,7 +323,9 @@ declare
 begin
     -- A snapshot of before the lock would not show what others have stored since.
     if current_setting('transaction_isolation') <> 'read committed'
-       or not (select pg_has_role(c.relowner, 'USAGE') from pg_class as c where c.oid = target::regclass) then
+       or not (select pg_has_role(c.relowner, 'USAGE') from pg_class as c where c.oid = target::regclass)
+       -- There may be rows that the caller does not see.
+       or row_security_active(target::regclass) then
         return;
     end if;
     execute format('select not exists (select from %s)', target) into empty;
@@ -342,7 +344,7 @@ begin
     end if;
 end
 $$;
-comment on function tide._drop_if_empty(text, text) is
+comment on function tide_internal.drop_if_empty(text, text) is
 'Internal. Drops a table that has no rows, if the caller owns it and nobody else uses it at this moment';
 
 create function tide.record_delete_many(
@@ -359,14 +361,14 @@ declare
     deleted_in_all bigint := 0;
 begin
     for given in
-        select tide._record_table(k) as "table", (array_agg(k))[1] as example,
-               array_agg(distinct tide._record_id(k)) as ids
+        select tide_internal.record_table(k) as "table", (array_agg(k))[1] as example,
+               array_agg(distinct tide_internal.record_id(k)) as ids
         from unnest(keys) as k
         group by 1
         order by 1
     loop
-        perform tide._assert_place(schema, given.example);
-        if not tide._lock_records(schema, given."table", true) then
+        perform tide_internal.assert_place(schema, given.example);
+        if not tide_internal.lock_records(schema, given."table", true) then
             continue;
         end if;
         execute format('delete from %I.%I where id = any ($1)', schema, given."table")
@@ -374,7 +376,7 @@ begin
         get diagnostics deleted = row_count;
         deleted_in_all := deleted_in_all + deleted;
         if drop_empty and deleted > 0 then
-            perform tide._drop_if_empty(schema, given."table");
+            perform tide_internal.drop_if_empty(schema, given."table");
         end if;
     end loop;
     return deleted_in_all;
@@ -395,20 +397,20 @@ as $$
 declare
     deleted bigint := 0;
 begin
-    if tide._is_place(schema, key) is not true then
-        perform tide._assert_place(schema, key);
+    if tide_internal.is_place(schema, key) is not true then
+        perform tide_internal.assert_place(schema, key);
     end if;
-    if tide._lock_records(schema, tide._record_table(key), true) then
+    if tide_internal.lock_records(schema, tide_internal.record_table(key), true) then
         execute format('delete from %I.%I where id = $1 and ($2 is null or version = $2)',
-                       schema, tide._record_table(key))
-            using tide._record_id(key), expected_version;
+                       schema, tide_internal.record_table(key))
+            using tide_internal.record_id(key), expected_version;
         get diagnostics deleted = row_count;
     end if;
     if deleted = 0 and expected_version is not null then
-        perform tide._refuse_record(schema, key, expected_version);
+        perform tide_internal.refuse_record(schema, key, expected_version);
     end if;
     if drop_empty and deleted > 0 then
-        perform tide._drop_if_empty(schema, tide._record_table(key));
+        perform tide_internal.drop_if_empty(schema, tide_internal.record_table(key));
     end if;
     return deleted > 0;
 end

@@ -1,17 +1,17 @@
 -- What the worker does, as seen from SQL.
 
-create function tide._control(request jsonb) returns jsonb
+create function tide_internal.control(request jsonb) returns jsonb
 language c volatile strict parallel unsafe
 as 'MODULE_PATHNAME', 'tide_control_wrapper';
-comment on function tide._control(jsonb) is 'Internal. Asks the worker of this database';
-revoke execute on function tide._control(jsonb) from public;
+comment on function tide_internal.control(jsonb) is 'Internal. Asks the worker of this database';
+revoke execute on function tide_internal.control(jsonb) from public;
 
-create function tide._worker_status() returns jsonb
+create function tide_internal.worker_status() returns jsonb
 language c volatile strict parallel unsafe
 as 'MODULE_PATHNAME', 'tide_worker_status_wrapper';
-comment on function tide._worker_status() is
+comment on function tide_internal.worker_status() is
 'Internal. What the worker of this database says of itself, or why it does not';
-revoke execute on function tide._worker_status() from public;
+revoke execute on function tide_internal.worker_status() from public;
 
 create function tide.status(
     out pid integer,
@@ -60,7 +60,7 @@ begin atomic
                      from jsonb_array_elements(w.failed_messages) as f), 0),
            w.url, w.listener_error, nullif(w.connection_limit, 0),
            coalesce(w.catalog_worker, false), coalesce(w.executors, 0)
-    from jsonb_to_record(tide._worker_status()) as w (
+    from jsonb_to_record(tide_internal.worker_status()) as w (
         pid integer, state text, reason text, started_at bigint, restarts integer,
         server_pid integer, server_failure text, confined_by text[],
         epoch text, decoded_lsn numeric,
@@ -81,7 +81,7 @@ comment on function tide.status() is
 revoke execute on function tide.status() from public;
 grant execute on function tide.status() to pg_monitor;
 
-create function tide._recent(n integer)
+create function tide_internal.recent(n integer)
 returns table (
     id text,
     commit_time timestamptz,
@@ -93,7 +93,7 @@ returns table (
 )
 language c volatile strict parallel unsafe
 as 'MODULE_PATHNAME', 'tide_recent_wrapper';
-comment on function tide._recent(integer) is
+comment on function tide_internal.recent(integer) is
 'Internal. The newest events of the tables that the caller may see all of';
 
 create function tide.recent(n integer default 20)
@@ -111,23 +111,23 @@ set search_path = pg_catalog, pg_temp
 begin atomic
     select r.id, r.commit_time, r.schema, r."table", r.operation,
            r.record::jsonb, r.old_record::jsonb
-    from tide._recent(coalesce(n, 20)) as r;
+    from tide_internal.recent(coalesce(n, 20)) as r;
 end;
 comment on function tide.recent(integer) is
 'The newest events, oldest first, as far as the worker still has them. Superusers and members of pg_monitor see all, others those of tables they own';
 
-create function tide._connections()
+create function tide_internal.connections()
 returns table (connection jsonb)
 language sql volatile parallel unsafe
 security definer
 set search_path = pg_catalog, pg_temp
 begin atomic
     select c.value
-    from jsonb_array_elements(tide._control('{"op": "connections"}') -> 'connections') as c;
+    from jsonb_array_elements(tide_internal.control('{"op": "connections"}') -> 'connections') as c;
 end;
-comment on function tide._connections() is 'Internal. What the views of connections and channels show';
-revoke execute on function tide._connections() from public;
-grant execute on function tide._connections() to pg_monitor;
+comment on function tide_internal.connections() is 'Internal. What the views of connections and channels show';
+revoke execute on function tide_internal.connections() from public;
+grant execute on function tide_internal.connections() to pg_monitor;
 
 create view tide.stat_connections as
 select c.id,
@@ -141,7 +141,7 @@ select c.id,
        c.queued_bytes,
        c.lagging,
        c.lag
-from tide._connections() as l
+from tide_internal.connections() as l
 cross join lateral pg_catalog.jsonb_to_record(l.connection) as c (
     id bigint, address text, user_agent text, connected_at bigint, channels jsonb,
     sent_frames bigint, sent_bytes bigint, queued_frames bigint, queued_bytes bigint, lagging boolean, lag bigint
@@ -170,7 +170,7 @@ select c.id as connection,
        pg_catalog.to_timestamp(h.joined_at / 1e6) as joined_at,
        h.bindings,
        h.lag
-from tide._connections() as l
+from tide_internal.connections() as l
 cross join lateral pg_catalog.jsonb_to_record(l.connection) as c (id bigint, channels jsonb)
 cross join lateral pg_catalog.jsonb_to_recordset(c.channels) as h (
     topic text, role text, subject text, private boolean, joined_at bigint, bindings integer, lag bigint
@@ -195,7 +195,7 @@ language sql volatile strict parallel unsafe
 security definer
 set search_path = pg_catalog, pg_temp
 begin atomic
-    select (tide._control(jsonb_build_object('op', 'disconnect', 'id', disconnect.id)) -> 'found')::boolean;
+    select (tide_internal.control(jsonb_build_object('op', 'disconnect', 'id', disconnect.id)) -> 'found')::boolean;
 end;
 comment on function tide.disconnect(bigint) is
 'Ends a client''s connection; the id is from tide.stat_connections. False: there was none. The client may come back. For members of pg_monitor and pg_signal_backend';

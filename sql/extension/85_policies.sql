@@ -17,7 +17,7 @@ begin atomic
     from jsonb_to_record(
              -- Null where the catalog worker cannot be asked.
              nullif(
-                 tide._control(jsonb_build_object(
+                 tide_internal.control(jsonb_build_object(
                      'op', 'explain', 'role', explain_policy.role,
                      'table', explain_policy."table"::oid::bigint
                  )),

@@ -1,6 +1,6 @@
 -- Requirements: what is missing, and what mends it.
 
-create function tide._names(list text) returns text[]
+create function tide_internal.names(list text) returns text[]
 language sql immutable strict parallel safe
 set search_path = pg_catalog, pg_temp
 return array(
@@ -8,9 +8,9 @@ return array(
     from string_to_table(list, ',') as name
     where btrim(name, ' "') <> ''
 );
-comment on function tide._names(text) is 'Internal. The names in a setting that is a list';
+comment on function tide_internal.names(text) is 'Internal. The names in a setting that is a list';
 
-create function tide._published_tables() returns setof regclass
+create function tide_internal.published_tables() returns setof regclass
 language sql stable parallel safe
 set search_path = pg_catalog, pg_temp
 begin atomic
@@ -19,20 +19,21 @@ begin atomic
     from pg_publication_tables as t
     join pg_namespace as n on n.nspname = t.schemaname
     join pg_class as c on c.relnamespace = n.oid and c.relname = t.tablename
-    where t.pubname = tide._publication()
+    where t.pubname = tide_internal.publication()
       and t.schemaname <> 'tide';
 end;
-comment on function tide._published_tables() is
+comment on function tide_internal.published_tables() is
 'Internal. What the publication comes down to; pg_tide''s own tables are never streamed';
 
-create function tide._check_server()
+create function tide_internal.check_server()
 returns table (item text, ok boolean, problem text, fix text)
 language plpgsql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     status record;
-    libraries text[] := tide._names(current_setting('shared_preload_libraries'));
+    oldest record;
+    libraries text[] := tide_internal.names(current_setting('shared_preload_libraries'));
     plugins text := current_setting('output_plugin_libraries', true);
     processes integer;
     missing integer;
@@ -82,11 +83,11 @@ begin
 
     -- Of 15.19 and the other versions' minor releases of that time; before, there is no such list.
     return query select
-        'output_plugin_libraries', plugins is null or 'pg_tide' = any (tide._names(plugins)),
+        'output_plugin_libraries', plugins is null or 'pg_tide' = any (tide_internal.names(plugins)),
         'the server does not allow pg_tide to decode the WAL',
         format('alter system set output_plugin_libraries = %s; select pg_reload_conf();',
                array_to_string(array(select quote_ident(name)
-                                     from unnest(tide._names(plugins) || 'pg_tide'::text) as name), ', '));
+                                     from unnest(tide_internal.names(plugins) || 'pg_tide'::text) as name), ', '));
 
     held_back := pg_size_bytes(nullif(current_setting('max_slot_wal_keep_size'), '-1'));
     return query select
@@ -102,6 +103,18 @@ begin
                current_setting('tide.max_slot_wal_keep_size'), current_setting('tide.history_size')),
         format('alter database %I set tide.max_slot_wal_keep_size = %L; select tide.restart_worker();',
                current_database(), pg_size_pretty(greatest(4 * history, 1 << 30)));
+    -- Decoding goes back to the beginning of the oldest transaction, whoever's it is.
+    select a.pid, a.xact_start into oldest
+    from pg_stat_activity as a
+    where a.backend_xid is not null
+    order by a.xact_start
+    limit 1;
+    return query select
+        'open transactions',
+        oldest.pid is null or held_back is null or coalesce(status.retained_wal, 0) <= held_back + (64 << 20),
+        format('the slot holds %s of WAL back, at least from %s on, when the transaction of pid %s began',
+               pg_size_pretty(status.retained_wal), oldest.xact_start, oldest.pid),
+        format('End it, or: select pg_terminate_backend(%s);', oldest.pid);
 
     return query select
         'worker', status.state <> 'stopped',
@@ -146,11 +159,11 @@ begin
         'They are started by themselves; the server log says what keeps them.';
 end
 $$;
-comment on function tide._check_server() is 'Internal. The part of tide.check() about the server and the worker';
-revoke execute on function tide._check_server() from public;
-grant execute on function tide._check_server() to pg_monitor;
+comment on function tide_internal.check_server() is 'Internal. The part of tide.check() about the server and the worker';
+revoke execute on function tide_internal.check_server() from public;
+grant execute on function tide_internal.check_server() to pg_monitor;
 
-create function tide._client_roles() returns setof oid
+create function tide_internal.client_roles() returns setof oid
 language sql stable parallel safe
 set search_path = pg_catalog, pg_temp
 begin atomic
@@ -163,9 +176,9 @@ begin atomic
            or not (r.rolsuper or r.rolbypassrls or r.rolreplication))
     order by r.oid desc;
 end;
-comment on function tide._client_roles() is 'Internal. The roles that clients may use';
+comment on function tide_internal.client_roles() is 'Internal. The roles that clients may use';
 
-create function tide._check_roles()
+create function tide_internal.check_roles()
 returns table (item text, ok boolean, problem text, fix text)
 language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
@@ -173,6 +186,12 @@ as $$
 declare
     authenticator pg_roles;
     anon pg_roles;
+    -- Superusers have no need to be.
+    members text := (select coalesce(string_agg(quote_ident(r.rolname), ', ' order by r.rolname), '')
+                     from pg_auth_members as m
+                     join pg_roles as r on r.oid = m.member
+                     join pg_roles as a on a.oid = m.roleid
+                     where a.rolname = 'tide_authenticator' and not r.rolsuper);
     anon_name text := current_setting('tide.anon_role', true);
     privileged boolean := coalesce(current_setting('tide.allow_privileged_roles', true), 'off');
 begin
@@ -192,13 +211,17 @@ begin
         'the role must be able to log in and have no powers of its own',
         'alter role tide_authenticator login noinherit nosuperuser nobypassrls noreplication nocreaterole nocreatedb;';
     return query select
+        'members of tide_authenticator', members = '',
+        format('who is a member of it may act as any client: %s', members),
+        format('revoke tide_authenticator from %s;', members);
+    return query select
         'CONNECT for tide_authenticator',
         has_database_privilege(authenticator.oid, current_database(), 'CONNECT'),
         'the role may not connect to this database',
         format('grant connect on database %I to tide_authenticator;', current_database());
     return query select
         'roles for clients',
-        exists (select from tide._client_roles()),
+        exists (select from tide_internal.client_roles()),
         'no role is granted to tide_authenticator, so clients can use none',
         'create role authenticated nologin; grant authenticated to tide_authenticator;';
 
@@ -233,9 +256,9 @@ begin
         'Reset it there, and set it in postgresql.conf, or use tide.jwt_secret_file.';
 end
 $$;
-comment on function tide._check_roles() is 'Internal. The part of tide.check() about identity';
+comment on function tide_internal.check_roles() is 'Internal. The part of tide.check() about identity';
 
-create function tide._check_tables()
+create function tide_internal.check_tables()
 returns table (item text, ok boolean, problem text, fix text)
 language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
@@ -243,24 +266,24 @@ as $$
 declare
     publication pg_publication;
     found_class pg_class;
-    client_roles oid[] := array(select tide._client_roles());
+    client_roles oid[] := array(select tide_internal.client_roles());
     some_role text := coalesce(client_roles[1]::regrole::text, 'authenticated');
 begin
-    select p.* into publication from pg_publication as p where p.pubname = tide._publication();
+    select p.* into publication from pg_publication as p where p.pubname = tide_internal.publication();
     return query select
         'publication', publication.oid is not null,
-        format('publication "%s" does not exist: nothing is streamed', tide._publication()),
+        format('publication "%s" does not exist: nothing is streamed', tide_internal.publication()),
         'select tide.publish(''my_table'');';
     if publication.oid is null then
         return;
     end if;
     return query select
-        'published tables', exists (select from tide._published_tables()),
+        'published tables', exists (select from tide_internal.published_tables()),
         format('publication "%s" has no tables: nothing is streamed', publication.pubname),
         'select tide.publish(''my_table'');';
 
     for found_class in
-        select c.* from tide._published_tables() as t join pg_class as c on c.oid = t
+        select c.* from tide_internal.published_tables() as t join pg_class as c on c.oid = t
         order by c.oid::regclass::text
     loop
         if publication.pubupdate or publication.pubdelete then
@@ -268,7 +291,7 @@ begin
                 format('replica identity of %s', bare), false,
                 'it has none: UPDATE and DELETE on the table fail',
                 format('alter table %s replica identity full; -- or give it a primary key', bare)
-                from tide._without_replica_identity(found_class.oid) as bare;
+                from tide_internal.without_replica_identity(found_class.oid) as bare;
         end if;
         if not exists (select from unnest(client_roles) as role
                        where has_schema_privilege(role, found_class.relnamespace, 'USAGE')
@@ -282,9 +305,9 @@ begin
     end loop;
 end
 $$;
-comment on function tide._check_tables() is 'Internal. The part of tide.check() about what is published';
+comment on function tide_internal.check_tables() is 'Internal. The part of tide.check() about what is published';
 
-create function tide._failed_messages()
+create function tide_internal.failed_messages()
 returns table (relation regclass, count bigint)
 language sql volatile parallel unsafe
 security definer
@@ -292,16 +315,16 @@ set search_path = pg_catalog, pg_temp
 begin atomic
     -- As the worker knows it: a look at a table that was adopted might run its owner's code.
     select o.relation, (f.value ->> 'count')::bigint
-    from jsonb_array_elements(tide._worker_status() -> 'failed_messages') as f
+    from jsonb_array_elements(tide_internal.worker_status() -> 'failed_messages') as f
     join tide.outboxes as o on o.relation = (f.value ->> 'table')::oid
     where f.value ->> 'count' <> '0';
 end;
-comment on function tide._failed_messages() is
+comment on function tide_internal.failed_messages() is
 'Internal. How many rows outboxes keep because they could not be published';
-revoke execute on function tide._failed_messages() from public;
-grant execute on function tide._failed_messages() to pg_monitor;
+revoke execute on function tide_internal.failed_messages() from public;
+grant execute on function tide_internal.failed_messages() to pg_monitor;
 
-create function tide._check_outboxes()
+create function tide_internal.check_outboxes()
 returns table (item text, ok boolean, problem text, fix text)
 language sql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
@@ -310,7 +333,7 @@ begin atomic
            format('Mend the table, or: select tide.release_outbox(%L);', o.relation)
     from tide.outboxes as o
     join pg_class as c on c.oid = o.relation
-    cross join lateral tide._outbox_problems(o.relation) as p
+    cross join lateral tide_internal.outbox_problems(o.relation) as p
     group by o.relation
     union all
     select format('messages of %s', f.relation), false,
@@ -319,11 +342,11 @@ begin atomic
                   || ' -- what follows is an SQLSTATE; insert what is still wanted anew, mended (an INSERT is what'
                   || ' publishes), and delete these: delete from %1$s where locked_by like ''failed: %%'';',
                   f.relation)
-    from tide._failed_messages() as f;
+    from tide_internal.failed_messages() as f;
 end;
-comment on function tide._check_outboxes() is 'Internal. The part of tide.check() about tables that are outboxes';
-revoke execute on function tide._check_outboxes() from public;
-grant execute on function tide._check_outboxes() to pg_monitor;
+comment on function tide_internal.check_outboxes() is 'Internal. The part of tide.check() about tables that are outboxes';
+revoke execute on function tide_internal.check_outboxes() from public;
+grant execute on function tide_internal.check_outboxes() to pg_monitor;
 
 create function tide.check()
 returns table (item text, ok boolean, problem text, fix text)
@@ -334,13 +357,13 @@ begin atomic
            case when not c.ok then c.problem end,
            case when not c.ok then c.fix end
     from (
-        select 1 as part, s.* from tide._check_server() with ordinality as s
+        select 1 as part, s.* from tide_internal.check_server() with ordinality as s
         union all
-        select 2, r.* from tide._check_roles() with ordinality as r
+        select 2, r.* from tide_internal.check_roles() with ordinality as r
         union all
-        select 3, t.* from tide._check_tables() with ordinality as t
+        select 3, t.* from tide_internal.check_tables() with ordinality as t
         union all
-        select 4, o.* from tide._check_outboxes() with ordinality as o
+        select 4, o.* from tide_internal.check_outboxes() with ordinality as o
     ) as c (part, item, ok, problem, fix, place)
     order by c.part, c.place;
 end;

@@ -1,4 +1,4 @@
-create function tide._port_is_free(host text, port integer) returns boolean
+create function tide_internal.port_is_free(host text, port integer) returns boolean
 language c volatile strict parallel unsafe
 as 'MODULE_PATHNAME', 'tide_port_is_free_wrapper';
 
@@ -7,7 +7,7 @@ set local client_min_messages = notice;
 
 do $$
 declare
-    host text := coalesce((tide._names(pg_catalog.current_setting('tide.listen_addresses')))[1], 'localhost');
+    host text := coalesce((tide_internal.names(pg_catalog.current_setting('tide.listen_addresses')))[1], 'localhost');
     port integer := pg_catalog.current_setting('tide.port');
     rival name;
     next integer;
@@ -29,11 +29,11 @@ begin
     limit 1;
     -- A worker that is there already, as after DROP EXTENSION in the same transaction, listens itself.
     if rival is not null
-       or port <> 0 and coalesce((tide._worker_status() ->> 'pid')::pg_catalog.int4, 0) = 0
-          and not tide._port_is_free(host, port) then
+       or port <> 0 and coalesce((tide_internal.worker_status() ->> 'pid')::pg_catalog.int4, 0) = 0
+          and not tide_internal.port_is_free(host, port) then
         select p into next
         from pg_catalog.generate_series(port + 1, 65535) as p
-        where tide._port_is_free(host, p)
+        where tide_internal.port_is_free(host, p)
         limit 1;
         raise notice using
             message = case
@@ -55,4 +55,4 @@ begin
 end
 $$;
 
-drop function tide._port_is_free(text, integer);
+drop function tide_internal.port_is_free(text, integer);

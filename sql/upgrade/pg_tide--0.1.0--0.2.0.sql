@@ -1,5 +1,27 @@
 -- From 0.1.0 to 0.2.0. What it makes is compared with what CREATE EXTENSION makes (pgrx-tests/upgrade.rs).
 
+create schema tide_internal;
+comment on schema tide_internal is 'pg_tide: what the functions of schema tide are made of. Nothing here is meant to be called by others';
+grant usage on schema tide_internal to public;
+
+-- What was called tide._name is tide_internal.name now.
+do $$
+declare
+    internal record;
+begin
+    for internal in
+        select p.oid::pg_catalog.regprocedure as name, p.proname,
+               pg_catalog.pg_get_function_identity_arguments(p.oid) as arguments
+        from pg_catalog.pg_proc as p
+        where p.pronamespace operator(pg_catalog.=) 'tide'::pg_catalog.regnamespace
+          and pg_catalog.starts_with(p.proname::pg_catalog.text, '_')
+    loop
+        execute pg_catalog.format('alter function %s set schema tide_internal', internal.name);
+        execute pg_catalog.format('alter function tide_internal.%I(%s) rename to %I', internal.proname,
+                                  internal.arguments, pg_catalog.ltrim(internal.proname::pg_catalog.text, '_'));
+    end loop;
+end
+$$;
 
 create or replace function tide.token(
     role text,
@@ -65,35 +87,35 @@ begin
     if audience <> '' and not claims ? 'aud' then
         claims := claims || jsonb_build_object('aud', audience);
     end if;
-    return tide._sign(token.role, claims, ceil(seconds)::bigint);
+    return tide_internal.sign(token.role, claims, ceil(seconds)::bigint);
 end
 $$;
 
-create or replace function tide._make_publication() returns pg_publication
+create or replace function tide_internal.make_publication() returns pg_publication
 language plpgsql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     publication pg_publication;
 begin
-    perform tide._lock_publications();
-    select p.* into publication from pg_publication as p where p.pubname = tide._publication();
+    perform tide_internal.lock_publications();
+    select p.* into publication from pg_publication as p where p.pubname = tide_internal.publication();
     if not found then
         if not has_database_privilege(current_database(), 'CREATE') then
             raise exception using
                 errcode = 'insufficient_privilege',
-                message = format('permission denied to make publication "%s"', tide._publication()),
+                message = format('permission denied to make publication "%s"', tide_internal.publication()),
                 hint = format('As a superuser: grant create on database %I to %I;', current_database(), current_user);
         end if;
         begin
             execute format('create publication %I with (publish_via_partition_root = true)',
-                           tide._publication());
+                           tide_internal.publication());
         exception
             -- Made by another session at this very moment.
             when duplicate_object or unique_violation then
                 null;
         end;
-        select p.* into publication from pg_publication as p where p.pubname = tide._publication();
+        select p.* into publication from pg_publication as p where p.pubname = tide_internal.publication();
     end if;
     return publication;
 end
@@ -108,12 +130,12 @@ declare
     relation regclass;
     bare regclass;
 begin
-    perform tide._assert_given(tables);
+    perform tide_internal.assert_given(tables);
     foreach relation in array tables loop
-        perform tide._assert_publishable(relation);
+        perform tide_internal.assert_publishable(relation);
     end loop;
 
-    publication := tide._make_publication();
+    publication := tide_internal.make_publication();
     if publication.puballtables then
         raise notice 'publication "%" has all tables already', publication.pubname;
     end if;
@@ -132,7 +154,7 @@ begin
             execute format('alter publication %I add table %s', publication.pubname, relation);
         end if;
         if publication.pubupdate or publication.pubdelete then
-            for bare in select tide._without_replica_identity(relation) loop
+            for bare in select tide_internal.without_replica_identity(relation) loop
                 raise warning using
                     message = format('%s has no replica identity: UPDATE and DELETE on it fail from now on',
                                      bare),
@@ -192,7 +214,7 @@ select pg_catalog.pg_extension_config_dump(
       where p.schemaname operator(pg_catalog.=) 'tide' and p.tablename operator(pg_catalog.=) 'channel'$$
 );
 
-create function tide._restore_policy() returns trigger
+create function tide_internal.restore_policy() returns trigger
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
@@ -228,12 +250,12 @@ exception
 end
 $$;
 
-comment on function tide._restore_policy() is 'Internal. Makes a policy of what is inserted into tide.channel_policy';
+comment on function tide_internal.restore_policy() is 'Internal. Makes a policy of what is inserted into tide.channel_policy';
 
-revoke execute on function tide._restore_policy() from public;
+revoke execute on function tide_internal.restore_policy() from public;
 
 create trigger restore_policy before insert on tide.channel_policy
-    for each row execute function tide._restore_policy();
+    for each row execute function tide_internal.restore_policy();
 
 alter table tide.channel_policy enable always trigger restore_policy;
 
@@ -285,7 +307,7 @@ begin atomic
                      from jsonb_array_elements(w.failed_messages) as f), 0),
            w.url, w.listener_error, nullif(w.connection_limit, 0),
            coalesce(w.catalog_worker, false), coalesce(w.executors, 0)
-    from jsonb_to_record(tide._worker_status()) as w (
+    from jsonb_to_record(tide_internal.worker_status()) as w (
         pid integer, state text, reason text, started_at bigint, restarts integer,
         server_pid integer, server_failure text, confined_by text[],
         epoch text, decoded_lsn numeric,
@@ -309,7 +331,7 @@ revoke execute on function tide.status() from public;
 
 grant execute on function tide.status() to pg_monitor;
 
-create or replace function tide._announce_drops() returns event_trigger
+create or replace function tide_internal.announce_drops() returns event_trigger
 language plpgsql volatile parallel unsafe
 security definer
 set search_path = pg_catalog, pg_temp
@@ -327,13 +349,13 @@ begin
         if gone.object_type = 'table column' then
             -- With a type, for example. ALTER TABLE tells of it at its end.
             if tg_tag <> 'ALTER TABLE' then
-                perform tide._announce_table('ALTER_TABLE', gone.objid);
+                perform tide_internal.announce_table('ALTER_TABLE', gone.objid);
             end if;
-        elsif coalesce(gone.schema_name, gone.object_name) <> 'tide'
+        elsif coalesce(gone.schema_name, gone.object_name) not in ('tide', 'tide_internal')
               and not starts_with(coalesce(gone.schema_name, gone.object_name), 'pg_') then
             begin
                 -- Another table may have its oid some day.
-                perform tide._delete_row('tide.outboxes', o.ctid)
+                perform tide_internal.delete_row('tide.outboxes', o.ctid)
                 from tide.outboxes as o
                 where gone.object_type = 'table' and o.relation = gone.objid;
             exception
@@ -341,7 +363,7 @@ begin
                     -- A take-over is under way, for example, which sees to it.
                     null;
             end;
-            perform tide._write_schema_change(json_build_object(
+            perform tide_internal.write_schema_change(json_build_object(
                         'operation', case gone.object_type
                                          when 'table' then 'DROP_TABLE'
                                          else 'DROP_SCHEMA'
@@ -349,7 +371,7 @@ begin
                         'schema', coalesce(gone.schema_name, gone.object_name),
                         'table', case when gone.object_type = 'table' then gone.object_name end,
                         'oid', gone.objid::bigint,
-                        'readers', tide._readers_before(gone.classid, gone.objid)));
+                        'readers', tide_internal.readers_before(gone.classid, gone.objid)));
         end if;
     end loop;
 exception
@@ -360,14 +382,15 @@ exception
 end
 $$;
 
-create or replace function tide._check_server()
+create or replace function tide_internal.check_server()
 returns table (item text, ok boolean, problem text, fix text)
 language plpgsql volatile parallel unsafe
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     status record;
-    libraries text[] := tide._names(current_setting('shared_preload_libraries'));
+    oldest record;
+    libraries text[] := tide_internal.names(current_setting('shared_preload_libraries'));
     plugins text := current_setting('output_plugin_libraries', true);
     processes integer;
     missing integer;
@@ -417,11 +440,11 @@ begin
 
     -- Of 15.19 and the other versions' minor releases of that time; before, there is no such list.
     return query select
-        'output_plugin_libraries', plugins is null or 'pg_tide' = any (tide._names(plugins)),
+        'output_plugin_libraries', plugins is null or 'pg_tide' = any (tide_internal.names(plugins)),
         'the server does not allow pg_tide to decode the WAL',
         format('alter system set output_plugin_libraries = %s; select pg_reload_conf();',
                array_to_string(array(select quote_ident(name)
-                                     from unnest(tide._names(plugins) || 'pg_tide'::text) as name), ', '));
+                                     from unnest(tide_internal.names(plugins) || 'pg_tide'::text) as name), ', '));
 
     held_back := pg_size_bytes(nullif(current_setting('max_slot_wal_keep_size'), '-1'));
     return query select
@@ -437,6 +460,18 @@ begin
                current_setting('tide.max_slot_wal_keep_size'), current_setting('tide.history_size')),
         format('alter database %I set tide.max_slot_wal_keep_size = %L; select tide.restart_worker();',
                current_database(), pg_size_pretty(greatest(4 * history, 1 << 30)));
+    -- Decoding goes back to the beginning of the oldest transaction, whoever's it is.
+    select a.pid, a.xact_start into oldest
+    from pg_stat_activity as a
+    where a.backend_xid is not null
+    order by a.xact_start
+    limit 1;
+    return query select
+        'open transactions',
+        oldest.pid is null or held_back is null or coalesce(status.retained_wal, 0) <= held_back + (64 << 20),
+        format('the slot holds %s of WAL back, at least from %s on, when the transaction of pid %s began',
+               pg_size_pretty(status.retained_wal), oldest.xact_start, oldest.pid),
+        format('End it, or: select pg_terminate_backend(%s);', oldest.pid);
 
     return query select
         'worker', status.state <> 'stopped',
@@ -482,7 +517,7 @@ begin
 end
 $$;
 
-create or replace function tide._check_roles()
+create or replace function tide_internal.check_roles()
 returns table (item text, ok boolean, problem text, fix text)
 language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
@@ -490,6 +525,12 @@ as $$
 declare
     authenticator pg_roles;
     anon pg_roles;
+    -- Superusers have no need to be.
+    members text := (select coalesce(string_agg(quote_ident(r.rolname), ', ' order by r.rolname), '')
+                     from pg_auth_members as m
+                     join pg_roles as r on r.oid = m.member
+                     join pg_roles as a on a.oid = m.roleid
+                     where a.rolname = 'tide_authenticator' and not r.rolsuper);
     anon_name text := current_setting('tide.anon_role', true);
     privileged boolean := coalesce(current_setting('tide.allow_privileged_roles', true), 'off');
 begin
@@ -509,13 +550,17 @@ begin
         'the role must be able to log in and have no powers of its own',
         'alter role tide_authenticator login noinherit nosuperuser nobypassrls noreplication nocreaterole nocreatedb;';
     return query select
+        'members of tide_authenticator', members = '',
+        format('who is a member of it may act as any client: %s', members),
+        format('revoke tide_authenticator from %s;', members);
+    return query select
         'CONNECT for tide_authenticator',
         has_database_privilege(authenticator.oid, current_database(), 'CONNECT'),
         'the role may not connect to this database',
         format('grant connect on database %I to tide_authenticator;', current_database());
     return query select
         'roles for clients',
-        exists (select from tide._client_roles()),
+        exists (select from tide_internal.client_roles()),
         'no role is granted to tide_authenticator, so clients can use none',
         'create role authenticated nologin; grant authenticated to tide_authenticator;';
 
@@ -552,6 +597,796 @@ end
 $$;
 
 -- Of tables that were dropped under 0.1.0.
-select tide._delete_row('tide.outboxes', o.ctid)
+select tide_internal.delete_row('tide.outboxes', o.ctid)
 from tide.outboxes as o
 where not exists (select from pg_class as c where c.oid = o.relation);
+
+create or replace function tide_internal.add_secret() returns void
+language sql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+    select tide_internal.insert_row(
+               'tide.secret',
+               row(nextval('tide.secret_id_seq'), tide_internal.random_secret(), clock_timestamp())::tide.secret
+           )
+$$;
+
+create or replace function tide.rotate_jwt_secret() returns void
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    lock table tide.secret in share row exclusive mode;
+    perform tide_internal.add_secret();
+    perform tide_internal.delete_row('tide.secret', s.ctid)
+    from (select ctid from tide.secret order by created_at desc, id desc offset 2) as s;
+    perform tide_internal.reload_at_commit();
+end
+$$;
+
+create or replace function tide.unpublish(variadic tables regclass[]) returns void
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    publication pg_publication;
+    relation regclass;
+begin
+    perform tide_internal.assert_given(tables);
+    select p.* into publication from pg_publication as p where p.pubname = tide_internal.publication();
+    if publication.puballtables then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = format('publication "%s" is for all tables', publication.pubname),
+            hint = format('drop publication %I; then publish the tables you want.', publication.pubname);
+    end if;
+    foreach relation in array tables loop
+        if exists (select from pg_publication_rel as r
+                   where r.prpubid = publication.oid and r.prrelid = relation) then
+            execute format('alter publication %I drop table %s', publication.pubname, relation);
+        elsif exists (select from pg_publication_namespace as s
+                      join pg_class as c on c.relnamespace = s.pnnspid
+                      where s.pnpubid = publication.oid and c.oid = relation) then
+            raise exception using
+                errcode = 'object_not_in_prerequisite_state',
+                message = format('%s is published with all of its schema', relation),
+                hint = format('alter publication %I drop tables in schema %s;', publication.pubname,
+                              (select c.relnamespace::regnamespace from pg_class as c where c.oid = relation));
+        else
+            raise notice '% is not published', relation;
+        end if;
+    end loop;
+end
+$$;
+
+create or replace function tide_internal.add_message_key() returns void
+language sql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+    select tide_internal.insert_row(
+               'tide.message_key',
+               row(nextval('tide.message_key_id_seq'), convert_to(tide_internal.random_secret(), 'UTF8'),
+                   clock_timestamp())::tide.message_key
+           )
+$$;
+
+create or replace function tide.rotate_message_key() returns void
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    lock table tide.message_key in share row exclusive mode;
+    perform tide_internal.add_message_key();
+    -- The one before stays, for those who are sending at this moment.
+    perform tide_internal.delete_row('tide.message_key', k.ctid)
+    from (select ctid from tide.message_key order by id desc offset 2) as k;
+    -- Has every session, and the worker at this point of the WAL, read the keys again.
+    perform tide_internal.invalidate('tide.message_key');
+end
+$$;
+
+create or replace function tide_internal.outboxes_changed() returns trigger
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op <> 'INSERT' then
+        perform tide_internal.invalidate(old.relation);
+    end if;
+    if tg_op <> 'DELETE' then
+        perform tide_internal.invalidate(new.relation);
+    end if;
+    return null;
+end
+$$;
+
+create or replace function tide_internal.set_outbox(outbox regclass, private boolean, generation bigint) returns void
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    former tide.outboxes;
+    place tid;
+begin
+    lock table tide.outboxes in share row exclusive mode;
+    select o.ctid, o.* into place, former.relation, former.private, former.generation, former.added_at
+    from tide.outboxes as o
+    where o.relation = outbox;
+    if found then
+        perform tide_internal.delete_row('tide.outboxes', place);
+    end if;
+    perform tide_internal.insert_row(
+        'tide.outboxes',
+        row(outbox, private, generation, coalesce(former.added_at, now()))::tide.outboxes
+    );
+    perform tide_internal.invalidate(outbox);
+end
+$$;
+
+create or replace function tide_internal.adopt_outbox(outbox regclass, is_private boolean) returns void
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    problems text := (select string_agg(p, '; ' order by p) from tide_internal.outbox_problems(outbox) as p);
+begin
+    if problems <> '' then
+        raise exception using
+            errcode = 'wrong_object_type',
+            message = format('%s cannot be an outbox', outbox),
+            detail = problems,
+            hint = 'It has to have the columns of tide.outbox, of which rejected, data, headers and private may be missing, in an ordinary table with a primary key on sequence_id.';
+    end if;
+    if exists (select from pg_publication_rel as r
+               join pg_publication as p on p.oid = r.prpubid
+               where r.prrelid = outbox and p.pubname = tide_internal.publication()) then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = format('%s is published as a table', outbox),
+            hint = format('select tide.unpublish(%L);', outbox);
+    end if;
+    lock table tide.outboxes in share row exclusive mode;
+    -- Tables that were dropped leave their oids here.
+    perform tide_internal.delete_row('tide.outboxes', o.ctid)
+    from tide.outboxes as o
+    where not exists (select from pg_class as c where c.oid = o.relation);
+    perform from tide.outboxes as o where o.relation = outbox and o.private = is_private;
+    if not found then
+        perform tide_internal.set_outbox(
+            outbox,
+            is_private,
+            (select o.generation from tide.outboxes as o where o.relation = outbox)
+        );
+    end if;
+end
+$$;
+
+create or replace function tide_internal.release_outbox(outbox regclass) returns void
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if outbox = 'tide.outbox'::regclass then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = 'tide.outbox is always an outbox',
+            hint = 'Only tables that were adopted can be released.';
+    end if;
+    lock table tide.outboxes in share row exclusive mode;
+    perform tide_internal.delete_row('tide.outboxes', o.ctid), tide_internal.invalidate(outbox)
+    from tide.outboxes as o
+    where o.relation = outbox;
+    if not found then
+        raise notice '% is not an outbox', outbox;
+    end if;
+end
+$$;
+
+create or replace function tide.create_schema(name text) returns boolean
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    publication pg_publication;
+    schema oid;
+    made boolean := false;
+begin
+    perform tide_internal.assert_name(name, 'schema');
+    select n.oid into schema from pg_namespace as n where n.nspname = name;
+    if not found then
+        begin
+            execute format('create schema %I', name);
+            made := true;
+        exception
+            -- Made by another session at this very moment.
+            when duplicate_schema or unique_violation then
+                null;
+        end;
+        select n.oid into schema from pg_namespace as n where n.nspname = name;
+    end if;
+    publication := tide_internal.make_publication();
+    if not publication.puballtables
+       and not exists (select from pg_publication_namespace as p
+                       where p.pnpubid = publication.oid and p.pnnspid = schema) then
+        perform tide_internal.publish_schema(schema);
+    end if;
+    return made;
+end
+$$;
+
+create or replace function tide.destroy_schema(name text, cascade boolean default false) returns void
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform tide_internal.assert_name(name, 'schema');
+    execute format('drop schema %I %s', name, case when cascade then 'cascade' else 'restrict' end);
+exception
+    when dependent_objects_still_exist then
+        raise exception using
+            errcode = 'dependent_objects_still_exist',
+            message = sqlerrm,
+            hint = format('To drop it with all that is in it: select tide.destroy_schema(%L, true);', name);
+end
+$$;
+
+create or replace function tide.schema_overview(schema text, exact boolean default true)
+returns table (table_name text, row_count bigint)
+language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    namespace oid := (select n.oid from pg_namespace as n
+                      where n.nspname = schema_overview.schema and has_schema_privilege(n.oid, 'USAGE'));
+begin
+    if not exact then
+        return query
+            select c.relname::text,
+                   case when c.relkind = 'p'
+                        then (select coalesce(sum(tide_internal.estimated_rows(l.oid, l.reltuples)), 0)::bigint
+                              from pg_partition_tree(c.oid) as t join pg_class as l on l.oid = t.relid
+                              where t.isleaf)
+                        else tide_internal.estimated_rows(c.oid, c.reltuples)
+                   end
+            from pg_class as c
+            where c.relnamespace = namespace and c.relkind in ('r', 'p')
+              and has_any_column_privilege(c.oid, 'SELECT')
+            order by c.relname;
+        return;
+    end if;
+    for table_name in
+        select c.relname
+        from pg_class as c
+        where c.relnamespace = namespace and c.relkind in ('r', 'p')
+          and has_any_column_privilege(c.oid, 'SELECT')
+        order by c.relname
+    loop
+        begin
+            execute format('select count(*) from %I.%I', schema, table_name) into row_count;
+            return next;
+        exception
+            -- Dropped at this very moment.
+            when undefined_table then
+                null;
+        end;
+    end loop;
+end
+$$;
+
+create or replace function tide_internal.assert_place(schema text, key text) returns void
+language plpgsql immutable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if key is null then
+        raise exception using
+            errcode = 'null_value_not_allowed',
+            message = 'no key given';
+    end if;
+    perform tide_internal.assert_name(schema, 'schema'), tide_internal.assert_name(tide_internal.record_table(key), 'table');
+end
+$$;
+
+create or replace function tide_internal.require_record_table(schema text, "table" text) returns text
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    while not tide_internal.lock_records(schema, "table", true) loop
+        perform tide_internal.make_record_table(schema, "table");
+    end loop;
+    return format('%I.%I', schema, "table");
+end
+$$;
+
+create or replace function tide.record_get(key text, schema text default 'ds')
+returns table (version bigint, value jsonb)
+language plpgsql volatile parallel unsafe
+-- No search_path of its own, which would double the time it takes: every name here is qualified.
+as $$
+begin
+    if tide_internal.is_place(schema, key) is not true then
+        perform tide_internal.assert_place(schema, key);
+    end if;
+    if tide_internal.lock_records(schema, tide_internal.record_table(key), false) then
+        return query execute pg_catalog.format(
+            'select version::pg_catalog.int8, val::pg_catalog.jsonb
+             from %I.%I where id operator(pg_catalog.=) $1', schema, tide_internal.record_table(key))
+            using tide_internal.record_id(key);
+    end if;
+end
+$$;
+
+create or replace function tide.record_get_many(keys text[], schema text default 'ds')
+returns table (key text, version bigint, value jsonb)
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    asked record;
+begin
+    for asked in
+        select tide_internal.record_table(k) as "table", array_agg(distinct k) as keys
+        from unnest(keys) as k
+        group by 1
+        order by 1
+    loop
+        perform tide_internal.assert_place(schema, k) from unnest(asked.keys[:1]) as k;
+        if tide_internal.lock_records(schema, asked.table, false) then
+            return query execute format(
+                'select k.key, r.version::bigint, r.val::jsonb
+                 from unnest($1) as k (key)
+                 join %I.%I as r on r.id = tide_internal.record_id(k.key)', schema, asked.table)
+                using asked.keys;
+        end if;
+    end loop;
+end
+$$;
+
+create or replace function tide.record_set(
+    key text,
+    value jsonb,
+    version bigint default null,
+    expected_version bigint default null,
+    schema text default 'ds'
+) returns bigint
+language plpgsql volatile parallel unsafe
+-- As for tide.record_get(): every name is qualified.
+as $$
+declare
+    id pg_catalog.text := tide_internal.record_id(key);
+    target pg_catalog.text;
+    stored pg_catalog.int8;
+begin
+    if tide_internal.is_place(schema, key) is not true then
+        perform tide_internal.assert_place(schema, key);
+    end if;
+    if value is null then
+        raise exception using
+            errcode = 'null_value_not_allowed',
+            message = 'no value given',
+            hint = 'JSON''s null is a value: ''null''.';
+    end if;
+    while not tide_internal.lock_records(schema, tide_internal.record_table(key), true) loop
+        perform tide_internal.make_record_table(schema, tide_internal.record_table(key));
+    end loop;
+    target := pg_catalog.format('%I.%I', schema, tide_internal.record_table(key));
+    if expected_version is null then
+        execute pg_catalog.format(
+            'insert into %s as r (id, version, val) values ($1, coalesce($2, 1), $3)
+             on conflict (id) do update
+             set version = coalesce($2, r.version operator(pg_catalog.+) 1, 1), val = excluded.val
+             returning version', target)
+            into stored using id, version, value;
+        return stored;
+    end if;
+    if expected_version operator(pg_catalog.=) -1 then
+        execute pg_catalog.format(
+            'insert into %s (id, version, val) values ($1, coalesce($2, 1), $3)
+             on conflict (id) do nothing returning version', target)
+            into stored using id, version, value;
+    else
+        execute pg_catalog.format(
+            'update %s set version = coalesce($2, version operator(pg_catalog.+) 1), val = $3
+             where id operator(pg_catalog.=) $1 and version operator(pg_catalog.=) $4
+             returning version', target)
+            into stored using id, version, value, expected_version;
+    end if;
+    if stored is null then
+        perform tide_internal.refuse_record(schema, key, expected_version);
+    end if;
+    return stored;
+end
+$$;
+
+create or replace function tide.record_set_many(
+    keys text[],
+    "values" jsonb[],
+    versions bigint[] default null,
+    expected_versions bigint[] default null,
+    schema text default 'ds'
+) returns table (key text, version bigint)
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- Records of one table that are stored in the same way.
+    given record;
+begin
+    if array_position(keys, null) is not null or array_position("values", null) is not null then
+        raise exception using
+            errcode = 'null_value_not_allowed',
+            message = 'a key or value is null',
+            hint = 'JSON''s null is a value: ''null''.';
+    end if;
+    if cardinality(keys) is distinct from cardinality("values")
+       or cardinality(keys) <> cardinality(versions)
+       or cardinality(keys) <> cardinality(expected_versions) then
+        raise exception using
+            errcode = 'array_subscript_error',
+            message = 'there must be a value, and a version if versions are given, for each key';
+    end if;
+
+    -- Of a key that is given twice the last counts. All in one order, so that two calls that share
+    -- records wait for each other instead of deadlocking.
+    for given in
+        select g."table", g.expected_version is not null as expecting, g.version is null as counting,
+               array_agg(g.key order by g.id) as keys,
+               array_agg(g.id order by g.id) as ids,
+               array_agg(g.value order by g.id) as "values",
+               array_agg(g.version order by g.id) as versions,
+               array_agg(g.expected_version order by g.id) as expected_versions
+        from (
+            select distinct on (p."table", p.id) p."table", p.id, p.key, p.value, p.version, p.expected_version
+            from (select tide_internal.record_table(u.key), tide_internal.record_id(u.key) collate "C", u.*
+                  from unnest(keys, "values", versions, expected_versions)
+                       with ordinality as u (key, value, version, expected_version, place)
+                 ) as p ("table", id, key, value, version, expected_version, place)
+            order by p."table", p.id, p.place desc
+        ) as g
+        group by 1, 2, 3
+        order by 1, 2, 3
+    loop
+        perform tide_internal.assert_place(schema, given.keys[1]);
+        if given.expecting then
+            return query
+                select u.key, tide.record_set(u.key, u.value, u.version, u.expected_version, schema)
+                from unnest(given.keys, given."values", given.versions, given.expected_versions)
+                     as u (key, value, version, expected_version);
+        else
+            return query execute format(
+                'with stored as (
+                     insert into %s as r (id, version, val)
+                     select g.id, coalesce(g.version, 1), g.value
+                     from unnest($2, $3, $4) as g (id, version, value)
+                     on conflict (id) do update set version = %s, val = excluded.val
+                     returning id, version
+                 )
+                 select g.key, s.version::bigint
+                 from unnest($1, $2) as g (key, id)
+                 join stored as s on s.id = g.id',
+                tide_internal.require_record_table(schema, given."table"),
+                case when given.counting then 'coalesce(r.version + 1, 1)' else 'excluded.version' end)
+                using given.keys, given.ids, given.versions, given."values";
+        end if;
+    end loop;
+end
+$$;
+
+create or replace function tide.record_delete_many(
+    keys text[],
+    schema text default 'ds',
+    drop_empty boolean default false
+) returns bigint
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    given record;
+    deleted bigint;
+    deleted_in_all bigint := 0;
+begin
+    for given in
+        select tide_internal.record_table(k) as "table", (array_agg(k))[1] as example,
+               array_agg(distinct tide_internal.record_id(k)) as ids
+        from unnest(keys) as k
+        group by 1
+        order by 1
+    loop
+        perform tide_internal.assert_place(schema, given.example);
+        if not tide_internal.lock_records(schema, given."table", true) then
+            continue;
+        end if;
+        execute format('delete from %I.%I where id = any ($1)', schema, given."table")
+            using given.ids;
+        get diagnostics deleted = row_count;
+        deleted_in_all := deleted_in_all + deleted;
+        if drop_empty and deleted > 0 then
+            perform tide_internal.drop_if_empty(schema, given."table");
+        end if;
+    end loop;
+    return deleted_in_all;
+end
+$$;
+
+create or replace function tide.record_delete(
+    key text,
+    expected_version bigint default null,
+    schema text default 'ds',
+    drop_empty boolean default false
+) returns boolean
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    deleted bigint := 0;
+begin
+    if tide_internal.is_place(schema, key) is not true then
+        perform tide_internal.assert_place(schema, key);
+    end if;
+    if tide_internal.lock_records(schema, tide_internal.record_table(key), true) then
+        execute format('delete from %I.%I where id = $1 and ($2 is null or version = $2)',
+                       schema, tide_internal.record_table(key))
+            using tide_internal.record_id(key), expected_version;
+        get diagnostics deleted = row_count;
+    end if;
+    if deleted = 0 and expected_version is not null then
+        perform tide_internal.refuse_record(schema, key, expected_version);
+    end if;
+    if drop_empty and deleted > 0 then
+        perform tide_internal.drop_if_empty(schema, tide_internal.record_table(key));
+    end if;
+    return deleted > 0;
+end
+$$;
+
+create or replace function tide_internal.announce_ddl() returns event_trigger
+language plpgsql volatile parallel unsafe
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    command record;
+begin
+    for command in
+        -- One command may be several: CREATE TABLE with a foreign key also alters the table.
+        select c.classid, c.objid, bool_and(starts_with(c.command_tag, 'ALTER')) as alters
+        from pg_event_trigger_ddl_commands() with ordinality
+                 as c (classid, objid, objsubid, command_tag, object_type, schema_name,
+                       object_identity, in_extension, command, n)
+        where c.classid in ('pg_class'::regclass, 'pg_namespace'::regclass)
+        group by c.classid, c.objid
+        order by min(c.n)
+    loop
+        if command.classid = 'pg_class'::regclass then
+            perform tide_internal.announce_table(
+                case when command.alters then 'ALTER_TABLE' else 'CREATE_TABLE' end, command.objid);
+        elsif not command.alters then
+            perform tide_internal.write_schema_change(json_build_object(
+                        'operation', 'CREATE_SCHEMA', 'schema', n.nspname, 'oid', n.oid::bigint))
+            from pg_namespace as n
+            where n.oid = command.objid
+              and n.nspname not in ('tide', 'tide_internal')
+              and not starts_with(n.nspname::text, 'pg_');
+        end if;
+    end loop;
+exception
+    when others then
+        raise warning using
+            errcode = sqlstate,
+            message = format('pg_tide could not tell clients of this change of the schema: %s', sqlerrm);
+end
+$$;
+
+create or replace function tide_internal.check_tables()
+returns table (item text, ok boolean, problem text, fix text)
+language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    publication pg_publication;
+    found_class pg_class;
+    client_roles oid[] := array(select tide_internal.client_roles());
+    some_role text := coalesce(client_roles[1]::regrole::text, 'authenticated');
+begin
+    select p.* into publication from pg_publication as p where p.pubname = tide_internal.publication();
+    return query select
+        'publication', publication.oid is not null,
+        format('publication "%s" does not exist: nothing is streamed', tide_internal.publication()),
+        'select tide.publish(''my_table'');';
+    if publication.oid is null then
+        return;
+    end if;
+    return query select
+        'published tables', exists (select from tide_internal.published_tables()),
+        format('publication "%s" has no tables: nothing is streamed', publication.pubname),
+        'select tide.publish(''my_table'');';
+
+    for found_class in
+        select c.* from tide_internal.published_tables() as t join pg_class as c on c.oid = t
+        order by c.oid::regclass::text
+    loop
+        if publication.pubupdate or publication.pubdelete then
+            return query select
+                format('replica identity of %s', bare), false,
+                'it has none: UPDATE and DELETE on the table fail',
+                format('alter table %s replica identity full; -- or give it a primary key', bare)
+                from tide_internal.without_replica_identity(found_class.oid) as bare;
+        end if;
+        if not exists (select from unnest(client_roles) as role
+                       where has_schema_privilege(role, found_class.relnamespace, 'USAGE')
+                         and has_any_column_privilege(role, found_class.oid, 'SELECT')) then
+            return query select
+                format('readers of %s', found_class.oid::regclass), false,
+                'none of the roles that clients may use can read the table',
+                format('grant usage on schema %s to %s; grant select on %s to %s;',
+                       found_class.relnamespace::regnamespace, some_role, found_class.oid::regclass, some_role);
+        end if;
+    end loop;
+end
+$$;
+
+create function tide_internal.skip_row() returns trigger
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return null;
+end
+$$;
+comment on function tide_internal.skip_row() is
+'Internal. Leaves a row out: what a publication for all tables has another database copy when it subscribes';
+revoke execute on function tide_internal.skip_row() from public;
+
+-- Of subscriptions only.
+create trigger skip_row before insert on tide.secret for each row execute function tide_internal.skip_row();
+alter table tide.secret enable replica trigger skip_row;
+
+create trigger skip_row before insert on tide.message_key for each row execute function tide_internal.skip_row();
+alter table tide.message_key enable replica trigger skip_row;
+
+create function tide_internal.skip_known_outbox() returns trigger
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if exists (select from tide.outboxes as o where o.relation = new.relation) then
+        return null;
+    end if;
+    return new;
+end
+$$;
+comment on function tide_internal.skip_known_outbox() is
+'Internal. Leaves out what another database, whose publication this one subscribes to, says of outboxes that are known';
+revoke execute on function tide_internal.skip_known_outbox() from public;
+
+create trigger skip_known before insert on tide.outboxes
+for each row execute function tide_internal.skip_known_outbox();
+-- Of subscriptions only.
+alter table tide.outboxes enable replica trigger skip_known;
+
+-- This forgets the statistics that there are.
+alter table tide.secret alter column secret type text;
+alter table tide.secret alter column secret set statistics 0;
+alter table tide.message_key alter column key type bytea;
+alter table tide.message_key alter column key set statistics 0;
+
+create or replace function tide_internal.drop_if_empty(schema text, "table" text) returns void
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    target text := format('%I.%I', schema, "table");
+    empty boolean;
+begin
+    -- A snapshot of before the lock would not show what others have stored since.
+    if current_setting('transaction_isolation') <> 'read committed'
+       or not (select pg_has_role(c.relowner, 'USAGE') from pg_class as c where c.oid = target::regclass)
+       -- There may be rows that the caller does not see.
+       or row_security_active(target::regclass) then
+        return;
+    end if;
+    execute format('select not exists (select from %s)', target) into empty;
+    if not empty then
+        return;
+    end if;
+    begin
+        execute format('lock table %s in access exclusive mode nowait', target);
+    exception
+        when lock_not_available then
+            return;
+    end;
+    execute format('select not exists (select from %s)', target) into empty;
+    if empty then
+        execute format('drop table %s', target);
+    end if;
+end
+$$;
+
+create or replace function tide_internal.make_record_table(schema text, "table" text) returns void
+language plpgsql volatile parallel unsafe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    namespace pg_namespace;
+    membership text := case when current_setting('server_version_num')::integer >= 160000
+                            then 'SET' else 'MEMBER' end;
+begin
+    select n.* into namespace from pg_namespace as n where n.nspname = schema;
+    if not found then
+        raise exception using
+            errcode = 'invalid_schema_name',
+            message = format('schema "%s" does not exist', schema),
+            hint = format('select tide.create_schema(%L);', schema);
+    end if;
+    if schema in ('tide', 'tide_internal', 'information_schema') then
+        raise exception using
+            errcode = 'reserved_name',
+            message = format('schema "%s" is not for records', schema);
+    end if;
+    begin
+        -- Keys are compared byte by byte.
+        execute format('create table %I.%I (
+                            id text collate "C" primary key,
+                            version bigint not null default 0,
+                            val jsonb not null
+                        )', schema, "table");
+    exception
+        -- Made by another session at this very moment.
+        when duplicate_table or unique_violation then
+            return;
+        when duplicate_object then
+            -- The row type of such a table; unless it is a type of somebody's own.
+            if exists (select from pg_type as t
+                       left join pg_class as c on c.oid = t.typrelid
+                       where t.typname = "table" and t.typnamespace = namespace.oid
+                         and coalesce(c.relkind, 'c') = 'c') then
+                raise;
+            end if;
+            return;
+    end;
+    if namespace.nspowner <> current_user::regrole
+       and pg_has_role(namespace.nspowner, membership)
+       and has_schema_privilege(namespace.nspowner, namespace.oid, 'CREATE') then
+        execute format('alter table %I.%I owner to %s', schema, "table", namespace.nspowner::regrole);
+    end if;
+end
+$$;
+
+create or replace function tide_internal.is_announced(relation oid) returns boolean
+language sql stable strict parallel safe
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select coalesce(bool_and(c.relkind in ('r', 'p')
+                             and c.relpersistence <> 't'
+                             and n.nspname not in ('tide', 'tide_internal')
+                             and not starts_with(n.nspname::text, 'pg_')), false)
+    from pg_class as c
+    join pg_namespace as n on n.oid = c.relnamespace
+    where c.oid = relation;
+end;
+
+create or replace function tide_internal.announce_table(operation text, relation oid) returns void
+language sql volatile strict parallel unsafe
+set search_path = pg_catalog, pg_temp
+begin atomic
+    select tide_internal.write_schema_change(json_build_object(
+               'operation', operation,
+               'schema', n.nspname,
+               'table', c.relname,
+               'oid', c.oid::bigint,
+               'columns', (select coalesce(json_agg(json_build_object(
+                                                        'attnum', a.attnum,
+                                                        'name', a.attname,
+                                                        'type', t.typname)
+                                                    order by a.attnum), '[]')
+                           from pg_attribute as a
+                           join pg_type as t on t.oid = a.atttypid
+                           where a.attrelid = c.oid
+                             and a.attnum > 0
+                             and not a.attisdropped)))
+    from pg_class as c
+    join pg_namespace as n on n.oid = c.relnamespace
+    where c.oid = relation
+      and tide_internal.is_announced(c.oid);
+end;

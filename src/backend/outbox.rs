@@ -25,7 +25,10 @@ fn tide_invalidate(relation: pg_sys::Oid) {
 #[pg_extern]
 fn tide_adopt_outbox(table: pg_sys::Oid, private: bool) {
     assert_owner(table);
-    as_extension_owner("select tide._adopt_outbox($1, $2)", &[table.into(), private.into()]);
+    as_extension_owner(
+        "select tide_internal.adopt_outbox($1, $2)",
+        &[table.into(), private.into()],
+    );
     register_xact_callback(PgXactCallbackEvent::Commit, AssertUnwindSafe(control::nudge_outboxes));
 }
 
@@ -33,7 +36,7 @@ fn tide_adopt_outbox(table: pg_sys::Oid, private: bool) {
 #[pg_extern]
 fn tide_release_outbox(table: pg_sys::Oid) {
     assert_owner(table);
-    as_extension_owner("select tide._release_outbox($1)", &[table.into()]);
+    as_extension_owner("select tide_internal.release_outbox($1)", &[table.into()]);
     register_xact_callback(PgXactCallbackEvent::Commit, AssertUnwindSafe(control::nudge_outboxes));
 }
 

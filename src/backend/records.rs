@@ -15,7 +15,7 @@ use crate::server_text::ServerText;
 
 /// What publishes the schema.
 const PUBLISH: &str = "
-    select pg_catalog.format('alter publication %I add tables in schema %I', tide._publication(), n.nspname)
+    select pg_catalog.format('alter publication %I add tables in schema %I', tide_internal.publication(), n.nspname)
     from pg_catalog.pg_namespace as n
     where n.oid operator(pg_catalog.=) $1";
 
@@ -60,7 +60,7 @@ fn as_superuser<R>(work: impl FnOnce() -> R) -> R {
 const MAY_PUBLISH: &str = "
     select pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')
            or exists (select from pg_catalog.pg_publication as p
-                      where p.pubname operator(pg_catalog.=) tide._publication()::pg_catalog.name
+                      where p.pubname operator(pg_catalog.=) tide_internal.publication()::pg_catalog.name
                         and pg_catalog.pg_has_role(p.pubowner, 'USAGE'))";
 
 /// Waits until no other transaction is making or changing the publication, and sees what they did. The

@@ -13,6 +13,7 @@ pub(crate) mod log;
 pub(crate) mod notifier;
 pub(crate) mod notify_queue;
 pub(crate) mod outbox;
+mod owner;
 pub(crate) mod plan;
 pub(crate) mod policy;
 pub(crate) mod role;

@@ -1,10 +1,5 @@
 //! What the catalog worker does to outboxes: puts rows that wait in line, deletes those that have
 //! been published.
-//!
-//! A table that was adopted is its owner's, who may have given it triggers, rules, checks and
-//! indexes with functions in them. So each piece of maintenance runs as that owner,
-//! security-restricted, and with triggers and rules off: nothing of the owner's should run at all,
-//! and if it does, it has no more power than its owner has.
 
 use std::ffi::CString;
 use std::time::Duration;
@@ -17,6 +12,7 @@ use tide_feed::catalog::{MOST_ROWS, Outbox, Retired, TakenOver, Unpublished};
 
 use crate::encoding;
 use crate::helper::answer::{self, encode, parse};
+use crate::helper::owner::{as_owner, set_local};
 use crate::helper::transaction::{Refusal, committed, rolled_back};
 use crate::process::shmem;
 use crate::server_text::ServerText;
@@ -234,7 +230,7 @@ pub(crate) fn expire(table: u32, age: Duration, limit: u32) -> Result<String, Re
 
 /// Says which slot has taken an outbox over.
 fn belongs_to(table: u32, generation: Option<u32>) -> Result<(), Refusal> {
-    let query = "select tide._set_outbox(o.relation, o.private, $2) from tide.outboxes as o
+    let query = "select tide_internal.set_outbox(o.relation, o.private, $2) from tide.outboxes as o
                  where o.relation = $1 and o.generation is distinct from $2";
     let arguments = [pg_sys::Oid::from(table).into(), generation.map(i64::from).into()];
     Spi::run_with_args(query, &arguments).map_err(|error| Refusal::internal(&error.to_string()))
@@ -247,45 +243,6 @@ fn maintain<R>(work: impl FnOnce() -> Result<R, Refusal>) -> Result<R, Refusal> 
         set_local(c"lock_timeout", LOCK_TIMEOUT);
         work()
     })
-}
-
-/// Runs `work` as the owner of a table that pg_tide works on.
-fn as_owner<R>(owner: u32, work: impl FnOnce() -> R) -> R {
-    let (mut user, mut context) = (pg_sys::InvalidOid, 0);
-    // SAFETY: in a transaction; its end takes everything back where an error keeps this from it.
-    let nest = unsafe {
-        let nest = pg_sys::NewGUCNestLevel();
-        set_local(c"session_replication_role", c"replica");
-        pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
-        let restricted =
-            pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE;
-        pg_sys::SetUserIdAndSecContext(pg_sys::Oid::from(owner), context | restricted as i32);
-        nest
-    };
-    let result = work();
-    // SAFETY: as above.
-    unsafe {
-        pg_sys::SetUserIdAndSecContext(user, context);
-        pg_sys::AtEOXact_GUC(false, nest);
-    }
-    result
-}
-
-/// As SET LOCAL does, whatever the current user may.
-fn set_local(name: &std::ffi::CStr, value: &std::ffi::CStr) {
-    // SAFETY: in a transaction, with strings that outlive the call.
-    unsafe {
-        pg_sys::set_config_option(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_SUSET,
-            pg_sys::GucSource::PGC_S_SESSION,
-            pg_sys::GucAction::GUC_ACTION_LOCAL,
-            true,
-            0,
-            false,
-        );
-    }
 }
 
 /// The one text that a statement answers with, if it gives a row.

@@ -32,12 +32,15 @@ const MEANING: [(&CStr, &CStr); 10] = [
 
 /// How pg_tide's own transactions behave is nobody else's affair. What is planned for a few rows takes less
 /// time than compiling it would.
-const CONDUCT: [(&CStr, &CStr); 5] = [
+const CONDUCT: [(&CStr, &CStr); 7] = [
     (c"role", c"none"),
     (c"jit", c"off"),
     (c"default_transaction_isolation", c"read committed"),
     (c"default_transaction_deferrable", c"off"),
     (c"lock_timeout", c"0"),
+    (c"exit_on_error", c"off"),
+    // What is said to the client of such a session, notifications, say, stays in the database's encoding.
+    (c"client_encoding", c"SQL_ASCII"),
 ];
 
 /// Time-outs that apply in background workers too, where Postgres has them: what the time of a

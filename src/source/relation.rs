@@ -132,11 +132,13 @@ impl Relations {
         self.seen.contains(&table)
     }
 
-    /// Forgets what has become stale.
-    pub(crate) fn forget(&mut self, stale: &Stale) {
+    /// Forgets what has become stale; returns those of it whose types have changed, not they themselves.
+    pub(crate) fn forget(&mut self, stale: &Stale) -> Vec<u32> {
         self.last = None;
+        let mut retyped = Vec::new();
         if stale.all_relations {
-            return self.clear();
+            self.clear();
+            return retyped;
         }
         let entries = &mut self.entries;
         self.index.retain(|id, index| {
@@ -145,6 +147,7 @@ impl Relations {
                 || entry.published().is_some_and(|published| published.is_stale(stale));
             if is_stale {
                 *entry = Known::Nothing;
+                retyped.extend((!stale.relations.contains(id)).then_some(*id));
             }
             !is_stale
         });
@@ -154,6 +157,7 @@ impl Relations {
         } else if self.entries.len() > 2 * self.index.len() + 64 {
             self.clear();
         }
+        retyped
     }
 
     pub(crate) fn clear(&mut self) {

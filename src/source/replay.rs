@@ -252,12 +252,12 @@ impl Replay {
     /// Passes on what the catalogue's invalidations have made stale.
     pub(crate) fn pass_on_invalidations(&mut self) {
         let Some(stale) = invalidation::take() else { return };
-        self.relations.forget(&stale);
+        let retyped = self.relations.forget(&stale);
         self.messages.forget(&stale);
         if stale.all_relations || stale.entitlements {
             return self.feed.catalog(CatalogChange::All);
         }
-        for table in stale.relations {
+        for table in stale.relations.into_iter().chain(retyped) {
             // The others are asked about when their first event comes.
             if self.relations.has_seen(table) {
                 self.feed.catalog(CatalogChange::Relation(table));

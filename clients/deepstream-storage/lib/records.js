@@ -88,7 +88,7 @@ class Records {
   /** Drops a table that has no rows, unless somebody uses it at this moment. */
   async dropIfEmpty(schema, table, mutationId) {
     try {
-      const statement = 'select count(tide._drop_if_empty($1, $2)::text)'
+      const statement = 'select count(tide_internal.drop_if_empty($1, $2)::text)'
       await this.#write(relation(schema, table), statement, [schema, table], mutationId)
     } catch (error) {
       if (error.code !== UNDEFINED_TABLE && error.code !== UNDEFINED_SCHEMA) throw error
@@ -156,7 +156,7 @@ class Records {
       return this.#prepared(`select id, version, val::text as val from ${source} where id = any ($1)`, [ids])
     }
     return this.#prepared(
-      'select tide._record_id(key) as id, version, value::text as val from tide.record_get_many($1, $2)',
+      'select tide_internal.record_id(key) as id, version, value::text as val from tide.record_get_many($1, $2)',
       [ids.map((id) => `${table}/${id}`), schema],
     )
   }

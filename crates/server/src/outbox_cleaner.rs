@@ -38,7 +38,9 @@ const LONGEST: Duration = Duration::from_secs(60);
 const SWEEP: Duration = Duration::from_secs(30);
 /// How long the decoder may take to get where a page of rows was looked at.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two looks whether it has.
+/// A page that takes longer has its owner's code in it, or waits.
+const SLOW: Duration = Duration::from_secs(1);
+/// Between two looks whether the decoder is there.
 const POLL: Duration = Duration::from_millis(50);
 
 /// What the cleaner works with.
@@ -67,6 +69,8 @@ struct OutboxState {
     complete: bool,
     /// Rows that could not be published, once they have been counted.
     failed: Option<u64>,
+    /// The longest that a page has taken since it rested.
+    slowest: Duration,
     backoff: Backoff,
     /// The newest error that the log has.
     last_error: Option<String>,
@@ -80,8 +84,18 @@ impl OutboxState {
             generation: None,
             complete: false,
             failed: None,
+            slowest: Duration::ZERO,
             backoff: Backoff::up_to(LONGEST),
             last_error: None,
+        }
+    }
+
+    /// All is done for now. What its owner has made slow is left alone for as long as it took: the catalog
+    /// worker has others to serve.
+    fn rest(&mut self) {
+        match std::mem::take(&mut self.slowest) {
+            slow if slow >= SLOW => self.backoff.timed_out_after(slow),
+            _ => self.backoff.reset(),
         }
     }
 
@@ -222,9 +236,12 @@ impl OutboxCleaner {
             if !self.outbox(table).backoff.is_due() {
                 continue;
             }
+            let begun = Instant::now();
             match self.tend(table, generation, sweeps).await {
-                Ok(()) => self.outbox(table).backoff.reset(),
-                Err(CatalogError::Refused { message, .. }) => self.refused(table, message),
+                Ok(()) => self.outbox(table).rest(),
+                Err(CatalogError::Refused { message, .. }) => {
+                    self.refused(table, message, begun.elapsed());
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -286,8 +303,10 @@ impl OutboxCleaner {
             }
             let mut ids = outbox.pending.get(..page).unwrap_or_default().to_vec();
             ids.extend_from_slice(&outbox.kept);
+            let asked = Instant::now();
             let kept = self.catalog.retire(table, ids, keep).await?;
             let outbox = self.outbox(table);
+            outbox.slowest = outbox.slowest.max(asked.elapsed());
             outbox.pending.drain(..page);
             outbox.kept = kept;
         }
@@ -357,9 +376,13 @@ impl OutboxCleaner {
     }
 
     /// Somebody holds a lock, or the table is not what it was.
-    fn refused(&mut self, table: u32, message: String) {
+    fn refused(&mut self, table: u32, message: String, lasted: Duration) {
         let outbox = self.outbox(table);
-        outbox.backoff.failed_after(Duration::ZERO);
+        if lasted >= SLOW {
+            outbox.backoff.timed_out_after(lasted);
+        } else {
+            outbox.backoff.failed_after(Duration::ZERO);
+        }
         if outbox.last_error.as_ref() != Some(&message) {
             log::warn!("the outbox {table}::regclass cannot be tended for now: {message}");
             outbox.last_error = Some(message);
