@@ -10,7 +10,7 @@ export PGRX_PG_CONFIG_PATH = $(PG_CONFIG)
 T ?=
 SECONDS_TO_FUZZ ?= 60
 
-.PHONY: help setup build install run test test-pure test-e2e soak deb test-deb test-readme lint bench fuzz clean
+.PHONY: help setup build install run test test-pure test-e2e soak deb test-deb test-upgrade test-readme lint bench fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,11 @@ deb: ## Make a Debian package in target/deb; PG=17 or PG=18 for another Postgres
 test-deb: deb ## Install the package in a bare Debian, use it and remove it
 	@scripts/setup.sh test-deb
 	@scripts/deb-test.sh
+
+test-upgrade: ## Upgrade a cluster from Postgres 17 to 18 by pg_upgrade, in a bare Debian
+	@for pg in 17 18; do env -u PG_CONFIG $(MAKE) --no-print-directory deb PG=$$pg || exit; done
+	@scripts/setup.sh test-deb
+	@scripts/upgrade-test.sh
 
 test-readme: ## Follow the README in a bare Debian with Node 20
 	@scripts/readme-test.sh

@@ -41,16 +41,6 @@ fi
 
 mount_system "$root"
 
-psql() {
-    inside runuser -u postgres -- psql -XqAt -v ON_ERROR_STOP=1 -d postgres "$@"
-}
-
-# Called by name.
-# shellcheck disable=SC2317,SC2329
-nothing_to_mend() {
-    [ -z "$(psql -c 'select item, problem, fix from tide.check() where not ok')" ]
-}
-
 # Waits until the client says this.
 hear() {
     local line
@@ -112,17 +102,7 @@ inside pg_lsclusters
 step "create extension"
 port=$(free_port)
 settings=$root/etc/postgresql/$PG/main/conf.d/pg_tide.conf
-cat >"$settings" <<CONF
-shared_preload_libraries = 'pg_tide'
-wal_level = logical
-max_worker_processes = 16
-tide.port = $port
-CONF
-# Only newer minor versions know the list, and the others would not start with it.
-if inside runuser -u postgres -- "/usr/lib/postgresql/$PG/bin/postgres" \
-    -D "/etc/postgresql/$PG/main" -C output_plugin_libraries >/dev/null 2>&1; then
-    echo "output_plugin_libraries = 'pgoutput, test_decoding, pg_tide'" >>"$settings"
-fi
+configure "$PG" "$port" >"$settings"
 inside pg_ctlcluster "$PG" main restart
 psql <<'SQL'
 create extension pg_tide;

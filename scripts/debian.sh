@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# A folder with a Debian in it, made by debootstrap: for chroot-test.sh, deb-test.sh and readme-test.sh,
-# which source this.
+# A folder with a Debian in it, made by debootstrap: for chroot-test.sh, deb-test.sh, readme-test.sh and
+# upgrade-test.sh, which source this.
 
 # The release of Debian that has this Postgres.
 suite_of() {
@@ -103,4 +103,30 @@ wait_for() {
         [ "$tries" -lt $((10 * ${patience:-30})) ] || fail "$what"
         sleep 0.1
     done
+}
+
+# In the folder's Postgres.
+psql() {
+    inside runuser -u postgres -- psql -XqAt -v ON_ERROR_STOP=1 -d postgres "$@"
+}
+
+# Called by name.
+# shellcheck disable=SC2317,SC2329
+nothing_to_mend() {
+    [ -z "$(psql -c 'select item, problem, fix from tide.check() where not ok')" ]
+}
+
+# configure <Postgres> <port>: the settings that pg_tide wants in the folder's cluster "main".
+configure() {
+    cat <<CONF
+shared_preload_libraries = 'pg_tide'
+wal_level = logical
+max_worker_processes = 16
+tide.port = $2
+CONF
+    # Only newer minor versions know the list, and the others would not start with it.
+    if inside runuser -u postgres -- "/usr/lib/postgresql/$1/bin/postgres" \
+        -D "/etc/postgresql/$1/main" -C output_plugin_libraries >/dev/null 2>&1; then
+        echo "output_plugin_libraries = 'pgoutput, test_decoding, pg_tide'"
+    fi
 }
