@@ -1,21 +1,23 @@
 //! Giving lagging and resuming channels what they have not had, from the history.
 
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use tide_feed::event::Cursor;
+use tide_feed::event::{Cursor, Event};
 
 use super::body_cache::BodyCache;
 use super::encoder::{EncodeContext, EventRef, Missing};
 use super::entitlement::Entitlements;
-use super::group::Member;
+use super::group::{GroupId, Member};
 use super::handle::{Live, SessionId};
 use super::history::{History, Seq};
 use super::lagging::{LaggingSessions, lag, waits_as_a_whole};
 use super::policy_check::PolicyChecks;
 use super::queue::Push;
 use super::registry::Registry;
-use crate::filter::Place;
+use super::warning::Warning;
+use crate::filter::{Effort, Place};
 use crate::wire::encode::caught_up;
 use crate::wire::frame_buf::FrameBuf;
 
@@ -35,7 +37,24 @@ pub(super) fn turn(
     live: Live,
 ) -> Option<SessionId> {
     let session = lagging.next()?;
-    match advance(session, registry, history, entitlements, policy_checks, live) {
+    let entry = registry.sessions.get(&session);
+    let effort = entry.map(|entry| Rc::clone(&entry.effort)).unwrap_or_default();
+    let (bodies, frame_buf) = (BodyCache::default(), FrameBuf::default());
+    let (frames, made) = (Vec::new(), 0);
+    let mut turn = Turn {
+        session,
+        registry,
+        history,
+        entitlements,
+        policy_checks,
+        live,
+        effort,
+        bodies,
+        frame_buf,
+        frames,
+        made,
+    };
+    match turn.take() {
         Progress::CaughtUp => lagging.remove(session),
         Progress::More => lagging.wait_in_line(session),
         Progress::Waiting => {}
@@ -68,152 +87,201 @@ enum Progress {
     Waiting,
 }
 
-/// Why a connection is not to be given more now, if that came of giving it something.
-fn held_up(pushed: Push) -> Option<Progress> {
-    match pushed {
-        Push::Queued => None,
-        Push::Full => Some(Progress::Full),
-        Push::Starved => Some(Progress::Starved),
-        Push::Closed => Some(Progress::CaughtUp),
+/// Goes on if that was queued.
+fn queued(pushed: Push) -> ControlFlow<Progress> {
+    ControlFlow::Break(match pushed {
+        Push::Queued => return ControlFlow::Continue(()),
+        Push::Full => Progress::Full,
+        Push::Starved => Progress::Starved,
+        Push::Closed => Progress::CaughtUp,
+    })
+}
+
+/// A connection's turn.
+struct Turn<'a> {
+    session: SessionId,
+    registry: &'a mut Registry,
+    history: &'a History,
+    entitlements: &'a mut Entitlements,
+    policy_checks: &'a mut PolicyChecks,
+    live: Live,
+    effort: Rc<Effort>,
+    bodies: BodyCache,
+    frame_buf: FrameBuf,
+    /// Of the event at hand, for one of the channels.
+    frames: Vec<Bytes>,
+    /// Bytes of all frames so far.
+    made: usize,
+}
+
+impl Turn<'_> {
+    fn take(&mut self) -> Progress {
+        let Some(entry) = self.registry.sessions.get(&self.session) else {
+            return Progress::CaughtUp;
+        };
+        let groups: Vec<GroupId> = entry.groups().collect();
+        self.effort.begin_turn();
+        // Also if it has left what it lagged on: its other channels get what is said from now on.
+        entry.queue.resume();
+        if waits_as_a_whole(self.session, self.registry, self.entitlements) {
+            return Progress::Waiting;
+        }
+        let Some(from) = next(self.session, self.registry) else {
+            let is_done = lag(self.session, self.registry).is_none();
+            return if is_done { Progress::CaughtUp } else { Progress::Waiting };
+        };
+        match self.give_from(from, &groups) {
+            ControlFlow::Break(why) => why,
+            ControlFlow::Continue(end) => self.end(&groups, end),
+        }
+    }
+
+    /// Gives as many events as there are for a turn; returns the first that is left.
+    fn give_from(&mut self, from: Seq, groups: &[GroupId]) -> ControlFlow<Progress, Seq> {
+        let history = self.history;
+        let end = history.head().min(from + TURN);
+        for seq in from..end {
+            let Some((batch, index)) = history.at(seq) else { continue };
+            let Some(event) = batch.events.get(index) else { continue };
+            let event_ref = EventRef { batch, event, seq, live: self.live };
+            self.bodies.clear();
+            for id in groups {
+                self.give(*id, event_ref)?;
+            }
+            if self.made >= TURN_BYTES {
+                return ControlFlow::Continue(seq + 1);
+            }
+        }
+        ControlFlow::Continue(end)
+    }
+
+    /// Gives the event to the connection's channel in this group, if it has not had it yet.
+    fn give(&mut self, id: GroupId, event_ref: EventRef<'_>) -> ControlFlow<Progress> {
+        let EventRef { event, seq, .. } = event_ref;
+        let Some(group) = self.registry.group_mut(id) else { return ControlFlow::Continue(()) };
+        if group.plans.policy.is_waiting() {
+            return ControlFlow::Continue(());
+        }
+        let member = group.members.of_mut(self.session);
+        let Some(member) = member.filter(|member| member.lag.is_some_and(|lag| lag <= seq)) else {
+            return ControlFlow::Continue(());
+        };
+        if member.floor.admits(event) {
+            self.frames.clear();
+            let mut warning = None;
+            let mut context = EncodeContext {
+                entitlements: self.entitlements,
+                bodies: &mut self.bodies,
+                frame_buf: &mut self.frame_buf,
+                out: &mut self.frames,
+                warning: &mut warning,
+                made: member.made,
+                effort: &self.effort,
+                place: Place::Turn,
+            };
+            let encoded = group.plans.frames(&group.key, event_ref, member.previous, &mut context);
+            if let Err(missing) = encoded {
+                return self.do_without(missing, id, event_ref);
+            }
+            self.made += self.frames.iter().map(Bytes::len).sum::<usize>();
+            if !self.frames.is_empty() {
+                group.previous = group.previous.max(Some(event.position));
+            }
+            member.give_from_history(&self.frames, warning.as_ref(), event, seq)?;
+        }
+        (member.lag, member.is_skipping) = (Some(seq + 1), false);
+        if let Some(latest) = member.latest.take_if(|latest| seq + 1 >= latest.until)
+            && let Some(first) = latest.first()
+        {
+            member.lag = Some(first);
+            return ControlFlow::Break(Progress::More);
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Sees to what is missing to give the event to the group.
+    fn do_without(
+        &mut self,
+        missing: Missing,
+        id: GroupId,
+        event_ref: EventRef<'_>,
+    ) -> ControlFlow<Progress> {
+        match missing {
+            Missing::Identity => {
+                self.registry.split_by_identity(id, None);
+            }
+            Missing::Basis => self.registry.interrupt(self.session, id, self.history.head()),
+            Missing::Effort => self.registry.relieve(self.session, event_ref.row_bytes()),
+            Missing::Time => {}
+            Missing::Answer { about } => {
+                self.policy_checks.raise(id, event_ref.seq, about, self.registry);
+                let waits = waits_as_a_whole(self.session, self.registry, self.entitlements);
+                // The other channels go on.
+                return if waits {
+                    ControlFlow::Break(Progress::Waiting)
+                } else {
+                    ControlFlow::Continue(())
+                };
+            }
+        }
+        ControlFlow::Break(Progress::More)
+    }
+
+    /// What is before `end` has been looked at.
+    fn end(&mut self, groups: &[GroupId], end: Seq) -> Progress {
+        let is_done = end == self.history.head();
+        let mut waits = false;
+        for id in groups {
+            let Some(group) = self.registry.group_mut(*id) else { continue };
+            if group.plans.policy.is_waiting() {
+                waits = true;
+                continue;
+            }
+            if let Some(member) = group.members.of_mut(self.session).filter(|_| is_done) {
+                (member.lag, member.previous) = (None, None);
+            }
+            if group.plans.policy.has_verdicts() {
+                let lag = group.lag();
+                group.plans.policy.forget(lag);
+            }
+        }
+        if is_done {
+            tell_caught_up(self.session, self.registry, self.history, self.live);
+        }
+        match (is_done, waits) {
+            (false, _) => Progress::More,
+            (true, true) => Progress::Waiting,
+            (true, false) => Progress::CaughtUp,
+        }
     }
 }
 
-fn advance(
-    session: SessionId,
-    registry: &mut Registry,
-    history: &History,
-    entitlements: &mut Entitlements,
-    policy_checks: &mut PolicyChecks,
-    live: Live,
-) -> Progress {
-    let Some(entry) = registry.sessions.get(&session) else { return Progress::CaughtUp };
-    let groups: Vec<_> = entry.groups().collect();
-    let effort = Rc::clone(&entry.effort);
-    effort.begin_turn();
-    // Also if it has left what it lagged on: its other channels get what is said from now on.
-    entry.queue.resume();
-    if waits_as_a_whole(session, registry, entitlements) {
-        return Progress::Waiting;
-    }
-    let Some(from) = next(session, registry) else {
-        return if lag(session, registry).is_none() {
-            Progress::CaughtUp
-        } else {
-            Progress::Waiting
-        };
-    };
-    let mut end = history.head().min(from + TURN);
-    let mut made = 0;
-    let (mut bodies, mut frame_buf) = (BodyCache::default(), FrameBuf::default());
-    let mut frames = Vec::new();
-    for seq in from..end {
-        let Some((batch, index)) = history.at(seq) else { continue };
-        let Some(event) = batch.events.get(index) else { continue };
-        let event_ref = EventRef { batch, event, seq, live };
-        bodies.clear();
-        for id in &groups {
-            let Some(group) = registry.group_mut(*id) else { continue };
-            if group.plans.policy.is_waiting() {
-                continue;
+impl Member {
+    /// Gives it an event that it reads from the history, or notes that it is to have it.
+    fn give_from_history(
+        &mut self,
+        frames: &[Bytes],
+        warning: Option<&Warning>,
+        event: &Event,
+        seq: Seq,
+    ) -> ControlFlow<Progress> {
+        if let Some(latest) = self.latest.as_mut().filter(|latest| seq < latest.until) {
+            if warning.is_some() {
+                latest.doubt(seq);
             }
-            let Some(member) = group.members.of_mut(session) else { continue };
-            if member.lag.is_none_or(|lag| lag > seq) {
-                continue;
+            if !frames.is_empty() {
+                latest.keep(seq);
             }
-            if member.floor.admits(event) {
-                frames.clear();
-                let mut warning = None;
-                let mut context = EncodeContext {
-                    entitlements: &mut *entitlements,
-                    bodies: &mut bodies,
-                    frame_buf: &mut frame_buf,
-                    out: &mut frames,
-                    warning: &mut warning,
-                    made: member.made,
-                    effort: &effort,
-                    place: Place::Turn,
-                };
-                match group.plans.frames(&group.key, event_ref, member.previous, &mut context) {
-                    Ok(()) => {}
-                    Err(Missing::Identity) => {
-                        registry.split_by_identity(*id, None);
-                        return Progress::More;
-                    }
-                    Err(Missing::Basis) => {
-                        registry.interrupt(session, *id, history.head());
-                        return Progress::More;
-                    }
-                    Err(Missing::Effort) => {
-                        registry.relieve(session, event_ref.row_bytes());
-                        return Progress::More;
-                    }
-                    Err(Missing::Time) => return Progress::More,
-                    Err(Missing::Answer { about }) => {
-                        policy_checks.raise(*id, seq, about, registry);
-                        if waits_as_a_whole(session, registry, entitlements) {
-                            return Progress::Waiting;
-                        }
-                        continue;
-                    }
-                }
-                if let Some(warning) = warning {
-                    match &mut member.latest {
-                        Some(latest) if seq < latest.until => latest.doubt(seq),
-                        _ => {
-                            if let Some(why) = held_up(member.warn(&warning)) {
-                                return why;
-                            }
-                        }
-                    }
-                }
-                if !frames.is_empty() {
-                    made += frames.iter().map(Bytes::len).sum::<usize>();
-                    group.previous = group.previous.max(Some(event.position));
-                    match &mut member.latest {
-                        Some(latest) if seq < latest.until => {
-                            latest.keep(seq);
-                        }
-                        _ => match held_up(member.queue.push(&frames)) {
-                            None => member.previous = Some(event.position),
-                            Some(why) => return why,
-                        },
-                    }
-                }
-            }
-            (member.lag, member.is_skipping) = (Some(seq + 1), false);
-            if let Some(latest) = member.latest.take_if(|latest| seq + 1 >= latest.until)
-                && let Some(first) = latest.first()
-            {
-                member.lag = Some(first);
-                return Progress::More;
-            }
+            return ControlFlow::Continue(());
         }
-        if made >= TURN_BYTES {
-            end = seq + 1;
-            break;
+        if let Some(warning) = warning {
+            queued(self.warn(warning))?;
         }
-    }
-    let is_done = end == history.head();
-    let mut waits = false;
-    for id in groups {
-        let Some(group) = registry.group_mut(id) else { continue };
-        if group.plans.policy.is_waiting() {
-            waits = true;
-            continue;
+        if !frames.is_empty() {
+            queued(self.queue.push(frames))?;
+            self.previous = Some(event.position);
         }
-        if let Some(member) = group.members.of_mut(session).filter(|_| is_done) {
-            (member.lag, member.previous) = (None, None);
-        }
-        let lag = group.lag();
-        group.plans.policy.forget(lag);
-    }
-    if is_done {
-        tell_caught_up(session, registry, history, live);
-    }
-    match (is_done, waits) {
-        (false, _) => Progress::More,
-        (true, true) => Progress::Waiting,
-        (true, false) => Progress::CaughtUp,
+        ControlFlow::Continue(())
     }
 }
 

@@ -132,6 +132,10 @@ impl PolicyState {
         }
     }
 
+    pub(super) fn has_verdicts(&self) -> bool {
+        !self.verdicts.is_empty()
+    }
+
     /// Drops what no member will come to any more; `lag` is where the last of them is.
     pub(super) fn forget(&mut self, lag: Option<Seq>) {
         match lag {
