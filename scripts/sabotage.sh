@@ -22,7 +22,7 @@ checks() {
 restrictive  oracle::every       sql/catalog/tables.sql                 s/and p\.polqual is not null/& and p.polpermissive/
 old_images   oracle::every       crates/server/src/policy/sight.rs      s/Sight { before, \.\. } => is(before, Operation::Delete),/_ => None,/
 new_images   oracle::every       crates/server/src/policy/sight.rs      s/Operation::Insert => is(self.after, Operation::Insert),/Operation::Insert => Some(Operation::Insert),/
-unknown      oracle::every       crates/server/src/policy/rule.rs       s/images\.exact_after(\*a) != Datum::Absent/true/
+unknown      oracle::every       crates/server/src/policy/formula.rs    s/Datum::Unchanged | Datum::Absent => return Truths::ANY,/Datum::Unchanged | Datum::Absent => return Truths::TRUE,/
 lossy        oracle::every       src/source/value/mod.rs                s/matches!(self, Value::Json(_) | .*)$/false/
 stored_any   oracle::every       src/helper/row_security.rs             s/if policy\.permissive { &mut any } else { &mut all }/\&mut any/
 stored_role  oracle::every       src/helper/row_security.rs             s/role == pg_sys::InvalidOid ||/true ||/
