@@ -12,6 +12,7 @@ mod encoding;
 mod failure;
 mod guc;
 mod helper;
+mod own_function;
 mod process;
 mod server_text;
 mod socket;

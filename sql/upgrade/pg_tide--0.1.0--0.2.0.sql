@@ -1,5 +1,9 @@
 -- From 0.1.0 to 0.2.0. What it makes is compared with what CREATE EXTENSION makes (pgrx-tests/upgrade.rs).
 
+-- Their functions are called otherwise in a moment.
+alter event trigger tide_ddl_command_end disable;
+alter event trigger tide_sql_drop disable;
+
 create schema tide_internal;
 comment on schema tide_internal is 'pg_tide: what the functions of schema tide are made of. Nothing here is meant to be called by others';
 grant usage on schema tide_internal to public;
@@ -461,17 +465,26 @@ begin
         format('alter database %I set tide.max_slot_wal_keep_size = %L; select tide.restart_worker();',
                current_database(), pg_size_pretty(greatest(4 * history, 1 << 30)));
     -- Decoding goes back to the beginning of the oldest transaction, whoever's it is.
-    select a.pid, a.xact_start into oldest
-    from pg_stat_activity as a
-    where a.backend_xid is not null
-    order by a.xact_start
+    select t.* into oldest
+    from (
+        select a.backend_xid, a.xact_start, format('of pid %s', a.pid), format('select pg_terminate_backend(%s);', a.pid)
+        from pg_stat_activity as a
+        where a.backend_xid is not null
+        union all
+        select p.transaction, p.prepared, format('%L', p.gid), format('rollback prepared %L;', p.gid)
+        from pg_prepared_xacts as p
+    ) as t (xid, began, name, fix)
+    order by age(t.xid) desc
     limit 1;
     return query select
         'open transactions',
-        oldest.pid is null or held_back is null or coalesce(status.retained_wal, 0) <= held_back + (64 << 20),
-        format('the slot holds %s of WAL back, at least from %s on, when the transaction of pid %s began',
-               pg_size_pretty(status.retained_wal), oldest.xact_start, oldest.pid),
-        format('End it, or: select pg_terminate_backend(%s);', oldest.pid);
+        oldest.xid is null or held_back is null or coalesce(status.retained_wal, 0) <= held_back + (64 << 20)
+        -- Not it, but the worker, or one that has ended meanwhile.
+        or coalesce(age(oldest.xid) < (select age(s.catalog_xmin) from pg_replication_slots as s
+                                       where s.slot_name = status.slot), true),
+        format('the slot holds %s of WAL back, for the transaction %s, which began at %s',
+               pg_size_pretty(status.retained_wal), oldest.name, oldest.began),
+        format('End it, or: %s', oldest.fix);
 
     return query select
         'worker', status.state <> 'stopped',
@@ -1390,3 +1403,6 @@ begin atomic
     where c.oid = relation
       and tide_internal.is_announced(c.oid);
 end;
+
+alter event trigger tide_ddl_command_end enable always;
+alter event trigger tide_sql_drop enable always;

@@ -8,6 +8,7 @@ use pgrx::{PgXactCallbackEvent, pg_sys, register_xact_callback};
 
 use crate::backend::{control, report};
 use crate::helper::session;
+use crate::own_function::own_function;
 
 /// Has the decoder look at the table again, at this point of the WAL. Not for users.
 #[pg_extern]
@@ -25,10 +26,8 @@ fn tide_invalidate(relation: pg_sys::Oid) {
 #[pg_extern]
 fn tide_adopt_outbox(table: pg_sys::Oid, private: bool) {
     assert_owner(table);
-    as_extension_owner(
-        "select tide_internal.adopt_outbox($1, $2)",
-        &[table.into(), private.into()],
-    );
+    let adopt = format!("select {}($1, $2)", own_function("adopt_outbox"));
+    as_extension_owner(&adopt, &[table.into(), private.into()]);
     register_xact_callback(PgXactCallbackEvent::Commit, AssertUnwindSafe(control::nudge_outboxes));
 }
 
@@ -36,7 +35,8 @@ fn tide_adopt_outbox(table: pg_sys::Oid, private: bool) {
 #[pg_extern]
 fn tide_release_outbox(table: pg_sys::Oid) {
     assert_owner(table);
-    as_extension_owner("select tide_internal.release_outbox($1)", &[table.into()]);
+    let release = format!("select {}($1)", own_function("release_outbox"));
+    as_extension_owner(&release, &[table.into()]);
     register_xact_callback(PgXactCallbackEvent::Commit, AssertUnwindSafe(control::nudge_outboxes));
 }
 

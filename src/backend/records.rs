@@ -11,11 +11,12 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 use crate::backend::report;
 use crate::compat;
 use crate::encoding;
+use crate::guc;
 use crate::server_text::ServerText;
 
 /// What publishes the schema.
 const PUBLISH: &str = "
-    select pg_catalog.format('alter publication %I add tables in schema %I', tide_internal.publication(), n.nspname)
+    select pg_catalog.format('alter publication %I add tables in schema %I', $2, n.nspname)
     from pg_catalog.pg_namespace as n
     where n.oid operator(pg_catalog.=) $1";
 
@@ -32,7 +33,10 @@ fn tide_publish_schema(schema: pg_sys::Oid) {
             "Its owner, or a superuser, does so with tide.create_schema().",
         )
     }
-    let statement = Spi::get_one_with_args::<ServerText<String>>(PUBLISH, &[schema.into()]);
+    let statement = Spi::get_one_with_args::<ServerText<String>>(
+        PUBLISH,
+        &[schema.into(), ServerText(guc::publication()).into()],
+    );
     if let Ok(Some(ServerText(statement))) = statement {
         let statement = encoding::server_string(&statement);
         let run = || Spi::connect_mut(|client| client.update(&statement, None, &[]).map(drop));
@@ -60,7 +64,7 @@ fn as_superuser<R>(work: impl FnOnce() -> R) -> R {
 const MAY_PUBLISH: &str = "
     select pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')
            or exists (select from pg_catalog.pg_publication as p
-                      where p.pubname operator(pg_catalog.=) tide_internal.publication()::pg_catalog.name
+                      where p.pubname operator(pg_catalog.=) $1::pg_catalog.name
                         and pg_catalog.pg_has_role(p.pubowner, 'USAGE'))";
 
 /// Waits until no other transaction is making or changing the publication, and sees what they did. The
@@ -68,7 +72,11 @@ const MAY_PUBLISH: &str = "
 /// publication up too soon. Those who can do neither have nothing to wait for, and keep nobody waiting.
 #[pg_extern]
 fn tide_lock_publications() {
-    if !Spi::get_one::<bool>(MAY_PUBLISH).ok().flatten().unwrap_or(false) {
+    if !Spi::get_one_with_args::<bool>(MAY_PUBLISH, &[ServerText(guc::publication()).into()])
+        .ok()
+        .flatten()
+        .unwrap_or(false)
+    {
         return;
     }
     let every = pg_sys::InvalidOid;

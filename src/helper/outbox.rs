@@ -14,6 +14,7 @@ use crate::encoding;
 use crate::helper::answer::{self, encode, parse};
 use crate::helper::owner::{as_owner, set_local};
 use crate::helper::transaction::{Refusal, committed, rolled_back};
+use crate::own_function::own_function;
 use crate::process::shmem;
 use crate::server_text::ServerText;
 use crate::source::outbox::mark;
@@ -230,10 +231,13 @@ pub(crate) fn expire(table: u32, age: Duration, limit: u32) -> Result<String, Re
 
 /// Says which slot has taken an outbox over.
 fn belongs_to(table: u32, generation: Option<u32>) -> Result<(), Refusal> {
-    let query = "select tide_internal.set_outbox(o.relation, o.private, $2) from tide.outboxes as o
-                 where o.relation = $1 and o.generation is distinct from $2";
+    let query = format!(
+        "select {}(o.relation, o.private, $2) from tide.outboxes as o
+         where o.relation = $1 and o.generation is distinct from $2",
+        own_function("set_outbox")
+    );
     let arguments = [pg_sys::Oid::from(table).into(), generation.map(i64::from).into()];
-    Spi::run_with_args(query, &arguments).map_err(|error| Refusal::internal(&error.to_string()))
+    Spi::run_with_args(&query, &arguments).map_err(|error| Refusal::internal(&error.to_string()))
 }
 
 /// One transaction, which nobody waits for to be on disk: done again, it does no harm.

@@ -60,28 +60,38 @@ thread_local! {
 fn watch_functions() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // SAFETY: main thread of a helper, which loads nothing else that would set them.
+        // SAFETY: main thread of a helper. The hooks that were there before are called by ours.
         unsafe {
+            PREVIOUS_NEEDS = pg_sys::needs_fmgr_hook;
+            PREVIOUS = pg_sys::fmgr_hook;
             pg_sys::needs_fmgr_hook = Some(is_somebodys);
             pg_sys::fmgr_hook = Some(called);
         }
     });
 }
 
+static mut PREVIOUS_NEEDS: pg_sys::needs_fmgr_hook_type = None;
+static mut PREVIOUS: pg_sys::fmgr_hook_type = None;
+
 // The two hooks are plain frames: errors pass through them.
 
 unsafe extern "C-unwind" fn is_somebodys(function: pg_sys::Oid) -> bool {
-    function.to_u32() >= pg_sys::FirstNormalObjectId
+    // SAFETY: main thread; the hook that was there before, called with what we were called with.
+    let others = unsafe { PREVIOUS_NEEDS.is_some_and(|needs| needs(function)) };
+    function.to_u32() >= pg_sys::FirstNormalObjectId || others
 }
 
 unsafe extern "C-unwind" fn called(
     event: pg_sys::FmgrHookEventType::Type,
-    _function: *mut pg_sys::FmgrInfo,
-    _argument: *mut pg_sys::Datum,
+    function: *mut pg_sys::FmgrInfo,
+    argument: *mut pg_sys::Datum,
 ) {
     // SAFETY: a variable of this process. The setting itself is not touched, which takes the variable back
-    // where an error ends the transaction.
+    // where an error ends the transaction. The hook that was there before is called with the same.
     unsafe {
+        if let Some(previous) = PREVIOUS {
+            previous(event, function, argument);
+        }
         if event == pg_sys::FmgrHookEventType::FHET_START {
             OUTSIDE.with_borrow_mut(|outside| outside.push(pg_sys::SessionReplicationRole));
             pg_sys::SessionReplicationRole = pg_sys::SESSION_REPLICATION_ROLE_ORIGIN as c_int;

@@ -146,8 +146,10 @@ impl Relations {
             let is_stale = stale.relations.contains(id)
                 || entry.published().is_some_and(|published| published.is_stale(stale));
             if is_stale {
+                // A partition goes by its root's name.
+                let published = entry.published().map(|published| published.relation.oid);
+                retyped.extend(published.filter(|oid| !stale.relations.contains(oid)));
                 *entry = Known::Nothing;
-                retyped.extend((!stale.relations.contains(id)).then_some(*id));
             }
             !is_stale
         });

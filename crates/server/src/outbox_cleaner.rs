@@ -225,7 +225,10 @@ impl OutboxCleaner {
         // Outboxes may also come to be without a word: by a restored dump.
         if sweeps || self.listed != Some(generation) {
             self.list().await?;
-            self.listed = Some(generation);
+            if self.listed.replace(generation) != Some(generation) {
+                // There is something to take over.
+                self.outboxes.values_mut().for_each(|outbox| outbox.backoff.reset());
+            }
         }
         if self.received.take_missed() {
             self.outboxes.values_mut().for_each(|outbox| outbox.complete = false);

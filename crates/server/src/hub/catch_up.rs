@@ -9,7 +9,7 @@ use tide_feed::event::{Cursor, Event};
 use super::body_cache::BodyCache;
 use super::encoder::{EncodeContext, EventRef, Missing};
 use super::entitlement::Entitlements;
-use super::group::{GroupId, Member};
+use super::group::{GroupId, GroupKey, Member};
 use super::handle::{Live, SessionId};
 use super::history::{History, Seq};
 use super::lagging::{LaggingSessions, lag, waits_as_a_whole};
@@ -187,9 +187,10 @@ impl Turn<'_> {
             if !self.frames.is_empty() {
                 group.previous = group.previous.max(Some(event.position));
             }
-            member.give_from_history(&self.frames, warning.as_ref(), event, seq)?;
+            let given = Given { frames: &self.frames, warning: warning.as_ref(), event, seq };
+            member.give_from_history(&group.key, given)?;
         }
-        (member.lag, member.is_skipping) = (Some(seq + 1), false);
+        member.lag = Some(seq + 1);
         if let Some(latest) = member.latest.take_if(|latest| seq + 1 >= latest.until)
             && let Some(first) = latest.first()
         {
@@ -239,6 +240,7 @@ impl Turn<'_> {
             }
             if let Some(member) = group.members.of_mut(self.session).filter(|_| is_done) {
                 (member.lag, member.previous) = (None, None);
+                member.end_skip(&group.key);
             }
             if group.plans.policy.has_verdicts() {
                 let lag = group.lag();
@@ -256,14 +258,20 @@ impl Turn<'_> {
     }
 }
 
+/// What an event is to a channel.
+struct Given<'a> {
+    frames: &'a [Bytes],
+    warning: Option<&'a Warning>,
+    event: &'a Event,
+    seq: Seq,
+}
+
 impl Member {
     /// Gives it an event that it reads from the history, or notes that it is to have it.
     fn give_from_history(
         &mut self,
-        frames: &[Bytes],
-        warning: Option<&Warning>,
-        event: &Event,
-        seq: Seq,
+        key: &GroupKey,
+        Given { frames, warning, event, seq }: Given<'_>,
     ) -> ControlFlow<Progress> {
         if let Some(latest) = self.latest.as_mut().filter(|latest| seq < latest.until) {
             if warning.is_some() {
@@ -273,6 +281,9 @@ impl Member {
                 latest.keep(seq);
             }
             return ControlFlow::Continue(());
+        }
+        if warning.is_some() || !frames.is_empty() {
+            self.end_skip(key);
         }
         if let Some(warning) = warning {
             queued(self.warn(warning))?;

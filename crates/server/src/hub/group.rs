@@ -18,6 +18,7 @@ use super::warning::{Warned, Warning};
 use crate::allowance::Share;
 use crate::filter::Effort;
 use crate::policy::Rule;
+use crate::wire::encode::{Resync, resync};
 use crate::wire::{Vsn, record};
 
 pub(super) type GroupId = usize;
@@ -110,14 +111,49 @@ pub(super) struct Member {
     /// It has been told that it misses something, and reads what is kept from its beginning: of what is
     /// dropped meanwhile, it is told the same.
     pub(super) has_gap: bool,
-    /// It has been told so since it was given something last.
-    pub(super) is_skipping: bool,
+    /// Since it was given something last.
+    pub(super) skipped: Skipped,
     /// It is to be given only the newest of what it reads from the history.
     pub(super) latest: Option<Box<Latest>>,
     pub(super) warned: Warned,
 }
 
+/// What a channel has missed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Skipped {
+    #[default]
+    Nothing,
+    /// It has been told.
+    Told,
+    /// And has missed more since; why.
+    More(&'static str),
+}
+
 impl Member {
+    /// What comes next is dropped. The client is told: at once, and before it is given something again if
+    /// it has missed more by then.
+    pub(super) fn skip(&mut self, key: &GroupKey, reason: &'static str) {
+        self.skipped = match self.skipped {
+            Skipped::Nothing => {
+                self.tell_skipped(key, reason);
+                Skipped::Told
+            }
+            Skipped::Told | Skipped::More(_) => Skipped::More(reason),
+        };
+    }
+
+    /// It is about to be given something, or has had everything.
+    pub(super) fn end_skip(&mut self, key: &GroupKey) {
+        if let Skipped::More(reason) = std::mem::take(&mut self.skipped) {
+            self.tell_skipped(key, reason);
+        }
+    }
+
+    fn tell_skipped(&self, key: &GroupKey, reason: &str) {
+        let gap = Resync { reason, oldest: None, newest: None };
+        self.queue.reply(resync(key.vsn, None, &key.topic, gap));
+    }
+
     /// Tells the client, unless it knows.
     pub(super) fn warn(&mut self, Warning { cause, frame }: &Warning) -> Push {
         if self.warned.has(*cause) {

@@ -10,7 +10,6 @@ use super::queue::CloseReason;
 use super::registry::Registry;
 use super::slow_consumer::{Pace, SlowConsumers};
 use crate::stats::Stats;
-use crate::wire::encode::{Resync, resync};
 
 /// Few clients but those on the same machine or network read this fast, so only they set the pace.
 /// Whoever is slower is cut off, and can resume.
@@ -127,14 +126,10 @@ impl LaggingSessions {
                 let Some(group) = registry.group_mut(id) else { continue };
                 let waits = group.plans.policy.is_waiting();
                 let reason = if waits { "policy" } else { "trimmed" };
-                let gap = Resync { reason, oldest: None, newest: None };
-                let frame = || resync(group.key.vsn, None, &group.key.topic, gap);
                 let member = group.members.of_mut(session).filter(|m| waits || m.has_gap);
                 if let Some(member) = member.filter(|m| m.lag.is_some_and(|lag| lag < end)) {
                     member.lag = Some(end);
-                    if !std::mem::replace(&mut member.is_skipping, true) {
-                        member.queue.reply(frame());
-                    }
+                    member.skip(&group.key, reason);
                     if waits {
                         stats.policy_skips_total.inc();
                     }

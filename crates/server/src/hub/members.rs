@@ -103,7 +103,7 @@ mod tests {
             previous: None,
             replays: false,
             has_gap: false,
-            is_skipping: false,
+            skipped: Default::default(),
             latest: None,
             warned: Default::default(),
         }

@@ -108,6 +108,9 @@ impl Plans {
                 }
                 match plan.sight(group, event_ref.seq, change, &images, policy)? {
                     Verdict::Sight(sight) => {
+                        if !plan.is_asked() {
+                            policy.recover(change.relation.oid);
+                        }
                         plan.frames(group, event_ref, change, sight, previous, context);
                         return self.account(effort, before);
                     }
@@ -217,6 +220,11 @@ impl Plan {
         })
     }
 
+    /// Whether Postgres is asked which rows are to be seen.
+    fn is_asked(&self) -> bool {
+        self.entitlement.as_ref().is_some_and(|known| known.rule().way == Way::Ask)
+    }
+
     /// What there is to be known of the table.
     fn answer(&self) -> Missing {
         Missing::Answer { about: Subject::Rows(self.relation.oid) }
@@ -300,7 +308,7 @@ impl Plan {
         seq: Seq,
         change: &Change,
         images: &Images<'_>,
-        policy: &PolicyState,
+        policy: &mut PolicyState,
     ) -> Result<Verdict, Missing> {
         let Some(entitlement) = &self.entitlement else { return Ok(Verdict::Sight(Sight::CLEAR)) };
         let rule = entitlement.rule();
@@ -312,7 +320,8 @@ impl Plan {
             }
             _ if rule.is_personal() && group.identity.is_none() => return Err(Missing::Identity),
             Way::Formula if self.is_of_other_types => {
-                return Ok(Verdict::Failed { sqlstate: ANOTHER_TYPE.into(), outage: 0 });
+                let outage = policy.fail(change.relation.oid, seq);
+                return Ok(Verdict::Failed { sqlstate: ANOTHER_TYPE.into(), outage });
             }
             Way::Formula => match (policy.values(rule), policy.verdict(seq, rule)) {
                 (Some(values), _) => rule.sight(values, images),

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use tide_feed::event::Position;
 
 use super::entitlement::Entitlements;
-use super::group::{Floor, Group, GroupId, GroupKey, Latest, Member};
+use super::group::{Floor, Group, GroupId, GroupKey, Latest, Member, Skipped};
 use super::handle::{Peer, SessionId};
 use super::history::Seq;
 use super::members::Members;
@@ -397,7 +397,7 @@ impl Registry {
                 previous: None,
                 replays,
                 has_gap,
-                is_skipping: false,
+                skipped: Skipped::default(),
                 latest,
                 warned: Warned::default(),
             });

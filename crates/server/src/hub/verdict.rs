@@ -84,7 +84,7 @@ impl PolicyState {
     }
 
     /// The policies of the table fail: since when.
-    fn fail(&mut self, table: u32, seq: Seq) -> Seq {
+    pub(super) fn fail(&mut self, table: u32, seq: Seq) -> Seq {
         if let Some(outage) = self.outages.iter().find(|outage| outage.table == table) {
             return outage.since;
         }
@@ -95,7 +95,8 @@ impl PolicyState {
         seq
     }
 
-    fn recover(&mut self, table: u32) {
+    /// They could be evaluated.
+    pub(super) fn recover(&mut self, table: u32) {
         self.outages.retain(|outage| outage.table != table);
     }
 

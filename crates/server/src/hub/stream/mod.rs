@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use super::body_cache::BodyCache;
 use super::catch_up;
 use super::entitlement::Entitlements;
-use super::group::GroupId;
+use super::group::{GroupId, Skipped};
 use super::handle::{Command, Ends, Hub, Live, PendingEphemerals};
 use super::history::History;
 use super::lagging::LaggingSessions;
@@ -362,7 +362,8 @@ impl Stream {
             group.previous = None;
             for member in group.members.iter_mut() {
                 (member.lag, member.previous, member.latest) = (None, None, None);
-                (member.replays, member.has_gap, member.is_skipping) = (false, false, false);
+                (member.replays, member.has_gap) = (false, false);
+                member.skipped = Skipped::default();
                 member.queue.reply(frame.clone());
             }
         }
