@@ -72,13 +72,16 @@ step "Postgres $from and $to with pg_tide in one Debian"
 echo "deb $(mirror) $(suite_of $from) main" >"$root/etc/apt/sources.list.d/from.list"
 apt update
 apt install "/root/$(deb $from)" "/root/$(deb $to)"
-# The package made one of each.
-inside pg_dropcluster --stop $to main
+# Which clusters the packages make depends on their order.
+for version in $from $to; do
+    [ ! -d "$root/etc/postgresql/$version/main" ] || inside pg_dropcluster --stop $version main
+done
+inside pg_createcluster $from main
 inside pg_lsclusters
 
 step "create extension"
-settings=$root/etc/postgresql/$from/main/conf.d/pg_tide.conf
-configure $from "$(free_port)" >"$settings"
+settings=$root/etc/postgresql/$from/main/postgresql.conf
+configure $from "$(free_port)" >>"$settings"
 echo "tide.history_retention = 1h" >>"$settings"
 inside pg_ctlcluster $from main restart
 psql <<'SQL'
@@ -95,7 +98,7 @@ row_arrives 'a boat'
 
 step "refused while something is kept"
 ! upgrade >"$root/root/refused" 2>&1 || fail "it was upgraded with a history that would be lost"
-grep -i 'logical slot' "$root/root/refused" || { cat "$root/root/refused" >&2; fail "it was not said why"; }
+grep -i 'logical replication slots' "$root/root/refused" || { cat "$root/root/refused" >&2; fail "it was not said why"; }
 inside pg_lsclusters
 [ "$(inside pg_lsclusters --no-header | awk '{ print $1 }')" = $from ] || fail "something has moved"
 inside pg_ctlcluster $from main start || true
@@ -114,7 +117,7 @@ inside pg_lsclusters
 [ "$(psql -c 'show server_version_num')" -ge ${to}0000 ] || fail "it is not Postgres $to"
 wait_for "tide.check() has something to mend" nothing_to_mend
 [ "$(psql -c 'select slot from tide.status()')" = "$slot" ] || fail "the slot is another"
-sed -i '/history_retention/d' "$root/etc/postgresql/$to/main/conf.d/pg_tide.conf"
+sed -i '/history_retention/d' "$root/etc/postgresql/$to/main/postgresql.conf"
 psql -c 'select pg_reload_conf()' >/dev/null
 row_arrives 'a raft'
 [ "$(psql -c 'select count(*) from orders')" = 3 ] || fail "rows are gone"
