@@ -3,6 +3,8 @@
 # packages of pg_tide for both that `make deb` made: in a bare Debian that debootstrap makes under
 # target/. Once with a history that is still kept, which is to be refused before anything has moved, and
 # once as docs/operation.md says. Mounts and processes are the folder's own and end with it.
+# Before that, a cluster without pg_tide: where a release in the making has an older 18 than goes with its
+# 17, that cannot be upgraded either.
 #
 # usage: upgrade-test.sh
 set -euo pipefail
@@ -76,6 +78,16 @@ apt install "/root/$(deb $from)" "/root/$(deb $to)"
 for version in $from $to; do
     [ ! -d "$root/etc/postgresql/$version/main" ] || inside pg_dropcluster --stop $version main
 done
+inside pg_createcluster $from bare
+inside pg_ctlcluster $from bare start
+bare=$(inside pg_lsclusters --no-header | awk '$2 == "bare" { print $3 }')
+inside runuser -u postgres -- psql -Xq -p "$bare" -d postgres -c 'create table t (id int primary key)'
+if ! inside pg_upgradecluster -m upgrade -v $to $from bare >"$root/root/bare" 2>&1; then
+    tail -n 5 "$root/root/bare" >&2
+    fail "Debian's own Postgres $from cannot be upgraded to its $to, without pg_tide: try again another day"
+fi
+inside pg_dropcluster --stop $to bare
+inside pg_dropcluster $from bare
 inside pg_createcluster $from main
 inside pg_lsclusters
 
