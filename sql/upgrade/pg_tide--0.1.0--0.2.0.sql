@@ -8,6 +8,12 @@ create schema tide_internal;
 comment on schema tide_internal is 'pg_tide: what the functions of schema tide are made of. Nothing here is meant to be called by others';
 grant usage on schema tide_internal to public;
 
+-- A function whose body names its own schema cannot be moved to another from 18 on: it is made anew below.
+create or replace function tide._outbox_problems(outbox regclass) returns setof text
+language sql stable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as 'select null::text where false';
+
 -- What was called tide._name is tide_internal.name now.
 do $$
 declare
@@ -1402,6 +1408,90 @@ begin atomic
     join pg_namespace as n on n.oid = c.relnamespace
     where c.oid = relation
       and tide_internal.is_announced(c.oid);
+end;
+
+create or replace function tide_internal.outbox_problems(outbox regclass) returns setof text
+language sql stable strict parallel safe
+set search_path = pg_catalog, pg_temp
+begin atomic
+    with relation as (
+        select c.*
+        from pg_class as c
+        where c.oid = outbox
+    ),
+    expected (name, types, is_required) as (
+        values ('sequence_id', '{int4,int8}'::regtype[], true),
+               ('mutation_id', '{text,varchar}', true),
+               ('channel', '{text,varchar}', true),
+               ('name', '{text,varchar}', true),
+               ('rejected', '{bool}', false),
+               ('data', '{json,jsonb}', false),
+               ('headers', '{json,jsonb}', false),
+               ('locked_by', '{text,varchar}', true),
+               ('lock_expiry', '{timestamp,timestamptz}', true),
+               ('processed', '{bool}', false),
+               ('private', '{bool}', false)
+    ),
+    found as (
+        select e.*, a.attnum, a.atttypid::regtype as type, a.attgenerated
+        from expected as e
+        left join pg_attribute as a on a.attrelid = outbox and a.attname = e.name
+                                   and a.attnum > 0 and not a.attisdropped
+    )
+    select 'there is no such table' where not exists (select from relation)
+    union all
+    select case
+               when relkind = 'p' then 'it is partitioned: only its partitions have rows'
+               when relkind = 'f' then 'it is a foreign table: its changes are not in this server''s WAL'
+               when relkind in ('v', 'm') then 'it is a view'
+               when relkind <> 'r' then 'it is not a table'
+               when oid < 16384 then 'it is a system table'
+               when relnamespace = 'tide'::regnamespace and relname <> 'outbox'
+                   then 'it is one of pg_tide''s own tables'
+               when relpersistence = 't' then 'it is temporary: its changes are not in the WAL'
+               when relpersistence = 'u' then 'it is unlogged: its changes are not in the WAL'
+               when relispartition then 'it is a partition'
+           end
+    from relation
+    where relkind <> 'r' or oid < 16384 or relpersistence <> 'p' or relispartition
+       or (relnamespace = 'tide'::regnamespace and relname <> 'outbox')
+    union all
+    select case
+               when f.attnum is null then format('column "%s" is missing', f.name)
+               when f.attgenerated <> '' then format('column "%s" is generated', f.name)
+               else format('column "%s" is of type %s, not %s', f.name, f.type,
+                           array_to_string(f.types, ' or '))
+           end
+    from found as f
+    cross join relation as r
+    where r.relkind in ('r', 'p', 'f')
+      and ((f.attnum is null and f.is_required) or f.attgenerated <> '' or f.type <> all (f.types))
+    union all
+    select 'column "sequence_id" has no unique index of its own'
+    from found as f
+    cross join relation as r
+    where r.relkind = 'r'
+      and f.name = 'sequence_id'
+      and f.attnum is not null
+      and not exists (select from pg_index as i
+                      where i.indrelid = outbox and i.indisunique and i.indisvalid
+                        and i.indpred is null and i.indnkeyatts = 1 and i.indkey[0] = f.attnum)
+    union all
+    select 'it forces row-level security upon its owner' from relation where relforcerowsecurity
+    union all
+    select format('rule "%s" rewrites what is done to it', w.rulename)
+    from pg_rewrite as w
+    cross join relation as r
+    where w.ev_class = outbox and r.relkind = 'r'
+    union all
+    select format('%s refers to its rows, which are deleted once they are published', k.conrelid::regclass)
+    from pg_constraint as k
+    where k.confrelid = outbox and k.contype = 'f'
+    union all
+    select format('%s inherits from it', h.inhrelid::regclass)
+    from pg_inherits as h
+    cross join relation as r
+    where h.inhparent = outbox and r.relkind = 'r';
 end;
 
 alter event trigger tide_ddl_command_end enable always;
