@@ -46,6 +46,7 @@ mod slot;
 mod sql;
 mod stored_policies;
 mod support;
+mod sync;
 mod tls;
 mod upgrade;
 mod values;

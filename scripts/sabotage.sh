@@ -40,6 +40,9 @@ labels       alterations::       crates/server/src/hub/basis.rs         s/(self\
 usable       alterations::       sql/catalog/tables.sql                 s/and (\$7 or not .*)$//
 reach        slot::              src/guc/mod.rs                         s#min(megabytes(servers)) / 3#min(megabytes(servers))#
 settings     alterations::       crates/server/src/policy/claims.rs     s/if name == "current_setting" =>/if name == "no_setting" =>/
+chunk        sync::               crates/server/src/hub/sync.rs         s/place == 0 || place == 1 \&\& !is_seen/place < 2/
+beyond       sync::               crates/server/src/hub/sync.rs         s/place == 0 || place == 1 \&\& !is_seen/place == 0 || !is_seen/
+told         sync::               crates/server/src/hub/sync.rs         s/let was_told = .*;/let was_told = sides.before;/
 CHECKS
 }
 

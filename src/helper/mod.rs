@@ -21,4 +21,5 @@ mod role_settings;
 pub(crate) mod row_security;
 pub(crate) mod serve;
 pub(crate) mod session;
+mod snapshot;
 pub(crate) mod transaction;

@@ -18,6 +18,7 @@ use tide_feed::catalog::{Hello, MAX_FRAME, MAX_QUESTION, Request};
 use crate::helper::transaction::Refusal;
 use crate::helper::{
     answer, catalog, changes, channel, executor, notifier, outbox, policy, role_settings, session,
+    snapshot,
 };
 use crate::process::{helpers, signals};
 use crate::socket::{FrameSocket, SocketError};
@@ -36,6 +37,7 @@ pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
     let hello = match BackgroundWorker::get_extra() {
         "catalog worker" => Hello::CatalogWorker,
         "notifier" => Hello::Notifier,
+        "reader" => Hello::Reader,
         _ => Hello::Executor,
     };
     signals::install();
@@ -48,7 +50,7 @@ pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
             session::connect_as_owner(database);
             changes::listen();
         }
-        Hello::Executor => {
+        Hello::Executor | Hello::Reader => {
             session::connect_as_authenticator(database);
             role_settings::remember();
         }
@@ -131,6 +133,10 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
         }
         (Hello::Executor, Request::EvaluateClaims { role, expressions, claims }) => {
             policy::evaluate_claims(&role, &expressions, &claims)
+        }
+        (Hello::Reader, Request::Chunk(request)) => snapshot::chunk(&request),
+        (Hello::Reader, Request::Places { table, key, keys, borders }) => {
+            snapshot::places(table, &key, &keys, &borders)
         }
         (Hello::Executor, Request::Channel { role, claims, topic, extensions }) => {
             channel::grants(&role, &claims, &topic, &extensions)

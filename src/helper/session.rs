@@ -166,6 +166,20 @@ pub(crate) fn be_ordinary() {
     }
 }
 
+/// Does the work under the settings that what is printed and read by pg_tide is printed and read under. It
+/// runs nobody else's code.
+pub(crate) fn pinned<R>(work: impl FnOnce() -> R) -> R {
+    // SAFETY: in a transaction, whose end takes the level back where an error keeps this from it.
+    let level = unsafe { pg_sys::NewGUCNestLevel() };
+    for (name, value) in MEANING {
+        set(name, value);
+    }
+    let result = work();
+    // SAFETY: the level begun above.
+    unsafe { pg_sys::AtEOXact_GUC(false, level) };
+    result
+}
+
 /// As SET does: for the session or, in a transaction, until it is rolled back or its GUC nest level
 /// ends. What the configuration, the database or the role say counts for less.
 pub(crate) fn set(name: &CStr, value: &CStr) {

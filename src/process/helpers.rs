@@ -18,6 +18,7 @@ pub(crate) enum HelperKind {
     Executor,
     /// While clients want to hear notifications, and a little longer.
     Notifier,
+    Reader,
 }
 
 impl HelperKind {
@@ -26,11 +27,12 @@ impl HelperKind {
             HelperKind::CatalogWorker => "catalog worker",
             HelperKind::Executor => "executor",
             HelperKind::Notifier => "notifier",
+            HelperKind::Reader => "reader",
         }
     }
 }
 
-/// How long a notifier is kept that nobody wants: the next who wants one may be near, and a process
+/// How long a notifier or a reader is kept that nobody wants: the next who wants one may be near, and a process
 /// that comes and goes is more work for the postmaster than one that waits.
 const LINGER: Duration = Duration::from_secs(30);
 
@@ -45,11 +47,11 @@ pub(crate) fn employ(database: pg_sys::Oid, executors: usize) {
     HELPERS.set(Some(Helpers::new(database, executors)));
 }
 
-/// Keeps a notifier running, too, or no more.
-pub(crate) fn employ_notifier(wanted: bool) {
+/// Keeps a process of this kind running, too, or no more.
+pub(crate) fn employ_if(kind: HelperKind, wanted: bool) {
     HELPERS.with_borrow_mut(|helpers| {
         if let Some(helpers) = helpers {
-            helpers.employ_notifier(wanted);
+            helpers.employ_if(kind, wanted);
         }
     });
 }
@@ -114,13 +116,13 @@ impl Helpers {
         Helpers { database, slots, is_logged: false }
     }
 
-    fn employ_notifier(&mut self, wanted: bool) {
-        let notifier = self.slots.iter_mut().find(|slot| slot.kind == HelperKind::Notifier);
-        match (wanted, notifier) {
-            (true, None) => self.slots.push(HelperSlot::new(HelperKind::Notifier)),
-            (true, Some(notifier)) => notifier.unwanted = None,
-            (false, Some(notifier)) => {
-                notifier.unwanted.get_or_insert_with(Instant::now);
+    fn employ_if(&mut self, kind: HelperKind, wanted: bool) {
+        let slot = self.slots.iter_mut().find(|slot| slot.kind == kind);
+        match (wanted, slot) {
+            (true, None) => self.slots.push(HelperSlot::new(kind)),
+            (true, Some(slot)) => slot.unwanted = None,
+            (false, Some(slot)) => {
+                slot.unwanted.get_or_insert_with(Instant::now);
             }
             (false, None) => {}
         }

@@ -13,6 +13,7 @@ use tide_feed::link::{LineBudget, PROTOCOL, Report, Word};
 
 use crate::guc;
 use crate::process::background::{Background, Full, Handle};
+use crate::process::helpers::HelperKind;
 use crate::process::server::Condition;
 use crate::process::shmem::{Entry, Wanted, WorkerState};
 use crate::process::{helpers, probe, server, shmem, signals};
@@ -187,7 +188,8 @@ impl Worker {
             Condition::Running => LOOK,
             Condition::Started => {
                 self.stream.begin_again();
-                helpers::employ_notifier(false);
+                helpers::employ_if(HelperKind::Notifier, false);
+                helpers::employ_if(HelperKind::Reader, false);
                 LOOK
             }
             Condition::Failed(how) => {
@@ -210,7 +212,8 @@ impl Worker {
             match report {
                 Report::Ready => self.entry.set_state(WorkerState::Running, ""),
                 Report::Alive(number) => self.stream.proven(number),
-                Report::WantsNotifier(wants) => helpers::employ_notifier(wants),
+                Report::WantsNotifier(wants) => helpers::employ_if(HelperKind::Notifier, wants),
+                Report::WantsReader(wants) => helpers::employ_if(HelperKind::Reader, wants),
                 Report::Log { warning, text } => self.log(warning, &text),
             }
         }

@@ -40,6 +40,8 @@ pub enum Hello {
     Executor,
     /// Listens to NOTIFY; is told what to listen to, and speaks unasked.
     Notifier,
+    /// As an executor; reads the rows that there are, for clients that begin with them.
+    Reader,
     /// A backend that runs one of pg_tide's SQL functions.
     Control,
 }
@@ -109,6 +111,17 @@ pub enum Request {
         topic: String,
         #[serde(deserialize_with = "few")]
         extensions: Vec<String>,
+    },
+    /// (reader) The next rows of a table, in the order of a key; answers [`Chunk`].
+    Chunk(Box<ChunkRequest>),
+    /// (reader) Of each key beyond how many of the borders it lies, in the order of the keys; answers a
+    /// list of numbers.
+    Places {
+        table: u32,
+        #[serde(deserialize_with = "at_most::<{ MOST_COLUMNS }, _, _>")]
+        key: Vec<i16>,
+        keys: Rows,
+        borders: Rows,
     },
     /// (catalog worker) The rows of `tide.check()`, for the page; answers a list of [`Finding`]s.
     Check,
@@ -362,6 +375,98 @@ impl Rows {
         );
         let rows = serde_json::Deserializer::from_str(&self.texts).into_iter::<Row>();
         rows.map(|row| row.map(|Row(texts)| texts))
+    }
+}
+
+/// Rows that are asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkRequest {
+    pub role: String,
+    pub claims: String,
+    pub table: u32,
+    /// Those to be told of, by their numbers.
+    #[serde(deserialize_with = "at_most::<{ MOST_COLUMNS }, _, _>")]
+    pub columns: Vec<i16>,
+    /// All of which a row has to meet.
+    #[serde(deserialize_with = "few")]
+    pub conditions: Vec<Condition>,
+    /// The key of the last row of the chunk before, as texts.
+    pub after: Option<Vec<String>>,
+    /// How many rows, at most.
+    pub limit: u32,
+}
+
+/// A condition on a column, as a filter has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    pub column: i16,
+    pub negated: bool,
+    pub operator: Operator,
+    /// What it is compared with, as the type of the column reads it; for patterns, the pattern.
+    #[serde(deserialize_with = "few")]
+    pub values: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Operator {
+    Eq,
+    Neq,
+    Lt,
+    Lte,
+    Gt,
+    Gte,
+    In,
+    Like,
+    Ilike,
+    Match,
+    Imatch,
+    IsNull,
+    IsTrue,
+    IsFalse,
+    IsUnknown,
+    Distinct,
+}
+
+/// Answer to [`Request::Chunk`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Chunk {
+    /// The columns of the key: the replica identity, or the primary key where that is all columns.
+    pub key: Vec<i16>,
+    /// How many rows.
+    pub count: u64,
+    /// An array of objects.
+    pub rows: Box<RawValue>,
+    /// Of each row the values of its key, in the same form: an array of arrays.
+    pub keys: Box<RawValue>,
+    /// The key of the last row, as texts.
+    pub last: Option<Vec<String>>,
+    /// There are no more.
+    pub done: bool,
+    pub snapshot: Snapshot,
+    /// What could be seen has committed before this address of the WAL, which is on disk.
+    pub lsn: u64,
+}
+
+/// Which transactions could be seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// All before it, those that were rolled back aside.
+    pub xmin: u64,
+    /// None from it on.
+    pub xmax: u64,
+    /// Of those between, these not.
+    pub xip: Vec<u64>,
+}
+
+impl Snapshot {
+    /// Whether a transaction could be seen that has committed. Of its number the low half is known, and
+    /// that it is no more than 2^31 from the snapshot's.
+    pub fn sees(&self, xid: u32) -> bool {
+        let near = self.xmax;
+        let distance = xid.wrapping_sub(near as u32) as i32;
+        let full = near.saturating_add_signed(i64::from(distance));
+        full < self.xmin || full < self.xmax && !self.xip.contains(&full)
     }
 }
 

@@ -74,6 +74,7 @@ impl Control {
             Ok(Hello::Control) => self.answer(&mut stream).await,
             Ok(helper) => match helper {
                 Hello::CatalogWorker => self.catalog.serve_catalog_worker(stream).await,
+                Hello::Reader => self.catalog.serve_reader(stream).await,
                 Hello::Notifier => self.notifier.clone().serve(stream).await,
                 _ => self.catalog.serve_executor(stream).await,
             },

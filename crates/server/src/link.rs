@@ -187,6 +187,7 @@ struct Waiting {
     alive: Option<u64>,
     is_ready: bool,
     wants_notifier: Option<bool>,
+    wants_reader: Option<bool>,
     lines: VecDeque<(bool, String)>,
     dropped_lines: u64,
 }
@@ -212,6 +213,11 @@ impl Uplink {
     /// Whether some client wants to hear notifications.
     pub fn wants_notifier(&self, wants: bool) {
         self.add(|waiting| waiting.wants_notifier = Some(wants));
+    }
+
+    /// Whether some client wants the rows that there are.
+    pub fn wants_reader(&self, wants: bool) {
+        self.add(|waiting| waiting.wants_reader = Some(wants));
     }
 
     /// Answers a ping, and with it those before.
@@ -243,13 +249,21 @@ impl Uplink {
 
     /// What there is to say, as frames.
     fn take(&self) -> Vec<u8> {
-        let Waiting { confirm, alive, is_ready, wants_notifier, lines, dropped_lines } =
-            std::mem::take(&mut *self.waiting());
+        let Waiting {
+            confirm,
+            alive,
+            is_ready,
+            wants_notifier,
+            wants_reader,
+            lines,
+            dropped_lines,
+        } = std::mem::take(&mut *self.waiting());
         let mut reports = Vec::new();
         if is_ready {
             reports.push(Report::Ready);
         }
         reports.extend(wants_notifier.map(Report::WantsNotifier));
+        reports.extend(wants_reader.map(Report::WantsReader));
         reports.extend(lines.into_iter().map(|(warning, text)| Report::Log { warning, text }));
         if dropped_lines > 0 {
             let text = format!("{dropped_lines} log lines were dropped");

@@ -98,6 +98,8 @@ pub enum Report {
     Alive(u64),
     /// Whether clients want to hear notifications, so that there has to be a notifier.
     WantsNotifier(bool),
+    /// Whether clients want the rows that there are, so that there has to be a reader.
+    WantsReader(bool),
     /// A line for the log.
     Log { warning: bool, text: String },
 }

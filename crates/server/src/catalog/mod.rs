@@ -19,9 +19,10 @@ use pool::Pool;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tide_feed::catalog::{
-    Cast, Changes, ClaimsOutcome, ClaimsOutcomes, Grant, MAX_FRAME, MAX_QUESTION, Object, Outbox,
-    PolicyOutcome, PolicyOutcomes, Request, Retired, RoleStatus, Rows, Secrets, TableAccess,
-    TableName, Tables, TakenOver, Unpublished, Visibility, Which, is_transient,
+    Cast, Changes, Chunk, ChunkRequest, ClaimsOutcome, ClaimsOutcomes, Grant, MAX_FRAME,
+    MAX_QUESTION, Object, Outbox, PolicyOutcome, PolicyOutcomes, Request, Retired, RoleStatus,
+    Rows, Secrets, TableAccess, TableName, Tables, TakenOver, Unpublished, Visibility, Which,
+    is_transient,
 };
 use tide_feed::event::{CatalogChange, Lsn};
 use tokio::net::UnixStream;
@@ -46,6 +47,9 @@ const CATALOG_WORKER: Traffic = Traffic { in_a_row: 8, keeps_one_free: false };
 /// Policies of rows may take as long as whoever owns the tables likes: what single clients wait for is
 /// not behind them.
 const EXECUTORS: Traffic = Traffic { in_a_row: 1, keeps_one_free: true };
+
+/// One chunk after another, by clients in turn.
+const READERS: Traffic = Traffic { in_a_row: 1, keeps_one_free: false };
 
 /// A question could not be answered.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -88,6 +92,7 @@ impl CatalogError {
 pub struct Catalog {
     catalog_worker: Pool,
     executors: Pool,
+    readers: Pool,
     publication: String,
     known: Arc<KnownTables>,
 }
@@ -97,7 +102,8 @@ impl Catalog {
     pub fn new(publication: String) -> Catalog {
         let catalog_worker = Pool::new(CATALOG_WORKER, CatalogError::Unavailable, MAX_QUESTION);
         let executors = Pool::new(EXECUTORS, CatalogError::Ended, MAX_FRAME);
-        Catalog { catalog_worker, executors, publication, known: Arc::default() }
+        let readers = Pool::new(READERS, CatalogError::Unavailable, MAX_FRAME);
+        Catalog { catalog_worker, executors, readers, publication, known: Arc::default() }
     }
 
     pub async fn secrets(&self) -> Result<Secrets, CatalogError> {
@@ -217,6 +223,24 @@ impl Catalog {
         ask(&self.executors, Lane::Express, Some(asker), request).await
     }
 
+    /// The next rows of a table, as the client sees them.
+    pub async fn chunk(&self, asker: &Asker, request: ChunkRequest) -> Result<Chunk, CatalogError> {
+        ask(&self.readers, Lane::Slow, Some(asker), Request::Chunk(Box::new(request))).await
+    }
+
+    /// Beyond how many of the borders each of the keys lies.
+    pub async fn places(
+        &self,
+        asker: &Asker,
+        table: u32,
+        key: Vec<i16>,
+        keys: Rows,
+        borders: Rows,
+    ) -> Result<Vec<u8>, CatalogError> {
+        let request = Request::Places { table, key, keys, borders };
+        ask(&self.readers, Lane::Express, Some(asker), request).await
+    }
+
     /// What `tide.check()` finds: a JSON array of `{"item","ok","problem","fix"}`, as text.
     pub async fn check(&self) -> Result<String, CatalogError> {
         let answer: Box<RawValue> =
@@ -295,6 +319,11 @@ impl Catalog {
     /// Lets a connected executor work until its connection ends.
     pub(crate) async fn serve_executor(&self, helper: UnixStream) -> io::Result<()> {
         self.executors.serve(helper).await
+    }
+
+    /// Lets a connected reader work until its connection ends.
+    pub(crate) async fn serve_reader(&self, helper: UnixStream) -> io::Result<()> {
+        self.readers.serve(helper).await
     }
 
     /// How many helpers are connected: catalog workers, executors.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use tide_feed::catalog::{self, Operator};
+
 /// Conditions that all have to hold; at least one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Filter {
@@ -51,6 +53,35 @@ pub enum Truth {
     True,
     False,
     Unknown,
+}
+
+impl Condition {
+    /// As a reader has it put to the database.
+    pub fn of_column(&self, column: i16) -> catalog::Condition {
+        let operator = match &self.test {
+            Test::Compare(Comparison::Eq, _) => Operator::Eq,
+            Test::Compare(Comparison::Neq, _) => Operator::Neq,
+            Test::Compare(Comparison::Lt, _) => Operator::Lt,
+            Test::Compare(Comparison::Lte, _) => Operator::Lte,
+            Test::Compare(Comparison::Gt, _) => Operator::Gt,
+            Test::Compare(Comparison::Gte, _) => Operator::Gte,
+            Test::In(_) => Operator::In,
+            Test::Pattern(PatternKind::Like, _) => Operator::Like,
+            Test::Pattern(PatternKind::Ilike, _) => Operator::Ilike,
+            Test::Pattern(PatternKind::Match, _) => Operator::Match,
+            Test::Pattern(PatternKind::Imatch, _) => Operator::Imatch,
+            Test::Is(Truth::Null) => Operator::IsNull,
+            Test::Is(Truth::True) => Operator::IsTrue,
+            Test::Is(Truth::False) => Operator::IsFalse,
+            Test::Is(Truth::Unknown) => Operator::IsUnknown,
+            Test::Distinct(_) => Operator::Distinct,
+        };
+        let values = match &self.test {
+            Test::Pattern(_, source) => vec![source.clone()],
+            test => test.constants().to_vec(),
+        };
+        catalog::Condition { column, negated: self.negated, operator, values }
+    }
 }
 
 impl Filter {

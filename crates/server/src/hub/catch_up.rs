@@ -74,7 +74,8 @@ fn next(session: SessionId, registry: &Registry) -> Option<Seq> {
     let groups = entry.groups().filter_map(|id| registry.group(id));
     let ready = groups.filter(|group| !group.plans.policy.is_waiting());
     let members = ready.filter_map(|group| group.members.of(session));
-    members.filter_map(|member| member.lag).min()
+    let moves = members.filter(|member| !member.stands());
+    moves.filter_map(|member| member.lag).min()
 }
 
 enum Progress {
@@ -166,6 +167,9 @@ impl Turn<'_> {
         let Some(member) = member.filter(|member| member.lag.is_some_and(|lag| lag <= seq)) else {
             return ControlFlow::Continue(());
         };
+        if member.stands() {
+            return ControlFlow::Continue(());
+        }
         if member.floor.admits(event) {
             self.frames.clear();
             let mut warning = None;
@@ -175,6 +179,7 @@ impl Turn<'_> {
                 frame_buf: &mut self.frame_buf,
                 out: &mut self.frames,
                 warning: &mut warning,
+                sync: member.sync.as_deref_mut(),
                 made: member.made,
                 effort: &self.effort,
                 place: Place::Turn,
@@ -238,7 +243,12 @@ impl Turn<'_> {
                 waits = true;
                 continue;
             }
-            if let Some(member) = group.members.of_mut(self.session).filter(|_| is_done) {
+            let member = group.members.of_mut(self.session);
+            if member.as_ref().is_some_and(|member| member.stands()) {
+                waits = true;
+                continue;
+            }
+            if let Some(member) = member.filter(|_| is_done) {
                 (member.lag, member.previous) = (None, None);
                 member.end_skip(&group.key);
             }
@@ -267,6 +277,19 @@ struct Given<'a> {
 }
 
 impl Member {
+    /// Whether it waits for rows that there were, and is given no events until they are told.
+    fn stands(&self) -> bool {
+        let at = self.lag.unwrap_or(Seq::MAX);
+        self.sync.as_ref().is_some_and(|sync| sync.stands_at(at))
+    }
+
+    /// It has been given the event at hand.
+    pub(super) fn settle_told(&mut self) {
+        if let Some(told) = self.sync.as_mut().and_then(|sync| sync.told.as_mut()) {
+            told.settle();
+        }
+    }
+
     /// Gives it an event that it reads from the history, or notes that it is to have it.
     fn give_from_history(
         &mut self,
@@ -292,6 +315,7 @@ impl Member {
             queued(self.queue.push(frames))?;
             self.previous = Some(event.position);
         }
+        self.settle_told();
         ControlFlow::Continue(())
     }
 }

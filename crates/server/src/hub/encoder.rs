@@ -8,6 +8,7 @@ use super::body_cache::BodyCache;
 use super::entitlement::{Entitlements, Subject};
 use super::handle::Live;
 use super::history::Seq;
+use super::sync::Sync;
 use super::warning::Warning;
 use crate::filter::{Effort, Place};
 use crate::policy::Images;
@@ -59,6 +60,8 @@ pub(super) struct EncodeContext<'a> {
     pub(super) out: &'a mut Vec<Bytes>,
     /// What is to be told before them, to those who have not been told yet.
     pub(super) warning: &'a mut Option<Warning>,
+    /// Of a channel that is kept equal to what its client would select.
+    pub(super) sync: Option<&'a mut Sync>,
     /// What is after it, the bindings may not have known of when they were made.
     pub(super) made: Position,
     /// Whose filters are evaluated, and where.

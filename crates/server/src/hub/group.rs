@@ -14,6 +14,7 @@ use super::plan::Plans;
 use super::queue::{Push, Queue};
 use super::route::Anchors;
 use super::subscription::{Binding, Facet, Identity, Style, Subscription};
+use super::sync::Sync;
 use super::warning::{Warned, Warning};
 use crate::allowance::Share;
 use crate::filter::Effort;
@@ -35,6 +36,8 @@ pub(super) struct GroupKey {
     pub(super) identity: Option<Arc<Identity>>,
     pub(super) private: bool,
     pub(super) bindings: Arc<[Binding]>,
+    /// The only connection whose channel it is, where that is kept equal to what its client would select.
+    pub(super) only: Option<SessionId>,
 }
 
 impl GroupKey {
@@ -52,6 +55,7 @@ impl GroupKey {
             identity: None,
             private: facet.private,
             bindings: Arc::clone(&facet.bindings),
+            only: None,
         }
     }
 
@@ -116,6 +120,7 @@ pub(super) struct Member {
     /// It is to be given only the newest of what it reads from the history.
     pub(super) latest: Option<Box<Latest>>,
     pub(super) warned: Warned,
+    pub(super) sync: Option<Box<Sync>>,
 }
 
 /// What a channel has missed.

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::entitlement::Entitlements;
+use super::group::Member;
 use super::handle::SessionId;
 use super::history::Seq;
 use super::queue::CloseReason;
@@ -126,7 +127,14 @@ impl LaggingSessions {
                 let Some(group) = registry.group_mut(id) else { continue };
                 let waits = group.plans.policy.is_waiting();
                 let reason = if waits { "policy" } else { "trimmed" };
-                let member = group.members.of_mut(session).filter(|m| waits || m.has_gap);
+                let member = group.members.of_mut(session);
+                let lags = |m: &Member| m.lag.is_some_and(|lag| lag < end);
+                if member.as_ref().is_some_and(|m| m.sync.is_some() && lags(m)) {
+                    // It begins anew.
+                    registry.interrupt(session, id, end);
+                    continue;
+                }
+                let member = member.filter(|m| waits || m.has_gap);
                 if let Some(member) = member.filter(|m| m.lag.is_some_and(|lag| lag < end)) {
                     member.lag = Some(end);
                     member.skip(&group.key, reason);

@@ -106,6 +106,7 @@ mod tests {
             skipped: Default::default(),
             latest: None,
             warned: Default::default(),
+            sync: None,
         }
     }
 

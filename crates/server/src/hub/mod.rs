@@ -29,6 +29,7 @@ mod row_batch;
 mod slow_consumer;
 mod stream;
 pub mod subscription;
+pub mod sync;
 #[cfg(test)]
 mod tests;
 mod verdict;

@@ -369,6 +369,7 @@ mod tests {
                 identity: None,
                 private: false,
                 bindings: Arc::default(),
+                only: None,
             };
             let membership = Membership::new(key, Floor::default(), None);
             let identity = Identity { role: "anon".into(), claims: "{}".into() };

@@ -16,6 +16,7 @@ use super::plan::Plans;
 use super::queue::{CloseReason, Queue};
 use super::route::Routes;
 use super::subscription::{Facet, Identity, Style};
+use super::sync::Sync;
 use super::warning::Warned;
 use crate::filter::Effort;
 use crate::policy::Rule;
@@ -81,12 +82,14 @@ pub(super) struct Membership {
     pub(super) replays: bool,
     pub(super) has_gap: bool,
     pub(super) latest: Option<Box<Latest>>,
+    pub(super) sync: Option<Box<Sync>>,
 }
 
 impl Membership {
     pub(super) fn new(key: GroupKey, floor: Floor, lag: Option<Seq>) -> Membership {
         let made = Position::default();
-        Membership { key, floor, made, lag, replays: false, has_gap: false, latest: None }
+        let (replays, has_gap, latest, sync) = (false, false, None, None);
+        Membership { key, floor, made, lag, replays, has_gap, latest, sync }
     }
 }
 
@@ -300,6 +303,17 @@ impl Registry {
         entry.interrupted.insert(topic, Interrupted { identity, places });
     }
 
+    /// The rows that there are cannot be read: ends the subscription, and tells the client.
+    pub(super) fn end_sync(&mut self, session: SessionId, id: GroupId, reason: &str) {
+        let Some(key) = self.groups.get(&id).map(|group| &group.key) else { return };
+        let (topic, vsn) = (Arc::clone(&key.topic), key.vsn);
+        if let Some(entry) = self.sessions.get(&session) {
+            entry.queue.reply(encode::no_snapshot(vsn, &topic, reason));
+        }
+        self.remove(session, id);
+        self.change_groups(session, &topic, |groups| groups.retain(|other| *other != id));
+    }
+
     /// Where the channel stood when it was interrupted, if it is to go on from there.
     pub(super) fn interrupted(&mut self, session: SessionId, topic: &str) -> Option<Vec<Place>> {
         let interrupted = self.sessions.get_mut(&session)?.interrupted.remove(topic)?;
@@ -309,7 +323,7 @@ impl Registry {
     /// Takes the connection out of a group, which goes with its last member.
     fn remove(&mut self, session: SessionId, id: GroupId) -> Option<Membership> {
         let group = self.groups.get_mut(&id)?;
-        let Member { floor, made, lag, replays, has_gap, latest, .. } =
+        let Member { floor, made, lag, replays, has_gap, latest, sync, .. } =
             group.members.remove(session)?;
         let key = group.key.clone();
         if group.members.is_empty() {
@@ -323,7 +337,7 @@ impl Registry {
                 }
             }
         }
-        Some(Membership { key, floor, made, lag, replays, has_gap, latest })
+        Some(Membership { key, floor, made, lag, replays, has_gap, latest, sync })
     }
 
     /// Moves the channel to the groups of the same bindings under another identity.
@@ -382,7 +396,7 @@ impl Registry {
 
     /// Makes the connection a member of a group, which is made if need be.
     fn add(&mut self, session: SessionId, membership: Membership) -> GroupId {
-        let Membership { key, floor, made, lag, replays, has_gap, latest } = membership;
+        let Membership { key, floor, made, lag, replays, has_gap, latest, sync } = membership;
         let id = self.group_of(key);
         if let (Some(group), Some(entry)) = (self.groups.get_mut(&id), self.sessions.get(&session))
         {
@@ -400,6 +414,7 @@ impl Registry {
                 skipped: Skipped::default(),
                 latest,
                 warned: Warned::default(),
+                sync,
             });
         }
         id

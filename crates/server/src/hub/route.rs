@@ -39,7 +39,9 @@ impl Route {
 
     /// `anchors` are those of the group's policies.
     fn add(&mut self, id: GroupId, group: &GroupKey, anchors: Anchors) {
-        let Some(anchors) = anchors.or_else(|| self.equalities(group)) else {
+        // Whether it has been told of the row, the values do not say.
+        let anchors = anchors.or_else(|| self.equalities(group)).filter(|_| group.only.is_none());
+        let Some(anchors) = anchors else {
             self.every.insert(id);
             return;
         };

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tide_feed::event::{Cursor, Operation, Relation};
 
 use super::basis::Basis;
+use super::sync::SnapshotPlan;
 use crate::catalog::Moment;
 use crate::filter::Predicate;
 use crate::wire::Vsn;
@@ -196,6 +197,8 @@ pub struct Subscription {
     /// At most one of each style.
     pub facets: Vec<Facet>,
     pub since: Since,
+    /// It begins with the rows that there are.
+    pub snapshot: Option<Arc<SnapshotPlan>>,
     /// The answer to the join.
     pub reply: Joined,
     /// Frames that go out after it, before the first event.

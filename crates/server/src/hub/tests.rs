@@ -204,6 +204,7 @@ impl World {
             identity: Arc::new(Identity { role: role.into(), claims: claims.into() }),
             facets,
             since,
+            snapshot: None,
             reply: joined(),
             greeting: vec![Bytes::from_static(b"[null,null,\"t\",\"hello\",{}]")],
         };

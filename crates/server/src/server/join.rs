@@ -5,7 +5,7 @@ use std::slice;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tide_feed::catalog::{TableAccess, TableName};
+use tide_feed::catalog::{ColumnAccess, TableAccess, TableName};
 use tokio::time::timeout;
 
 use super::access;
@@ -19,8 +19,10 @@ use super::identity::{self, Refusal};
 use super::presence::{ChannelPresence, RoomKey};
 use super::since::since;
 use crate::allowance::{Allowance, Share};
+use crate::filter;
 use crate::hub::handle::SessionId;
 use crate::hub::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
+use crate::hub::sync::SnapshotPlan;
 use crate::notify::Lease;
 use crate::stats::RefusedJoin;
 use crate::topic::{self, Kind, PREFIX, Topic};
@@ -101,12 +103,15 @@ pub(super) struct Plan {
     /// Of `tide:notify:` topics.
     pub(super) lease: Option<Lease>,
     pub(super) filters: Option<Share>,
+    /// It begins with the rows that there are.
+    pub(super) snapshot: Option<Arc<SnapshotPlan>>,
 }
 
 impl Plan {
     pub(super) fn new(facets: Vec<Facet>, since: Since, greeting: Vec<Bytes>) -> Plan {
         let access = Access::default();
-        Plan { facets, since, legacy: None, greeting, access, lease: None, filters: None }
+        let (legacy, lease, filters, snapshot) = (None, None, None, None);
+        Plan { facets, since, legacy, greeting, access, lease, filters, snapshot }
     }
 }
 
@@ -134,6 +139,7 @@ pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outco
                 identity: Arc::clone(&joiner.credentials.identity),
                 facets: plan.facets,
                 since: plan.since,
+                snapshot: plan.snapshot,
                 greeting: plan.greeting,
             };
             joiner.context.hub.join(joiner.session, subscription).await;
@@ -347,7 +353,12 @@ impl Joiner {
         schema: &str,
         table: &str,
     ) -> Result<Plan, Refused> {
-        let options = Self::own_options(payload)?;
+        let options = Self::options_of_a_table(payload)?;
+        if options.snapshot && options.last.is_some() {
+            return Err(Refused::request(
+                "InvalidJoin: A snapshot begins with all rows: there is no last with it",
+            ));
+        }
         let name = TableName { schema: schema.to_owned(), table: table.to_owned() };
         let (tables, asked) = self.tables(vec![name]).await?;
         let refusal = || {
@@ -372,9 +383,13 @@ impl Joiner {
         let mut greeting = Vec::new();
         self.greet_presence(payload, &mut greeting);
         self.greet_row_security(&bindings, &tables, &mut greeting);
+        let snapshot = match options.snapshot {
+            true => Some(Arc::new(snapshot_plan(options, access)?)),
+            false => None,
+        };
         let facets = vec![Facet::of_rows(Style::Table, bindings)];
         let filters = Some(all.share());
-        Ok(Plan { filters, ..Plan::new(facets, since(options, asked)?, greeting) })
+        Ok(Plan { filters, snapshot, ..Plan::new(facets, since(options, asked)?, greeting) })
     }
 
     /// `tide:table:<schema>.*` and `tide:table:*`.
@@ -418,15 +433,22 @@ impl Joiner {
         Ok(Plan::new(facets, since(options, asked)?, greeting))
     }
 
-    /// The options of a topic of ours.
+    /// The options of a topic of ours that is about more, or less, than a table.
     fn own_options(payload: &JoinPayload) -> Result<&BroadcastOptions, Refused> {
+        if payload.broadcast.snapshot {
+            return Err(Refused::request(
+                "NotSupported: Only a topic of one table can begin with a snapshot",
+            ));
+        }
+        Self::options_of_a_table(payload)
+    }
+
+    /// The options of a topic of ours.
+    fn options_of_a_table(payload: &JoinPayload) -> Result<&BroadcastOptions, Refused> {
         if !payload.postgres_changes.is_empty() {
             return Err(Refused::request(
                 "InvalidJoin: This topic is a subscription itself and takes no postgres_changes",
             ));
-        }
-        if payload.broadcast.snapshot {
-            return Err(Refused::request("NotSupported: Snapshots are not supported"));
         }
         Ok(&payload.broadcast)
     }
@@ -466,6 +488,32 @@ impl BindingError {
             BindingError::Refused => denied(),
         }
     }
+}
+
+/// The rows that a channel begins with, as a reader is asked for them.
+fn snapshot_plan(
+    options: &BroadcastOptions,
+    access: &TableAccess,
+) -> Result<SnapshotPlan, Refused> {
+    let is_chosen = |column: &ColumnAccess| match &options.select {
+        Some(names) => column.primary_key || names.contains(&column.name),
+        None => true,
+    };
+    let columns = access.columns.iter().filter(|column| column.readable && is_chosen(column));
+    let parsed = options.filter.as_deref().and_then(|text| filter::parse(text).ok().flatten());
+    let mut conditions = Vec::new();
+    for condition in parsed.iter().flat_map(|parsed| &parsed.conditions) {
+        let column = access.columns.iter().find(|column| column.name == condition.column);
+        // Looked up when the filter was compiled.
+        let column = column.ok_or_else(|| Refused::from(Refusal::Unavailable))?;
+        conditions.push(condition.of_column(column.attnum));
+    }
+    Ok(SnapshotPlan {
+        table: access.oid,
+        name: (access.schema.as_str().into(), access.table.as_str().into()),
+        columns: columns.map(|column| column.attnum).collect(),
+        conditions,
+    })
 }
 
 /// Bytes that a channel takes up without what it asked for.

@@ -255,6 +255,39 @@ pub fn caught_up(vsn: Vsn, topic: &str, position: Cursor) -> Bytes {
     system(vsn, None, topic, &System { extension, status, message: &text, details: &details })
 }
 
+/// A page of the rows that there are; `rows` is a JSON array of objects.
+pub fn snapshot(vsn: Vsn, topic: &str, (schema, table): (&str, &str), rows: &str) -> Bytes {
+    let mut frame = Frame::open(vsn, Address::of(topic), "broadcast");
+    let out = &mut frame.out;
+    out.extend_from_slice(br#"{"type":"broadcast","event":"SNAPSHOT","payload":{"schema":"#);
+    json::write_str(out, schema);
+    out.extend_from_slice(br#","table":"#);
+    json::write_str(out, table);
+    out.extend_from_slice(br#","rows":"#);
+    out.extend_from_slice(rows.as_bytes());
+    out.extend_from_slice(b"}}");
+    frame.close()
+}
+
+/// The client has been told of so many rows that there were, and of everything up to this position.
+pub fn up_to_date(vsn: Vsn, topic: &str, rows: u64, position: Cursor) -> Bytes {
+    let mut frame = Frame::open(vsn, Address::of(topic), "broadcast");
+    let out = &mut frame.out;
+    out.extend_from_slice(br#"{"type":"broadcast","event":"up_to_date","payload":{"rows":"#);
+    json::write_u64(out, rows);
+    out.extend_from_slice(br#"},"meta":{"id":"#);
+    json::write_str(out, &position.to_string());
+    out.extend_from_slice(b"}}");
+    frame.close()
+}
+
+/// The rows that there are cannot be read; the subscription is over.
+pub fn no_snapshot(vsn: Vsn, topic: &str, reason: &str) -> Bytes {
+    let text = format!("the rows that there are cannot be read: {reason}");
+    let (extension, status) = ("tide.snapshot", Status::Error);
+    system(vsn, None, topic, &System { extension, status, message: &text, details: &[] })
+}
+
 /// A policy could not be evaluated: changes of the table are missing for this client, which it had
 /// better read afresh. Says nothing of the rows, not even how many there are.
 pub fn policy_failed(vsn: Vsn, topic: &str, table: (&str, &str), sqlstate: &str) -> Bytes {

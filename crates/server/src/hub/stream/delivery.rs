@@ -101,6 +101,8 @@ impl Stream {
         let group = self.registry.group_mut(id)?;
         let payer = group.payer(event_ref.seq)?;
         let (payer, effort) = (payer.session, Rc::clone(&payer.effort));
+        let only = group.key.only.and_then(|session| group.members.of_mut(session));
+        let sync = only.and_then(|member| member.sync.as_deref_mut());
         self.frames.clear();
         let mut warning = None;
         let mut context = EncodeContext {
@@ -109,6 +111,7 @@ impl Stream {
             frame_buf: &mut self.frame_buf,
             out: &mut self.frames,
             warning: &mut warning,
+            sync,
             made,
             effort: &effort,
             place: Place::Stream,
@@ -117,6 +120,11 @@ impl Stream {
             Ok(()) => {}
             Err(Missing::Identity) => {
                 self.split(id, event_ref);
+                return None;
+            }
+            Err(Missing::Basis) if group.key.only.is_some() => {
+                // Whatever its bindings know of: it begins anew.
+                self.registry.interrupt(payer, id, event_ref.seq);
                 return None;
             }
             Err(Missing::Basis) => {
@@ -153,6 +161,11 @@ impl Stream {
         }
         if !self.frames.is_empty() {
             group.give(&mut self.frames, event, seq, lags);
+        }
+        if let Some(member) = group.key.only.and_then(|session| group.members.of_mut(session))
+            && member.lag.is_none()
+        {
+            member.settle_told();
         }
         None
     }

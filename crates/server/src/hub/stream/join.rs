@@ -8,6 +8,7 @@ use tide_feed::event::{Cursor, Position};
 
 use super::Stream;
 use crate::allowance::Share;
+use crate::catalog::Asker;
 use crate::catalog::Moment;
 use crate::filter::{Effort, Place};
 use crate::hub::encoder::{EncodeContext, EventRef, Missing};
@@ -18,6 +19,7 @@ use crate::hub::history::Seq;
 use crate::hub::plan::Plans;
 use crate::hub::registry::{self, Membership};
 use crate::hub::subscription::{Facet, Identity, Since, Style, Subscription};
+use crate::hub::sync::{Sync, Told};
 use crate::policy::Way;
 use crate::wire::encode::{self, Resync, resync};
 
@@ -45,6 +47,9 @@ impl Stream {
         let effort = Rc::clone(&entry.effort);
         let interrupted = self.registry.interrupted(session, &subscription.topic);
         let beginning = match (&subscription.since, interrupted) {
+            _ if subscription.snapshot.is_some() => {
+                self.beginning_with_rows(session, &subscription)
+            }
             (Since::Now(asked) | Since::Last(_, asked), Some(places)) => {
                 self.going_on(&subscription, &places, asked)
             }
@@ -74,7 +79,15 @@ impl Stream {
             (membership.made, membership.replays) = (made, replays && lags);
             membership.has_gap = gap.is_some();
         }
+        let is_synced = subscription.snapshot.is_some();
         self.registry.join(session, &subscription.topic, subscription.identity, memberships);
+        if is_synced {
+            let entry = self.registry.sessions.get(&session);
+            let channel = entry.and_then(|entry| entry.channels.get(&subscription.topic));
+            for group in channel.map(|channel| channel.groups.clone()).unwrap_or_default() {
+                self.syncs.add(session, group);
+            }
+        }
         self.prefetch(session, &subscription.topic);
         if lags {
             self.lagging.add(session);
@@ -119,6 +132,45 @@ impl Stream {
                 Beginning { memberships, position, gap: None }
             }
         }
+    }
+
+    /// A channel begins with the rows that there are: it stands where it joins until it has the first of
+    /// them.
+    fn beginning_with_rows(
+        &mut self,
+        session: SessionId,
+        subscription: &Subscription,
+    ) -> Beginning {
+        let (mut position, head) = (self.history.reached(), self.history.head());
+        let mut memberships = Vec::new();
+        for facet in &subscription.facets {
+            let mut key = self.key(subscription, facet);
+            let has_filter = key.has_filters();
+            let rules = self.entitlements.rules(&key, head);
+            let sees_all = rules.iter().all(|(_, rule)| rule.way == Way::Constant(true));
+            key.only = Some(session);
+            let mut membership = Membership::new(key, Floor::default(), Some(head));
+            if let Some(plan) = &subscription.snapshot {
+                let Identity { role, claims } = &*subscription.identity;
+                let asker = Asker { role: Arc::clone(role), claims: Arc::clone(claims) };
+                let sees_all = sees_all && !rules.is_empty() && !has_filter;
+                let told = (!sees_all).then(|| Told::new(&self.channels));
+                let sync = Sync::new(Arc::clone(plan), asker, told);
+                // The stream alone says all that there is to say.
+                if let Since::Cursor(cursor, asked) = &subscription.since
+                    && sees_all
+                    && let Ok(lag) = self.resume(*cursor, asked)
+                {
+                    (membership.floor, membership.lag) = (Floor::at(cursor.position), lag);
+                    membership.sync = Some(Box::new(sync.resumed()));
+                    position = cursor.position;
+                } else {
+                    membership.sync = Some(Box::new(sync));
+                }
+            }
+            memberships.push(membership);
+        }
+        Beginning { memberships, position, gap: None }
     }
 
     /// A channel that was interrupted is given what it has not had yet.
@@ -231,6 +283,7 @@ impl Stream {
                 frame_buf: &mut self.frame_buf,
                 out: &mut self.frames,
                 warning: &mut warning,
+                sync: None,
                 made: now,
                 effort,
                 place: Place::Turn,

@@ -3,6 +3,7 @@
 
 mod delivery;
 mod join;
+mod sync;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use tide_feed::event::{Batch, Lsn};
 use tide_feed::notification::Notification;
 use tokio::sync::{mpsc, watch};
 
+use self::sync::Syncs;
 use super::body_cache::BodyCache;
 use super::catch_up;
 use super::entitlement::Entitlements;
@@ -116,11 +118,14 @@ pub struct Stream {
     frame_buf: FrameBuf,
     frames: Vec<Bytes>,
     candidates: Vec<GroupId>,
+    syncs: Syncs,
+    wants_reader: bool,
 }
 
 impl Stream {
     fn new(parts: Parts, ends: Ends, history: History, notices: Notices) -> Stream {
         let Parts { feed, notified, uplink, catalog, stats, receipts, .. } = parts;
+        let syncs = Syncs::new(catalog.clone());
         Stream {
             history,
             coming: None,
@@ -149,6 +154,8 @@ impl Stream {
             frame_buf: FrameBuf::default(),
             frames: Vec::new(),
             candidates: Vec::new(),
+            syncs,
+            wants_reader: false,
         }
     }
 
@@ -159,6 +166,7 @@ impl Stream {
             if self.entitlements.gives_up_waiting() {
                 self.lagging.wake_all();
             }
+            self.advance_syncs();
             self.serve_lagging();
             let (lagging, stats) = (&mut self.lagging, &self.stats);
             let (registry, entitlements) = (&mut self.registry, &mut self.entitlements);
@@ -182,7 +190,8 @@ impl Stream {
         let hears = self.notices.has_room(&self.registry, &self.stats, Instant::now());
         let has_work = self.lagging.has_work() || self.notices.has_work();
         let is_starved = self.lagging.is_anybody_starved() || self.notices.is_anybody_starved();
-        let wait = match has_room && hears && !is_starved && !self.policy_checks.is_resting() {
+        let is_quiet = !self.policy_checks.is_resting() && self.syncs.is_empty();
+        let wait = match has_room && hears && !is_starved && is_quiet {
             true => TICK,
             false => SHORT_TICK,
         };
@@ -202,6 +211,7 @@ impl Stream {
                 let (registry, entitlements) = (&mut self.registry, &mut self.entitlements);
                 self.policy_checks.settle(answer, registry, entitlements, lagging, stats);
             }
+            answer = self.syncs.answer() => self.settle_sync(answer),
             outcome = self.entitlements.outcome() => self.entitlements.learn(outcome),
             () = std::future::ready(()), if has_work => {}
             () = tokio::time::sleep(wait) => self.confirm(),

@@ -165,7 +165,8 @@ async fn what_a_table_topic_cannot_give_is_refused_at_the_join() {
         ("realtime:tide:table:public.t", json!({"filter": "id"}), "InvalidFilter: "),
         ("realtime:tide:table:public.t", json!({"filter": "x=eq.1"}), "Unauthorized: "),
         ("realtime:tide:table:public.t", json!({"select": ["x"]}), "Unauthorized: "),
-        ("realtime:tide:table:public.t", json!({"snapshot": true}), "NotSupported: "),
+        ("realtime:tide:table:public.*", json!({"snapshot": true}), "NotSupported: "),
+        ("realtime:tide:table:public.t", json!({"snapshot": true, "last": 5}), "InvalidJoin: "),
     ];
     for (topic, broadcast, expected) in cases {
         client.join("1", topic, json!({"broadcast": broadcast})).await;

@@ -1,0 +1,440 @@
+//! Channels that begin with the rows that there are: whatever is written meanwhile, the client has in the
+//! end what it would select.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use crate::support::client::Client;
+use crate::support::{Cluster, Database};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn database() -> &'static Database<'static> {
+    static DATABASE: LazyLock<Database<'static>> =
+        LazyLock::new(|| Cluster::shared().database("sync"));
+    &DATABASE
+}
+
+/// A client that keeps the rows of a table.
+struct Follower {
+    client: Client,
+    topic: String,
+    config: Value,
+    /// By key.
+    rows: BTreeMap<String, Map<String, Value>>,
+    is_up_to_date: bool,
+    /// How often it had to begin.
+    begun: usize,
+    last: String,
+}
+
+impl Follower {
+    fn new(table: &str, options: &Value) -> Follower {
+        let mut follower = Follower {
+            client: database().client(),
+            topic: format!("realtime:tide:table:public.{table}"),
+            config: json!({ "broadcast": options }),
+            rows: BTreeMap::new(),
+            is_up_to_date: false,
+            begun: 0,
+            last: String::new(),
+        };
+        follower.begin();
+        follower
+    }
+
+    fn begin(&mut self) {
+        self.rows.clear();
+        self.is_up_to_date = false;
+        self.begun += 1;
+        self.client.join(&self.topic, &self.config);
+    }
+
+    fn key(row: &Map<String, Value>) -> String {
+        row["id"].to_string()
+    }
+
+    /// Takes in what comes until nothing does for a moment.
+    fn follow(&mut self) {
+        while let Ok(Some(frame)) = self.client.read(Duration::from_millis(50)) {
+            if frame.topic != self.topic {
+                continue;
+            }
+            if frame.event == "system" || frame.event == "phx_error" {
+                self.last += &frame.text;
+            }
+            match frame.event.as_str() {
+                "broadcast" => self.take(&frame.payload),
+                "phx_error" => self.begin(),
+                _ => {}
+            }
+        }
+    }
+
+    fn take(&mut self, payload: &Value) {
+        let (body, event) = (&payload["payload"], payload["event"].as_str().unwrap());
+        let row = |name: &str| body[name].as_object().cloned();
+        match event {
+            "SNAPSHOT" => {
+                assert!(!self.is_up_to_date);
+                for row in body["rows"].as_array().unwrap() {
+                    let row = row.as_object().unwrap().clone();
+                    let before = self.rows.insert(Self::key(&row), row);
+                    assert_eq!(before, None, "twice");
+                }
+            }
+            "up_to_date" => {
+                assert!(!self.is_up_to_date);
+                self.is_up_to_date = true;
+            }
+            "INSERT" => {
+                let row = row("record").unwrap();
+                let before = self.rows.insert(Self::key(&row), row);
+                assert_eq!(before, None, "twice: {payload}");
+            }
+            "UPDATE" => {
+                let mut new = row("record").unwrap();
+                let old_key =
+                    row("old_record").map_or_else(|| Self::key(&new), |old| Self::key(&old));
+                let old =
+                    self.rows.remove(&old_key).unwrap_or_else(|| panic!("unknown: {payload}"));
+                for name in payload["meta"]["unchanged"].as_array().into_iter().flatten() {
+                    let name = name.as_str().unwrap();
+                    new.insert(name.to_owned(), old[name].clone());
+                }
+                self.rows.insert(Self::key(&new), new);
+            }
+            "DELETE" => {
+                let old = row("old_record").unwrap();
+                let gone = self.rows.remove(&Self::key(&old));
+                assert!(gone.is_some(), "unknown: {payload}");
+            }
+            other => panic!("{other}: {payload}"),
+        }
+    }
+
+    /// Waits until it has what SQL says.
+    #[track_caller]
+    fn equals(&mut self, table: &str, condition: &str, what: &str) {
+        let query = format!("select to_jsonb(t)::text from {table} as t where {condition}");
+        let expected = || -> BTreeMap<String, Map<String, Value>> {
+            let mut sql = database().sql();
+            let rows = sql.query(&query, &[]).unwrap();
+            let rows = rows.iter().map(|row| serde_json::from_str(row.get(0)).unwrap());
+            rows.map(|row: Map<String, Value>| (Self::key(&row), row)).collect()
+        };
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.follow();
+            let expected = expected();
+            if self.is_up_to_date && self.rows == expected {
+                return;
+            }
+            if Instant::now() > deadline {
+                let missing: Vec<_> = expected
+                    .iter()
+                    .filter(|(key, row)| self.rows.get(*key) != Some(row))
+                    .take(5)
+                    .collect();
+                let extra: Vec<_> =
+                    self.rows.keys().filter(|key| !expected.contains_key(*key)).take(5).collect();
+                panic!(
+                    "{what}: {} of {} rows, up to date: {}; missing or different {missing:?}; too many {extra:?}",
+                    self.rows.len(),
+                    expected.len(),
+                    self.is_up_to_date
+                );
+            }
+        }
+    }
+}
+
+/// Writes whatever until it is told to stop.
+fn write(table: &str, seed: u64, key: fn(u64) -> String, stop: &AtomicBool) {
+    let mut sql = database().sql();
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut random = move |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    };
+    let mut new = seed * 1_000_000_000;
+    for _ in 0..3_000 {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let mut statements = String::from("begin;");
+        for _ in 0..=random(3) {
+            let (old, n) = (key(random(30_000)), random(100));
+            new += 1;
+            let fresh = key(100_000 + new);
+            let is_undone = random(4) == 0;
+            if is_undone {
+                statements += "savepoint s;";
+            }
+            statements += &match random(6) {
+                0 => format!("insert into {table} (id, n, note) values ({fresh}, {n}, 'new');"),
+                1 => format!("delete from {table} where id = {old};"),
+                2 => format!("update {table} set id = {fresh} where id = {old};"),
+                3 => format!(
+                    "update {table} set note = (select string_agg(md5(i::text || {n}), '') from generate_series(1, 100) i)
+                     where id = {old};"
+                ),
+                _ => format!("update {table} set n = {n} where id = {old};"),
+            };
+            if is_undone {
+                statements += "rollback to s;";
+            }
+        }
+        statements += if random(10) == 0 { "rollback" } else { "commit" };
+        // Two may be in each other's way.
+        if sql.batch_execute(&statements).is_err() {
+            let _ = sql.batch_execute("rollback");
+        }
+    }
+}
+
+fn number(n: u64) -> String {
+    n.to_string()
+}
+
+fn word(n: u64) -> String {
+    format!("'k{n}'")
+}
+
+/// A table, and what its client follows.
+struct Case {
+    create: &'static str,
+    key: fn(u64) -> String,
+    options: Value,
+    /// What the client is to have in the end.
+    condition: &'static str,
+}
+
+fn converges(name: &str, case: &Case) {
+    let mut sql = database().sql();
+    let Case { create, key, options, condition } = case;
+    sql.batch_execute(&create.replace("$t", name)).unwrap();
+    sql.batch_execute(&format!(
+        "grant select on {name} to authenticated; select tide.publish('{name}')"
+    ))
+    .unwrap();
+    let expression = match key(0).starts_with('\'') {
+        true => "'k' || i",
+        false => "i",
+    };
+    sql.batch_execute(&format!(
+        "insert into {name} (id, n, note) select {expression}, i % 100, 'old' from generate_series(0, 29999) as i"
+    ))
+    .unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for seed in 1..=3 {
+            let stop = &stop;
+            scope.spawn(move || write(name, seed, *key, stop));
+        }
+        let mut followers: Vec<Follower> = (0..2).map(|_| Follower::new(name, options)).collect();
+        let deadline = Instant::now() + PATIENCE;
+        while followers.iter().any(|follower| !follower.is_up_to_date) {
+            followers.iter_mut().for_each(Follower::follow);
+            if Instant::now() > deadline {
+                stop.store(true, Ordering::Relaxed);
+                let state: Vec<_> = followers
+                    .iter()
+                    .map(|follower| (follower.rows.len(), follower.begun))
+                    .collect();
+                panic!("{name}: not up to date: {state:?}, {:?}", followers[0].last);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        for follower in &mut followers {
+            follower.equals(name, condition, name);
+        }
+    });
+}
+
+const PLAIN: &str = "create table $t (id bigint primary key, n int not null, note text)";
+
+#[test]
+fn all_rows_of_a_table() {
+    let options = json!({ "snapshot": true });
+    converges("sync_plain", &Case { create: PLAIN, key: number, options, condition: "true" });
+}
+
+#[test]
+fn rows_by_a_key_of_text() {
+    let options = json!({ "snapshot": true });
+    let create = "create table $t (id text primary key, n int not null, note text)";
+    converges("sync_text", &Case { create, key: word, options, condition: "true" });
+}
+
+#[test]
+fn rows_that_a_filter_admits() {
+    let options = json!({ "snapshot": true, "filter": "n=lt.50" });
+    converges("sync_filter", &Case { create: PLAIN, key: number, options, condition: "n < 50" });
+}
+
+#[test]
+fn rows_that_policies_admit() {
+    let options = json!({ "snapshot": true });
+    let create = "create table $t (id bigint primary key, n int not null, note text);
+                  alter table $t enable row level security;
+                  create policy p on $t using (n > 20 and exists (select from pg_class where n < 80))";
+    let condition = "n > 20 and n < 80";
+    converges("sync_policy", &Case { create, key: number, options, condition });
+}
+
+#[test]
+fn rows_of_a_partitioned_table() {
+    let options = json!({ "snapshot": true, "filter": "n=gte.30" });
+    let create =
+        "create table $t (id bigint primary key, n int not null, note text) partition by hash (id);
+                  create table $t_0 partition of $t for values with (modulus 2, remainder 0);
+                  create table $t_1 partition of $t for values with (modulus 2, remainder 1)";
+    converges("sync_parts", &Case { create, key: number, options, condition: "n >= 30" });
+}
+
+#[test]
+fn rows_with_another_replica_identity() {
+    for (name, identity) in [("sync_full", "full"), ("sync_index", "using index sync_index_id")] {
+        let create: &'static str = Box::leak(
+            format!(
+                "create table $t (id bigint not null, pk serial primary key, n int not null, note text);
+                 create unique index $t_id on $t (id); alter table $t replica identity {identity}"
+            )
+            .into_boxed_str(),
+        );
+        let options = json!({ "snapshot": true, "filter": "n=lt.50" });
+        converges(name, &Case { create, key: number, options, condition: "n < 50" });
+    }
+}
+
+#[test]
+fn a_table_without_a_key_says_so() {
+    let mut sql = database().sql();
+    sql.batch_execute(
+        "create table sync_keyless (n int); grant select on sync_keyless to authenticated;
+         alter table sync_keyless replica identity full; select tide.publish('sync_keyless')",
+    )
+    .unwrap();
+    let mut client = database().client();
+    client.join(
+        "realtime:tide:table:public.sync_keyless",
+        &json!({ "broadcast": { "snapshot": true } }),
+    );
+
+    let said = client.wait_for("why", |frame| frame.payload["extension"] == "tide.snapshot");
+
+    assert_eq!(said.payload["status"], "error");
+    assert!(said.text.contains("give it a primary key"), "{}", said.text);
+}
+
+#[test]
+fn where_the_stream_alone_goes_on_nothing_is_read_again() {
+    let mut sql = database().sql();
+    sql.batch_execute(&format!(
+        "{}; grant select on sync_since to authenticated; select tide.publish('sync_since');
+         insert into sync_since values (1, 1, 'a')",
+        PLAIN.replace("$t", "sync_since")
+    ))
+    .unwrap();
+    let topic = "realtime:tide:table:public.sync_since";
+    let mut client = database().client();
+    client.join(topic, &json!({ "broadcast": { "snapshot": true } }));
+    let mut seen = Vec::new();
+    let since = loop {
+        let broadcast = client.broadcast(topic);
+        seen.push(broadcast["event"].clone());
+        if broadcast["event"] == "up_to_date" {
+            assert_eq!(broadcast["payload"]["rows"], 1);
+            break broadcast["meta"]["id"].clone();
+        }
+    };
+    assert_eq!(seen, ["SNAPSHOT", "up_to_date"]);
+    drop(client);
+    sql.batch_execute("insert into sync_since values (2, 2, 'b')").unwrap();
+
+    for (filter, expected) in [(Value::Null, vec!["INSERT"]), (json!("n=gt.0"), vec!["SNAPSHOT"])] {
+        let mut client = database().client();
+        let mut options = json!({ "snapshot": true, "since": since });
+        if !filter.is_null() {
+            options["filter"] = filter;
+        }
+        client.join(topic, &json!({ "broadcast": options }));
+        let first = client.broadcast(topic);
+        assert_eq!([first["event"].as_str().unwrap()], *expected);
+    }
+}
+
+#[test]
+fn a_commit_that_hangs_is_told_once() {
+    // Commits wait for a standby that does not exist, where the session says so.
+    let cluster = Cluster::with("synchronous_standby_names = 'nobody'\nsynchronous_commit = local");
+    let database = cluster.database("sync_hanging");
+    let t = database.table("t", "id int primary key");
+    let mut sql = database.sql();
+    sql.batch_execute(&format!("insert into {t} select generate_series(1, 15000)")).unwrap();
+    let hanging = std::thread::spawn({
+        let mut session = database.sql();
+        let insert = format!("set synchronous_commit = on; insert into {t} values (20000)");
+        move || session.batch_execute(&insert)
+    });
+    crate::support::wait_until("it hangs", || {
+        let query = "select from pg_stat_activity where wait_event = 'SyncRep'";
+        sql.query_opt(query, &[]).unwrap()
+    });
+    let mut client = database.client();
+    let topic = format!("realtime:tide:table:public.{t}");
+    client.join(&topic, &json!({ "broadcast": { "snapshot": true } }));
+    // The stream does not pass it, and no chunk is told, before it can be seen.
+    let cancel = "select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'";
+    sql.query(cancel, &[]).unwrap();
+    hanging.join().unwrap().unwrap();
+
+    let mut ids: Vec<i64> = Vec::new();
+    loop {
+        let broadcast = client.broadcast(&topic);
+        match broadcast["event"].as_str().unwrap() {
+            "SNAPSHOT" => {
+                let rows = broadcast["payload"]["rows"].as_array().unwrap();
+                ids.extend(rows.iter().map(|row| row["id"].as_i64().unwrap()));
+            }
+            "INSERT" => ids.extend(broadcast["payload"]["record"]["id"].as_i64()),
+            _ => {}
+        }
+        if ids.len() >= 15_001 && ids.contains(&20_000) {
+            break;
+        }
+    }
+    ids.sort_unstable();
+    assert_eq!(ids, (1..=15_000).chain([20_000]).collect::<Vec<_>>());
+}
+
+#[test]
+fn after_a_truncate_or_another_policy_it_begins_anew() {
+    let mut sql = database().sql();
+    sql.batch_execute(&format!(
+        "{}; grant select on sync_anew to authenticated; select tide.publish('sync_anew');
+         insert into sync_anew select i, i % 100, 'a' from generate_series(1, 300) as i",
+        PLAIN.replace("$t", "sync_anew")
+    ))
+    .unwrap();
+    let mut follower = Follower::new("sync_anew", &json!({ "snapshot": true }));
+    follower.equals("sync_anew", "true", "at first");
+
+    sql.batch_execute("truncate sync_anew; insert into sync_anew values (1, 1, 'b')").unwrap();
+    follower.equals("sync_anew", "true", "after a TRUNCATE");
+    sql.batch_execute(
+        "create policy p on sync_anew using (n > 50); alter table sync_anew enable row level security;
+         insert into sync_anew values (2, 2, 'c'), (3, 60, 'd')",
+    )
+    .unwrap();
+    follower.equals("sync_anew", "n > 50", "under a policy");
+
+    assert_eq!(follower.begun, 3);
+}
