@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::support::client::Client;
 use crate::support::{Cluster, Database};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 fn database() -> &'static Database<'static> {
     static DATABASE: LazyLock<Database<'static>> =
@@ -164,7 +164,7 @@ fn write(table: &str, seed: u64, key: fn(u64) -> String, stop: &AtomicBool) {
         state % below
     };
     let mut new = seed * 1_000_000_000;
-    for _ in 0..3_000 {
+    for _ in 0..1_500 {
         if stop.load(Ordering::Relaxed) {
             break;
         }
