@@ -213,8 +213,10 @@ impl Writing<'_> {
 
     /// Waits until the commits that hang now hang no more.
     fn wait_for_hanging_commits(&self, sql: &mut postgres::Client) {
+        // An autovacuum worker, which has no query, may hang as well.
         let hanging = "select coalesce(array_agg(pid || ' ' || query_start), '{}')
-                       from pg_stat_activity where wait_event = 'SyncRep'";
+                       from pg_stat_activity
+                       where wait_event = 'SyncRep' and query_start is not null";
         let mut look = || -> Vec<String> { sql.query_one(hanging, &[]).unwrap().get(0) };
         let before = look();
         wait_until("the commits that hang have ended", || {
