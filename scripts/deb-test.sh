@@ -104,16 +104,7 @@ port=$(free_port)
 settings=$root/etc/postgresql/$PG/main/conf.d/pg_tide.conf
 configure "$PG" "$port" >"$settings"
 inside pg_ctlcluster "$PG" main restart
-psql <<'SQL'
-create extension pg_tide;
-create role authenticated nologin;
-grant authenticated to tide_authenticator;
-create table orders (id bigint generated always as identity primary key, item text not null);
-grant select on orders to authenticated;
-\o /dev/null
-select tide.publish('orders');
-SQL
-wait_for "tide.check() has something to mend" nothing_to_mend
+publish_orders
 psql -c "select 'Postgres ' || current_setting('server_version') || ', pg_tide ' || extversion
     from pg_extension where extname = 'pg_tide'"
 

@@ -130,3 +130,17 @@ CONF
         echo "output_plugin_libraries = 'pgoutput, test_decoding, pg_tide'"
     fi
 }
+
+# Makes the extension, and a table "orders" that clients may follow.
+publish_orders() {
+    psql <<'SQL'
+create extension pg_tide;
+create role authenticated nologin;
+grant authenticated to tide_authenticator;
+create table orders (id bigint generated always as identity primary key, item text not null);
+grant select on orders to authenticated;
+\o /dev/null
+select tide.publish('orders');
+SQL
+    wait_for "tide.check() has something to mend" nothing_to_mend
+}

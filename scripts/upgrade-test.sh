@@ -96,16 +96,7 @@ settings=$root/etc/postgresql/$from/main/postgresql.conf
 configure $from "$(free_port)" >>"$settings"
 echo "tide.history_retention = 1h" >>"$settings"
 inside pg_ctlcluster $from main restart
-psql <<'SQL'
-create extension pg_tide;
-create role authenticated nologin;
-grant authenticated to tide_authenticator;
-create table orders (id bigint generated always as identity primary key, item text not null);
-grant select on orders to authenticated;
-\o /dev/null
-select tide.publish('orders');
-SQL
-wait_for "tide.check() has something to mend" nothing_to_mend
+publish_orders
 row_arrives 'a boat'
 
 step "refused while something is kept"

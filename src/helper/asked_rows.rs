@@ -6,6 +6,7 @@ use pgrx::{PgSqlErrorCode, ereport, pg_sys};
 use tide_feed::catalog::{ANOTHER_TYPE, Rows};
 
 use crate::encoding::{self, Encoding};
+use crate::helper::table;
 use crate::helper::transaction::Refusal;
 use crate::{compat, type_form};
 
@@ -24,19 +25,9 @@ pub(crate) struct AskedRows {
 impl AskedRows {
     /// To be called in a transaction.
     pub(crate) fn read(table: u32, rows: &Rows) -> Result<AskedRows, Refusal> {
-        let oid = pg_sys::Oid::from(table);
+        let table = table::open(table)?;
         // SAFETY: in a transaction, whose end closes and unlocks the table and frees the rows.
         unsafe {
-            pg_sys::LockRelationOid(oid, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
-            let table = pg_sys::RelationIdGetRelation(oid);
-            if table.is_null() {
-                let code = PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE;
-                return Err(Refusal::new(code, "the table is gone"));
-            }
-            let kind = (*(*table).rd_rel).relkind as u8;
-            if ![pg_sys::RELKIND_RELATION, pg_sys::RELKIND_PARTITIONED_TABLE].contains(&kind) {
-                return Err(Refusal::internal("only tables have rows that can be asked about"));
-            }
             let store = pg_sys::tuplestore_begin_heap(false, false, pg_sys::work_mem);
             let attnums = rows.columns.clone();
             let mut asked = AskedRows { table, attnums, store, count: 0 };

@@ -24,16 +24,8 @@ use crate::helper::{answer, session};
 /// but are declared IMMUTABLE become constants of the plan.
 pub(crate) fn text(query: &str) -> Result<Option<String>, Refusal> {
     let query = encoding::server_string(query);
-    let none = std::ptr::null_mut();
     // SAFETY: in a transaction. After an error its end takes back the portal and the settings.
-    let (level, name) = unsafe {
-        let level = pg_sys::NewGUCNestLevel();
-        // Analysed under today's settings.
-        let name = start(&query, none, |statement, text| {
-            pg_sys::pg_analyze_and_rewrite_fixedparams(statement, text, std::ptr::null(), 0, none)
-        })?;
-        (level, name)
-    };
+    let (level, name) = unsafe { (pg_sys::NewGUCNestLevel(), start_text(&query)?) };
     let unexpected = |_: pgrx::spi::Error| Refusal::internal("the query gave an unexpected answer");
     let answer = Spi::connect(|client| {
         // Closed where it goes out of scope.
@@ -43,6 +35,20 @@ pub(crate) fn text(query: &str) -> Result<Option<String>, Refusal> {
     // SAFETY: the level begun above.
     unsafe { pg_sys::AtEOXact_GUC(false, level) };
     answer
+}
+
+/// Starts a query that is analysed from its text, under today's settings. See [`start`].
+///
+/// # Safety
+/// In a transaction with an active snapshot.
+pub(crate) unsafe fn start_text(query: &CStr) -> Result<String, Refusal> {
+    let none = std::ptr::null_mut();
+    // SAFETY: as above.
+    unsafe {
+        start(query, none, |statement, text| {
+            pg_sys::pg_analyze_and_rewrite_fixedparams(statement, text, std::ptr::null(), 0, none)
+        })
+    }
 }
 
 /// Starts a query under the settings of an ordinary session, which stay in force; `analyse` makes of

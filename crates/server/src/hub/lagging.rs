@@ -4,7 +4,6 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::entitlement::Entitlements;
-use super::group::Member;
 use super::handle::SessionId;
 use super::history::Seq;
 use super::queue::CloseReason;
@@ -18,20 +17,14 @@ const PACE: Pace = Pace { watch: Duration::from_millis(250), least: 8 << 20 };
 
 /// The connections that are behind the stream.
 pub(super) struct LaggingSessions {
-    sessions: HashMap<SessionId, Turn>,
+    /// And whether they wait in line.
+    sessions: HashMap<SessionId, bool>,
     /// Those whose queue has room, so that a turn will get them further; the next is the last. Who has
     /// gone may still be in it.
     ready: VecDeque<SessionId>,
     /// Those whose queue is empty, but for whom there is no memory at the moment.
     starved: Vec<SessionId>,
     slow: SlowConsumers,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Turn {
-    #[default]
-    None,
-    InLine,
 }
 
 impl Default for LaggingSessions {
@@ -59,8 +52,8 @@ impl LaggingSessions {
 
     /// Whether it lags, and has only now come to wait for its turn.
     fn stands_in_line(&mut self, session: SessionId) -> bool {
-        let turn = self.sessions.get_mut(&session);
-        turn.is_some_and(|turn| std::mem::replace(turn, Turn::InLine) == Turn::None)
+        let waits = self.sessions.get_mut(&session);
+        waits.is_some_and(|waits| !std::mem::replace(waits, true))
     }
 
     /// The connection is to be tried again soon: others have the memory that it needs.
@@ -82,7 +75,7 @@ impl LaggingSessions {
     /// All of them may get further.
     pub(super) fn wake_all(&mut self) {
         self.ready = self.sessions.keys().copied().collect();
-        self.sessions.values_mut().for_each(|turn| *turn = Turn::InLine);
+        self.sessions.values_mut().for_each(|waits| *waits = true);
     }
 
     pub(super) fn remove(&mut self, session: SessionId) {
@@ -97,8 +90,8 @@ impl LaggingSessions {
     pub(super) fn next(&mut self) -> Option<SessionId> {
         loop {
             let session = self.ready.pop_back()?;
-            if let Some(turn) = self.sessions.get_mut(&session)
-                && std::mem::take(turn) == Turn::InLine
+            if let Some(waits) = self.sessions.get_mut(&session)
+                && std::mem::take(waits)
             {
                 return Some(session);
             }
@@ -128,14 +121,13 @@ impl LaggingSessions {
                 let waits = group.plans.policy.is_waiting();
                 let reason = if waits { "policy" } else { "trimmed" };
                 let member = group.members.of_mut(session);
-                let lags = |m: &Member| m.lag.is_some_and(|lag| lag < end);
-                if member.as_ref().is_some_and(|m| m.sync.is_some() && lags(m)) {
+                let member = member.filter(|m| m.lag.is_some_and(|lag| lag < end));
+                if member.as_ref().is_some_and(|m| m.sync.is_some()) {
                     // It begins anew.
                     registry.interrupt(session, id, end);
                     continue;
                 }
-                let member = member.filter(|m| waits || m.has_gap);
-                if let Some(member) = member.filter(|m| m.lag.is_some_and(|lag| lag < end)) {
+                if let Some(member) = member.filter(|m| waits || m.has_gap) {
                     member.lag = Some(end);
                     member.skip(&group.key, reason);
                     if waits {

@@ -8,8 +8,7 @@ use tide_feed::event::{Cursor, Position};
 
 use super::Stream;
 use crate::allowance::Share;
-use crate::catalog::Asker;
-use crate::catalog::Moment;
+use crate::catalog::{Asker, Moment};
 use crate::filter::{Effort, Place};
 use crate::hub::encoder::{EncodeContext, EventRef, Missing};
 use crate::hub::entitlement::Subject;

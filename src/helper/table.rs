@@ -1,0 +1,160 @@
+//! A table, and its columns, as SQL has to write them.
+
+use pgrx::{PgSqlErrorCode, pg_sys};
+
+use crate::compat;
+use crate::encoding;
+use crate::helper::answer::encode;
+use crate::helper::transaction::Refusal;
+
+/// Opens a table, and locks it against changes of its definition. To be called in a transaction, whose end
+/// closes and unlocks it.
+pub(crate) fn open(table: u32) -> Result<pg_sys::Relation, Refusal> {
+    let oid = pg_sys::Oid::from(table);
+    // SAFETY: in a transaction, as above.
+    unsafe {
+        pg_sys::LockRelationOid(oid, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+        let relation = pg_sys::RelationIdGetRelation(oid);
+        if relation.is_null() {
+            let code = PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE;
+            return Err(Refusal::new(code, "the table is gone"));
+        }
+        let kind = (*(*relation).rd_rel).relkind as u8;
+        if ![pg_sys::RELKIND_RELATION, pg_sys::RELKIND_PARTITIONED_TABLE].contains(&kind) {
+            return Err(Refusal::internal("only tables have rows that can be asked about"));
+        }
+        Ok(relation)
+    }
+}
+
+/// A table that is locked against changes of its definition, until the end of the transaction.
+pub(crate) struct Table(pg_sys::Relation);
+
+/// A column, as SQL has to write it.
+pub(crate) struct Column {
+    /// Quoted.
+    pub(crate) name: String,
+    /// Without a modifier: with one, values that do not fit would be cut.
+    pub(crate) type_sql: String,
+    pub(crate) type_id: pg_sys::Oid,
+    /// The collation that its values are ordered by, as SQL writes it; of types that have one.
+    pub(crate) collation: Option<String>,
+    /// A string of JSON.
+    pub(crate) json_name: String,
+}
+
+impl Column {
+    /// A value of its type.
+    pub(crate) fn literal(&self, text: &str) -> String {
+        format!("{}::{}", quoted(text), self.type_sql)
+    }
+}
+
+impl Table {
+    pub(crate) fn open(table: u32) -> Result<Table, Refusal> {
+        open(table).map(Table)
+    }
+
+    /// As SQL names it. Of tables that inherit from it nothing is streamed by its name.
+    pub(crate) fn name(&self) -> String {
+        // SAFETY: the table is open; the texts are copied.
+        unsafe {
+            let class = &*(*self.0).rd_rel;
+            let schema = pg_sys::get_namespace_name(class.relnamespace);
+            let name = pg_sys::quote_qualified_identifier(schema, class.relname.data.as_ptr());
+            let name = encoding::Encoding::of_database().owned(name);
+            let is_leaf = class.relkind as u8 == pg_sys::RELKIND_RELATION;
+            format!("{}{name}", if is_leaf { "only " } else { "" })
+        }
+    }
+
+    /// The columns that rows are told apart by in the WAL: of the replica identity, or, where that is all
+    /// columns, of the primary key.
+    pub(crate) fn key(&self) -> Result<Vec<i16>, Refusal> {
+        let none = || {
+            let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+            Refusal::new(code, "the table has no key: give it a primary key")
+        };
+        // SAFETY: the table is open; the index is, too, while it is looked at.
+        unsafe {
+            let identity = (*(*self.0).rd_rel).relreplident as u8;
+            pg_sys::list_free(pg_sys::RelationGetIndexList(self.0));
+            let index = match identity {
+                b'f' => (*self.0).rd_pkindex,
+                _ => (*self.0).rd_replidindex,
+            };
+            if index == pg_sys::InvalidOid {
+                return Err(none());
+            }
+            let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+            let index = pg_sys::index_open(index, lock);
+            let form = &*(*index).rd_index;
+            let count = usize::try_from(form.indnkeyatts).unwrap_or(0);
+            let key = form.indkey.values.as_slice(count).to_vec();
+            pg_sys::index_close(index, lock);
+            Ok(key)
+        }
+    }
+
+    pub(crate) fn column(&self, attnum: i16) -> Result<Column, Refusal> {
+        let gone = || {
+            let code = PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN;
+            Refusal::new(code, "the table has other columns by now")
+        };
+        let index = usize::try_from(attnum).ok().and_then(|n| n.checked_sub(1)).ok_or_else(gone)?;
+        // SAFETY: the table is open; the texts are copied.
+        unsafe {
+            let descriptor = (*self.0).rd_att;
+            if index >= usize::try_from((*descriptor).natts).unwrap_or(0) {
+                return Err(gone());
+            }
+            let attribute = compat::attribute(descriptor, index);
+            if attribute.attisdropped {
+                return Err(gone());
+            }
+            let encoding = encoding::Encoding::of_database();
+            let name = encoding.owned(pg_sys::quote_identifier(attribute.attname.data.as_ptr()));
+            let plain = encoding.owned(attribute.attname.data.as_ptr());
+            let flags = pg_sys::FORMAT_TYPE_FORCE_QUALIFY as u16;
+            let collation = attribute.attcollation;
+            let type_sql = pg_sys::format_type_extended(attribute.atttypid, -1, flags);
+            Ok(Column {
+                name: format!("t.{name}"),
+                type_sql: encoding.owned(type_sql).into(),
+                type_id: attribute.atttypid,
+                collation: (collation != pg_sys::InvalidOid).then(|| collation_sql(collation)),
+                json_name: encode(&plain)?,
+            })
+        }
+    }
+
+    pub(crate) fn columns(&self, attnums: &[i16]) -> Result<Vec<Column>, Refusal> {
+        attnums.iter().map(|attnum| self.column(*attnum)).collect()
+    }
+}
+
+/// A string, whatever it holds.
+pub(crate) fn quoted(text: &str) -> String {
+    // Whatever standard_conforming_strings is.
+    if text.contains('\\') {
+        return format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"));
+    }
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+fn collation_sql(collation: pg_sys::Oid) -> String {
+    // SAFETY: a catalogue look-up in a transaction; the texts are copied.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::COLLOID as i32;
+        let row = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(collation));
+        if row.is_null() {
+            return "pg_catalog.\"default\"".into();
+        }
+        let form = &*pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_collation>(row);
+        let schema = pg_sys::get_namespace_name(form.collnamespace);
+        let name = pg_sys::quote_qualified_identifier(schema, form.collname.data.as_ptr());
+        let name = encoding::Encoding::of_database().owned(name);
+        pg_sys::ReleaseSysCache(row);
+        name.into()
+    }
+}
