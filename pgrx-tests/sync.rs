@@ -274,6 +274,25 @@ fn rows_by_a_key_of_text() {
 }
 
 #[test]
+fn keys_of_types_whose_names_alone_stand_for_one_character() {
+    let mut sql = database().sql();
+    for (table, kind, key) in [
+        ("sync_char", "character(8)", "lpad(i::text, 6, '0')"),
+        ("sync_bit", "bit(20)", "i::bit(20)"),
+    ] {
+        sql.batch_execute(&format!(
+            "create table {table} (id {kind} primary key, n int);
+             grant select on {table} to authenticated; select tide.publish('{table}');
+             insert into {table} select {key}, i from generate_series(1, 25000) as i"
+        ))
+        .unwrap();
+
+        // More than two chunks.
+        Follower::new(table, &json!({ "snapshot": true })).equals(table, "true", table);
+    }
+}
+
+#[test]
 fn rows_that_a_filter_admits() {
     let options = json!({ "snapshot": true, "filter": "n=lt.50" });
     converges("sync_filter", &Case { create: PLAIN, key: number, options, condition: "n < 50" });

@@ -115,7 +115,9 @@ impl Table {
             let encoding = encoding::Encoding::of_database();
             let name = encoding.owned(pg_sys::quote_identifier(attribute.attname.data.as_ptr()));
             let plain = encoding.owned(attribute.attname.data.as_ptr());
-            let flags = pg_sys::FORMAT_TYPE_FORCE_QUALIFY as u16;
+            // "character" alone is one of one character, and "bit" of one bit.
+            let flags = pg_sys::FORMAT_TYPE_TYPEMOD_GIVEN | pg_sys::FORMAT_TYPE_FORCE_QUALIFY;
+            let flags = flags as u16;
             let collation = attribute.attcollation;
             let type_sql = pg_sys::format_type_extended(attribute.atttypid, -1, flags);
             Ok(Column {
