@@ -104,7 +104,7 @@ fn define_source() {
         c"tide.max_slot_wal_keep_size",
         c"Sets how much WAL pg_tide may hold back.",
         c"The history gives up its oldest events, whatever its size and age, when it reaches back \
-          a third of this, or of the server's own max_slot_wal_keep_size: the slot trails by more \
+          a quarter of this, or of the server's own max_slot_wal_keep_size: the slot trails by more \
           than twice the history. It must exceed twice tide.history_size. -1: no limit.",
         &MAX_SLOT_WAL_KEEP_SIZE,
         -1,

@@ -117,11 +117,12 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
 
 /// How far back in the WAL the history may reach, so that the slot stays within its limit, and within the
 /// one past which Postgres invalidates it. The slot's oldest address (`restart_lsn`) is moved only once
-/// what was current when it was found is confirmed: it trails by twice the history, and a little.
+/// what was current when it was found is confirmed, and one is found only where Postgres logs what runs
+/// (at checkpoints, and every 15 seconds): it trails by twice the history, and by twice that distance.
 fn history_reach() -> u64 {
     // SAFETY: a variable of this process.
     let servers = unsafe { (&raw const pg_sys::max_slot_wal_keep_size_mb).read() };
-    max_slot_wal_keep_size().min(megabytes(servers)) / 3
+    max_slot_wal_keep_size().min(megabytes(servers)) / 4
 }
 
 /// How much WAL a slot may hold back, as this process knows it.

@@ -115,7 +115,7 @@ impl Default for Config {
             history_retention: Duration::from_secs(120),
             outbox_retention: Duration::ZERO,
             max_slot_wal_keep_size: 1 << 30,
-            history_reach: (1 << 30) / 3,
+            history_reach: (1 << 30) / 4,
             debug_faults: false,
         }
     }
