@@ -43,6 +43,7 @@ mod schema_events;
 mod sessions;
 mod settings_walk;
 mod slot;
+mod snapshots;
 mod sql;
 mod stored_policies;
 mod support;

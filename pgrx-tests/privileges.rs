@@ -96,6 +96,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("function send(text,text,jsonb,boolean)", "backend"),
     ("function set_mutation_id(text)", "public"),
     ("function skip_to(pg_lsn)", ""),
+    ("function snapshot_token()", "public"),
     ("function status()", "monitor"),
     ("function token(text,jsonb,interval)", "backend"),
     ("function topic()", "public"),

@@ -1,17 +1,13 @@
 //! Channels that begin with the rows that there are: whatever is written meanwhile, the client has in the
 //! end what it would select.
 
-use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use crate::support::client::Client;
+use crate::support::follower::Follower;
 use crate::support::{Cluster, Database};
-
-const PATIENCE: Duration = Duration::from_secs(180);
 
 fn database() -> &'static Database<'static> {
     static DATABASE: LazyLock<Database<'static>> =
@@ -19,142 +15,8 @@ fn database() -> &'static Database<'static> {
     &DATABASE
 }
 
-/// A client that keeps the rows of a table.
-struct Follower {
-    client: Client,
-    topic: String,
-    config: Value,
-    /// By key.
-    rows: BTreeMap<String, Map<String, Value>>,
-    is_up_to_date: bool,
-    /// How often it had to begin.
-    begun: usize,
-    last: String,
-}
-
-impl Follower {
-    fn new(table: &str, options: &Value) -> Follower {
-        let mut follower = Follower {
-            client: database().client(),
-            topic: format!("realtime:tide:table:public.{table}"),
-            config: json!({ "broadcast": options }),
-            rows: BTreeMap::new(),
-            is_up_to_date: false,
-            begun: 0,
-            last: String::new(),
-        };
-        follower.begin();
-        follower
-    }
-
-    fn begin(&mut self) {
-        self.rows.clear();
-        self.is_up_to_date = false;
-        self.begun += 1;
-        self.client.join(&self.topic, &self.config);
-    }
-
-    fn key(row: &Map<String, Value>) -> String {
-        row["id"].to_string()
-    }
-
-    /// Takes in what comes until nothing does for a moment.
-    fn follow(&mut self) {
-        while let Ok(Some(frame)) = self.client.read(Duration::from_millis(50)) {
-            if frame.topic != self.topic {
-                continue;
-            }
-            if frame.event == "system" || frame.event == "phx_error" {
-                self.last += &frame.text;
-            }
-            match frame.event.as_str() {
-                "broadcast" => self.take(&frame.payload),
-                "phx_error" => self.begin(),
-                _ => {}
-            }
-        }
-    }
-
-    fn take(&mut self, payload: &Value) {
-        let (body, event) = (&payload["payload"], payload["event"].as_str().unwrap());
-        let row = |name: &str| body[name].as_object().cloned();
-        match event {
-            "SNAPSHOT" => {
-                assert!(!self.is_up_to_date);
-                for row in body["rows"].as_array().unwrap() {
-                    let row = row.as_object().unwrap().clone();
-                    let before = self.rows.insert(Self::key(&row), row);
-                    assert_eq!(before, None, "twice");
-                }
-            }
-            "up_to_date" => {
-                assert!(!self.is_up_to_date);
-                self.is_up_to_date = true;
-            }
-            "INSERT" => {
-                let row = row("record").unwrap();
-                let before = self.rows.insert(Self::key(&row), row);
-                assert_eq!(before, None, "twice: {payload}");
-            }
-            "UPDATE" => {
-                let mut new = row("record").unwrap();
-                let old_key =
-                    row("old_record").map_or_else(|| Self::key(&new), |old| Self::key(&old));
-                let old =
-                    self.rows.remove(&old_key).unwrap_or_else(|| panic!("unknown: {payload}"));
-                for name in payload["meta"]["unchanged"].as_array().into_iter().flatten() {
-                    let name = name.as_str().unwrap();
-                    new.insert(name.to_owned(), old[name].clone());
-                }
-                self.rows.insert(Self::key(&new), new);
-            }
-            "DELETE" => {
-                let old = row("old_record").unwrap();
-                let gone = self.rows.remove(&Self::key(&old));
-                assert!(gone.is_some(), "unknown: {payload}");
-            }
-            other => panic!("{other}: {payload}"),
-        }
-    }
-
-    /// Waits until it has what SQL says.
-    #[track_caller]
-    fn equals(&mut self, table: &str, condition: &str, what: &str) {
-        let query = format!("select to_jsonb(t)::text from {table} as t where {condition}");
-        let expected = || -> BTreeMap<String, Map<String, Value>> {
-            let mut sql = database().sql();
-            let rows = sql.query(&query, &[]).unwrap();
-            let rows = rows.iter().map(|row| serde_json::from_str(row.get(0)).unwrap());
-            rows.map(|row: Map<String, Value>| (Self::key(&row), row)).collect()
-        };
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            self.follow();
-            let expected = expected();
-            if self.is_up_to_date && self.rows == expected {
-                return;
-            }
-            if Instant::now() > deadline {
-                let missing: Vec<_> = expected
-                    .iter()
-                    .filter(|(key, row)| self.rows.get(*key) != Some(row))
-                    .take(5)
-                    .collect();
-                let extra: Vec<_> =
-                    self.rows.keys().filter(|key| !expected.contains_key(*key)).take(5).collect();
-                panic!(
-                    "{what}: {} of {} rows, up to date: {}; missing or different {missing:?}; too many {extra:?}",
-                    self.rows.len(),
-                    expected.len(),
-                    self.is_up_to_date
-                );
-            }
-        }
-    }
-}
-
-/// Writes whatever until it is told to stop.
-fn write(table: &str, seed: u64, key: fn(u64) -> String, stop: &AtomicBool) {
+/// Writes whatever, to a table that had so many rows, until it is told to stop.
+fn write(table: &str, seed: u64, (key, rows): (fn(u64) -> String, u64), stop: &AtomicBool) {
     let mut sql = database().sql();
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut random = move |below: u64| {
@@ -164,15 +26,15 @@ fn write(table: &str, seed: u64, key: fn(u64) -> String, stop: &AtomicBool) {
         state % below
     };
     let mut new = seed * 1_000_000_000;
-    for _ in 0..1_500 {
+    for _ in 0..rows / 20 {
         if stop.load(Ordering::Relaxed) {
             break;
         }
         let mut statements = String::from("begin;");
         for _ in 0..=random(3) {
-            let (old, n) = (key(random(30_000)), random(100));
+            let (old, n) = (key(random(rows)), random(100));
             new += 1;
-            let fresh = key(100_000 + new);
+            let fresh = key(10_000_000 + new);
             let is_undone = random(4) == 0;
             if is_undone {
                 statements += "savepoint s;";
@@ -191,11 +53,18 @@ fn write(table: &str, seed: u64, key: fn(u64) -> String, stop: &AtomicBool) {
                 statements += "rollback to s;";
             }
         }
-        statements += if random(10) == 0 { "rollback" } else { "commit" };
+        statements += &match random(10) {
+            0 => "rollback".to_owned(),
+            1 => format!("prepare transaction '{table} {seed}'"),
+            _ => "commit".to_owned(),
+        };
         // Two may be in each other's way.
         if sql.batch_execute(&statements).is_err() {
             let _ = sql.batch_execute("rollback");
         }
+        // If there is one, and it was no error.
+        let end = ["commit", "rollback"][usize::from(random(4) == 0)];
+        let _ = sql.batch_execute(&format!("{end} prepared '{table} {seed}'"));
     }
 }
 
@@ -217,6 +86,12 @@ struct Case {
 }
 
 fn converges(name: &str, case: &Case) {
+    converges_with(name, case, 30_000, 3);
+}
+
+/// Two clients of a table of so many rows, one of which loses its connection time and again, while so many
+/// write.
+fn converges_with(name: &str, case: &Case, rows: u64, writers: u64) {
     let mut sql = database().sql();
     let Case { create, key, options, condition } = case;
     sql.batch_execute(&create.replace("$t", name)).unwrap();
@@ -229,33 +104,45 @@ fn converges(name: &str, case: &Case) {
         false => "i",
     };
     sql.batch_execute(&format!(
-        "insert into {name} (id, n, note) select {expression}, i % 100, 'old' from generate_series(0, 29999) as i"
+        "insert into {name} (id, n, note)
+         select {expression}, i % 100, 'old' from generate_series(0, {rows} - 1) as i"
     ))
     .unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for seed in 1..=3 {
+        for seed in 1..=writers {
             let stop = &stop;
-            scope.spawn(move || write(name, seed, *key, stop));
+            scope.spawn(move || write(name, seed, (*key, rows), stop));
         }
-        let mut followers: Vec<Follower> = (0..2).map(|_| Follower::new(name, options)).collect();
-        let deadline = Instant::now() + PATIENCE;
-        while followers.iter().any(|follower| !follower.is_up_to_date) {
-            followers.iter_mut().for_each(Follower::follow);
-            if Instant::now() > deadline {
-                stop.store(true, Ordering::Relaxed);
-                let state: Vec<_> = followers
-                    .iter()
-                    .map(|follower| (follower.rows.len(), follower.begun))
-                    .collect();
-                panic!("{name}: not up to date: {state:?}, {:?}", followers[0].last);
+        let stopped = StopWhenDone(&stop);
+        let mut steady = Follower::new(database(), name, options);
+        let mut unsteady = Follower::new(database(), name, options);
+        let mut cuts = 0;
+        while !steady.is_up_to_date || !unsteady.is_up_to_date {
+            let had = unsteady.rows.len();
+            while unsteady.take_next() && unsteady.rows.len() < had + 5_000 {}
+            if cuts < 4 && !unsteady.is_up_to_date && unsteady.rows.len() > had {
+                cuts += 1;
+                unsteady.reconnect();
             }
+            steady.follow();
+            let begun = [steady.begun, unsteady.begun];
+            assert!(begun < [100, 100], "{name}: begun {begun:?} times: {}", steady.said);
         }
-        stop.store(true, Ordering::Relaxed);
-        for follower in &mut followers {
+        drop(stopped);
+        for follower in [&mut steady, &mut unsteady] {
             follower.equals(name, condition, name);
         }
     });
+}
+
+/// So that a test that fails ends.
+struct StopWhenDone<'a>(&'a AtomicBool);
+
+impl Drop for StopWhenDone<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 const PLAIN: &str = "create table $t (id bigint primary key, n int not null, note text)";
@@ -264,6 +151,15 @@ const PLAIN: &str = "create table $t (id bigint primary key, n int not null, not
 fn all_rows_of_a_table() {
     let options = json!({ "snapshot": true });
     converges("sync_plain", &Case { create: PLAIN, key: number, options, condition: "true" });
+}
+
+#[test]
+fn a_large_table_with_four_writers() {
+    // A tenth in CI.
+    let rows = std::env::var("TIDE_SYNC_ROWS").map_or(100_000, |rows| rows.parse().unwrap());
+    let options = json!({ "snapshot": true });
+    let case = Case { create: PLAIN, key: number, options, condition: "true" };
+    converges_with("sync_large", &case, rows, 4);
 }
 
 #[test]
@@ -288,7 +184,7 @@ fn keys_of_types_whose_names_alone_stand_for_one_character() {
         .unwrap();
 
         // More than two chunks.
-        Follower::new(table, &json!({ "snapshot": true })).equals(table, "true", table);
+        Follower::new(database(), table, &json!({ "snapshot": true })).equals(table, "true", table);
     }
 }
 
@@ -331,26 +227,6 @@ fn rows_with_another_replica_identity() {
         let options = json!({ "snapshot": true, "filter": "n=lt.50" });
         converges(name, &Case { create, key: number, options, condition: "n < 50" });
     }
-}
-
-#[test]
-fn a_table_without_a_key_says_so() {
-    let mut sql = database().sql();
-    sql.batch_execute(
-        "create table sync_keyless (n int); grant select on sync_keyless to authenticated;
-         alter table sync_keyless replica identity full; select tide.publish('sync_keyless')",
-    )
-    .unwrap();
-    let mut client = database().client();
-    client.join(
-        "realtime:tide:table:public.sync_keyless",
-        &json!({ "broadcast": { "snapshot": true } }),
-    );
-
-    let said = client.wait_for("why", |frame| frame.payload["extension"] == "tide.snapshot");
-
-    assert_eq!(said.payload["status"], "error");
-    assert!(said.text.contains("give it a primary key"), "{}", said.text);
 }
 
 #[test]
@@ -443,7 +319,7 @@ fn after_a_truncate_or_another_policy_it_begins_anew() {
         PLAIN.replace("$t", "sync_anew")
     ))
     .unwrap();
-    let mut follower = Follower::new("sync_anew", &json!({ "snapshot": true }));
+    let mut follower = Follower::new(database(), "sync_anew", &json!({ "snapshot": true }));
     follower.equals("sync_anew", "true", "at first");
 
     sql.batch_execute("truncate sync_anew; insert into sync_anew values (1, 1, 'b')").unwrap();
@@ -456,4 +332,24 @@ fn after_a_truncate_or_another_policy_it_begins_anew() {
     follower.equals("sync_anew", "n > 50", "under a policy");
 
     assert_eq!(follower.begun, 3);
+}
+
+#[test]
+fn who_was_away_while_its_table_was_emptied_begins_anew() {
+    let mut sql = database().sql();
+    sql.batch_execute(&format!(
+        "{}; grant select on sync_away to authenticated; select tide.publish('sync_away');
+         insert into sync_away select i, i, 'a' from generate_series(1, 300) as i",
+        PLAIN.replace("$t", "sync_away")
+    ))
+    .unwrap();
+    let mut follower = Follower::new(database(), "sync_away", &json!({ "snapshot": true }));
+    follower.equals("sync_away", "true", "at first");
+
+    sql.batch_execute("truncate sync_away; insert into sync_away values (1, 1, 'b')").unwrap();
+    follower.reconnect();
+
+    // What it would go on from has the TRUNCATE after it, each time that it joins again.
+    follower.equals("sync_away", "true", "after it came back");
+    assert_eq!(follower.begun, 2);
 }

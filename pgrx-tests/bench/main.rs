@@ -26,6 +26,7 @@ mod server;
 mod session;
 mod shutdown;
 mod slow;
+mod snapshot;
 #[path = "../support/mod.rs"]
 mod support;
 mod tps;
@@ -36,7 +37,7 @@ use report::Report;
 
 type Figure = (&'static str, fn(&Plan) -> Report);
 
-const FIGURES: [Figure; 12] = [
+const FIGURES: [Figure; 13] = [
     ("rows", rows::run),
     ("latency", latency::run),
     ("tps", tps::run),
@@ -49,6 +50,7 @@ const FIGURES: [Figure; 12] = [
     ("joins", joins::run),
     ("slow", slow::run),
     ("shutdown", shutdown::run),
+    ("snapshot", snapshot::run),
 ];
 
 fn main() {

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod database;
 pub mod family;
 pub mod firehose;
+pub mod follower;
 pub mod http;
 pub mod json;
 pub mod proxy;

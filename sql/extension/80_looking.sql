@@ -169,11 +169,13 @@ select c.id as connection,
        h.private,
        pg_catalog.to_timestamp(h.joined_at / 1e6) as joined_at,
        h.bindings,
-       h.lag
+       h.lag,
+       h.snapshot_rows
 from tide_internal.connections() as l
 cross join lateral pg_catalog.jsonb_to_record(l.connection) as c (id bigint, channels jsonb)
 cross join lateral pg_catalog.jsonb_to_recordset(c.channels) as h (
-    topic text, role text, subject text, private boolean, joined_at bigint, bindings integer, lag bigint
+    topic text, role text, subject text, private boolean, joined_at bigint, bindings integer, lag bigint,
+    snapshot_rows bigint
 );
 comment on view tide.stat_channels is 'What connected clients have joined. For members of pg_monitor';
 comment on column tide.stat_channels.connection is 'The id in tide.stat_connections';
@@ -184,6 +186,7 @@ comment on column tide.stat_channels.private is 'It joined as a private channel'
 comment on column tide.stat_channels.joined_at is 'Since when';
 comment on column tide.stat_channels.bindings is 'How many things it is subscribed to';
 comment on column tide.stat_channels.lag is 'How many events of the history it has still to be served; 0: it keeps up';
+comment on column tide.stat_channels.snapshot_rows is 'How many rows it has been told of so far, of those that it begins with; NULL: of all, or it does not begin with rows';
 revoke all on table tide.stat_channels from public;
 grant select on table tide.stat_channels to pg_monitor;
 
@@ -207,6 +210,12 @@ language c volatile parallel unsafe
 as 'MODULE_PATHNAME', 'tide_current_position_wrapper';
 comment on function tide.current_position() is
 'A position for "since": a client that resumes from it gets everything that no query could see yet when this was called. A commit that hangs (a synchronous standby is missing) makes it an earlier one, so that what has committed since comes once more. NULL if the worker is not live';
+
+create function tide.snapshot_token() returns text
+language c stable parallel unsafe
+as 'MODULE_PATHNAME', 'tide_snapshot_token_wrapper';
+comment on function tide.snapshot_token() is
+'What the query that calls this can see, as a "since": a client that resumes from it gets everything that the query could not see, and nothing else. In a REPEATABLE READ transaction it stands for all of its queries. What the transaction itself has written comes, too. NULL if the worker is not live';
 
 create function tide.restart_worker() returns boolean
 language c volatile strict parallel unsafe

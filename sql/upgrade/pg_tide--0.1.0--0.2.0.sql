@@ -341,6 +341,30 @@ revoke execute on function tide.status() from public;
 
 grant execute on function tide.status() to pg_monitor;
 
+create function tide.snapshot_token() returns text
+language c stable parallel unsafe
+as 'MODULE_PATHNAME', 'tide_snapshot_token_wrapper';
+comment on function tide.snapshot_token() is
+'What the query that calls this can see, as a "since": a client that resumes from it gets everything that the query could not see, and nothing else. In a REPEATABLE READ transaction it stands for all of its queries. What the transaction itself has written comes, too. NULL if the worker is not live';
+
+create or replace view tide.stat_channels as
+select c.id as connection,
+       h.topic,
+       h.role,
+       h.subject,
+       h.private,
+       pg_catalog.to_timestamp(h.joined_at / 1e6) as joined_at,
+       h.bindings,
+       h.lag,
+       h.snapshot_rows
+from tide_internal.connections() as l
+cross join lateral pg_catalog.jsonb_to_record(l.connection) as c (id bigint, channels jsonb)
+cross join lateral pg_catalog.jsonb_to_recordset(c.channels) as h (
+    topic text, role text, subject text, private boolean, joined_at bigint, bindings integer, lag bigint,
+    snapshot_rows bigint
+);
+comment on column tide.stat_channels.snapshot_rows is 'How many rows it has been told of so far, of those that it begins with; NULL: of all, or it does not begin with rows';
+
 create or replace function tide_internal.announce_drops() returns event_trigger
 language plpgsql volatile parallel unsafe
 security definer

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tide_feed::control::{ControlRequest, MOST_EVENTS, Recent, Status};
 use tide_feed::event::{Lsn, Position};
 use tide_feed::json::MICROS_1970_TO_2000;
+use tide_feed::snapshot::SnapshotToken;
 use tide_feed::token;
 
 use crate::backend::control::ControlError;
@@ -23,6 +24,7 @@ use crate::process::shmem;
 use crate::process::shmem::WorkerState;
 use crate::server_text::ServerText;
 use crate::source::in_flight::InFlight;
+use crate::source::snapshot::{flushed, seen_by};
 
 /// How long commits under way may keep `tide.current_position` waiting, and between two looks.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -125,6 +127,24 @@ fn tide_current_position() -> Option<String> {
     // It is text in the database's encoding, whatever that is.
     let epoch = status.epoch.filter(|epoch| epoch.is_ascii())?;
     Some(format!("{epoch}.{}", Position::before(Lsn(end))))
+}
+
+/// What the query that calls this can see, as a `since`. NULL if the worker is not live.
+#[pg_extern]
+fn tide_snapshot_token() -> Option<String> {
+    // SAFETY: a query runs, with a snapshot.
+    let (mut snapshot, own) = unsafe {
+        let active = pg_sys::GetActiveSnapshot();
+        (seen_by(&*active), pg_sys::GetTopTransactionIdIfAny().into_inner())
+    };
+    // What it does itself is told, since it may do more.
+    if own != pg_sys::InvalidTransactionId.into_inner() {
+        snapshot.add_unseen(own);
+    }
+    let position = Position::before(Lsn(flushed()));
+    let epoch = ask_status().ok()?.epoch?;
+    let cursor = format!("{epoch}.{position}").parse().ok()?;
+    Some(SnapshotToken { cursor, snapshot }.to_string())
 }
 
 /// The newest events of all tables, for superusers and members of pg_monitor; of their own tables

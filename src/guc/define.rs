@@ -56,6 +56,16 @@ fn define_cluster() {
         GucFlags::empty(),
     );
     int(
+        c"tide.snapshot_workers",
+        c"Sets how many processes per database read the rows that clients' channels begin with.",
+        c"They are there while clients want such rows, and a little longer. Each takes one of \
+          max_worker_processes.",
+        &SNAPSHOT_WORKERS,
+        1,
+        8,
+        GucFlags::empty(),
+    );
+    int(
         c"tide.network_threads",
         c"Sets how many threads of each tide-server serve connections.",
         c"One thread serves thousands of connections; more help when many clients get a lot.",
@@ -440,6 +450,15 @@ fn define_history() {
         0,
         i32::MAX,
         GucFlags::UNIT_S,
+    );
+    int(
+        c"tide.snapshot_max_rows",
+        c"Sets how many rows a channel may begin with.",
+        c"Of a channel that asks for more the client is told so. -1: no limit.",
+        &SNAPSHOT_MAX_ROWS,
+        -1,
+        i32::MAX,
+        GucFlags::empty(),
     );
 }
 

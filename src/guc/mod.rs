@@ -21,6 +21,7 @@ type Int = GucSetting<i32>;
 type Flag = GucSetting<bool>;
 
 static EXECUTORS: Int = Int::new(2);
+static SNAPSHOT_WORKERS: Int = Int::new(1);
 static NETWORK_THREADS: Int = Int::new(1);
 static MEMORY_LIMIT: Int = Int::new(512 << 10);
 
@@ -68,6 +69,7 @@ static MAX_EVENT_SIZE: Int = Int::new(16 << 10);
 static DEBUG_HANG_ON: Text = Text::new(Some(c""));
 static MAX_SLOT_WAL_KEEP_SIZE: Int = Int::new(1 << 10);
 static POLICY_TIMEOUT: Int = Int::new(1_000);
+static SNAPSHOT_MAX_ROWS: Int = Int::new(10_000_000);
 static SERVER_TIMEOUT: Int = Int::new(30_000);
 
 static DEBUG_FAULTS: Flag = Flag::new(false);
@@ -111,6 +113,7 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         outbox_retention: Duration::from_secs(u64::from(OUTBOX_RETENTION.get().unsigned_abs())),
         max_slot_wal_keep_size: max_slot_wal_keep_size(),
         history_reach: history_reach(),
+        snapshot_max_rows: u64::try_from(SNAPSHOT_MAX_ROWS.get()).unwrap_or(u64::MAX),
         debug_faults: DEBUG_FAULTS.get(),
     }
 }
@@ -195,6 +198,11 @@ pub(crate) fn server_timeout() -> Duration {
 /// How many executors the worker keeps.
 pub(crate) fn executors() -> usize {
     count(&EXECUTORS)
+}
+
+/// How many readers it keeps while clients want rows.
+pub(crate) fn snapshot_workers() -> usize {
+    count(&SNAPSHOT_WORKERS)
 }
 
 pub(crate) fn publication() -> String {

@@ -13,6 +13,8 @@ use crate::source::value::{Origins, Value};
 
 /// Bytes of rows in a chunk: no more are added once there are so many.
 const ENOUGH: usize = 1 << 20;
+/// The same where there can be no other chunk, since no key says what it would begin with.
+const ENOUGH_OF_ALL: usize = 3 << 20;
 /// And at most, with the last one of them.
 const LARGEST: usize = 24 << 20;
 /// Rows that are fetched at a time.
@@ -125,14 +127,19 @@ impl<'a> ChunkRows<'a> {
             let data: Vec<Option<pg_sys::Datum>> = data.collect();
             self.add(&data)?;
             last = Some(data);
-            if self.rows.len() >= ENOUGH {
+            if self.is_enough() {
                 break;
             }
         }
-        if let Some(data) = &last {
+        if let Some(data) = last.as_ref().filter(|_| !self.key.is_empty()) {
             self.last = Some(self.texts(data)?);
         }
-        Ok(self.rows.len() >= ENOUGH)
+        Ok(self.is_enough())
+    }
+
+    fn is_enough(&self) -> bool {
+        let enough = if self.key.is_empty() { ENOUGH_OF_ALL } else { ENOUGH };
+        self.rows.len() >= enough
     }
 
     fn add(&mut self, data: &[Option<pg_sys::Datum>]) -> Result<(), Refusal> {

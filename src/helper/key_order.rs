@@ -33,6 +33,19 @@ impl Order {
     }
 }
 
+/// The condition that a row's key is another.
+pub(crate) fn same(
+    keys: &[String],
+    values: &[String],
+    columns: &[Column],
+) -> Result<String, Refusal> {
+    let mut conditions = Vec::new();
+    for ((key, value), column) in keys.iter().zip(values).zip(columns) {
+        conditions.push(format!("{key} {} {value}", Order::of(column.type_id)?.equal));
+    }
+    Ok(conditions.join(" and "))
+}
+
 /// The condition that a row's key is greater than another.
 pub(crate) fn beyond(
     keys: &[String],

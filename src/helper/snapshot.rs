@@ -7,8 +7,8 @@
 use std::ffi::CString;
 use std::time::Duration;
 
-use pgrx::pg_sys;
-use tide_feed::catalog::{Chunk, ChunkRequest, Condition, Operator, Rows, Snapshot};
+use pgrx::{PgSqlErrorCode, pg_sys};
+use tide_feed::catalog::{Chunk, ChunkRequest, Condition, OUTDATED, Operator, Rows};
 
 use crate::encoding;
 use crate::guc;
@@ -16,17 +16,14 @@ use crate::helper::answer::encode;
 use crate::helper::chunk_rows::{ChunkRows, raw};
 use crate::helper::executor::as_role;
 use crate::helper::expression;
-use crate::helper::key_order::beyond;
+use crate::helper::key_order::{beyond, same};
 use crate::helper::policy::with_claims;
 use crate::helper::table::{Column, Table, quoted};
 use crate::helper::transaction::{Refusal, allow, rolled_back};
+use crate::source::snapshot::{flushed, seen_by};
 
 /// For one chunk; longer ones hold back the removal of dead rows.
 const TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Bytes of a page's header in the WAL, and of the first one's in a file.
-const SHORT_HEADER: u64 = 24;
-const LONG_HEADER: u64 = 40;
 
 /// The next rows of a table.
 pub(crate) fn chunk(request: &ChunkRequest) -> Result<String, Refusal> {
@@ -77,10 +74,16 @@ fn read(table: &Table, request: &ChunkRequest) -> Result<Chunk, Refusal> {
     };
     let mut rows = ChunkRows::new(&columns, &key);
     let is_done = rows.fetch(&portal)?;
+    if attnums.is_empty() && !is_done {
+        let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+        let message =
+            "the table has no key, and more rows than are read at once: give it a primary key";
+        return Err(Refusal::new(code, message));
+    }
     Ok(Chunk {
+        done: is_done && (attnums.is_empty() || rows.count < u64::from(request.limit)),
         key: attnums,
         count: rows.count,
-        done: is_done && rows.count < u64::from(request.limit),
         rows: raw(rows.rows)?,
         keys: raw(rows.keys)?,
         last: rows.last,
@@ -96,29 +99,38 @@ fn query(
     columns: &[Column],
     key: &[Column],
 ) -> Result<String, Refusal> {
-    let names = |columns: &[Column]| {
-        columns.iter().map(|column| column.name.clone()).collect::<Vec<_>>().join(", ")
-    };
     let mut list: Vec<String> = columns.iter().map(|column| column.name.clone()).collect();
     list.extend(key.iter().map(|column| column.name.clone()));
     let mut conditions = Vec::new();
     for condition in &request.conditions {
         conditions.push(sql(condition, &table.column(condition.column)?)?);
     }
-    if let Some(after) = &request.after {
-        if after.len() != key.len() {
-            return Err(Refusal::internal("another key"));
+    let (after, only) = (&request.after, &request.only);
+    let keys: Vec<String> = key.iter().map(|column| column.name.clone()).collect();
+    for texts in [after, only].into_iter().flatten() {
+        if texts.len() != key.len() || key.is_empty() {
+            return Err(another_key());
         }
-        let keys: Vec<String> = key.iter().map(|column| column.name.clone()).collect();
-        let values = after.iter().zip(key).map(|(text, column)| column.literal(text));
-        conditions.push(beyond(&keys, &values.collect::<Vec<_>>(), key)?);
+    }
+    let literals = |texts: &Vec<String>| -> Vec<String> {
+        texts.iter().zip(key).map(|(text, column)| column.literal(text)).collect()
+    };
+    if let Some(after) = after {
+        conditions.push(beyond(&keys, &literals(after), key)?);
+    }
+    if let Some(only) = only {
+        conditions.push(same(&keys, &literals(only), key)?);
     }
     let conditions = match conditions.is_empty() {
         true => String::new(),
         false => format!(" where {}", conditions.join(" and ")),
     };
-    let (list, table, key, limit) = (list.join(", "), table.name(), names(key), request.limit);
-    Ok(format!("select {list} from {table} as t{conditions} order by {key} limit {limit}"))
+    let (list, table) = (list.join(", "), table.name());
+    let order = match key.is_empty() {
+        true => String::new(),
+        false => format!(" order by {} limit {}", keys.join(", "), request.limit),
+    };
+    Ok(format!("select {list} from {table} as t{conditions}{order}"))
 }
 
 /// The query for the places of keys.
@@ -131,7 +143,7 @@ fn places_query(
     let columns = table.columns(key)?;
     let values = |row: &[Option<Box<str>>]| -> Result<Vec<String>, Refusal> {
         if row.len() != columns.len() {
-            return Err(Refusal::internal("another key"));
+            return Err(another_key());
         }
         let value = |(text, column): (&Option<Box<str>>, &Column)| {
             let collation = column.collation.iter().map(|name| format!(" collate {name}"));
@@ -157,43 +169,9 @@ fn places_query(
     ))
 }
 
-/// What a snapshot sees, with whole numbers.
-fn seen_by(snapshot: &pg_sys::SnapshotData) -> Snapshot {
-    // SAFETY: reads a number from shared memory; the snapshot has as many transactions as it says.
-    unsafe {
-        let next = pg_sys::ReadNextFullTransactionId().value;
-        // None of them is newer, and none 2^31 older.
-        let whole = |xid: u32| next - u64::from((next as u32).wrapping_sub(xid));
-        let count = snapshot.xcnt as usize;
-        let running =
-            if count == 0 { &[][..] } else { std::slice::from_raw_parts(snapshot.xip, count) };
-        Snapshot {
-            xmin: whole(snapshot.xmin.into_inner()),
-            xmax: whole(snapshot.xmax.into_inner()),
-            xip: running.iter().map(|xid| whole(xid.into_inner())).collect(),
-        }
-    }
-}
-
-/// Where the WAL ends, which is on disk up to there afterwards. Whatever could be seen before lies before
-/// it.
-fn flushed() -> u64 {
-    // SAFETY: reads numbers from shared memory; flushes what has been inserted.
-    unsafe {
-        let mut end = pg_sys::GetXLogInsertRecPtr();
-        // Where a page begins, the next record would come after its header; the last ended before it.
-        let in_page = end % u64::from(pg_sys::XLOG_BLCKSZ);
-        let header = if end % pg_sys::wal_segment_size as u64 == in_page {
-            LONG_HEADER
-        } else {
-            SHORT_HEADER
-        };
-        if in_page == header {
-            end -= header;
-        }
-        pg_sys::XLogFlush(end);
-        end
-    }
+/// What was asked knows of another key than the table has by now.
+fn another_key() -> Refusal {
+    Refusal { sqlstate: OUTDATED.into(), message: "the table has another key by now".into() }
 }
 
 /// A condition of a filter, as the stream would judge a row.

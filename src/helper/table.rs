@@ -69,22 +69,23 @@ impl Table {
     }
 
     /// The columns that rows are told apart by in the WAL: of the replica identity, or, where that is all
-    /// columns, of the primary key.
+    /// columns, of the primary key. None: it has no key, so that its rows are told apart by all of their
+    /// values, or do not change.
     pub(crate) fn key(&self) -> Result<Vec<i16>, Refusal> {
-        let none = || {
-            let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-            Refusal::new(code, "the table has no key: give it a primary key")
-        };
         // SAFETY: the table is open; the index is, too, while it is looked at.
         unsafe {
             let identity = (*(*self.0).rd_rel).relreplident as u8;
             pg_sys::list_free(pg_sys::RelationGetIndexList(self.0));
             let index = match identity {
+                b'n' => {
+                    let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+                    return Err(Refusal::new(code, "the table has REPLICA IDENTITY NOTHING"));
+                }
                 b'f' => (*self.0).rd_pkindex,
                 _ => (*self.0).rd_replidindex,
             };
             if index == pg_sys::InvalidOid {
-                return Err(none());
+                return Ok(Vec::new());
             }
             let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
             let index = pg_sys::index_open(index, lock);

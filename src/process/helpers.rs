@@ -47,11 +47,11 @@ pub(crate) fn employ(database: pg_sys::Oid, executors: usize) {
     HELPERS.set(Some(Helpers::new(database, executors)));
 }
 
-/// Keeps a process of this kind running, too, or no more.
-pub(crate) fn employ_if(kind: HelperKind, wanted: bool) {
+/// Keeps so many processes of this kind running, too.
+pub(crate) fn employ_also(kind: HelperKind, count: usize) {
     HELPERS.with_borrow_mut(|helpers| {
         if let Some(helpers) = helpers {
-            helpers.employ_if(kind, wanted);
+            helpers.employ_also(kind, count);
         }
     });
 }
@@ -116,16 +116,17 @@ impl Helpers {
         Helpers { database, slots, is_logged: false }
     }
 
-    fn employ_if(&mut self, kind: HelperKind, wanted: bool) {
-        let slot = self.slots.iter_mut().find(|slot| slot.kind == kind);
-        match (wanted, slot) {
-            (true, None) => self.slots.push(HelperSlot::new(kind)),
-            (true, Some(slot)) => slot.unwanted = None,
-            (false, Some(slot)) => {
+    fn employ_also(&mut self, kind: HelperKind, count: usize) {
+        let mut known = 0;
+        for slot in self.slots.iter_mut().filter(|slot| slot.kind == kind) {
+            known += 1;
+            if known <= count {
+                slot.unwanted = None;
+            } else {
                 slot.unwanted.get_or_insert_with(Instant::now);
             }
-            (false, None) => {}
         }
+        self.slots.extend((known..count).map(|_| HelperSlot::new(kind)));
     }
 
     fn tend(&mut self) -> Option<Duration> {

@@ -188,8 +188,8 @@ impl Worker {
             Condition::Running => LOOK,
             Condition::Started => {
                 self.stream.begin_again();
-                helpers::employ_if(HelperKind::Notifier, false);
-                helpers::employ_if(HelperKind::Reader, false);
+                helpers::employ_also(HelperKind::Notifier, 0);
+                helpers::employ_also(HelperKind::Reader, 0);
                 LOOK
             }
             Condition::Failed(how) => {
@@ -212,8 +212,13 @@ impl Worker {
             match report {
                 Report::Ready => self.entry.set_state(WorkerState::Running, ""),
                 Report::Alive(number) => self.stream.proven(number),
-                Report::WantsNotifier(wants) => helpers::employ_if(HelperKind::Notifier, wants),
-                Report::WantsReader(wants) => helpers::employ_if(HelperKind::Reader, wants),
+                Report::WantsNotifier(wants) => {
+                    helpers::employ_also(HelperKind::Notifier, wants.into())
+                }
+                Report::WantsReader(wants) => {
+                    let count = if wants { guc::snapshot_workers() } else { 0 };
+                    helpers::employ_also(HelperKind::Reader, count);
+                }
                 Report::Log { warning, text } => self.log(warning, &text),
             }
         }

@@ -16,6 +16,7 @@ pub(crate) mod replay;
 pub(crate) mod row_filter;
 pub(crate) mod running_xacts;
 pub(crate) mod slot;
+pub(crate) mod snapshot;
 pub(crate) mod stall;
 pub(crate) mod stream;
 pub(crate) mod trust;

@@ -291,7 +291,9 @@ impl Stream {
             let cause = self.trust.cause().map(str::to_owned);
             // SAFETY: reads shared memory.
             let until = Lsn(unsafe { pg_sys::GetFlushRecPtr(std::ptr::null_mut()) });
-            server::tell(&Word::Live { epoch: self.epoch, from, until, cause });
+            // SAFETY: as above.
+            let next_xid = unsafe { pg_sys::ReadNextFullTransactionId() }.value as u32;
+            server::tell(&Word::Live { epoch: self.epoch, from, until, next_xid, cause });
             self.announced = Some(self.epoch);
         }
     }

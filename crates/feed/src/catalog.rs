@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use crate::event::Kind;
 
 use crate::few::{at_most, few};
+use crate::snapshot::Snapshot;
 
 /// Largest frame; enough for a page of `tide.recent`, far below what could hurt. A question that
 /// is larger is not asked; in the place of an answer that is larger stands an error.
@@ -392,6 +393,9 @@ pub struct ChunkRequest {
     pub conditions: Vec<Condition>,
     /// The key of the last row of the chunk before, as texts.
     pub after: Option<Vec<String>>,
+    /// The key of the only row that is asked for.
+    #[serde(default)]
+    pub only: Option<Vec<String>>,
     /// How many rows, at most.
     pub limit: u32,
 }
@@ -431,7 +435,8 @@ pub enum Operator {
 /// Answer to [`Request::Chunk`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Chunk {
-    /// The columns of the key: the replica identity, or the primary key where that is all columns.
+    /// The columns of the key: the replica identity, or the primary key where that is all columns. None:
+    /// the table has no key, and these are all of its rows.
     pub key: Vec<i16>,
     /// How many rows.
     pub count: u64,
@@ -446,28 +451,6 @@ pub struct Chunk {
     pub snapshot: Snapshot,
     /// What could be seen has committed before this address of the WAL, which is on disk.
     pub lsn: u64,
-}
-
-/// Which transactions could be seen.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Snapshot {
-    /// All before it, those that were rolled back aside.
-    pub xmin: u64,
-    /// None from it on.
-    pub xmax: u64,
-    /// Of those between, these not.
-    pub xip: Vec<u64>,
-}
-
-impl Snapshot {
-    /// Whether a transaction could be seen that has committed. Of its number the low half is known, and
-    /// that it is no more than 2^31 from the snapshot's.
-    pub fn sees(&self, xid: u32) -> bool {
-        let near = self.xmax;
-        let distance = xid.wrapping_sub(near as u32) as i32;
-        let full = near.saturating_add_signed(i64::from(distance));
-        full < self.xmin || full < self.xmax && !self.xip.contains(&full)
-    }
 }
 
 /// Answer to [`Request::EvaluatePolicy`]: one for each of the clients, in their order; fewer if

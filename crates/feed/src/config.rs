@@ -73,6 +73,9 @@ pub struct Config {
     /// Bytes of WAL that the history may reach back.
     pub history_reach: u64,
 
+    /// How many rows a channel may begin with; `u64::MAX`: any number.
+    pub snapshot_max_rows: u64,
+
     /// Whether the server dies when it is asked to, for tests.
     pub debug_faults: bool,
 }
@@ -116,6 +119,7 @@ impl Default for Config {
             outbox_retention: Duration::ZERO,
             max_slot_wal_keep_size: 1 << 30,
             history_reach: (1 << 30) / 4,
+            snapshot_max_rows: 10_000_000,
             debug_faults: false,
         }
     }
@@ -147,6 +151,7 @@ impl Config {
             handshake_timeout: usual.handshake_timeout,
             idle_timeout: usual.idle_timeout,
             history_reach: usual.history_reach,
+            snapshot_max_rows: usual.snapshot_max_rows,
             ..self.clone()
         }
     }

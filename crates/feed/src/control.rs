@@ -253,6 +253,10 @@ pub struct ConnectedChannel {
     pub bindings: u32,
     /// How many events of the history it has still to be served.
     pub lag: u64,
+    /// How many rows it has been told of so far, of those that it begins with. `None`: of all, or it does
+    /// not begin with rows.
+    #[serde(default)]
+    pub snapshot_rows: Option<u64>,
 }
 
 /// Answer to [`ControlRequest::Explain`].

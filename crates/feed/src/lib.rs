@@ -16,6 +16,7 @@ pub mod labels;
 pub mod link;
 pub mod notification;
 pub mod payload;
+pub mod snapshot;
 pub mod token;
 pub mod wal;
 pub mod wishes;

@@ -30,6 +30,7 @@ pub enum Feed {
         epoch: Epoch,
         from: Lsn,
         until: Lsn,
+        next_xid: u32,
         cause: Option<String>,
     },
     Batch(Batch),
@@ -138,7 +139,9 @@ impl Downlink {
         };
         Ok(Some(match word {
             Word::Start { .. } => return Err(LinkEnd::Garbled("a second beginning")),
-            Word::Live { epoch, from, until, cause } => Feed::Live { epoch, from, until, cause },
+            Word::Live { epoch, from, until, next_xid, cause } => {
+                Feed::Live { epoch, from, until, next_xid, cause }
+            }
             Word::Catalog(change) => Feed::Catalog(change),
             Word::Forged(count) => Feed::Forged(count),
             Word::Stalled { reason } => Feed::Stalled { reason },

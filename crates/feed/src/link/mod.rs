@@ -21,7 +21,7 @@ use crate::config::{Config, Credentials};
 use crate::event::{CatalogChange, Epoch, Lsn};
 
 /// Both ends are of the same build: another number is a file left over from another version.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Bytes of a frame's body from the worker.
 pub const MOST_DOWN: usize = 1 << 30;
@@ -64,11 +64,13 @@ pub enum Word {
         credentials: Box<Credentials>,
     },
     /// The slot exists and is read from `from` on; joins may be answered. `until` is where the WAL ends
-    /// now. `cause`: why the slot is another than before, if not for want of the WAL.
+    /// now; `next_xid` no transaction has yet. `cause`: why the slot is another than before, if not for want
+    /// of the WAL.
     Live {
         epoch: Epoch,
         from: Lsn,
         until: Lsn,
+        next_xid: u32,
         cause: Option<String>,
     },
     Catalog(CatalogChange),

@@ -217,6 +217,10 @@ impl Turn<'_> {
                 self.registry.split_by_identity(id, None);
             }
             Missing::Basis => self.registry.interrupt(self.session, id, self.history.head()),
+            Missing::Row => {
+                self.registry.want_rows(self.session, id);
+                return ControlFlow::Continue(());
+            }
             Missing::Effort => self.registry.relieve(self.session, event_ref.row_bytes()),
             Missing::Time => {}
             Missing::Answer { about } => {

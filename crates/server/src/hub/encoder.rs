@@ -32,6 +32,8 @@ pub(super) enum Missing {
     Answer { about: Subject },
     /// Bindings that are made of what the table is now.
     Basis,
+    /// The rest of a row that comes into a synced channel's sight: it is to be read.
+    Row,
     /// What the filters are to be paid with: they make too much work.
     Effort,
     /// Time: the filters are to be evaluated beside the stream, or in the next turn.

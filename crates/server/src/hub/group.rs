@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tide_feed::event::{Event, Position, Relation};
+use tide_feed::snapshot::Snapshot;
 
 use super::handle::SessionId;
 use super::history::Seq;
@@ -82,17 +83,41 @@ impl GroupKey {
 pub(super) struct Floor {
     /// What is after it is for the channel ...
     pub(super) position: Position,
-    /// ... and what is before it, of these transactions: nobody could see them when it joined.
-    pub(super) unseen: Arc<[u32]>,
+    /// ... and what is before it, of transactions that could not be seen then.
+    pub(super) unseen: Unseen,
+}
+
+/// Transactions that could not be seen at some moment, though they have committed before.
+#[derive(Clone, Debug)]
+pub(super) enum Unseen {
+    /// These were running.
+    Running(Arc<[u32]>),
+    /// What this did not see.
+    By(Arc<Snapshot>),
+}
+
+impl Default for Unseen {
+    fn default() -> Unseen {
+        Unseen::Running(Arc::default())
+    }
+}
+
+impl Unseen {
+    fn has(&self, xid: u32) -> bool {
+        match self {
+            Unseen::Running(running) => running.contains(&xid),
+            Unseen::By(snapshot) => !snapshot.sees(xid),
+        }
+    }
 }
 
 impl Floor {
     pub(super) fn at(position: Position) -> Floor {
-        Floor { position, unseen: Arc::default() }
+        Floor { position, unseen: Unseen::default() }
     }
 
     pub(super) fn admits(&self, event: &Event) -> bool {
-        event.position > self.position || self.unseen.contains(&event.xid)
+        event.position > self.position || self.unseen.has(event.xid)
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tide_feed::event::{Batch, Event, Lsn, Position};
+use tide_feed::snapshot::Snapshot;
 
 use crate::allowance::{Allowance, Share};
 
@@ -33,6 +34,8 @@ pub(super) struct History {
     next: Seq,
     /// Whoever has seen this position has missed nothing that is not here.
     floor: Position,
+    /// Nor has whoever could see this transaction, and all before it.
+    newest_dropped: u32,
 }
 
 impl History {
@@ -54,6 +57,7 @@ impl History {
             decoded: Lsn(0),
             next: 0,
             floor: Position::default(),
+            newest_dropped: 0,
         }
     }
 
@@ -61,13 +65,15 @@ impl History {
         self.reach = reach;
     }
 
-    /// Begins a new history: the stream was opened at `from`.
-    pub(super) fn restart(&mut self, from: Lsn) {
+    /// Begins a new history: the stream was opened at `from`, and no transaction has the number `next_xid`
+    /// yet.
+    pub(super) fn restart(&mut self, from: Lsn, next_xid: u32) {
         self.entries.clear();
         self.bytes = 0;
         self.count_bytes();
         self.decoded = from;
         self.floor = Position::before(from);
+        self.newest_dropped = next_xid.wrapping_sub(1);
     }
 
     pub(super) fn push(&mut self, batch: Arc<Batch>, now: Instant) -> Seq {
@@ -126,6 +132,11 @@ impl History {
     /// How many events are kept.
     pub(super) fn count(&self) -> u64 {
         self.entries.front().map_or(0, |oldest| self.next - oldest.first)
+    }
+
+    /// Whether everything that a snapshot could not see is kept.
+    pub(super) fn has_unseen(&self, snapshot: &Snapshot) -> bool {
+        snapshot.sees_all_to(self.newest_dropped)
     }
 
     pub(super) fn floor(&self) -> Position {
@@ -189,8 +200,11 @@ impl History {
         if let Some(entry) = self.entries.pop_front() {
             self.bytes -= entry.size;
             self.count_bytes();
-            if let Some(event) = entry.batch.events.last() {
-                self.floor = event.position;
+            for Event { position, xid, .. } in &entry.batch.events {
+                self.floor = *position;
+                if xid.wrapping_sub(self.newest_dropped) < 1 << 31 {
+                    self.newest_dropped = *xid;
+                }
             }
         }
     }
@@ -262,7 +276,7 @@ mod tests {
     #[test]
     fn what_was_evicted_raises_the_floor() {
         let mut history = history(0, Duration::MAX, u64::MAX);
-        history.restart(Lsn(8));
+        history.restart(Lsn(8), 1);
         history.push(batch(&[10]), Instant::now());
         assert_eq!(history.due(0, Instant::now()), Some(1));
 

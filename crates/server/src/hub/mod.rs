@@ -27,11 +27,13 @@ mod relief;
 mod route;
 mod row_batch;
 mod slow_consumer;
+pub mod snapshot_place;
 mod stream;
 pub mod subscription;
 pub mod sync;
 #[cfg(test)]
 mod tests;
+mod told;
 mod verdict;
 mod warning;
 

@@ -1,6 +1,8 @@
 //! How a group turns events into frames: everything that stays the same from one event of a table
 //! to the next is worked out once.
 
+mod synced;
+
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -339,58 +341,6 @@ impl Plan {
             },
         };
         Ok(Verdict::Sight(sight))
-    }
-
-    /// What a change is to a channel that is kept equal to what its client would select.
-    fn synced(
-        &self,
-        group: &GroupKey,
-        event_ref: EventRef<'_>,
-        change: &Change,
-        sight: Sight,
-        context: &mut EncodeContext<'_>,
-    ) -> Result<Sight, Missing> {
-        let effort = context.effort;
-        let Some(sync) = &mut context.sync else { return Ok(sight) };
-        let images = Images::of(event_ref.batch, change);
-        if change.operation == Operation::Truncate {
-            return Err(Missing::Basis);
-        }
-        let sides = sync.sides(event_ref.seq, event_ref.event.xid);
-        let rule = self.entitlement.as_ref().map(|known| known.rule().way);
-        let Some(told) = &mut sync.told else {
-            if !matches!(rule, None | Some(Way::Constant(true))) {
-                return Err(Missing::Basis);
-            }
-            let seen = |is_for_it| Seen::from(is_for_it);
-            let sight = Sight { before: seen(sides.before), after: seen(sides.after) };
-            return self.whole(change, sight, event_ref);
-        };
-        let admits =
-            |binding: &Binding| self.admits(binding, effort, |attnum| images.after(attnum));
-        let is_visible = sight.after == Seen::Yes && group.bindings.iter().any(admits);
-        let sight = told.sight(&sync.key, &images, sides, is_visible).ok_or(Missing::Basis)?;
-        self.whole(change, sight, event_ref)
-    }
-
-    /// An error if the client would be told of a new row of which the WAL does not have all.
-    fn whole(
-        &self,
-        change: &Change,
-        sight: Sight,
-        event_ref: EventRef<'_>,
-    ) -> Result<Sight, Missing> {
-        let is_new = sight.presented(change.operation) == Some(Operation::Insert);
-        if is_new && change.operation == Operation::Update {
-            for part in &self.parts {
-                let mut unchanged = Vec::new();
-                change::unchanged_list(&mut unchanged, event_ref.batch, change, &part.columns);
-                if !unchanged.is_empty() {
-                    return Err(Missing::Basis);
-                }
-            }
-        }
-        Ok(sight)
     }
 
     fn frames(

@@ -156,6 +156,10 @@ fn describe(
         joined_at: unix_microseconds(channel.joined_at),
         bindings: u32::try_from(bindings).unwrap_or(u32::MAX),
         lag: head.saturating_sub(next),
+        snapshot_rows: groups().find_map(|group| {
+            let sync = group.members.of(session)?.sync.as_ref()?;
+            (!sync.is_up_to_date).then_some(sync.rows)
+        }),
     }
 }
 

@@ -114,6 +114,8 @@ pub(super) struct Registry {
     by_topic: HashMap<Arc<str>, Vec<GroupId>>,
     next_group: GroupId,
     pub(super) routes: Routes,
+    /// Channels for which rows are to be read, since the last look.
+    pub(super) wanting_rows: Vec<(SessionId, GroupId)>,
 }
 
 impl Registry {
@@ -301,6 +303,11 @@ impl Registry {
         };
         let places = memberships.into_iter().map(place).collect();
         entry.interrupted.insert(topic, Interrupted { identity, places });
+    }
+
+    /// Rows are to be read for the channel, before it is given more.
+    pub(super) fn want_rows(&mut self, session: SessionId, id: GroupId) {
+        self.wanting_rows.push((session, id));
     }
 
     /// The rows that there are cannot be read: ends the subscription, and tells the client.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tide_feed::event::{Cursor, Operation, Relation};
+use tide_feed::snapshot::SnapshotToken;
 
 use super::basis::Basis;
 use super::sync::SnapshotPlan;
@@ -149,8 +150,22 @@ pub enum Since {
     Now(Moment),
     /// After an event it has seen; if that cannot be, as [`Since::Now`].
     Cursor(Cursor, Moment),
+    /// With what a query could not see; if that cannot be, the same.
+    Unseen(SnapshotToken, Moment),
     /// With the newest so many events that are still at hand; the join was asked for before this moment.
     Last(u32, Moment),
+}
+
+impl Since {
+    /// A moment between the client's asking and the answer.
+    pub fn asked(&self) -> &Moment {
+        match self {
+            Since::Now(asked)
+            | Since::Cursor(_, asked)
+            | Since::Unseen(_, asked)
+            | Since::Last(_, asked) => asked,
+        }
+    }
 }
 
 /// One of the things that a channel of a connection receives.

@@ -6,22 +6,24 @@
 //! keys in chunks before it is told everything; of keys in this chunk what the chunk could not see; of keys
 //! beyond it nothing, since a later chunk has them. So one chunk's time has to be in the history, nothing
 //! comes twice, and no transaction is torn.
+//!
+//! What is beyond a chunk, the next one sees: it is asked for once all before the address is in the history,
+//! and nothing is fed before others can see it.
+//!
+//! A row that comes into sight by a change of which the WAL does not have all is read like a chunk of one
+//! row, with the channel standing before the change.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, RandomState};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use serde_json::value::RawValue;
-use tide_feed::catalog::{Chunk, ChunkRequest, Condition, Snapshot};
-use tide_feed::event::Datum;
+use tide_feed::catalog::{Chunk, ChunkRequest, Condition};
+use tide_feed::event::Cursor;
+use tide_feed::snapshot::Snapshot;
 
 use super::history::Seq;
-use crate::allowance::{Allowance, Share};
+use super::snapshot_place::SnapshotPlace;
+use super::told::Told;
 use crate::catalog::Asker;
-use crate::policy::{Images, Seen, Sight};
-
-/// Bytes that a key takes up which a channel has been told of, with what the set of them has to spare.
-const KEY: usize = 24;
 
 /// Rows of a chunk, at most.
 const ROWS: u32 = 10_000;
@@ -34,6 +36,10 @@ pub struct SnapshotPlan {
     /// Those to be told of, by their numbers.
     pub columns: Vec<i16>,
     pub conditions: Vec<Condition>,
+    /// How many rows it may be.
+    pub most_rows: u64,
+    /// Where to go on.
+    pub place: Option<Box<SnapshotPlace>>,
 }
 
 /// A channel that is kept equal to what its client would select.
@@ -42,15 +48,29 @@ pub(super) struct Sync {
     pub(super) plan: Arc<SnapshotPlan>,
     pub(super) asker: Asker,
     pub(super) phase: Phase,
-    /// The key, once a chunk has named it.
+    /// The key, once a chunk has named it; empty: the table has none.
     pub(super) key: Vec<i16>,
-    /// That of the last row of the chunks so far, as texts.
+    /// That of the last row of the chunks so far, as texts, and of those before the newest.
     border: Option<Vec<String>>,
+    before: Option<Vec<String>>,
     pub(super) rows: u64,
-    /// Transactions of which something was left to the next chunk, which has to see them.
-    unseen: Vec<u32>,
     /// `None`: of everything that there is, which is what its client may see.
     pub(super) told: Option<Told>,
+    /// A row that is read by itself.
+    fetch: Option<Fetch>,
+    /// The chunk at hand was told to the client before it went away.
+    is_resumed: bool,
+    /// The client has been told that it has everything.
+    pub(super) is_up_to_date: bool,
+}
+
+/// A row of which the WAL does not have all.
+#[derive(Debug)]
+struct Fetch {
+    /// Its key, as texts.
+    key: Vec<String>,
+    /// How the chunk before is being joined; `None`: all are.
+    joining: Option<Joining>,
 }
 
 /// What a channel waits for.
@@ -71,20 +91,40 @@ pub(super) enum Phase {
 }
 
 /// How a chunk is joined to the stream.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Joining {
     snapshot: Snapshot,
     /// The first event that is not before the chunk's address.
     pub(super) until: Seq,
     places: HashMap<Seq, Places>,
+    /// Rows that were read by themselves meanwhile.
+    fetched: Vec<Fetched>,
     pub(super) is_last: bool,
+}
+
+/// A row that was read by itself: what its read could see of it is not told again.
+#[derive(Debug)]
+struct Fetched {
+    snapshot: Snapshot,
+    until: Seq,
+    /// Which sides of which events are of the row.
+    events: HashMap<Seq, Sides>,
 }
 
 /// Where the keys of a row before and after an event lie: 0, in chunks before; 1, in this; 2, beyond.
 type Places = (u8, u8);
 
+/// An event's keys.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PlacedKeys {
+    /// Beyond how many borders they lie; `None`: there is none.
+    pub(super) beyond: (Option<u8>, Option<u8>),
+    /// Whether they are that of the row which is read by itself.
+    pub(super) fetched: Sides,
+}
+
 /// Which sides of an event are for the channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sides {
     pub(super) before: bool,
     pub(super) after: bool,
@@ -103,21 +143,51 @@ impl Sync {
             phase: Phase::Idle,
             key: Vec::new(),
             border: None,
+            before: None,
             rows: 0,
-            unseen: Vec::new(),
             told,
+            fetch: None,
+            is_resumed: false,
+            is_up_to_date: false,
         }
     }
 
     /// One that has seen the rows before.
-    pub(super) fn resumed(self) -> Sync {
-        Sync { phase: Phase::Live, ..self }
+    pub(super) fn live(self) -> Sync {
+        Sync { phase: Phase::Live, is_up_to_date: true, ..self }
+    }
+
+    /// One that has seen the rows up to there.
+    pub(super) fn resumed(self, place: &SnapshotPlace) -> Sync {
+        Sync {
+            rows: place.rows,
+            key: place.key.clone(),
+            border: place.before.clone(),
+            phase: Phase::Read(Box::new(place.chunk())),
+            is_resumed: true,
+            ..self
+        }
     }
 
     /// Whether there is memory for the keys of a chunk.
     pub(super) fn has_room(&mut self, chunk: &Chunk) -> bool {
         let more = usize::try_from(chunk.count).unwrap_or(usize::MAX);
         self.told.as_mut().is_none_or(|told| told.reserve(more))
+    }
+
+    /// Whether the table has no key.
+    pub(super) fn is_keyless(&self) -> bool {
+        self.key.is_empty()
+    }
+
+    /// Whether the table has another key than it had at the chunks before.
+    pub(super) fn has_another_key(&self, chunk: &Chunk) -> bool {
+        (self.border.is_some() || self.is_up_to_date) && self.key != chunk.key
+    }
+
+    /// Whether with the chunk there are more rows than may be.
+    pub(super) fn is_too_much(&self, chunk: &Chunk) -> bool {
+        self.fetch.is_none() && self.rows.saturating_add(chunk.count) > self.plan.most_rows
     }
 
     /// Whether the channel is not to be given the event `seq` yet.
@@ -131,165 +201,149 @@ impl Sync {
 
     pub(super) fn request(&self) -> ChunkRequest {
         let SnapshotPlan { table, columns, conditions, .. } = &*self.plan;
+        let only = self.fetch.as_ref().map(|fetch| fetch.key.clone());
         ChunkRequest {
             role: self.asker.role.as_ref().into(),
             claims: self.asker.claims.as_ref().into(),
             table: *table,
             columns: columns.clone(),
             conditions: conditions.clone(),
-            after: self.border.clone(),
+            after: self.border.clone().filter(|_| only.is_none()),
+            only,
             limit: ROWS,
         }
     }
 
-    /// Whether the chunk sees everything that was left to it.
-    pub(super) fn is_seen(&self, chunk: &Chunk) -> bool {
-        self.unseen.iter().all(|xid| chunk.snapshot.sees(*xid))
+    /// The change at hand brings a row into sight of which it does not have all: it is read, by its key.
+    pub(super) fn fetch(&mut self, key: Vec<String>) {
+        let joining = match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Joining(joining) => Some(joining),
+            _ => None,
+        };
+        self.fetch = Some(Fetch { key, joining });
+    }
+
+    /// The key of the row that is being read by itself.
+    pub(super) fn fetched(&self) -> Option<&[String]> {
+        self.fetch.as_ref().map(|fetch| &*fetch.key)
+    }
+
+    /// Whether it has to be known where the keys of events lie.
+    pub(super) fn has_borders(&self) -> bool {
+        self.fetch.as_ref().is_none_or(|fetch| fetch.joining.is_some())
     }
 
     /// The borders that keys are held against: that of the chunks before, and this one's.
     pub(super) fn borders(&self, chunk: &Chunk) -> Vec<Vec<String>> {
-        let this = chunk.last.clone().filter(|_| !chunk.done);
-        self.border.clone().into_iter().chain(this).collect()
+        let (before, this, is_last) = match &self.fetch {
+            None => (&self.border, &chunk.last, chunk.done),
+            Some(Fetch { joining: Some(joining), .. }) => {
+                (&self.before, &self.border, joining.is_last)
+            }
+            Some(Fetch { joining: None, .. }) => return Vec::new(),
+        };
+        before.clone().into_iter().chain(this.clone().filter(|_| !is_last)).collect()
     }
 
-    /// The chunk is about to be told; `beyond`: for each event's keys, beyond how many borders they lie.
+    /// The chunk is about to be told; `keys`: of the events up to `until`.
     pub(super) fn joining(
-        &self,
+        &mut self,
         chunk: &Chunk,
         until: Seq,
-        beyond: impl Iterator<Item = (Seq, (Option<u8>, Option<u8>))>,
+        keys: &BTreeMap<Seq, PlacedKeys>,
     ) -> Joining {
+        let before = if self.fetch.is_none() { &self.border } else { &self.before };
         // With no chunk before, all that is not beyond this one is in it.
-        let first = u8::from(self.border.is_none());
+        let first = u8::from(before.is_none());
         let place = |beyond: Option<u8>| beyond.map_or(2, |beyond| beyond + first);
-        let places = beyond.map(|(seq, (old, new))| (seq, (place(old), place(new)))).collect();
-        Joining { snapshot: chunk.snapshot.clone(), until, places, is_last: chunk.done }
+        let places = keys.iter().filter(|_| self.has_borders()).map(|(seq, keys)| {
+            let (old, new) = keys.beyond;
+            (*seq, (place(old), place(new)))
+        });
+        let places: HashMap<Seq, Places> = places.collect();
+        let Some(fetch) = &mut self.fetch else {
+            let (snapshot, is_last) = (chunk.snapshot.clone(), chunk.done);
+            return Joining { snapshot, until, places, fetched: Vec::new(), is_last };
+        };
+        let all_told = || Joining { is_last: true, ..Joining::default() };
+        let mut joining = fetch.joining.take().unwrap_or_else(all_told);
+        joining.places.extend(places);
+        joining.until = joining.until.max(until);
+        let events = keys.iter().filter(|(_, keys)| keys.fetched != Sides::default());
+        let events = events.map(|(seq, keys)| (*seq, keys.fetched)).collect();
+        joining.fetched.push(Fetched { snapshot: chunk.snapshot.clone(), until, events });
+        joining
+    }
+
+    /// Where the client may go on that is told the chunk now, standing before this position. Only the
+    /// stream can tell what else it has to know.
+    pub(super) fn place(&self, chunk: &Chunk, at: Cursor) -> Option<String> {
+        if self.told.is_some() || self.fetch.is_some() || chunk.key.is_empty() {
+            return None;
+        }
+        SnapshotPlace::of(chunk, &self.plan, self.border.as_ref(), self.rows, at).to_text()
+    }
+
+    /// Whether the chunk at hand is still to be told; otherwise the client had it before.
+    pub(super) fn is_untold(&self) -> bool {
+        !self.is_resumed
+    }
+
+    /// No chunk has been told before.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.border.is_none()
     }
 
     /// The chunk has been told.
     pub(super) fn tell(&mut self, chunk: Chunk, joining: Joining) {
-        self.rows += chunk.count;
         if let Some(told) = &mut self.told {
             told.add_all(&chunk.keys);
         }
-        self.key = chunk.key;
-        if chunk.last.is_some() {
-            self.border = chunk.last;
-        }
-        self.unseen.retain(|xid| !joining.snapshot.sees(*xid));
         self.phase = Phase::Joining(joining);
+        if self.fetch.take().is_some() {
+            return;
+        }
+        self.is_resumed = false;
+        self.rows += chunk.count;
+        self.key = chunk.key;
+        self.before = self.border.take();
+        self.border = chunk.last.or_else(|| self.before.clone());
     }
 
     /// Which sides of the event are for the channel at this point.
     pub(super) fn sides(&mut self, seq: Seq, xid: u32) -> Sides {
-        let Phase::Joining(joining) = &self.phase else { return Sides::BOTH };
-        let Some((old, new)) = joining.places.get(&seq).copied() else { return Sides::BOTH };
-        let is_seen = joining.snapshot.sees(xid);
-        let is_for_it = |place: u8| place == 0 || place == 1 && !is_seen;
-        if (old == 2 || new == 2) && !is_seen && self.unseen.last() != Some(&xid) {
-            self.unseen.push(xid);
+        let Phase::Joining(joining) = &mut self.phase else { return Sides::BOTH };
+        let mut sides = joining.sides(seq, xid, self.key.is_empty());
+        joining.fetched.retain(|fetched| seq < fetched.until);
+        for Fetched { snapshot, events, .. } in &joining.fetched {
+            if let Some(own) = events.get(&seq).filter(|_| snapshot.sees(xid)) {
+                sides.before &= !own.before;
+                sides.after &= !own.after;
+            }
         }
+        sides
+    }
+}
+
+impl Joining {
+    /// `is_whole`: the chunk is all of a table without a key.
+    fn sides(&self, seq: Seq, xid: u32, is_whole: bool) -> Sides {
+        let (old, new) = match self.places.get(&seq) {
+            Some(places) => *places,
+            None if is_whole => (1, 1),
+            None => return Sides::BOTH,
+        };
+        let is_for_it = |place: u8| place == 0 || place == 1 && !self.snapshot.sees(xid);
         Sides { before: is_for_it(old), after: is_for_it(new) }
-    }
-}
-
-/// The keys that a channel has been told of, as hashes with a key of their own.
-#[derive(Debug)]
-pub(super) struct Told {
-    keys: HashSet<u64>,
-    memory: Share,
-    hasher: RandomState,
-    /// What the event at hand makes of them, once its frames are queued.
-    staged: Vec<(u64, bool)>,
-}
-
-impl Told {
-    /// `memory`: the part that they are counted in.
-    pub(super) fn new(memory: &Arc<Allowance>) -> Told {
-        let (keys, hasher, staged) = (HashSet::new(), RandomState::new(), Vec::new());
-        Told { keys, memory: Share::of(memory), hasher, staged }
-    }
-
-    /// Makes room for so many more; false: there is none.
-    fn reserve(&mut self, more: usize) -> bool {
-        let wanted = (self.keys.len() + more) * KEY;
-        wanted <= self.memory.bytes() || self.memory.resize(wanted.max(2 * self.memory.bytes()))
-    }
-
-    /// Adds the keys of a chunk, an array of arrays.
-    fn add_all(&mut self, keys: &RawValue) {
-        let keys: Vec<Vec<&RawValue>> = serde_json::from_str(keys.get()).unwrap_or_default();
-        for key in &keys {
-            let key = self.hash(key.iter().map(|value| value.get().as_bytes()));
-            self.keys.insert(key);
-        }
-    }
-
-    fn hash<'a>(&self, values: impl Iterator<Item = &'a [u8]>) -> u64 {
-        self.hasher.hash_one(values.collect::<Vec<_>>())
-    }
-
-    /// The key of a row before or after an event; `None`: the image does not have it.
-    fn key_of<'a>(&self, key: &[i16], image: impl Fn(i16) -> Datum<'a>) -> Option<u64> {
-        let values: Option<Vec<&[u8]>> = key
-            .iter()
-            .map(|attnum| match image(*attnum) {
-                Datum::Json(json) => Some(json),
-                _ => None,
-            })
-            .collect();
-        values.map(|values| self.hash(values.into_iter()))
-    }
-
-    /// What a change is to the channel: what it is told, as the row's sight before and after it.
-    /// `None`: it cannot be known.
-    pub(super) fn sight(
-        &mut self,
-        key: &[i16],
-        images: &Images<'_>,
-        sides: Sides,
-        is_visible: bool,
-    ) -> Option<Sight> {
-        self.staged.clear();
-        let new = match images.has_after() {
-            true => Some(self.key_of(key, |attnum| images.after(attnum))?),
-            false => None,
-        };
-        let old = match images.has_before() {
-            true => Some(self.key_of(key, |attnum| images.before(attnum))?),
-            false => None,
-        };
-        let was_told = sides.before && old.is_some_and(|old| self.keys.contains(&old));
-        let is_told = sides.after && is_visible;
-        if let Some(old) = old.filter(|_| sides.before) {
-            self.staged.push((old, false));
-        }
-        if let Some(new) = new.filter(|_| is_told) {
-            // Without memory it begins anew, and says then that there is none.
-            if !self.reserve(1) {
-                return None;
-            }
-            self.staged.push((new, true));
-        }
-        Some(Sight { before: Seen::from(was_told), after: Seen::from(is_told) })
-    }
-
-    /// The frames of the event at hand are queued, or there are none.
-    pub(super) fn settle(&mut self) {
-        for (key, is_told) in std::mem::take(&mut self.staged) {
-            if is_told {
-                self.keys.insert(key);
-            } else {
-                self.keys.remove(&key);
-            }
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::value::RawValue;
+
     use super::*;
+    use crate::allowance::Allowance;
 
     fn raw(json: &str) -> Box<RawValue> {
         RawValue::from_string(json.to_owned()).expect("JSON")
@@ -301,6 +355,8 @@ mod tests {
             name: ("public".into(), "t".into()),
             columns: vec![1],
             conditions: Vec::new(),
+            most_rows: u64::MAX,
+            place: None,
         };
         let asker = Asker { role: "web".into(), claims: "{}".into() };
         let told = Told::new(&Arc::new(Allowance::new(usize::MAX)));
@@ -321,17 +377,26 @@ mod tests {
         }
     }
 
+    const fn sides(before: bool, after: bool) -> Sides {
+        Sides { before, after }
+    }
+
+    /// The number of the event that is looked at.
+    const SEQ: Seq = 7;
+
+    fn keys(beyond: (u8, u8), fetched: Sides) -> BTreeMap<Seq, PlacedKeys> {
+        [(SEQ, PlacedKeys { beyond: (Some(beyond.0), Some(beyond.1)), fetched })].into()
+    }
+
     /// A chunk is told, after which an event with keys at these places is looked at.
     fn told(sync: &mut Sync, chunk: Chunk, beyond: (u8, u8), xid: u32) -> Sides {
-        let beyond = [(7, (Some(beyond.0), Some(beyond.1)))];
-        let joining = sync.joining(&chunk, 9, beyond.into_iter());
+        let joining = sync.joining(&chunk, 9, &keys(beyond, Sides::default()));
         sync.tell(chunk, joining);
-        sync.sides(7, xid)
+        sync.sides(SEQ, xid)
     }
 
     #[test]
     fn what_a_chunk_saw_is_left_out_and_what_lies_beyond_it_is_for_the_next() {
-        let sides = |before, after| Sides { before, after };
         for (beyond, xid, expected) in [
             // In the first chunk, or beyond it.
             ((0, 0), 49, sides(false, false)),
@@ -371,20 +436,75 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_has_to_see_what_was_left_to_it() {
+    fn of_a_table_without_a_key_only_what_its_chunk_did_not_see_is_told() {
         let mut sync = sync();
-        told(&mut sync, chunk(Some("2"), false, 50), (1, 1), 55);
+        let whole = Chunk { key: Vec::new(), ..chunk(None, true, 50) };
+        let joining = sync.joining(&whole, 9, &BTreeMap::new());
+        sync.tell(whole, joining);
 
-        assert!(!sync.is_seen(&chunk(None, true, 55)), "it was committing");
-        assert!(sync.is_seen(&chunk(None, true, 56)));
+        assert_eq!(sync.sides(SEQ, 49), Sides::default());
+        assert_eq!(sync.sides(SEQ, 50), Sides::BOTH);
     }
 
     #[test]
-    fn numbers_of_transactions_are_compared_across_their_wrap() {
-        let snapshot =
-            Snapshot { xmin: (1 << 32) + 5, xmax: (1 << 32) + 9, xip: vec![(1 << 32) + 7] };
+    fn a_row_that_was_read_by_itself_is_not_told_again_as_far_as_it_was_seen() {
+        let mut sync = sync();
+        sync.phase = Phase::Live;
+        sync.fetch(vec!["5".into()]);
+        assert!(sync.stands_at(SEQ) && !sync.has_borders());
+        assert_eq!(sync.request().only, Some(vec!["5".to_owned()]));
 
-        assert!(snapshot.sees(u32::MAX) && snapshot.sees(4) && snapshot.sees(6));
-        assert!(!snapshot.sees(7) && snapshot.sees(8) && !snapshot.sees(9) && !snapshot.sees(100));
+        let row = chunk(Some("5"), true, 60);
+        let joining = sync.joining(&row, 9, &keys((0, 0), sides(false, true)));
+        sync.tell(row, joining);
+
+        assert_eq!(sync.sides(SEQ, 59), sides(true, false));
+        assert_eq!(sync.sides(SEQ, 60), Sides::BOTH);
+        assert_eq!(sync.sides(8, 59), Sides::BOTH, "of another row");
+        assert!(sync.stands_at(9) && !sync.stands_at(8));
+        assert_eq!(sync.rows, 0);
+    }
+
+    #[test]
+    fn a_row_that_is_read_while_a_chunk_is_joined_leaves_the_chunks_border_where_it_was() {
+        let mut sync = sync();
+        told(&mut sync, chunk(Some("2"), false, 50), (0, 0), 49);
+        told(&mut sync, chunk(Some("4"), false, 60), (1, 1), 59);
+        sync.fetch(vec!["1".into()]);
+        let row = chunk(Some("1"), true, 70);
+        assert_eq!(sync.borders(&row), [["2"], ["4"]]);
+        assert!(sync.has_borders());
+
+        let beyond = [(SEQ + 1, (1, 2)), (SEQ + 2, (0, 2))].map(|(seq, (old, new))| {
+            let beyond = (Some(old), Some(new));
+            (seq, PlacedKeys { beyond, fetched: Sides::default() })
+        });
+        let joining = sync.joining(&row, 20, &beyond.into());
+        sync.tell(row, joining);
+
+        // In the second chunk, from before it was read, and after; what goes beyond it is not told.
+        assert_eq!(sync.sides(SEQ, 59), Sides::default());
+        assert_eq!(sync.sides(SEQ + 1, 65), sides(true, false));
+        assert_eq!(sync.sides(SEQ + 2, 65), sides(true, false));
+        assert_eq!(sync.request().after, Some(vec!["4".to_owned()]));
+        assert!(!sync.stands_at(19) && sync.stands_at(20));
+    }
+
+    #[test]
+    fn who_goes_on_is_told_what_it_did_not_know() {
+        let first = Sync { told: None, ..sync() };
+        let at = "00000001000001.000000000000000a00000000".parse().unwrap();
+        let place = first.place(&chunk(Some("2"), false, 50), at).unwrap();
+        let place = SnapshotPlace::parse(&place).unwrap();
+
+        let mut second = Sync { told: None, ..sync() }.resumed(&place);
+
+        assert!(!second.is_untold() && second.stands_at(SEQ));
+        let Phase::Read(chunk) = std::mem::replace(&mut second.phase, Phase::Idle) else {
+            panic!("{:?}", second.phase)
+        };
+        assert_eq!(told(&mut second, *chunk, (0, 1), 50), sides(true, false));
+        assert_eq!((second.rows, second.request().after), (2, Some(vec!["2".to_owned()])));
+        assert!(second.is_untold());
     }
 }

@@ -119,7 +119,13 @@ impl World {
         let hub = start(config.clone(), parts);
         let relation = relation();
         let world = World { runtime, hub, feed, stats, relation, catalog_worker, catalog };
-        world.feed(Feed::Live { epoch: EPOCH, from: Lsn(100), until: Lsn(100), cause: None });
+        world.feed(Feed::Live {
+            epoch: EPOCH,
+            from: Lsn(100),
+            until: Lsn(100),
+            next_xid: 1,
+            cause: None,
+        });
         world
     }
 

@@ -95,6 +95,19 @@ impl<'a> Images<'a> {
         std::str::from_utf8(exact).ok().map(Cow::Borrowed)
     }
 
+    /// The texts of a row's key, after the change or before it; `None`: the image does not have all of it.
+    pub fn key_texts(&self, key: &[i16], is_after: bool) -> Option<Vec<String>> {
+        let text = |attnum: &i16| {
+            let exact =
+                if is_after { self.exact_after(*attnum) } else { self.exact_before(*attnum) };
+            match exact {
+                Datum::Json(json) => self.text(*attnum, json).map(Cow::into_owned),
+                _ => None,
+            }
+        };
+        key.iter().map(text).collect()
+    }
+
     /// Bytes of all values.
     pub fn bytes(&self) -> usize {
         let rows = [self.old, self.new].into_iter().flatten();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tide_feed::catalog::{ColumnAccess, TableAccess, TableName};
+use tide_feed::config::Config;
 use tokio::time::timeout;
 
 use super::access;
@@ -21,6 +22,7 @@ use super::since::since;
 use crate::allowance::{Allowance, Share};
 use crate::filter;
 use crate::hub::handle::SessionId;
+use crate::hub::snapshot_place::SnapshotPlace;
 use crate::hub::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
 use crate::hub::sync::SnapshotPlan;
 use crate::notify::Lease;
@@ -384,7 +386,7 @@ impl Joiner {
         self.greet_presence(payload, &mut greeting);
         self.greet_row_security(&bindings, &tables, &mut greeting);
         let snapshot = match options.snapshot {
-            true => Some(Arc::new(snapshot_plan(options, access)?)),
+            true => Some(Arc::new(snapshot_plan(options, access, &self.context.config())?)),
             false => None,
         };
         let facets = vec![Facet::of_rows(Style::Table, bindings)];
@@ -494,6 +496,7 @@ impl BindingError {
 fn snapshot_plan(
     options: &BroadcastOptions,
     access: &TableAccess,
+    config: &Config,
 ) -> Result<SnapshotPlan, Refused> {
     let is_chosen = |column: &ColumnAccess| match &options.select {
         Some(names) => column.primary_key || names.contains(&column.name),
@@ -508,11 +511,20 @@ fn snapshot_plan(
         let column = column.ok_or_else(|| Refused::from(Refusal::Unavailable))?;
         conditions.push(condition.of_column(column.attnum));
     }
+    let unknown = || {
+        let reason =
+            "InvalidPosition: resume is not a place as received in meta.resume of a SNAPSHOT";
+        Refused::request(reason)
+    };
+    let place = options.resume.as_deref();
+    let place = place.map(|text| SnapshotPlace::parse(text).ok_or_else(unknown)).transpose()?;
     Ok(SnapshotPlan {
         table: access.oid,
         name: (access.schema.as_str().into(), access.table.as_str().into()),
         columns: columns.map(|column| column.attnum).collect(),
         conditions,
+        most_rows: config.snapshot_max_rows,
+        place: place.map(Box::new),
     })
 }
 

@@ -255,17 +255,55 @@ pub fn caught_up(vsn: Vsn, topic: &str, position: Cursor) -> Bytes {
     system(vsn, None, topic, &System { extension, status, message: &text, details: &details })
 }
 
-/// A page of the rows that there are; `rows` is a JSON array of objects.
-pub fn snapshot(vsn: Vsn, topic: &str, (schema, table): (&str, &str), rows: &str) -> Bytes {
+/// A page of the rows that there are.
+#[derive(Clone, Copy, Debug)]
+pub struct SnapshotPage<'a> {
+    /// Its schema and name.
+    pub table: (&'a str, &'a str),
+    /// A JSON array of objects.
+    pub rows: &'a str,
+    /// The first of all: what the client has is to be forgotten.
+    pub is_fresh: bool,
+    /// What the client may say to go on after it.
+    pub resume: Option<&'a str>,
+}
+
+/// The frame of a page.
+pub fn snapshot(vsn: Vsn, topic: &str, page: SnapshotPage<'_>) -> Bytes {
+    let SnapshotPage { table: (schema, table), rows, is_fresh, resume } = page;
     let mut frame = Frame::open(vsn, Address::of(topic), "broadcast");
     let out = &mut frame.out;
+    out.reserve(rows.len());
     out.extend_from_slice(br#"{"type":"broadcast","event":"SNAPSHOT","payload":{"schema":"#);
     json::write_str(out, schema);
     out.extend_from_slice(br#","table":"#);
     json::write_str(out, table);
+    if is_fresh {
+        out.extend_from_slice(br#","fresh":true"#);
+    }
     out.extend_from_slice(br#","rows":"#);
     out.extend_from_slice(rows.as_bytes());
-    out.extend_from_slice(b"}}");
+    out.push(b'}');
+    if let Some(resume) = resume {
+        out.extend_from_slice(br#","meta":{"resume":"#);
+        json::write_str(out, resume);
+        out.push(b'}');
+    }
+    out.push(b'}');
+    frame.close()
+}
+
+/// A row, an object, that came into sight and had to be read. It has no position of its own.
+pub fn read_row(vsn: Vsn, topic: &str, (schema, table): (&str, &str), row: &str) -> Bytes {
+    let mut frame = Frame::open(vsn, Address::of(topic), "broadcast");
+    let out = &mut frame.out;
+    out.extend_from_slice(br#"{"type":"broadcast","event":"INSERT","payload":{"schema":"#);
+    json::write_str(out, schema);
+    out.extend_from_slice(br#","table":"#);
+    json::write_str(out, table);
+    out.extend_from_slice(br#","operation":"INSERT","record":"#);
+    out.extend_from_slice(row.as_bytes());
+    out.extend_from_slice(br#","old_record":null},"meta":{"cause":"read"}}"#);
     frame.close()
 }
 

@@ -38,7 +38,10 @@ pub struct BroadcastOptions {
     pub since: Option<String>,
     /// Begin with the newest so many.
     pub last: Option<u32>,
+    /// Begin with the rows that there are.
     pub snapshot: bool,
+    /// Of a snapshot: go on after the page whose `meta.resume` this is.
+    pub resume: Option<String>,
     /// Never blank.
     pub filter: Option<String>,
     pub select: Option<Vec<String>>,
@@ -94,8 +97,8 @@ const TEXT: usize = size_of::<String>() + 16;
 impl JoinPayload {
     /// Bytes that it takes up, about.
     pub fn memory(&self) -> usize {
-        let BroadcastOptions { since, filter, select, .. } = &self.broadcast;
-        let single = [since, filter, &self.presence.key, &self.access_token];
+        let BroadcastOptions { since, resume, filter, select, .. } = &self.broadcast;
+        let single = [since, resume, filter, &self.presence.key, &self.access_token];
         let changes = self.postgres_changes.iter().map(ChangeParams::memory).sum::<usize>();
         size_of::<JoinPayload>()
             + of_texts(single.into_iter().flatten())
@@ -159,6 +162,7 @@ impl BroadcastOptions {
             since: ours.read("since", text, "config.broadcast.since must be a string"),
             last: ours.read("last", number, "config.broadcast.last must be a count"),
             snapshot: options.flag("snapshot"),
+            resume: ours.read("resume", text, "config.broadcast.resume must be a string"),
             filter: ours
                 .read("filter", text, "config.broadcast.filter must be a string")
                 .filter(|filter| !filter.trim().is_empty()),

@@ -135,6 +135,11 @@ impl Stream {
                 // Those who joined as others did before, but later than this.
                 return Some(event_ref.event.position);
             }
+            Err(Missing::Row) => {
+                self.put_off(id, event_ref);
+                self.registry.want_rows(payer, id);
+                return None;
+            }
             Err(Missing::Effort) => {
                 self.registry.relieve(payer, event_ref.row_bytes());
                 // The others of the group, or those of its channels that are left.

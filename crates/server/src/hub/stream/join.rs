@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tide_feed::event::{Cursor, Position};
+use tide_feed::snapshot::SnapshotToken;
 
 use super::Stream;
 use crate::allowance::Share;
@@ -12,13 +13,14 @@ use crate::catalog::{Asker, Moment};
 use crate::filter::{Effort, Place};
 use crate::hub::encoder::{EncodeContext, EventRef, Missing};
 use crate::hub::entitlement::Subject;
-use crate::hub::group::{Floor, GroupKey, Latest};
+use crate::hub::group::{Floor, GroupKey, Latest, Unseen};
 use crate::hub::handle::SessionId;
 use crate::hub::history::Seq;
 use crate::hub::plan::Plans;
 use crate::hub::registry::{self, Membership};
 use crate::hub::subscription::{Facet, Identity, Since, Style, Subscription};
-use crate::hub::sync::{Sync, Told};
+use crate::hub::sync::{SnapshotPlan, Sync};
+use crate::hub::told::Told;
 use crate::policy::Way;
 use crate::wire::encode::{self, Resync, resync};
 
@@ -46,8 +48,9 @@ impl Stream {
         let effort = Rc::clone(&entry.effort);
         let interrupted = self.registry.interrupted(session, &subscription.topic);
         let beginning = match (&subscription.since, interrupted) {
-            _ if subscription.snapshot.is_some() => {
-                self.beginning_with_rows(session, &subscription)
+            (_, interrupted) if let Some(plan) = &subscription.snapshot => {
+                let is_anew = interrupted.is_some();
+                self.beginning_with_rows(session, &subscription, plan, is_anew)
             }
             (Since::Now(asked) | Since::Last(_, asked), Some(places)) => {
                 self.going_on(&subscription, &places, asked)
@@ -71,9 +74,7 @@ impl Stream {
             let position = Cursor { epoch, position: self.history.reached().max(position) };
             queue.reply(encode::caught_up(subscription.vsn, &subscription.topic, position));
         }
-        let (Since::Now(asked) | Since::Cursor(_, asked) | Since::Last(_, asked)) =
-            &subscription.since;
-        let made = Position::before(asked.end);
+        let made = Position::before(subscription.since.asked().end);
         for membership in &mut memberships {
             (membership.made, membership.replays) = (made, replays && lags);
             membership.has_gap = gap.is_some();
@@ -107,20 +108,14 @@ impl Stream {
                 let position = lag.map_or(position, |first| self.history.before(first));
                 Beginning { memberships: at(floor, lag), position, gap: None }
             }
-            Since::Cursor(cursor, asked) => match self.resume(*cursor, asked) {
-                Ok(lag) => {
-                    let position = cursor.position;
-                    Beginning { memberships: at(Floor::at(position), lag), position, gap: None }
-                }
-                Err(reason) => {
-                    let (position, lag) = self.oldest();
-                    Beginning {
-                        memberships: at(Floor::at(position), lag),
-                        position,
-                        gap: Some(reason),
-                    }
-                }
-            },
+            Since::Cursor(cursor, asked) => {
+                let resumed = self.resume(*cursor, asked);
+                self.beginning_at(resumed.map(|lag| (Floor::at(cursor.position), lag)), at)
+            }
+            Since::Unseen(token, asked) => {
+                let resumed = self.resume_unseen(token, asked);
+                self.beginning_at(resumed, at)
+            }
             Since::Last(count, _) => {
                 let identity = &subscription.identity;
                 effort.begin_turn();
@@ -134,42 +129,70 @@ impl Stream {
     }
 
     /// A channel begins with the rows that there are: it stands where it joins until it has the first of
-    /// them.
+    /// them. One that was interrupted begins anew, whatever its client has.
     fn beginning_with_rows(
         &mut self,
         session: SessionId,
         subscription: &Subscription,
+        plan: &Arc<SnapshotPlan>,
+        is_anew: bool,
     ) -> Beginning {
-        let (mut position, head) = (self.history.reached(), self.history.head());
+        let mut position = self.history.reached();
         let mut memberships = Vec::new();
         for facet in &subscription.facets {
             let mut key = self.key(subscription, facet);
-            let has_filter = key.has_filters();
-            let rules = self.entitlements.rules(&key, head);
-            let sees_all = rules.iter().all(|(_, rule)| rule.way == Way::Constant(true));
             key.only = Some(session);
-            let mut membership = Membership::new(key, Floor::default(), Some(head));
-            if let Some(plan) = &subscription.snapshot {
-                let Identity { role, claims } = &*subscription.identity;
-                let asker = Asker { role: Arc::clone(role), claims: Arc::clone(claims) };
-                let sees_all = sees_all && !rules.is_empty() && !has_filter;
-                let told = (!sees_all).then(|| Told::new(&self.channels));
-                let sync = Sync::new(Arc::clone(plan), asker, told);
-                // The stream alone says all that there is to say.
-                if let Since::Cursor(cursor, asked) = &subscription.since
-                    && sees_all
-                    && let Ok(lag) = self.resume(*cursor, asked)
-                {
-                    (membership.floor, membership.lag) = (Floor::at(cursor.position), lag);
-                    membership.sync = Some(Box::new(sync.resumed()));
-                    position = cursor.position;
-                } else {
-                    membership.sync = Some(Box::new(sync));
+            let rules = self.entitlements.rules(&key, self.history.head());
+            let sees_all = rules.iter().all(|(_, rule)| rule.way == Way::Constant(true));
+            // The stream alone says all that there is to say.
+            let sees_all = sees_all && !rules.is_empty() && !key.has_filters();
+            let Identity { role, claims } = &*subscription.identity;
+            let asker = Asker { role: Arc::clone(role), claims: Arc::clone(claims) };
+            let told = (!sees_all).then(|| Told::new(&self.channels));
+            let sync = Sync::new(Arc::clone(plan), asker, told);
+            let goes_on = (sees_all && !is_anew).then(|| self.place(subscription, plan)).flatten();
+            let (floor, lag, sync) = match goes_on {
+                Some((at, lag)) => {
+                    position = at;
+                    let sync = match &plan.place {
+                        Some(place) => sync.resumed(place),
+                        None => sync.live(),
+                    };
+                    // Until then it stands there, whether or not anything has happened since.
+                    let lag = lag.or(plan.place.as_ref().map(|_| self.history.head()));
+                    (Floor::at(at), lag, sync)
                 }
-            }
-            memberships.push(membership);
+                None => (Floor::default(), Some(self.history.head()), sync),
+            };
+            let membership = Membership::new(key, floor, lag);
+            memberships.push(Membership { sync: Some(Box::new(sync)), ..membership });
         }
         Beginning { memberships, position, gap: None }
+    }
+
+    /// Where to go on among the rows that there were, or after them; `None`: that cannot be.
+    fn place(
+        &self,
+        subscription: &Subscription,
+        plan: &SnapshotPlan,
+    ) -> Option<(Position, Option<Seq>)> {
+        let asked = subscription.since.asked();
+        let since = match &subscription.since {
+            Since::Cursor(cursor, _) => Some(*cursor),
+            Since::Now(_) | Since::Unseen(..) | Since::Last(..) => None,
+        };
+        let cursor = match &plan.place {
+            Some(place) if !place.is_of(plan.table, asked.end.0) => return None,
+            // It has had events after the page.
+            Some(place) => {
+                let (page, since) = (place.position()?, since.into_iter());
+                let since = since.filter(|since| since.epoch == page.epoch);
+                since.chain([page]).max_by_key(|cursor| cursor.position)?
+            }
+            None => since?,
+        };
+        let lag = self.resume(cursor, asked).ok()?;
+        Some((cursor.position, lag))
     }
 
     /// A channel that was interrupted is given what it has not had yet.
@@ -219,6 +242,38 @@ impl Stream {
         let before = self.history.first_whole();
         let first = self.history.after(before);
         (before, (first < self.history.head()).then_some(first))
+    }
+
+    /// Where the channel begins that was to go on from there; else with the oldest that is kept.
+    fn beginning_at(
+        &self,
+        resumed: Result<(Floor, Option<Seq>), &'static str>,
+        memberships: impl Fn(Floor, Option<Seq>) -> Vec<Membership>,
+    ) -> Beginning {
+        let (floor, lag, gap) = match resumed {
+            Ok((floor, lag)) => (floor, lag, None),
+            Err(reason) => {
+                let (position, lag) = self.oldest();
+                (Floor::at(position), lag, Some(reason))
+            }
+        };
+        Beginning { position: floor.position, memberships: memberships(floor, lag), gap }
+    }
+
+    /// Where to begin with what a query could not see, or why that is not possible.
+    fn resume_unseen(
+        &self,
+        SnapshotToken { cursor, snapshot }: &SnapshotToken,
+        asked: &Moment,
+    ) -> Result<(Floor, Option<Seq>), &'static str> {
+        self.resume(*cursor, asked)?;
+        if !self.history.has_unseen(snapshot) {
+            return Err("trimmed");
+        }
+        let unseen = Unseen::By(Arc::new(snapshot.clone()));
+        let first = self.history.start();
+        let lag = (first < self.history.head()).then_some(first);
+        Ok((Floor { position: cursor.position, unseen }, lag))
     }
 
     /// Where to go on after an event the client has seen, or why that is not possible.
@@ -346,5 +401,8 @@ impl Stream {
 
 /// What could be seen when the channel was asked for is not for it, also if it is fed later.
 fn after(asked: &Moment) -> Floor {
-    Floor { position: Position::before(asked.end), unseen: Arc::clone(&asked.running) }
+    Floor {
+        position: Position::before(asked.end),
+        unseen: Unseen::Running(Arc::clone(&asked.running)),
+    }
 }

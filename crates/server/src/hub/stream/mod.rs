@@ -332,14 +332,14 @@ impl Stream {
             Feed::Forged(count) => self.stats.forged_messages_total.add(count),
             Feed::Reach(reach) => self.history.set_reach(reach),
             Feed::Ping(number) => self.uplink.alive(number),
-            Feed::Live { epoch, from, until, cause } => {
+            Feed::Live { epoch, from, until, next_xid, cause } => {
                 self.stats.until.set(until.0);
                 let known = [SERVER_FAILED, SKIPPED, WAL_LIMIT].into_iter();
                 self.cause = known
                     .into_iter()
                     .find(|known| cause.as_deref() == Some(known))
                     .unwrap_or(EPOCH);
-                self.go_live(Live { epoch, from });
+                self.go_live(Live { epoch, from }, next_xid);
             }
             Feed::Stalled { reason } => {
                 *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
@@ -348,10 +348,11 @@ impl Stream {
         }
     }
 
-    fn go_live(&mut self, live: Live) {
+    /// `next_xid`: all that has committed before is of an older transaction.
+    fn go_live(&mut self, live: Live, next_xid: u32) {
         let same = self.live.is_some_and(|before| before.epoch == live.epoch);
         if !same {
-            self.history.restart(live.from);
+            self.history.restart(live.from, next_xid);
             self.confirmed.0 = Lsn(0);
             self.stats.decoded.set(live.from.0);
             // Whoever was here has lost what lies between the two slots.

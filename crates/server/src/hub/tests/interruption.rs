@@ -137,7 +137,7 @@ fn a_history_that_no_longer_has_what_an_interrupted_channel_missed_is_a_resync()
     world.until_interrupted(&client);
     // Another history: the places of the one before are not in it.
     let epoch = Epoch { generation: 8, timeline: 1 };
-    world.feed(Feed::Live { epoch, from: Lsn(300), until: Lsn(300), cause: None });
+    world.feed(Feed::Live { epoch, from: Lsn(300), until: Lsn(300), next_xid: 1, cause: None });
     world.insert(310, 2);
     world.wait_for(310);
 

@@ -104,7 +104,13 @@ impl World {
     pub(super) async fn go_live(&self) {
         let epoch = Epoch { generation: 7, timeline: 1 };
         self.feed
-            .try_send(Feed::Live { epoch, from: Lsn(100), until: Lsn(100), cause: None })
+            .try_send(Feed::Live {
+                epoch,
+                from: Lsn(100),
+                until: Lsn(100),
+                next_xid: 1,
+                cause: None,
+            })
             .unwrap();
         until(|| self.context.hub.live().is_some()).await;
     }
