@@ -352,3 +352,142 @@ fn a_position_then_a_query_then_a_join_have_all_rows_by_key() {
         }
     });
 }
+
+#[test]
+fn an_update_that_leaves_alone_what_decides_is_no_end_of_a_row() {
+    table("undecided", 100);
+    let mut sql = database().sql();
+    let large = "(select string_agg(md5(i::text || id), '') from generate_series(1, 200) as i)";
+    sql.batch_execute(&format!(
+        "update undecided set note = {large}; update undecided set note = note || 'x' where id <= 50"
+    ))
+    .unwrap();
+    let options = json!({ "snapshot": true, "filter": "note=like.%x" });
+    let mut follower = Follower::new(database(), "undecided", &options);
+    follower.equals("undecided", "note like '%x'", "at first");
+
+    sql.batch_execute(
+        "update undecided set n = 1000 where id in (1, 99); update undecided set id = 1002 where id = 2;
+         update undecided set n = 1001 where id = 3; delete from undecided where id = 3;
+         update undecided set note = 'small x' where id = 98; update undecided set note = 'y' where id = 4",
+    )
+    .unwrap();
+    follower.equals("undecided", "note like '%x'", "afterwards");
+
+    assert_eq!(follower.begun, 1);
+}
+
+#[test]
+fn a_channel_goes_on_under_a_new_token_of_the_same_role() {
+    table("renewed", 35_000);
+    let mut client = database().client();
+    join(&mut client, "renewed", &json!({ "snapshot": true, "filter": "n=gte.0" }));
+    let mut told = 0;
+    loop {
+        let said = client.broadcast(&topic("renewed"));
+        if said["event"] == "up_to_date" {
+            break;
+        }
+        told += said["payload"]["rows"].as_array().unwrap().len();
+        let sql = "select tide.token('authenticated', jsonb_build_object('n', random()::text))";
+        let token: String = database().sql().query_one(sql, &[]).unwrap().get(0);
+        client.push(&topic("renewed"), "access_token", &json!({ "access_token": token }));
+    }
+    assert_eq!(told, 35_000);
+}
+
+#[test]
+fn under_a_token_of_somebody_else_it_begins_anew() {
+    let mut sql = database().sql();
+    sql.batch_execute(
+        "create table own (id int primary key, owner text); grant select on own to authenticated;
+         create policy p on own using (owner = current_setting('request.jwt.claims')::jsonb ->> 'sub');
+         alter table own enable row level security; select tide.publish('own');
+         insert into own values (1, 'ann'), (2, 'bob')",
+    )
+    .unwrap();
+    let mut token = |sub: &str| -> String {
+        let sql_token = format!("select tide.token('authenticated', '{{\"sub\":\"{sub}\"}}')");
+        sql.query_one(&sql_token, &[]).unwrap().get(0)
+    };
+    let mut client = database().client();
+    let topic = topic("own");
+    let config = json!({ "broadcast": { "snapshot": true } });
+    let joined = json!({ "config": config, "access_token": token("ann") });
+    assert_eq!(client.call(&topic, "phx_join", &joined)["status"], "ok");
+    assert_eq!(client.broadcast(&topic)["payload"]["rows"][0]["id"], 1);
+    assert_eq!(client.broadcast(&topic)["event"], "up_to_date");
+
+    client.push(&topic, "access_token", &json!({ "access_token": token("bob") }));
+
+    client.wait_for("the end of the channel", |frame| frame.event == "phx_error");
+    let joined = json!({ "config": config, "access_token": token("bob") });
+    assert_eq!(client.call(&topic, "phx_join", &joined)["status"], "ok");
+    assert_eq!(client.broadcast(&topic)["payload"]["rows"][0]["id"], 2);
+}
+
+#[test]
+fn another_policy_counts_though_nothing_happens_in_the_table() {
+    table("quiet", 100);
+    let mut sql = database().sql();
+    sql.batch_execute(
+        "create policy p on quiet using (n > 50); alter table quiet enable row level security",
+    )
+    .unwrap();
+    let options = json!({ "snapshot": true, "filter": "n=lt.90" });
+    let mut follower = Follower::new(database(), "quiet", &options);
+    follower.equals("quiet", "n > 50 and n < 90", "at first");
+
+    sql.batch_execute("alter policy p on quiet using (n > 20)").unwrap();
+    follower.equals("quiet", "n > 20 and n < 90", "under another policy");
+}
+
+#[test]
+fn what_the_publication_leaves_out_is_left_out() {
+    table("partly", 100);
+    let mut sql = database().sql();
+    sql.batch_execute(
+        "alter publication tide drop table partly; alter table partly replica identity full;
+         alter publication tide add table partly where (n < 50)",
+    )
+    .unwrap();
+    let mut follower = Follower::new(database(), "partly", &json!({ "snapshot": true }));
+    follower.equals("partly", "n < 50", "at first");
+
+    sql.batch_execute("update partly set n = n + 30 where id < 90").unwrap();
+    follower.equals("partly", "n < 50", "afterwards");
+}
+
+#[test]
+fn values_are_read_and_printed_as_the_streams_are() {
+    let cluster = Cluster::start();
+    let database = cluster.database("settings");
+    let mut sql = database.sql();
+    let name = &database.name;
+    sql.batch_execute(&format!(
+        "alter database {name} set timezone = 'Europe/Berlin';
+         alter database {name} set datestyle = 'iso, dmy'; select tide.restart_worker()"
+    ))
+    .unwrap();
+    database.wait_until_live();
+    sql.batch_execute(
+        "create table spans (id tstzrange primary key, day date);
+         grant select on spans to authenticated; select tide.publish('spans');
+         insert into spans select tstzrange(d, d + interval '1 hour'), d::date
+         from generate_series(timestamptz '2003-01-20', '2003-02-20', '1 day') as d",
+    )
+    .unwrap();
+    let options = json!({ "snapshot": true, "filter": "day=gte.01/02/2003" });
+    let mut follower = Follower::new(&database, "spans", &options);
+    let condition = "day >= date '2003-02-01'";
+    follower.printed_in_utc().equals("spans", condition, "at first");
+
+    sql.batch_execute(
+        "delete from spans where day = '2003-02-10';
+         update spans set day = '2003-01-01' where day = '2003-02-11';
+         update spans set day = '2003-03-01' where day = '2003-01-25'",
+    )
+    .unwrap();
+    follower.equals("spans", condition, "afterwards");
+    assert_eq!(follower.begun, 1);
+}

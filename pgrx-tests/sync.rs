@@ -189,6 +189,56 @@ fn keys_of_types_whose_names_alone_stand_for_one_character() {
 }
 
 #[test]
+fn rows_by_a_key_of_a_domain_that_clients_cannot_name() {
+    let options = json!({ "snapshot": true });
+    let create = "create schema hidden; create domain hidden.key as bigint check (value < 1e12);
+                  create table $t (id hidden.key primary key, n int not null, note text)";
+    converges("sync_domain", &Case { create, key: number, options, condition: "true" });
+}
+
+#[test]
+fn rows_by_a_key_of_numbers_in_an_array() {
+    let mut sql = database().sql();
+    sql.batch_execute(
+        "create table sync_array (id int[] primary key, n int);
+         grant select on sync_array to authenticated; select tide.publish('sync_array');
+         insert into sync_array select array[i, i % 7], i % 100 from generate_series(1, 25000) as i",
+    )
+    .unwrap();
+    let options = json!({ "snapshot": true, "filter": "n=lt.50" });
+    let mut follower = Follower::new(database(), "sync_array", &options);
+    for _ in 0..20 {
+        sql.batch_execute(
+            "update sync_array set n = (n + 30) % 100 where id[1] % 500 = 3;
+             delete from sync_array where id = (select max(id) from sync_array)",
+        )
+        .unwrap();
+        follower.take_next();
+    }
+    follower.equals("sync_array", "n < 50", "an array");
+    assert_eq!(follower.begun, 1);
+}
+
+#[test]
+fn rows_by_a_key_whose_index_has_a_collation_of_its_own() {
+    let mut sql = database().sql();
+    sql.batch_execute(
+        "create collation nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+         create table sync_collated (id text collate nocase not null, n int);
+         create unique index sync_collated_id on sync_collated (id collate \"C\");
+         alter table sync_collated replica identity using index sync_collated_id;
+         grant select on sync_collated to authenticated; select tide.publish('sync_collated');
+         insert into sync_collated select case i % 2 when 0 then 'k' else 'K' end || i / 2, i
+         from generate_series(1, 25000) as i",
+    )
+    .unwrap();
+
+    // Pairs that the column cannot tell apart, and the index does.
+    let mut follower = Follower::new(database(), "sync_collated", &json!({ "snapshot": true }));
+    follower.equals("sync_collated", "true", "a collation");
+}
+
+#[test]
 fn rows_that_a_filter_admits() {
     let options = json!({ "snapshot": true, "filter": "n=lt.50" });
     converges("sync_filter", &Case { create: PLAIN, key: number, options, condition: "n < 50" });
@@ -240,29 +290,35 @@ fn where_the_stream_alone_goes_on_nothing_is_read_again() {
     .unwrap();
     let topic = "realtime:tide:table:public.sync_since";
     let mut client = database().client();
-    client.join(topic, &json!({ "broadcast": { "snapshot": true } }));
+    let joined = client.join(topic, &json!({ "broadcast": { "snapshot": true } }));
     let mut seen = Vec::new();
-    let since = loop {
+    let meta = loop {
         let broadcast = client.broadcast(topic);
         seen.push(broadcast["event"].clone());
         if broadcast["event"] == "up_to_date" {
             assert_eq!(broadcast["payload"]["rows"], 1);
-            break broadcast["meta"]["id"].clone();
+            break broadcast["meta"].clone();
         }
     };
     assert_eq!(seen, ["SNAPSHOT", "up_to_date"]);
     drop(client);
     sql.batch_execute("insert into sync_since values (2, 2, 'b')").unwrap();
 
-    for (filter, expected) in [(Value::Null, vec!["INSERT"]), (json!("n=gt.0"), vec!["SNAPSHOT"])] {
+    let (since, resume) = (&meta["id"], &meta["resume"]);
+    for (options, expected) in [
+        (json!({ "since": since, "resume": resume }), "INSERT"),
+        (json!({ "since": joined["position"], "resume": resume }), "INSERT"),
+        // That it has had all rows, nobody but the server can say.
+        (json!({ "since": since }), "SNAPSHOT"),
+        (json!({ "since": joined["position"] }), "SNAPSHOT"),
+        (json!({ "since": since, "resume": resume, "filter": "n=gt.0" }), "SNAPSHOT"),
+        (json!({ "since": since, "resume": resume, "select": ["n"] }), "SNAPSHOT"),
+    ] {
         let mut client = database().client();
-        let mut options = json!({ "snapshot": true, "since": since });
-        if !filter.is_null() {
-            options["filter"] = filter;
-        }
+        let mut options = options;
+        options["snapshot"] = json!(true);
         client.join(topic, &json!({ "broadcast": options }));
-        let first = client.broadcast(topic);
-        assert_eq!([first["event"].as_str().unwrap()], *expected);
+        assert_eq!(client.broadcast(topic)["event"], expected, "{options}");
     }
 }
 

@@ -352,3 +352,25 @@ test('while the stream stands still it says why', { timeout: 120_000 }, async (t
   await live(page)
   await page.locator('#trouble').waitFor({ state: 'hidden' })
 })
+
+test('how far channels are that begin with the rows that there are', async (t) => {
+  await table('begun')
+  await sql(`insert into begun select i, 'x' from generate_series(1, 1234) as i`)
+  const { page } = await open(t, '/')
+  // The reader waits while somebody else has the table.
+  const holder = spawn(psql, ['-X', '-q'], { stdio: ['pipe', 'ignore', 'inherit'] })
+  t.after(() => holder.kill())
+  holder.stdin.write('begin; lock table begun;\n')
+  while (await sql(`select count(*) from pg_locks where relation = 'begun'::regclass and mode = 'AccessExclusiveLock'`) === '0');
+  const config = { broadcast: { snapshot: true } }
+  const join = JSON.stringify(['1', '1', 'realtime:tide:table:public.begun', 'phx_join', { config }])
+  const url = `${http.replace('http', 'ws')}/realtime/v1/websocket?vsn=2.0.0&apikey=${await token()}`
+  await page.evaluate(([url, join]) => {
+    window.other = new WebSocket(url)
+    window.other.onopen = () => window.other.send(join)
+  }, [url, join])
+
+  await page.getByText(/A channel is being told the rows that there are; [0-9,]+ rows so far/).waitFor()
+  holder.stdin.end('commit;\n')
+  await page.locator('#snapshots').waitFor({ state: 'hidden' })
+})

@@ -27,6 +27,8 @@ pub struct Follower<'a> {
     pub read: usize,
     /// What it was told of the channel itself.
     pub said: String,
+    /// What the session that looks at the rows sets first.
+    settings: &'static str,
 }
 
 impl<'a> Follower<'a> {
@@ -41,6 +43,7 @@ impl<'a> Follower<'a> {
             begun: 0,
             read: 0,
             said: String::new(),
+            settings: "",
         };
         follower.join();
         follower
@@ -59,6 +62,12 @@ impl<'a> Follower<'a> {
 
     fn key(row: &Row) -> String {
         row["id"].to_string()
+    }
+
+    /// What it has is held against rows as the stream prints them, whatever the database has set.
+    pub fn printed_in_utc(&mut self) -> &mut Self {
+        self.settings = "set timezone = 'UTC'";
+        self
     }
 
     /// Takes in what comes until nothing does for a moment.
@@ -91,6 +100,9 @@ impl<'a> Follower<'a> {
         if let Some(id) = payload["meta"]["id"].as_str() {
             self.options["since"] = json!(id);
         }
+        if let Some(resume) = payload["meta"].get("resume") {
+            self.options["resume"] = resume.clone();
+        }
         match event {
             "SNAPSHOT" => {
                 assert!(!self.is_up_to_date);
@@ -98,7 +110,6 @@ impl<'a> Follower<'a> {
                     self.rows.clear();
                     self.begun += 1;
                 }
-                self.options["resume"] = payload["meta"]["resume"].clone();
                 for row in body["rows"].as_array().unwrap() {
                     self.add(row.as_object().unwrap().clone(), payload);
                 }
@@ -106,7 +117,6 @@ impl<'a> Follower<'a> {
             "up_to_date" => {
                 assert!(!self.is_up_to_date);
                 self.is_up_to_date = true;
-                self.options["resume"] = Value::Null;
             }
             "INSERT" => {
                 self.read += usize::from(payload["meta"]["cause"] == "read");
@@ -154,6 +164,7 @@ impl<'a> Follower<'a> {
     pub fn equals(&mut self, table: &str, condition: &str, what: &str) {
         let query = format!("select to_jsonb(t)::text from {table} as t where {condition}");
         let mut sql = self.database.sql();
+        sql.batch_execute(self.settings).unwrap();
         let mut expected = || -> BTreeMap<String, Row> {
             let rows = sql.query(&query, &[]).unwrap();
             let rows = rows.iter().map(|row| serde_json::from_str(row.get(0)).unwrap());

@@ -1,6 +1,6 @@
 //! Rows and their keys as JSON, as the stream prints them.
 
-use pgrx::{Spi, pg_sys};
+use pgrx::{PgSqlErrorCode, Spi, pg_sys};
 use serde_json::value::RawValue;
 use tide_feed::bounded::{Bounded, Overflow};
 
@@ -17,6 +17,8 @@ const ENOUGH: usize = 1 << 20;
 const ENOUGH_OF_ALL: usize = 3 << 20;
 /// And at most, with the last one of them.
 const LARGEST: usize = 24 << 20;
+/// `pg_enc`'s PG_SQL_ASCII.
+const SQL_ASCII: std::ffi::c_int = 0;
 /// Rows that are fetched at a time.
 const FETCHED: std::ffi::c_long = 256;
 
@@ -163,7 +165,13 @@ impl<'a> ChunkRows<'a> {
             unsafe {
                 pg_sys::getTypeOutputInfo(column.type_id, &mut function, &mut is_varlena);
                 let text = pg_sys::OidOutputFunctionCall(function, datum);
-                Ok(encoding::Encoding::of_database().owned(text).into())
+                let text: String = encoding::Encoding::of_database().owned(text).into();
+                // Where to go on could not be said: bytes that are text of no encoding are lost.
+                if text.contains('\u{FFFD}') && pg_sys::GetDatabaseEncoding() == SQL_ASCII {
+                    let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+                    return Err(Refusal::new(code, "a key is not text of any encoding"));
+                }
+                Ok(text)
             }
         };
         self.key.iter().zip(key).map(text).collect()

@@ -18,6 +18,7 @@ pub(crate) mod outbox;
 mod owner;
 pub(crate) mod plan;
 pub(crate) mod policy;
+mod publication;
 pub(crate) mod role;
 mod role_settings;
 pub(crate) mod row_security;

@@ -135,8 +135,8 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
             policy::evaluate_claims(&role, &expressions, &claims)
         }
         (Hello::Reader, Request::Chunk(request)) => snapshot::chunk(&request),
-        (Hello::Reader, Request::Places { table, key, keys, borders }) => {
-            snapshot::places(table, &key, &keys, &borders)
+        (Hello::Reader, Request::Places { role, claims, table, key, keys, borders }) => {
+            snapshot::places((&role, &claims), table, &key, &keys, &borders)
         }
         (Hello::Executor, Request::Channel { role, claims, topic, extensions }) => {
             channel::grants(&role, &claims, &topic, &extensions)

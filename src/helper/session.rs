@@ -30,6 +30,9 @@ const MEANING: [(&CStr, &CStr); 10] = [
     (c"xmloption", c"content"),
 ];
 
+/// And what else the stream's values are printed under.
+const PRINTING: [(&CStr, &CStr); 2] = [(c"timezone", c"UTC"), (c"bytea_output", c"hex")];
+
 /// How pg_tide's own transactions behave is nobody else's affair. What is planned for a few rows takes less
 /// time than compiling it would.
 const CONDUCT: [(&CStr, &CStr); 7] = [
@@ -171,7 +174,7 @@ pub(crate) fn be_ordinary() {
 pub(crate) fn pinned<R>(work: impl FnOnce() -> R) -> R {
     // SAFETY: in a transaction, whose end takes the level back where an error keeps this from it.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
-    for (name, value) in MEANING {
+    for (name, value) in MEANING.iter().chain(&PRINTING) {
         set(name, value);
     }
     let result = work();
@@ -184,6 +187,13 @@ pub(crate) fn pinned<R>(work: impl FnOnce() -> R) -> R {
 /// ends. What the configuration, the database or the role say counts for less.
 pub(crate) fn set(name: &CStr, value: &CStr) {
     set_in(pg_sys::GucContext::PGC_USERSET, name, value);
+}
+
+/// Has values printed as the stream has them, so that decoding the same WAL again gives the same events.
+pub(crate) fn pin_printing() {
+    for (name, value) in PRINTING {
+        set(name, value);
+    }
 }
 
 fn set_in(context: pg_sys::GucContext::Type, name: &CStr, value: &CStr) {

@@ -11,15 +11,15 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 use tide_feed::catalog::{Chunk, ChunkRequest, Condition, OUTDATED, Operator, Rows};
 
 use crate::encoding;
-use crate::guc;
 use crate::helper::answer::encode;
 use crate::helper::chunk_rows::{ChunkRows, raw};
 use crate::helper::executor::as_role;
 use crate::helper::expression;
 use crate::helper::key_order::{beyond, same};
 use crate::helper::policy::with_claims;
+use crate::helper::publication;
 use crate::helper::table::{Column, Table, quoted};
-use crate::helper::transaction::{Refusal, allow, rolled_back};
+use crate::helper::transaction::{Refusal, allow};
 use crate::source::snapshot::{flushed, seen_by};
 
 /// For one chunk; longer ones hold back the removal of dead rows.
@@ -38,6 +38,7 @@ pub(crate) fn chunk(request: &ChunkRequest) -> Result<String, Refusal> {
 
 /// Beyond how many of the borders each key lies.
 pub(crate) fn places(
+    (role, claims): (&str, &str),
     table: u32,
     key: &[i16],
     keys: &Rows,
@@ -49,17 +50,26 @@ pub(crate) fn places(
             .collect()
     };
     let (keys, borders) = (texts(keys)?, texts(borders)?);
-    rolled_back(guc::policy_timeout(), || {
-        let table = Table::open(table)?;
-        expression::text(&places_query(&table, key, &keys, &borders)?)?
-            .ok_or_else(|| Refusal::internal("no places"))
+    // Reading a value may be somebody's code, as a domain's check is.
+    as_role(role, || {
+        with_claims(claims, || {
+            allow(TIMEOUT);
+            let table = Table::open(table)?;
+            let own = table.key()?;
+            if !own.iter().map(|(attnum, _)| attnum).eq(key) {
+                return Err(another_key());
+            }
+            expression::text(&places_query(&table.key_columns(&own)?, &keys, &borders)?)?
+                .ok_or_else(|| Refusal::internal("no places"))
+        })
     })
 }
 
 /// Reads them, in a transaction with the client's role and claims.
 fn read(table: &Table, request: &ChunkRequest) -> Result<Chunk, Refusal> {
-    let attnums = table.key()?;
-    let (columns, key) = (table.columns(&request.columns)?, table.columns(&attnums)?);
+    let own = table.key()?;
+    let attnums: Vec<i16> = own.iter().map(|(attnum, _)| *attnum).collect();
+    let (columns, key) = (table.columns(&request.columns)?, table.key_columns(&own)?);
     let query = encoding::server_string(&query(table, request, &columns, &key)?);
     // SAFETY: in a transaction with a snapshot, whose end closes the portal.
     let (portal, snapshot) = unsafe {
@@ -102,11 +112,14 @@ fn query(
     let mut list: Vec<String> = columns.iter().map(|column| column.name.clone()).collect();
     list.extend(key.iter().map(|column| column.name.clone()));
     let mut conditions = Vec::new();
+    if let Some(filter) = publication::row_filter(request.table)? {
+        conditions.push(format!("({filter})"));
+    }
     for condition in &request.conditions {
         conditions.push(sql(condition, &table.column(condition.column)?)?);
     }
     let (after, only) = (&request.after, &request.only);
-    let keys: Vec<String> = key.iter().map(|column| column.name.clone()).collect();
+    let keys: Vec<String> = key.iter().map(Column::ordered).collect();
     for texts in [after, only].into_iter().flatten() {
         if texts.len() != key.len() || key.is_empty() {
             return Err(another_key());
@@ -135,27 +148,24 @@ fn query(
 
 /// The query for the places of keys.
 fn places_query(
-    table: &Table,
-    key: &[i16],
+    columns: &[Column],
     keys: &[Vec<Option<Box<str>>>],
     borders: &[Vec<Option<Box<str>>>],
 ) -> Result<String, Refusal> {
-    let columns = table.columns(key)?;
     let values = |row: &[Option<Box<str>>]| -> Result<Vec<String>, Refusal> {
         if row.len() != columns.len() {
             return Err(another_key());
         }
         let value = |(text, column): (&Option<Box<str>>, &Column)| {
-            let collation = column.collation.iter().map(|name| format!(" collate {name}"));
             let text = text.as_deref().unwrap_or_default();
-            format!("({}{})", column.literal(text), collation.collect::<String>())
+            format!("({}{})", column.literal(text), column.collate())
         };
-        Ok(row.iter().zip(&columns).map(value).collect())
+        Ok(row.iter().zip(columns).map(value).collect())
     };
     let names: Vec<String> = (0..columns.len()).map(|n| format!("v.c{n}")).collect();
     let mut places = Vec::new();
     for border in borders {
-        places.push(format!("({})::pg_catalog.int4", beyond(&names, &values(border)?, &columns)?));
+        places.push(format!("({})::pg_catalog.int4", beyond(&names, &values(border)?, columns)?));
     }
     let mut rows = Vec::new();
     for (index, key) in keys.iter().enumerate() {

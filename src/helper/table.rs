@@ -2,6 +2,8 @@
 
 use pgrx::{PgSqlErrorCode, pg_sys};
 
+use tide_feed::catalog::OUTDATED;
+
 use crate::compat;
 use crate::encoding;
 use crate::helper::answer::encode;
@@ -37,6 +39,8 @@ pub(crate) struct Column {
     /// Without a modifier: with one, values that do not fit would be cut.
     pub(crate) type_sql: String,
     pub(crate) type_id: pg_sys::Oid,
+    /// It is a domain over that type.
+    is_domain: bool,
     /// The collation that its values are ordered by, as SQL writes it; of types that have one.
     pub(crate) collation: Option<String>,
     /// A string of JSON.
@@ -44,6 +48,17 @@ pub(crate) struct Column {
 }
 
 impl Column {
+    /// As its values are ordered and told apart: by the operators of its type, whatever others there are
+    /// for the domain.
+    pub(crate) fn ordered(&self) -> String {
+        let cast = if self.is_domain { format!("::{}", self.type_sql) } else { String::new() };
+        format!("({}{cast}{})", self.name, self.collate())
+    }
+
+    pub(crate) fn collate(&self) -> String {
+        self.collation.iter().map(|name| format!(" collate {name}")).collect()
+    }
+
     /// A value of its type.
     pub(crate) fn literal(&self, text: &str) -> String {
         format!("{}::{}", quoted(text), self.type_sql)
@@ -70,8 +85,8 @@ impl Table {
 
     /// The columns that rows are told apart by in the WAL: of the replica identity, or, where that is all
     /// columns, of the primary key. None: it has no key, so that its rows are told apart by all of their
-    /// values, or do not change.
-    pub(crate) fn key(&self) -> Result<Vec<i16>, Refusal> {
+    /// values, or do not change. With the collations of the index behind it.
+    pub(crate) fn key(&self) -> Result<Vec<(i16, pg_sys::Oid)>, Refusal> {
         // SAFETY: the table is open; the index is, too, while it is looked at.
         unsafe {
             let identity = (*(*self.0).rd_rel).relreplident as u8;
@@ -91,16 +106,20 @@ impl Table {
             let index = pg_sys::index_open(index, lock);
             let form = &*(*index).rd_index;
             let count = usize::try_from(form.indnkeyatts).unwrap_or(0);
-            let key = form.indkey.values.as_slice(count).to_vec();
+            let attnums = form.indkey.values.as_slice(count);
+            let collations = std::slice::from_raw_parts((*index).rd_indcollation, count);
+            let key = attnums.iter().copied().zip(collations.iter().copied()).collect();
+            // Two rows may have the same key for a while, or for ever.
+            let is_unique = form.indimmediate && form.indisvalid;
             pg_sys::index_close(index, lock);
-            Ok(key)
+            Ok(if is_unique { key } else { Vec::new() })
         }
     }
 
     pub(crate) fn column(&self, attnum: i16) -> Result<Column, Refusal> {
         let gone = || {
-            let code = PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN;
-            Refusal::new(code, "the table has other columns by now")
+            let message = "the table has other columns by now";
+            Refusal { sqlstate: OUTDATED.into(), message: message.into() }
         };
         let index = usize::try_from(attnum).ok().and_then(|n| n.checked_sub(1)).ok_or_else(gone)?;
         // SAFETY: the table is open; the texts are copied.
@@ -120,15 +139,27 @@ impl Table {
             let flags = pg_sys::FORMAT_TYPE_TYPEMOD_GIVEN | pg_sys::FORMAT_TYPE_FORCE_QUALIFY;
             let flags = flags as u16;
             let collation = attribute.attcollation;
-            let type_sql = pg_sys::format_type_extended(attribute.atttypid, -1, flags);
+            let type_id = pg_sys::getBaseType(attribute.atttypid);
+            let type_sql = pg_sys::format_type_extended(type_id, -1, flags);
             Ok(Column {
                 name: format!("t.{name}"),
                 type_sql: encoding.owned(type_sql).into(),
-                type_id: attribute.atttypid,
+                type_id,
+                is_domain: type_id != attribute.atttypid,
                 collation: (collation != pg_sys::InvalidOid).then(|| collation_sql(collation)),
                 json_name: encode(&plain)?,
             })
         }
+    }
+
+    /// The columns of a key, ordered as its index is.
+    pub(crate) fn key_columns(&self, key: &[(i16, pg_sys::Oid)]) -> Result<Vec<Column>, Refusal> {
+        let column = |(attnum, collation): &(i16, pg_sys::Oid)| {
+            let column = self.column(*attnum)?;
+            let has_one = *collation != pg_sys::InvalidOid;
+            Ok(Column { collation: has_one.then(|| collation_sql(*collation)), ..column })
+        };
+        key.iter().map(column).collect()
     }
 
     pub(crate) fn columns(&self, attnums: &[i16]) -> Result<Vec<Column>, Refusal> {

@@ -247,7 +247,7 @@ impl Published {
                 let has_text = lossy
                     && form.is_some()
                     && value.depth() <= DEEPEST_TEXT
-                    && (*(*target).rd_rel).relrowsecurity;
+                    && ((*(*target).rd_rel).relrowsecurity || identity.is_key(own.attnum));
                 let text = has_text.then(|| Text::of(own.atttypid, memory.0));
                 let labels = value.labels();
                 columns.push(Column {
@@ -348,6 +348,11 @@ struct Identity {
 }
 
 impl Identity {
+    /// Whether the column is one of those that rows are told apart by.
+    fn is_key(&self, attnum: i16) -> bool {
+        self.columns.contains(&attnum)
+    }
+
     /// With REPLICA IDENTITY FULL the old row has every column; the key is the primary one.
     unsafe fn of(table: pg_sys::Relation) -> Identity {
         // SAFETY: as for `Relations::find`; the index is open for as long as it is looked at.

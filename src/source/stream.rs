@@ -460,8 +460,7 @@ impl Stream {
 /// Fixes what values are printed by besides what every session of pg_tide's has, so that decoding
 /// the same WAL again gives the same events. To be called once, after the worker has connected.
 pub(crate) fn pin_output_settings() {
-    session::set(c"timezone", c"UTC");
-    session::set(c"bytea_output", c"hex");
+    session::pin_printing();
     // Unless it is configured: what is too large for it goes to disk, and memory stays small.
     // SAFETY: main thread; both are constants.
     unsafe {

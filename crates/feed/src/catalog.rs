@@ -118,6 +118,8 @@ pub enum Request {
     /// (reader) Of each key beyond how many of the borders it lies, in the order of the keys; answers a
     /// list of numbers.
     Places {
+        role: String,
+        claims: String,
         table: u32,
         #[serde(deserialize_with = "at_most::<{ MOST_COLUMNS }, _, _>")]
         key: Vec<i16>,

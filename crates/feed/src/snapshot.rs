@@ -55,6 +55,9 @@ impl Snapshot {
     }
 }
 
+/// Transactions that a token may name: more than can run.
+const MOST_RUNNING: usize = 10_000;
+
 /// What a query could see, as `tide.snapshot_token()` says it and a `since` gives it back:
 /// `<position>/<xmin>:<xmax>:<xip, with commas>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +99,9 @@ impl FromStr for SnapshotToken {
         let mut xip = xip.collect::<Result<Vec<u64>, _>>()?;
         xip.sort_unstable();
         let snapshot = Snapshot { xmin: number(xmin)?, xmax: number(xmax)?, xip };
-        if snapshot.xmin > snapshot.xmax {
+        let is_between = |xid: &u64| (snapshot.xmin..snapshot.xmax).contains(xid);
+        let Snapshot { xmin, xmax, xip } = &snapshot;
+        if xmin > xmax || xip.len() > MOST_RUNNING || !xip.iter().all(is_between) {
             return Err(SnapshotTokenError);
         }
         Ok(SnapshotToken { cursor: cursor.parse().map_err(|_| SnapshotTokenError)?, snapshot })

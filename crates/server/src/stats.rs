@@ -211,6 +211,10 @@ pub struct Stats {
     /// Bytes of the history that is kept for those who resume.
     pub history_bytes: Gauge,
     pub history_events: Gauge,
+    /// Channels that have not been told yet of all the rows that they begin with.
+    pub snapshots: Gauge,
+    /// Rows that channels that begin with rows were told of.
+    pub snapshot_rows_total: Counter,
 
     refused_connections: [Counter; RefusedConnection::ALL.len()],
     refused_joins: [Counter; RefusedJoin::ALL.len()],
@@ -268,6 +272,7 @@ impl Stats {
             ("decoded_position", "WAL address decoded up to, as a number.", &self.decoded),
             ("history_bytes", "Bytes of events kept for resuming clients.", &self.history_bytes),
             ("history_events", "Events kept for resuming clients.", &self.history_events),
+            ("snapshots", "Channels being told the rows that there are.", &self.snapshots),
         ];
         for (name, help, gauge) in gauges {
             header(out, name, help, "gauge")?;
@@ -323,6 +328,7 @@ impl Stats {
             ),
             ("resumes_total", "Joins that resumed from a position.", &self.resumes_total),
             ("resyncs_total", "Joins whose position was gone.", &self.resyncs_total),
+            ("snapshot_rows_total", "Rows that there were, told.", &self.snapshot_rows_total),
         ];
         for (name, help, counter) in counters {
             header(out, name, help, "counter")?;

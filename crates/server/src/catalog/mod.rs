@@ -102,7 +102,7 @@ impl Catalog {
     pub fn new(publication: String) -> Catalog {
         let catalog_worker = Pool::new(CATALOG_WORKER, CatalogError::Unavailable, MAX_QUESTION);
         let executors = Pool::new(EXECUTORS, CatalogError::Ended, MAX_FRAME);
-        let readers = Pool::new(READERS, CatalogError::Unavailable, MAX_FRAME);
+        let readers = Pool::new(READERS, CatalogError::Ended, MAX_FRAME);
         Catalog { catalog_worker, executors, readers, publication, known: Arc::default() }
     }
 
@@ -225,7 +225,7 @@ impl Catalog {
 
     /// The next rows of a table, as the client sees them.
     pub async fn chunk(&self, asker: &Asker, request: ChunkRequest) -> Result<Chunk, CatalogError> {
-        ask(&self.readers, Lane::Slow, Some(asker), Request::Chunk(Box::new(request))).await
+        ask_patiently(&self.readers, Lane::Slow, asker, Request::Chunk(Box::new(request))).await
     }
 
     /// Beyond how many of the borders each of the keys lies.
@@ -237,8 +237,10 @@ impl Catalog {
         keys: Rows,
         borders: Rows,
     ) -> Result<Vec<u8>, CatalogError> {
-        let request = Request::Places { table, key, keys, borders };
-        ask(&self.readers, Lane::Express, Some(asker), request).await
+        let Asker { role, claims } = asker;
+        let (role, claims) = (role.as_ref().into(), claims.as_ref().into());
+        let request = Request::Places { role, claims, table, key, keys, borders };
+        ask_patiently(&self.readers, Lane::Express, asker, request).await
     }
 
     /// What `tide.check()` finds: a JSON array of `{"item","ok","problem","fix"}`, as text.
@@ -338,10 +340,22 @@ async fn ask<T: DeserializeOwned>(
     asker: Option<&Asker>,
     request: Request,
 ) -> Result<T, CatalogError> {
-    let answer: Box<RawValue> =
-        tokio::time::timeout(PATIENCE, pool.ask(lane, asker.cloned(), request))
-            .await
-            .map_err(|_| CatalogError::Unavailable)??;
+    let asked = pool.ask(lane, asker.cloned(), request);
+    let answer = tokio::time::timeout(PATIENCE, asked).await;
+    read(&answer.map_err(|_| CatalogError::Unavailable)??)
+}
+
+/// Waits for as long as it takes until it is its turn: who goes gives up the question.
+async fn ask_patiently<T: DeserializeOwned>(
+    pool: &Pool,
+    lane: Lane,
+    asker: &Asker,
+    request: Request,
+) -> Result<T, CatalogError> {
+    read(&pool.ask(lane, Some(asker.clone()), request).await?)
+}
+
+fn read<T: DeserializeOwned>(answer: &RawValue) -> Result<T, CatalogError> {
     serde_json::from_str(answer.get()).map_err(|error| {
         log::error!("a helper's answer is not understood: {error}");
         CatalogError::Unavailable

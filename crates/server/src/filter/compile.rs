@@ -54,6 +54,39 @@ pub fn casts(
     Ok(casts)
 }
 
+/// The values of each condition, as texts that the type of its column reads in the same way whatever is set;
+/// patterns as they are. `answers`: as for [`compile`].
+pub fn exact_values(
+    filter: &Filter,
+    table: &TableAccess,
+    answers: &[Vec<String>],
+) -> Result<Vec<Vec<String>>, FilterError> {
+    let types = casts(filter, table)?.into_iter().map(|(type_sql, _)| type_sql);
+    let mut answers: Vec<_> = types.zip(answers.iter().map(|values| values.iter())).collect();
+    let mut all = Vec::new();
+    for condition in &filter.conditions {
+        let column = column(condition, table)?;
+        let given = condition.of_column(column.attnum).values;
+        let of_type = answers.iter_mut().find(|(type_sql, _)| *type_sql == column.type_sql);
+        let count = condition.test.constants().len();
+        let exact = of_type.into_iter().flat_map(|(_, answers)| answers.by_ref().take(count));
+        let exact = exact.map(|json| plain(json)).zip(&given);
+        let exact: Vec<String> =
+            exact.map(|(exact, given)| exact.unwrap_or_else(|| given.clone())).collect();
+        all.push(if count == 0 { given } else { exact });
+    }
+    Ok(all)
+}
+
+/// The text of a JSON string, number or boolean: not of what has parts, whose JSON is not its text.
+fn plain(json: &str) -> Option<String> {
+    match json.as_bytes().first()? {
+        b'"' => serde_json::from_str(json).ok(),
+        b'[' | b'{' | b'n' => None,
+        _ => Some(json.to_owned()),
+    }
+}
+
 /// Makes the filter ready to be evaluated. `answers` holds for each entry of [`casts`] the text
 /// of `to_jsonb` of each of its values.
 pub fn compile(

@@ -17,7 +17,7 @@ mod predicate;
 mod tests;
 mod tree;
 
-pub use compile::{FilterError, casts, compile};
+pub use compile::{FilterError, casts, compile, exact_values};
 pub use constant::index_key;
 pub use effort::{Effort, Place, TooMuch};
 pub use parse::{MAX_CONDITIONS, MAX_LENGTH, MAX_VALUES, ParseError, parse};

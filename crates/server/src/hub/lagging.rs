@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::entitlement::Entitlements;
+use super::group::Member;
 use super::handle::SessionId;
 use super::history::Seq;
 use super::queue::CloseReason;
@@ -122,11 +123,18 @@ impl LaggingSessions {
                 let reason = if waits { "policy" } else { "trimmed" };
                 let member = group.members.of_mut(session);
                 let member = member.filter(|m| m.lag.is_some_and(|lag| lag < end));
-                if member.as_ref().is_some_and(|m| m.sync.is_some()) {
-                    // It begins anew.
-                    registry.interrupt(session, id, end);
-                    continue;
-                }
+                let member = match member {
+                    Some(Member { sync: Some(sync), lag, .. }) => {
+                        // What it has been told nothing of yet, it can as well be told from here on.
+                        if sync.begin_anew() {
+                            *lag = Some(end);
+                        } else {
+                            registry.interrupt(session, id, end);
+                        }
+                        continue;
+                    }
+                    member => member,
+                };
                 if let Some(member) = member.filter(|m| waits || m.has_gap) {
                     member.lag = Some(end);
                     member.skip(&group.key, reason);

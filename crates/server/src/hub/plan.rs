@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tide_feed::catalog::ANOTHER_TYPE;
-use tide_feed::event::{Change, Datum, EventKind, Operation, Position, Relation};
+use tide_feed::event::{Change, Datum, EventKind, Failed, Operation, Position, Relation};
 
 use super::alteration::altered;
 use super::body_cache::Form;
@@ -117,6 +117,8 @@ impl Plans {
                         plan.frames(group, event_ref, change, sight, previous, context);
                         return self.account(effort, before);
                     }
+                    // What it has is not to be known without it: if that lasts, its rows cannot be read.
+                    Verdict::Failed { .. } if context.sync.is_some() => return Err(Missing::Basis),
                     Verdict::Failed { sqlstate, outage } => {
                         let Relation { oid, schema, name, .. } = &*change.relation;
                         if policy.is_news(*oid) {
@@ -135,6 +137,11 @@ impl Plans {
                 messages::message(group, event_ref, message, previous, context)
             }
             EventKind::Schema(change) => altered(group, event_ref, change, previous, context)?,
+            EventKind::Failed(Failed { relation: Some(relation), .. })
+                if context.sync.is_some() && group.targets(relation) =>
+            {
+                return Err(Missing::Basis);
+            }
             EventKind::Failed(failed) => failure::tell(group, event_ref, failed, context)?,
         }
         Ok(())

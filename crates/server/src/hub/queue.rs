@@ -348,6 +348,11 @@ impl Queue {
         inner.sent_bytes - unwritten as u64
     }
 
+    /// Whether its client reads: no more than half of it waits.
+    pub fn has_room(&self) -> bool {
+        self.lock().bytes <= self.capacity / 2
+    }
+
     /// Bytes that would go with it.
     pub fn held_bytes(&self) -> usize {
         let inner = self.lock();

@@ -16,7 +16,7 @@ use super::plan::Plans;
 use super::queue::{CloseReason, Queue};
 use super::route::Routes;
 use super::subscription::{Facet, Identity, Style};
-use super::sync::Sync;
+use super::sync::{Phase, Sync};
 use super::warning::Warned;
 use crate::filter::Effort;
 use crate::policy::Rule;
@@ -305,6 +305,12 @@ impl Registry {
         entry.interrupted.insert(topic, Interrupted { identity, places });
     }
 
+    /// The channels that are kept equal to what their clients would select.
+    pub(super) fn synced(&self) -> Vec<(SessionId, GroupId)> {
+        let only = |(id, group): (&GroupId, &Box<Group>)| group.key.only.map(|only| (only, *id));
+        self.groups.iter().filter_map(only).collect()
+    }
+
     /// Rows are to be read for the channel, before it is given more.
     pub(super) fn want_rows(&mut self, session: SessionId, id: GroupId) {
         self.wanting_rows.push((session, id));
@@ -330,8 +336,10 @@ impl Registry {
     /// Takes the connection out of a group, which goes with its last member.
     fn remove(&mut self, session: SessionId, id: GroupId) -> Option<Membership> {
         let group = self.groups.get_mut(&id)?;
-        let Member { floor, made, lag, replays, has_gap, latest, sync, .. } =
+        let Member { floor, made, lag, replays, has_gap, latest, mut sync, .. } =
             group.members.remove(session)?;
+        // What is answered to this group finds nobody.
+        sync.iter_mut().for_each(|sync| sync.rest());
         let key = group.key.clone();
         if group.members.is_empty() {
             self.routes.remove(id, &key);
@@ -354,6 +362,10 @@ impl Registry {
         topic: &str,
         identity: Arc<Identity>,
     ) {
+        if let Some(id) = self.sees_others(session, topic, &identity) {
+            // What it was told is what somebody else sees.
+            return self.interrupt(session, id, Seq::MAX);
+        }
         let Some((_, mut memberships)) = self.leave(session, topic) else { return };
         for GroupKey { role, identity: owner, .. } in
             memberships.iter_mut().map(|membership| &mut membership.key)
@@ -362,6 +374,21 @@ impl Registry {
             *owner = owner.as_ref().map(|_| Arc::clone(&identity));
         }
         self.join(session, &topic.into(), identity, memberships);
+    }
+
+    /// The group, if any, that keeps the rows which somebody sees, and would have to keep others.
+    fn sees_others(
+        &mut self,
+        session: SessionId,
+        topic: &str,
+        identity: &Identity,
+    ) -> Option<GroupId> {
+        let groups = self.sessions.get(&session)?.channels.get(topic)?.groups.clone();
+        groups.into_iter().find(|id| {
+            let member = self.groups.get_mut(id).and_then(|group| group.members.of_mut(session));
+            let sync = member.and_then(|member| member.sync.as_mut());
+            sync.is_some_and(|sync| !sync.renew(identity))
+        })
     }
 
     /// Splits a group whose members see different rows: each goes to the group of its own identity.
@@ -405,6 +432,9 @@ impl Registry {
     fn add(&mut self, session: SessionId, membership: Membership) -> GroupId {
         let Membership { key, floor, made, lag, replays, has_gap, latest, sync } = membership;
         let id = self.group_of(key);
+        if sync.as_ref().is_some_and(|sync| !matches!(sync.phase, Phase::Live)) {
+            self.want_rows(session, id);
+        }
         if let (Some(group), Some(entry)) = (self.groups.get_mut(&id), self.sessions.get(&session))
         {
             let (queue, effort) = (Arc::clone(&entry.queue), Rc::clone(&entry.effort));

@@ -157,6 +157,14 @@ pub enum Since {
 }
 
 impl Since {
+    /// Bytes that it takes up for as long as the channel is there.
+    pub fn memory(&self) -> usize {
+        match self {
+            Since::Unseen(token, _) => size_of_val(&*token.snapshot.xip),
+            _ => 0,
+        }
+    }
+
     /// A moment between the client's asking and the answer.
     pub fn asked(&self) -> &Moment {
         match self {

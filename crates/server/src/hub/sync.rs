@@ -17,13 +17,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use tide_feed::catalog::{Chunk, ChunkRequest, Condition};
-use tide_feed::event::Cursor;
+use tide_feed::event::{Cursor, Operation};
 use tide_feed::snapshot::Snapshot;
+use tokio::task::AbortHandle;
 
 use super::history::Seq;
 use super::snapshot_place::SnapshotPlace;
+use super::subscription::Identity;
 use super::told::Told;
+use crate::allowance::{Allowance, Share};
 use crate::catalog::Asker;
+use crate::policy::{Rule, Way};
 
 /// Rows of a chunk, at most.
 const ROWS: u32 = 10_000;
@@ -38,8 +42,24 @@ pub struct SnapshotPlan {
     pub conditions: Vec<Condition>,
     /// How many rows it may be.
     pub most_rows: u64,
-    /// Where to go on.
-    pub place: Option<Box<SnapshotPlace>>,
+    /// Where to go on, as the client says.
+    pub place: Option<Box<str>>,
+    /// All columns that the table has.
+    pub known: Vec<i16>,
+}
+
+impl SnapshotPlan {
+    /// Bytes that it takes up.
+    pub fn memory(&self) -> usize {
+        let values = self.conditions.iter().flat_map(|condition| &condition.values);
+        let values = values.map(|value| size_of::<String>() + 16 + value.len()).sum::<usize>();
+        let columns = 2 * (self.columns.len() + self.known.len());
+        let conditions = size_of_val(&*self.conditions) + values;
+        size_of::<SnapshotPlan>()
+            + columns
+            + conditions
+            + self.place.as_ref().map_or(0, |p| p.len())
+    }
 }
 
 /// A channel that is kept equal to what its client would select.
@@ -48,6 +68,14 @@ pub(super) struct Sync {
     pub(super) plan: Arc<SnapshotPlan>,
     pub(super) asker: Asker,
     pub(super) phase: Phase,
+    /// The policies when it joined.
+    rules: Vec<(u32, Arc<Rule>)>,
+    /// The question that is out; given up with it.
+    pub(super) question: Option<Question>,
+    /// How many of them have failed, one after another.
+    pub(super) failures: u32,
+    /// What the chunk at hand takes up.
+    pub(super) held: Share,
     /// The key, once a chunk has named it; empty: the table has none.
     pub(super) key: Vec<i16>,
     /// That of the last row of the chunks so far, as texts, and of those before the newest.
@@ -69,8 +97,29 @@ pub(super) struct Sync {
 struct Fetch {
     /// Its key, as texts.
     key: Vec<String>,
+    /// The same as an object of JSON.
+    named: String,
+    /// The hash of it, and whether it has been told of.
+    told: Option<(u64, bool)>,
     /// How the chunk before is being joined; `None`: all are.
     joining: Option<Joining>,
+}
+
+/// A question that somebody asks on its behalf.
+#[derive(Debug)]
+pub(super) struct Question(pub(super) AbortHandle);
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What there is to be said of a row that was read by itself.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum ReadRow {
+    Is(Operation),
+    Nothing,
 }
 
 /// What a channel waits for.
@@ -135,12 +184,22 @@ impl Sides {
 }
 
 impl Sync {
-    /// `told`: unless every row of the table is for the channel.
-    pub(super) fn new(plan: Arc<SnapshotPlan>, asker: Asker, told: Option<Told>) -> Sync {
+    /// `told`: unless every row of the table is for the channel. `memory`: for what it holds.
+    pub(super) fn new(
+        plan: Arc<SnapshotPlan>,
+        asker: Asker,
+        rules: Vec<(u32, Arc<Rule>)>,
+        memory: &Arc<Allowance>,
+        told: Option<Told>,
+    ) -> Sync {
         Sync {
             plan,
             asker,
             phase: Phase::Idle,
+            rules,
+            question: None,
+            failures: 0,
+            held: Share::of(memory),
             key: Vec::new(),
             border: None,
             before: None,
@@ -169,6 +228,63 @@ impl Sync {
         }
     }
 
+    /// Whether these are the policies by which it has been told.
+    pub(super) fn has_rule(&self, table: u32, rule: &Arc<Rule>) -> bool {
+        let known = self.rules.iter().find(|(known, _)| *known == table);
+        known.is_none_or(|(_, known)| Arc::ptr_eq(known, rule) || known == rule)
+    }
+
+    /// Whether these are the policies, as far as they are known, by which it has been told.
+    pub(super) fn sees_by(&mut self, rules: Vec<(u32, Arc<Rule>)>) -> bool {
+        let sees_all = rules.iter().all(|(_, rule)| rule.way == Way::Constant(true));
+        let are_same = rules.iter().all(|(table, rule)| self.has_rule(*table, rule));
+        if self.rules.is_empty() {
+            self.rules = rules;
+        }
+        are_same && (sees_all || self.told.is_some())
+    }
+
+    /// Whether no client could say what it has to be told of a table without a key: what its policies said
+    /// of a row before.
+    pub(super) fn is_past_telling(&self, chunk: &Chunk) -> bool {
+        let is_constant = self.rules.iter().all(|(_, rule)| matches!(rule.way, Way::Constant(_)));
+        chunk.key.is_empty() && self.told.is_some() && !is_constant
+    }
+
+    /// Goes on in the name of somebody else, if that sees the same rows.
+    #[must_use]
+    pub(super) fn renew(&mut self, identity: &Identity) -> bool {
+        let Identity { role, claims } = identity;
+        let is_constant = self.rules.iter().all(|(_, rule)| matches!(rule.way, Way::Constant(_)));
+        let sees_the_same = *role == self.asker.role
+            && (is_constant && !self.rules.is_empty() || *claims == self.asker.claims);
+        if sees_the_same {
+            self.asker.claims = Arc::clone(claims);
+        }
+        sees_the_same
+    }
+
+    /// The question that is out is not answered: it is to be asked again.
+    pub(super) fn rest(&mut self) {
+        self.question = None;
+        self.phase = match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Asked => Phase::Idle,
+            Phase::Placing(chunk) => Phase::Read(chunk),
+            other => other,
+        };
+    }
+
+    /// It stands somewhere else in the history, and has been told nothing yet.
+    pub(super) fn begin_anew(&mut self) -> bool {
+        let is_untouched = self.is_fresh() && !self.is_up_to_date && self.fetch.is_none();
+        let is_untouched = is_untouched && !matches!(self.phase, Phase::Joining(_) | Phase::Live);
+        if is_untouched {
+            self.rest();
+            self.phase = Phase::Idle;
+        }
+        is_untouched
+    }
+
     /// Whether there is memory for the keys of a chunk.
     pub(super) fn has_room(&mut self, chunk: &Chunk) -> bool {
         let more = usize::try_from(chunk.count).unwrap_or(usize::MAX);
@@ -188,6 +304,21 @@ impl Sync {
     /// Whether with the chunk there are more rows than may be.
     pub(super) fn is_too_much(&self, chunk: &Chunk) -> bool {
         self.fetch.is_none() && self.rows.saturating_add(chunk.count) > self.plan.most_rows
+    }
+
+    /// Whether a chunk is on its way to it, or held.
+    pub(super) fn has_chunk(&self) -> bool {
+        match &self.phase {
+            Phase::Asked | Phase::Read(_) | Phase::Placing(_) | Phase::Placed(..) => true,
+            Phase::Idle | Phase::Joining(_) | Phase::Live => false,
+        }
+    }
+
+    /// The chunk at hand was held for too long: it is to be read again.
+    pub(super) fn give_up(&mut self) {
+        self.phase = Phase::Idle;
+        // Giving back cannot fail.
+        let _ = self.held.resize(0);
     }
 
     /// Whether the channel is not to be given the event `seq` yet.
@@ -214,18 +345,33 @@ impl Sync {
         }
     }
 
-    /// The change at hand brings a row into sight of which it does not have all: it is read, by its key.
-    pub(super) fn fetch(&mut self, key: Vec<String>) {
+    /// The change at hand brings a row into sight of which it does not have all, or does not say whether it
+    /// is in sight: it is read, by its key. `named`: the same as an object of JSON; `told`: its hash, and
+    /// whether it has been told of.
+    pub(super) fn fetch(&mut self, key: Vec<String>, named: String, told: Option<(u64, bool)>) {
         let joining = match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Joining(joining) => Some(joining),
             _ => None,
         };
-        self.fetch = Some(Fetch { key, joining });
+        self.fetch = Some(Fetch { key, named, told, joining });
     }
 
     /// The key of the row that is being read by itself.
     pub(super) fn fetched(&self) -> Option<&[String]> {
         self.fetch.as_ref().map(|fetch| &*fetch.key)
+    }
+
+    /// What there is to be said of that row, if it is there, or not; and its key.
+    pub(super) fn read_row(&self, is_there: bool) -> (ReadRow, &str) {
+        let Some(Fetch { named, told, .. }) = &self.fetch else { return (ReadRow::Nothing, "") };
+        let was_told = told.is_some_and(|(_, was_told)| was_told);
+        let said = match (was_told, is_there) {
+            (false, true) => ReadRow::Is(Operation::Insert),
+            (true, true) => ReadRow::Is(Operation::Update),
+            (true, false) => ReadRow::Is(Operation::Delete),
+            (false, false) => ReadRow::Nothing,
+        };
+        (said, named)
     }
 
     /// Whether it has to be known where the keys of events lie.
@@ -277,11 +423,18 @@ impl Sync {
 
     /// Where the client may go on that is told the chunk now, standing before this position. Only the
     /// stream can tell what else it has to know.
-    pub(super) fn place(&self, chunk: &Chunk, at: Cursor) -> Option<String> {
+    pub(super) fn place(&self, chunk: &Chunk, at: Cursor) -> Option<SnapshotPlace> {
         if self.told.is_some() || self.fetch.is_some() || chunk.key.is_empty() {
             return None;
         }
-        SnapshotPlace::of(chunk, &self.plan, self.border.as_ref(), self.rows, at).to_text()
+        let whose = (&*self.plan, &*self.asker.role);
+        Some(SnapshotPlace::of(chunk, whose, self.border.as_ref(), self.rows, at))
+    }
+
+    /// The same once all of it has been told.
+    pub(super) fn complete_place(&self, at: Cursor) -> Option<SnapshotPlace> {
+        let (plan, role) = (&self.plan, &self.asker.role);
+        self.told.is_none().then(|| SnapshotPlace::complete(plan, role, self.rows, at))
     }
 
     /// Whether the chunk at hand is still to be told; otherwise the client had it before.
@@ -300,7 +453,12 @@ impl Sync {
             told.add_all(&chunk.keys);
         }
         self.phase = Phase::Joining(joining);
-        if self.fetch.take().is_some() {
+        // Giving back cannot fail.
+        let _ = self.held.resize(0);
+        if let Some(fetch) = self.fetch.take() {
+            if let (Some(told), Some((key, true)), 0) = (&mut self.told, fetch.told, chunk.count) {
+                told.remove(key);
+            }
             return;
         }
         self.is_resumed = false;
@@ -343,7 +501,6 @@ mod tests {
     use serde_json::value::RawValue;
 
     use super::*;
-    use crate::allowance::Allowance;
 
     fn raw(json: &str) -> Box<RawValue> {
         RawValue::from_string(json.to_owned()).expect("JSON")
@@ -357,10 +514,12 @@ mod tests {
             conditions: Vec::new(),
             most_rows: u64::MAX,
             place: None,
+            known: vec![1],
         };
         let asker = Asker { role: "web".into(), claims: "{}".into() };
-        let told = Told::new(&Arc::new(Allowance::new(usize::MAX)));
-        Sync::new(Arc::new(plan), asker, Some(told))
+        let memory = Arc::new(Allowance::new(usize::MAX));
+        let told = Told::new(&memory);
+        Sync::new(Arc::new(plan), asker, Vec::new(), &memory, Some(told))
     }
 
     /// Up to the key `last`; transactions from `xmax` on are not seen.
@@ -450,7 +609,7 @@ mod tests {
     fn a_row_that_was_read_by_itself_is_not_told_again_as_far_as_it_was_seen() {
         let mut sync = sync();
         sync.phase = Phase::Live;
-        sync.fetch(vec!["5".into()]);
+        sync.fetch(vec!["5".into()], "{\"id\":5}".into(), Some((5, false)));
         assert!(sync.stands_at(SEQ) && !sync.has_borders());
         assert_eq!(sync.request().only, Some(vec!["5".to_owned()]));
 
@@ -466,11 +625,26 @@ mod tests {
     }
 
     #[test]
+    fn of_a_row_that_was_read_what_is_said_is_by_whether_it_was_told() {
+        for (was_told, is_there, expected) in [
+            (false, true, ReadRow::Is(Operation::Insert)),
+            (true, true, ReadRow::Is(Operation::Update)),
+            (true, false, ReadRow::Is(Operation::Delete)),
+            (false, false, ReadRow::Nothing),
+        ] {
+            let mut sync = sync();
+            sync.phase = Phase::Live;
+            sync.fetch(vec!["5".into()], "{\"id\":5}".into(), Some((5, was_told)));
+            assert_eq!(sync.read_row(is_there), (expected, "{\"id\":5}"));
+        }
+    }
+
+    #[test]
     fn a_row_that_is_read_while_a_chunk_is_joined_leaves_the_chunks_border_where_it_was() {
         let mut sync = sync();
         told(&mut sync, chunk(Some("2"), false, 50), (0, 0), 49);
         told(&mut sync, chunk(Some("4"), false, 60), (1, 1), 59);
-        sync.fetch(vec!["1".into()]);
+        sync.fetch(vec!["1".into()], "{\"id\":1}".into(), Some((1, false)));
         let row = chunk(Some("1"), true, 70);
         assert_eq!(sync.borders(&row), [["2"], ["4"]]);
         assert!(sync.has_borders());
@@ -495,7 +669,6 @@ mod tests {
         let first = Sync { told: None, ..sync() };
         let at = "00000001000001.000000000000000a00000000".parse().unwrap();
         let place = first.place(&chunk(Some("2"), false, 50), at).unwrap();
-        let place = SnapshotPlace::parse(&place).unwrap();
 
         let mut second = Sync { told: None, ..sync() }.resumed(&place);
 

@@ -19,6 +19,8 @@ const KEY: usize = 24;
 pub(super) struct Told {
     keys: HashSet<u64>,
     memory: Share,
+    /// Bytes that it may take.
+    most: usize,
     hasher: RandomState,
     /// What the event at hand makes of them, once its frames are queued.
     staged: Vec<(u64, bool)>,
@@ -28,13 +30,16 @@ impl Told {
     /// `memory`: the part that they are counted in.
     pub(super) fn new(memory: &Arc<Allowance>) -> Told {
         let (keys, hasher, staged) = (HashSet::new(), RandomState::new(), Vec::new());
-        Told { keys, memory: Share::of(memory), hasher, staged }
+        Told { keys, memory: Share::of(memory), most: memory.limit() / 4, hasher, staged }
     }
 
     /// Makes room for so many more; false: there is none.
     pub(super) fn reserve(&mut self, more: usize) -> bool {
         let wanted = (self.keys.len() + more) * KEY;
-        wanted <= self.memory.bytes() || self.memory.resize(wanted.max(2 * self.memory.bytes()))
+        // No channel has more than others have left.
+        let most = self.most;
+        wanted <= self.memory.bytes()
+            || wanted <= most && self.memory.resize(wanted.max(2 * self.memory.bytes()).min(most))
     }
 
     /// Adds the keys of a chunk, an array of arrays.
@@ -93,6 +98,18 @@ impl Told {
             self.staged.push((new, true));
         }
         Some(Sight { before: Seen::from(was_told), after: Seen::from(is_told) })
+    }
+
+    /// The hash of the key of the row after an event, and whether it has been told of; `None`: the image
+    /// does not have the key.
+    pub(super) fn of_row(&self, key: &[i16], images: &Images<'_>) -> Option<(u64, bool)> {
+        let key = self.key_of(key, |attnum| images.after(attnum))?;
+        Some((key, self.keys.contains(&key)))
+    }
+
+    /// It is not there any more.
+    pub(super) fn remove(&mut self, key: u64) {
+        self.keys.remove(&key);
     }
 
     /// The frames of the event at hand are queued, or there are none.

@@ -108,6 +108,24 @@ impl<'a> Images<'a> {
         key.iter().map(text).collect()
     }
 
+    /// The same as an object of JSON.
+    pub fn key_object(&self, key: &[i16], is_after: bool) -> Option<String> {
+        let mut object = String::from("{");
+        for attnum in key {
+            let value = if is_after { self.after(*attnum) } else { self.before(*attnum) };
+            let Datum::Json(json) = value else { return None };
+            let (_, column) = self.place(*attnum)?;
+            if object.len() > 1 {
+                object.push(',');
+            }
+            object += &serde_json::to_string(&*column.name).ok()?;
+            object.push(':');
+            object += std::str::from_utf8(json).ok()?;
+        }
+        object.push('}');
+        Some(object)
+    }
+
     /// Bytes of all values.
     pub fn bytes(&self) -> usize {
         let rows = [self.old, self.new].into_iter().flatten();

@@ -160,6 +160,20 @@ impl<'a> Bindings<'a> {
         self.hold(predicate?).map(|predicate| Some(Arc::new(predicate)))
     }
 
+    /// The values of each condition of a filter, as the types of their columns read them under any settings.
+    pub(super) async fn casted(
+        &self,
+        text: &str,
+        access: &TableAccess,
+    ) -> Result<Vec<Vec<String>>, BindingError> {
+        let Some(parsed) = filter::parse(text)? else { return Ok(Vec::new()) };
+        let mut answers = Vec::new();
+        for (type_sql, values) in filter::casts(&parsed, access)? {
+            answers.push(self.cast(&type_sql, values).await?);
+        }
+        Ok(filter::exact_values(&parsed, access, &answers)?)
+    }
+
     /// Counts what the filter takes up, on its connection and in all.
     fn hold(&mut self, predicate: Predicate) -> Result<Predicate, BindingError> {
         let memory = predicate.memory();

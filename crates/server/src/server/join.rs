@@ -5,8 +5,8 @@ use std::slice;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tide_feed::catalog::{ColumnAccess, TableAccess, TableName};
-use tide_feed::config::Config;
+use tide_feed::catalog::{ColumnAccess, Condition, Operator, TableAccess, TableName};
+use tide_feed::event::Operation;
 use tokio::time::timeout;
 
 use super::access;
@@ -22,7 +22,7 @@ use super::since::since;
 use crate::allowance::{Allowance, Share};
 use crate::filter;
 use crate::hub::handle::SessionId;
-use crate::hub::snapshot_place::SnapshotPlace;
+use crate::hub::snapshot_place::is_place;
 use crate::hub::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
 use crate::hub::sync::SnapshotPlan;
 use crate::notify::Lease;
@@ -156,7 +156,9 @@ impl Joiner {
     fn keep(&mut self, plan: Plan) -> Result<Plan, Refused> {
         let facets = plan.facets.iter().map(Facet::memory).sum::<usize>();
         let greeting = plan.greeting.iter().map(Bytes::len).sum::<usize>();
-        let kept = channel_memory(&self.address.topic, &self.credentials) + facets + greeting;
+        let begins = plan.snapshot.as_ref().map_or(0, |plan| plan.memory()) + plan.since.memory();
+        let kept =
+            channel_memory(&self.address.topic, &self.credentials) + facets + greeting + begins;
         if self.memory.resize(kept) { Ok(plan) } else { Err(Refused::memory()) }
     }
 
@@ -361,6 +363,12 @@ impl Joiner {
                 "InvalidJoin: A snapshot begins with all rows: there is no last with it",
             ));
         }
+        let rows = [Operation::Insert, Operation::Update, Operation::Delete];
+        let lacks = |events: &Vec<Operation>| rows.iter().any(|row| !events.contains(row));
+        if options.snapshot && options.events.as_ref().is_some_and(lacks) {
+            let reason = "InvalidJoin: With a snapshot come all of INSERT, UPDATE and DELETE";
+            return Err(Refused::request(reason));
+        }
         let name = TableName { schema: schema.to_owned(), table: table.to_owned() };
         let (tables, asked) = self.tables(vec![name]).await?;
         let refusal = || {
@@ -379,14 +387,27 @@ impl Joiner {
             None => None,
         };
         let operations = operations(options);
-        let target = target(access, options.filter.as_deref(), select.as_deref())
+        // A client that keeps whole rows has to know of each of their columns.
+        let readable = || access.columns.iter().filter(|column| column.readable);
+        let all_names = || readable().map(|column| column.name.as_str().into()).collect();
+        let named = select.as_deref().map(<[Box<str>]>::to_vec);
+        let named = if options.snapshot { named.or_else(|| Some(all_names())) } else { named };
+        let target = target(access, options.filter.as_deref(), named.as_deref())
             .map_err(|error| BindingError::from(error).into_refused(&refusal))?;
         let bindings = vec![Binding { id: 1, operations, target, filter, select }];
         let mut greeting = Vec::new();
         self.greet_presence(payload, &mut greeting);
         self.greet_row_security(&bindings, &tables, &mut greeting);
         let snapshot = match options.snapshot {
-            true => Some(Arc::new(snapshot_plan(options, access, &self.context.config())?)),
+            true => {
+                let values = match options.filter.as_deref() {
+                    Some(text) => all.casted(text, access).await,
+                    None => Ok(Vec::new()),
+                };
+                let values = values.map_err(|e| e.into_refused(&refusal))?;
+                let most_rows = self.context.config().snapshot_max_rows;
+                Some(Arc::new(snapshot_plan(options, access, values, most_rows)?))
+            }
             false => None,
         };
         let facets = vec![Facet::of_rows(Style::Table, bindings)];
@@ -496,7 +517,8 @@ impl BindingError {
 fn snapshot_plan(
     options: &BroadcastOptions,
     access: &TableAccess,
-    config: &Config,
+    values: Vec<Vec<String>>,
+    most_rows: u64,
 ) -> Result<SnapshotPlan, Refused> {
     let is_chosen = |column: &ColumnAccess| match &options.select {
         Some(names) => column.primary_key || names.contains(&column.name),
@@ -505,26 +527,33 @@ fn snapshot_plan(
     let columns = access.columns.iter().filter(|column| column.readable && is_chosen(column));
     let parsed = options.filter.as_deref().and_then(|text| filter::parse(text).ok().flatten());
     let mut conditions = Vec::new();
-    for condition in parsed.iter().flat_map(|parsed| &parsed.conditions) {
+    let wanted = parsed.iter().flat_map(|parsed| &parsed.conditions);
+    for (condition, values) in wanted.zip(values) {
         let column = access.columns.iter().find(|column| column.name == condition.column);
         // Looked up when the filter was compiled.
         let column = column.ok_or_else(|| Refused::from(Refusal::Unavailable))?;
-        conditions.push(condition.of_column(column.attnum));
+        let condition = condition.of_column(column.attnum);
+        // The stream's are Unicode's; Postgres's are another language, and the locale's.
+        if matches!(condition.operator, Operator::Ilike | Operator::Match | Operator::Imatch) {
+            let reason = "InvalidFilter: the filter of a snapshot takes no ilike, match or imatch";
+            return Err(Refused::table(reason));
+        }
+        conditions.push(Condition { values, ..condition });
     }
-    let unknown = || {
+    let place = options.resume.as_deref();
+    if place.is_some_and(|text| !is_place(text)) {
         let reason =
             "InvalidPosition: resume is not a place as received in meta.resume of a SNAPSHOT";
-        Refused::request(reason)
-    };
-    let place = options.resume.as_deref();
-    let place = place.map(|text| SnapshotPlace::parse(text).ok_or_else(unknown)).transpose()?;
+        return Err(Refused::request(reason));
+    }
     Ok(SnapshotPlan {
         table: access.oid,
         name: (access.schema.as_str().into(), access.table.as_str().into()),
         columns: columns.map(|column| column.attnum).collect(),
         conditions,
-        most_rows: config.snapshot_max_rows,
-        place: place.map(Box::new),
+        most_rows,
+        place: place.map(Into::into),
+        known: access.columns.iter().map(|column| column.attnum).collect(),
     })
 }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use tide_feed::event::Cursor;
+use tide_feed::event::{Cursor, Operation};
 use tide_feed::json;
 
 use super::Vsn;
@@ -284,37 +284,62 @@ pub fn snapshot(vsn: Vsn, topic: &str, page: SnapshotPage<'_>) -> Bytes {
     out.extend_from_slice(br#","rows":"#);
     out.extend_from_slice(rows.as_bytes());
     out.push(b'}');
-    if let Some(resume) = resume {
-        out.extend_from_slice(br#","meta":{"resume":"#);
-        json::write_str(out, resume);
-        out.push(b'}');
-    }
-    out.push(b'}');
+    out.extend_from_slice(br#","meta":{"resume":"#);
+    write_or_null(out, resume);
+    out.extend_from_slice(b"}}");
     frame.close()
 }
 
-/// A row, an object, that came into sight and had to be read. It has no position of its own.
-pub fn read_row(vsn: Vsn, topic: &str, (schema, table): (&str, &str), row: &str) -> Bytes {
+fn write_or_null(out: &mut Vec<u8>, text: Option<&str>) {
+    match text {
+        Some(text) => json::write_str(out, text),
+        None => out.extend_from_slice(b"null"),
+    }
+}
+
+/// A row that had to be read: an object, or `null` if it is not in sight any more; `old`: its key. It has
+/// no position of its own.
+pub fn read_row(
+    vsn: Vsn,
+    topic: &str,
+    (schema, table): (&str, &str),
+    operation: Operation,
+    (row, old): (&str, &str),
+) -> Bytes {
     let mut frame = Frame::open(vsn, Address::of(topic), "broadcast");
     let out = &mut frame.out;
-    out.extend_from_slice(br#"{"type":"broadcast","event":"INSERT","payload":{"schema":"#);
+    out.extend_from_slice(br#"{"type":"broadcast","event":"#);
+    json::write_str(out, operation.name());
+    out.extend_from_slice(br#","payload":{"schema":"#);
     json::write_str(out, schema);
     out.extend_from_slice(br#","table":"#);
     json::write_str(out, table);
-    out.extend_from_slice(br#","operation":"INSERT","record":"#);
+    out.extend_from_slice(br#","operation":"#);
+    json::write_str(out, operation.name());
+    out.extend_from_slice(br#","record":"#);
     out.extend_from_slice(row.as_bytes());
-    out.extend_from_slice(br#","old_record":null},"meta":{"cause":"read"}}"#);
+    out.extend_from_slice(br#","old_record":"#);
+    out.extend_from_slice(old.as_bytes());
+    out.extend_from_slice(br#"},"meta":{"cause":"read","resume":null}}"#);
     frame.close()
 }
 
 /// The client has been told of so many rows that there were, and of everything up to this position.
-pub fn up_to_date(vsn: Vsn, topic: &str, rows: u64, position: Cursor) -> Bytes {
+pub fn up_to_date(
+    vsn: Vsn,
+    topic: &str,
+    rows: u64,
+    position: Cursor,
+    resume: Option<&str>,
+) -> Bytes {
     let mut frame = Frame::open(vsn, Address::of(topic), "broadcast");
     let out = &mut frame.out;
     out.extend_from_slice(br#"{"type":"broadcast","event":"up_to_date","payload":{"rows":"#);
     json::write_u64(out, rows);
     out.extend_from_slice(br#"},"meta":{"id":"#);
     json::write_str(out, &position.to_string());
+    out.extend_from_slice(br#","resume":"#);
+    write_or_null(out, resume);
     out.extend_from_slice(b"}}");
     frame.close()
 }

@@ -1,6 +1,7 @@
 //! What a change is to a channel that is kept equal to what its client would select.
 
-use tide_feed::event::{Change, Operation};
+use tide_feed::catalog::Condition;
+use tide_feed::event::{Change, Datum, Operation};
 
 use super::Plan;
 use crate::hub::encoder::{EncodeContext, EventRef, Missing};
@@ -26,33 +27,69 @@ impl Plan {
         if change.operation == Operation::Truncate {
             return Err(Missing::Basis);
         }
+        let is_of = |attnum| sync.plan.known.contains(&attnum);
+        let rule = self.entitlement.as_ref().map(|known| known.rule());
+        let is_as_before = rule.is_none_or(|rule| sync.has_rule(change.relation.oid, rule));
+        // Or it has no right to any of it, for a while.
+        if self.parts.is_empty()
+            || !is_as_before
+            || !change.relation.columns.iter().all(|column| is_of(column.attnum))
+        {
+            return Err(Missing::Basis);
+        }
         let sides = sync.sides(event_ref.seq, event_ref.event.xid);
-        let is_visible = || {
-            let admits =
-                |binding: &Binding| self.admits(binding, effort, |attnum| images.after(attnum));
-            sight.after == Seen::Yes && group.bindings.iter().any(admits)
+        if sync.told.is_none() {
+            let seen = |is_for_it| Seen::from(is_for_it);
+            let sight = Sight { before: seen(sides.before), after: seen(sides.after) };
+            let sight = if self.sees_all() { sight } else { return Err(Missing::Basis) };
+            return self.whole(change, sight, event_ref, sync);
+        }
+        let passes = |binding: &Binding, is_after: bool| {
+            self.admits(binding, effort, |attnum| {
+                if is_after { images.after(attnum) } else { images.before(attnum) }
+            })
         };
-        let was_visible = || {
-            let admits =
-                |binding: &Binding| self.admits(binding, effort, |attnum| images.before(attnum));
-            sight.before == Seen::Yes && group.bindings.iter().any(admits)
+        let sees = |seen: Seen, is_after| {
+            seen == Seen::Yes && group.bindings.iter().any(|binding| passes(binding, is_after))
         };
-        let is_keyless = sync.is_keyless();
-        let sight = match &mut sync.told {
-            None if self.sees_all() => {
-                Sight { before: Seen::from(sides.before), after: Seen::from(sides.after) }
+        // Nothing tells its rows apart but all of their values, which every image has.
+        if sync.is_keyless() {
+            // It has got a key since, and images are of that alone.
+            if images.has_before() && change.old.is_none() {
+                return Err(Missing::Basis);
             }
-            None => return Err(Missing::Basis),
-            // Nothing tells its rows apart but all of their values, which every image has.
-            Some(_) if is_keyless => Sight {
-                before: Seen::from(sides.before && was_visible()),
-                after: Seen::from(sides.after && is_visible()),
-            },
-            Some(told) => {
-                told.sight(&sync.key, &images, sides, is_visible()).ok_or(Missing::Basis)?
-            }
-        };
+            let before = sides.before && sees(sight.before, false);
+            let after = sides.after && sees(sight.after, true);
+            let sight = Sight { before: Seen::from(before), after: Seen::from(after) };
+            return self.whole(change, sight, event_ref, sync);
+        }
+        let is_missing = |condition: &Condition| images.after(condition.column) == Datum::Absent;
+        let is_unknown =
+            sight.after == Seen::Unknown || sync.plan.conditions.iter().any(is_missing);
+        if images.has_after() && sides.after && is_unknown {
+            return Err(self.fetch(&images, sync));
+        }
+        let is_visible = sees(sight.after, true);
+        let Some(told) = &mut sync.told else { return Err(Missing::Basis) };
+        let sight = told.sight(&sync.key, &images, sides, is_visible).ok_or(Missing::Basis)?;
         self.whole(change, sight, event_ref, sync)
+    }
+
+    /// Has the row after the change read.
+    fn fetch(&self, images: &Images<'_>, sync: &mut Sync) -> Missing {
+        let key = images.key_texts(&sync.key, true).filter(|key| !key.is_empty());
+        let named = images.key_object(&sync.key, true);
+        let told = match &sync.told {
+            Some(told) => told.of_row(&sync.key, images).map(Some),
+            None => Some(None),
+        };
+        match (key, named, told) {
+            (Some(key), Some(named), Some(told)) => {
+                sync.fetch(key, named, told);
+                Missing::Row
+            }
+            _ => Missing::Basis,
+        }
     }
 
     fn sees_all(&self) -> bool {
@@ -79,9 +116,6 @@ impl Plan {
         if unchanged.is_empty() {
             return Ok(sight);
         }
-        let images = Images::of(event_ref.batch, change);
-        let key = images.key_texts(&sync.key, true).filter(|key| !key.is_empty());
-        sync.fetch(key.ok_or(Missing::Basis)?);
-        Err(Missing::Row)
+        Err(self.fetch(&Images::of(event_ref.batch, change), sync))
     }
 }

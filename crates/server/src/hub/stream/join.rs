@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tide_feed::event::{Cursor, Position};
+use tide_feed::event::{Change, Cursor, EventKind, Operation, Position};
 use tide_feed::snapshot::SnapshotToken;
 
 use super::Stream;
@@ -18,6 +18,7 @@ use crate::hub::handle::SessionId;
 use crate::hub::history::Seq;
 use crate::hub::plan::Plans;
 use crate::hub::registry::{self, Membership};
+use crate::hub::snapshot_place::SnapshotPlace;
 use crate::hub::subscription::{Facet, Identity, Since, Style, Subscription};
 use crate::hub::sync::{SnapshotPlan, Sync};
 use crate::hub::told::Told;
@@ -79,15 +80,7 @@ impl Stream {
             (membership.made, membership.replays) = (made, replays && lags);
             membership.has_gap = gap.is_some();
         }
-        let is_synced = subscription.snapshot.is_some();
         self.registry.join(session, &subscription.topic, subscription.identity, memberships);
-        if is_synced {
-            let entry = self.registry.sessions.get(&session);
-            let channel = entry.and_then(|entry| entry.channels.get(&subscription.topic));
-            for group in channel.map(|channel| channel.groups.clone()).unwrap_or_default() {
-                self.syncs.add(session, group);
-            }
-        }
         self.prefetch(session, &subscription.topic);
         if lags {
             self.lagging.add(session);
@@ -144,23 +137,23 @@ impl Stream {
             key.only = Some(session);
             let rules = self.entitlements.rules(&key, self.history.head());
             let sees_all = rules.iter().all(|(_, rule)| rule.way == Way::Constant(true));
-            // The stream alone says all that there is to say.
-            let sees_all = sees_all && !rules.is_empty() && !key.has_filters();
+            // The stream alone says all that there is to say; unless it turns out that policies do.
+            let sees_all = sees_all && !key.has_filters();
+            self.is_sight_unsure |= rules.is_empty();
             let Identity { role, claims } = &*subscription.identity;
             let asker = Asker { role: Arc::clone(role), claims: Arc::clone(claims) };
             let told = (!sees_all).then(|| Told::new(&self.channels));
-            let sync = Sync::new(Arc::clone(plan), asker, told);
+            let sync = Sync::new(Arc::clone(plan), asker, rules, &self.channels, told);
             let goes_on = (sees_all && !is_anew).then(|| self.place(subscription, plan)).flatten();
             let (floor, lag, sync) = match goes_on {
-                Some((at, lag)) => {
+                Some((at, lag, Some(place))) => {
                     position = at;
-                    let sync = match &plan.place {
-                        Some(place) => sync.resumed(place),
-                        None => sync.live(),
-                    };
-                    // Until then it stands there, whether or not anything has happened since.
-                    let lag = lag.or(plan.place.as_ref().map(|_| self.history.head()));
-                    (Floor::at(at), lag, sync)
+                    // It stands there, whether or not anything has happened since.
+                    (Floor::at(at), lag.or(Some(self.history.head())), sync.resumed(&place))
+                }
+                Some((at, lag, None)) => {
+                    position = at;
+                    (Floor::at(at), lag, sync.live())
                 }
                 None => (Floor::default(), Some(self.history.head()), sync),
             };
@@ -175,24 +168,39 @@ impl Stream {
         &self,
         subscription: &Subscription,
         plan: &SnapshotPlan,
-    ) -> Option<(Position, Option<Seq>)> {
+    ) -> Option<(Position, Option<Seq>, Option<SnapshotPlace>)> {
         let asked = subscription.since.asked();
         let since = match &subscription.since {
             Since::Cursor(cursor, _) => Some(*cursor),
             Since::Now(_) | Since::Unseen(..) | Since::Last(..) => None,
         };
-        let cursor = match &plan.place {
-            Some(place) if !place.is_of(plan.table, asked.end.0) => return None,
-            // It has had events after the page.
-            Some(place) => {
-                let (page, since) = (place.position()?, since.into_iter());
-                let since = since.filter(|since| since.epoch == page.epoch);
-                since.chain([page]).max_by_key(|cursor| cursor.position)?
-            }
-            None => since?,
-        };
-        let lag = self.resume(cursor, asked).ok()?;
-        Some((cursor.position, lag))
+        // What a client has that says no more than since, only it knows.
+        let place = self.seal.as_ref()?.open(plan.place.as_deref()?)?;
+        let place = Some(place).filter(|p| p.is_of(plan, &subscription.identity.role))?;
+        // It may have had events after that.
+        let page = place.position()?;
+        if self.live?.epoch != page.epoch {
+            return None;
+        }
+        let since = since.filter(|since| since.epoch == page.epoch);
+        let at = since.into_iter().chain([page]).max_by_key(|cursor| cursor.position)?;
+        let lag = self.resume(at, asked).ok()?;
+        // Past that it would begin anew, each time.
+        let is_emptied = lag.is_some_and(|lag| self.is_emptied_after(lag, plan.table));
+        (!is_emptied).then_some((at.position, lag, Some(place).filter(|place| !place.is_complete)))
+    }
+
+    /// Whether the table is emptied by something that comes from there on.
+    fn is_emptied_after(&self, from: Seq, table: u32) -> bool {
+        (from..self.history.head()).any(|seq| {
+            let event = self.history.at(seq).and_then(|(batch, index)| batch.events.get(index));
+            event.is_some_and(|event| match &event.kind {
+                EventKind::Change(Change { operation: Operation::Truncate, relation, .. }) => {
+                    relation.oid == table
+                }
+                _ => false,
+            })
+        })
     }
 
     /// A channel that was interrupted is given what it has not had yet.

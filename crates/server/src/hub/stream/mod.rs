@@ -29,6 +29,7 @@ use super::receipts::Receipts;
 use super::recent;
 use super::registry::{Registry, Session};
 use super::relief::Relief;
+use super::snapshot_place::Seal;
 use crate::allowance::Allowance;
 use crate::catalog::Catalog;
 use crate::link::{Feed, Uplink};
@@ -119,7 +120,11 @@ pub struct Stream {
     frames: Vec<Bytes>,
     candidates: Vec<GroupId>,
     syncs: Syncs,
+    /// Of places in the middle of snapshots; without randomness there are none.
+    seal: Option<Seal>,
     wants_reader: bool,
+    /// The catalogue has changed since synced channels were looked at.
+    is_sight_unsure: bool,
 }
 
 impl Stream {
@@ -155,7 +160,9 @@ impl Stream {
             frames: Vec::new(),
             candidates: Vec::new(),
             syncs,
+            seal: Seal::new(),
             wants_reader: false,
+            is_sight_unsure: false,
         }
     }
 
@@ -166,6 +173,7 @@ impl Stream {
             if self.entitlements.gives_up_waiting() {
                 self.lagging.wake_all();
             }
+            self.check_sights();
             self.advance_syncs();
             self.serve_lagging();
             let (lagging, stats) = (&mut self.lagging, &self.stats);
@@ -328,6 +336,7 @@ impl Stream {
             Feed::Catalog(change) => {
                 self.entitlements.forget(&change, self.history.head());
                 self.registry.routes.forget(&change);
+                self.is_sight_unsure = true;
             }
             Feed::Forged(count) => self.stats.forged_messages_total.add(count),
             Feed::Reach(reach) => self.history.set_reach(reach),
@@ -367,6 +376,10 @@ impl Stream {
     }
 
     fn announce_gap(&mut self) {
+        // What they were told is of the history before: they begin anew.
+        for (session, id) in self.registry.synced() {
+            self.registry.interrupt(session, id, self.history.head());
+        }
         for group in self.registry.groups_mut() {
             let gap = Resync { reason: self.cause, oldest: None, newest: None };
             let frame = resync(group.key.vsn, None, &group.key.topic, gap);

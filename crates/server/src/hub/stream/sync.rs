@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use serde_json::value::RawValue;
-use tide_feed::catalog::{Chunk, OUTDATED, Rows};
+use tide_feed::catalog::{Chunk, OUTDATED, QUERY_CANCELED, Rows};
 use tide_feed::event::{Cursor, EventKind, Lsn, Operation, Position};
 use tokio::sync::mpsc;
 
@@ -14,23 +14,43 @@ use crate::hub::group::{GroupId, GroupKey, Member};
 use crate::hub::handle::SessionId;
 use crate::hub::history::{History, Seq};
 use crate::hub::queue::Push;
-use crate::hub::sync::{Phase, PlacedKeys, Sides, Sync};
+use crate::hub::snapshot_place::Seal;
+use crate::hub::sync::{Phase, PlacedKeys, Question, ReadRow, Sides, Sync};
 use crate::policy::Images;
 use crate::wire::encode;
 
-/// Chunks that are asked for at a time; the others wait for theirs.
-const AT_A_TIME: usize = 4;
-/// Before a question is asked again that could not be answered for a moment.
+/// Chunks that are asked for or held at a time; the others wait for theirs.
+const AT_A_TIME: usize = 8;
+/// Before a question is asked again that could not be answered for a moment: at first, and at the longest.
 const RETRY: Duration = Duration::from_millis(50);
-/// Events whose keys are asked about at once, at most.
-const MOST_KEYS: usize = 10_000;
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
+/// How often a question is put to a reader that ended over it.
+const TRIES: u32 = 3;
+/// For how long a chunk is held for a client that does not read: then it is read again, once it does.
+const HELD: Duration = Duration::from_secs(1);
+/// Bytes that a chunk takes up, about, before it is known.
+const CHUNK: usize = 2 << 20;
+/// Events whose keys are asked about for a chunk, at most, and at once; and events that are looked at for
+/// them.
+const MOST_KEYS: usize = 100_000;
+const KEYS_AT_ONCE: usize = 5_000;
+const LOOKED_AT: Seq = 500_000;
 
 /// The channels that have not been told of all rows that there were when they joined.
 pub(super) struct Syncs {
-    channels: HashMap<(SessionId, GroupId), Instant>,
+    channels: HashMap<(SessionId, GroupId), Waiting>,
     catalog: Catalog,
     sender: mpsc::UnboundedSender<Answer>,
     answers: mpsc::UnboundedReceiver<Answer>,
+}
+
+/// A channel that is not told all yet.
+#[derive(Clone, Copy)]
+struct Waiting {
+    /// When it was asked for last, or began to wait.
+    since: Instant,
+    /// When to look at it again.
+    due: Instant,
 }
 
 pub(super) struct Answer {
@@ -77,7 +97,8 @@ impl Syncs {
     }
 
     pub(super) fn add(&mut self, session: SessionId, group: GroupId) {
-        self.channels.insert((session, group), Instant::now());
+        let now = Instant::now();
+        self.channels.insert((session, group), Waiting { since: now, due: now });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -100,12 +121,17 @@ impl Stream {
             self.syncs.add(session, id);
         }
         let now = Instant::now();
-        let is_asked = |sync: &Sync| matches!(sync.phase, Phase::Asked | Phase::Placing(_));
-        let channels: Vec<_> = self.syncs.channels.iter().map(|(key, due)| (*key, *due)).collect();
-        let member = |key: &(SessionId, GroupId)| self.registry.group(key.1)?.members.of(key.0);
-        let asked = channels.iter().filter_map(|(key, _)| member(key)?.sync.as_deref());
-        let mut free = AT_A_TIME.saturating_sub(asked.filter(|sync| is_asked(sync)).count());
-        for ((session, id), due) in channels {
+        let mut channels: Vec<_> = self.syncs.channels.iter().map(|(key, w)| (*key, *w)).collect();
+        // Who has waited longest comes first, and who has a chunk already, in another channel, last.
+        let mut busy: HashMap<SessionId, usize> = HashMap::new();
+        for ((session, id), _) in &channels {
+            let member = self.registry.group(*id).and_then(|group| group.members.of(*session));
+            let sync = member.and_then(|member| member.sync.as_deref());
+            *busy.entry(*session).or_default() += usize::from(sync.is_some_and(Sync::has_chunk));
+        }
+        let mut free = AT_A_TIME.saturating_sub(busy.values().sum());
+        channels.sort_by_key(|((session, _), waiting)| (busy.get(session).copied(), waiting.since));
+        for ((session, id), Waiting { due, .. }) in channels {
             if due > now {
                 continue;
             }
@@ -120,6 +146,7 @@ impl Stream {
             }
             self.syncs.channels.remove(&(session, id));
         }
+        self.stats.snapshots.set(self.syncs.channels.len() as u64);
         let wants_reader = !self.syncs.is_empty();
         if std::mem::replace(&mut self.wants_reader, wants_reader) != wants_reader {
             self.uplink.wants_reader(wants_reader);
@@ -132,21 +159,36 @@ impl Stream {
         let next = member.lag.unwrap_or(self.history.head());
         let Some(sync) = &mut member.sync else { return Step::Done };
         match std::mem::replace(&mut sync.phase, Phase::Idle) {
-            Phase::Idle if *free == 0 => {}
+            // For who reads, if there is memory for it.
+            Phase::Idle if *free == 0 || !member.queue.has_room() || !sync.held.resize(CHUNK) => {
+                let waiting = self.syncs.channels.get_mut(&(session, id));
+                waiting.into_iter().for_each(|waiting| waiting.due = Instant::now() + RETRY);
+            }
             Phase::Idle => {
                 *free -= 1;
                 sync.phase = Phase::Asked;
+                self.syncs.add(session, id);
                 let (catalog, sender) = (self.syncs.catalog.clone(), self.syncs.sender.clone());
                 let (asker, request) = (sync.asker.clone(), sync.request());
-                tokio::spawn(async move {
+                let question = tokio::spawn(async move {
                     let said = Said::Chunk(catalog.chunk(&asker, request).await);
                     let _ = sender.send(Answer { session, group: id, said });
                 });
+                sync.question = Some(Question(question.abort_handle()));
             }
             Phase::Read(chunk) if self.history.decoded() < Lsn(chunk.lsn) => {
                 sync.phase = Phase::Read(chunk);
             }
             Phase::Read(chunk) if sync.has_another_key(&chunk) => return Step::Anew,
+            // It is larger than most: there has to be memory for it.
+            Phase::Read(chunk) if !sync.held.resize(size(&chunk)) && sync.is_untold() => {
+                drop(chunk);
+                self.retry(session, id);
+            }
+            Phase::Read(chunk) if sync.is_past_telling(&chunk) => {
+                let reason = "the table has no key, and has policies: give it a primary key";
+                return Step::Refused(reason.into());
+            }
             Phase::Read(chunk) if sync.is_too_much(&chunk) => {
                 let most = sync.plan.most_rows;
                 return Step::Refused(format!(
@@ -165,14 +207,20 @@ impl Stream {
                 let borders = sync.borders(&chunk);
                 let is_known = asked.keys.is_empty() || !sync.has_borders();
                 let (asker, table) = (sync.asker.clone(), sync.plan.table);
-                let columns = chunk.key.clone();
+                let about = (table, chunk.key.clone());
                 sync.phase = Phase::Placing(chunk);
                 if is_known {
                     let places = vec![0; asked.keys.len()];
                     let said = Said::Places(asked, Ok(places));
                     self.settle_sync(Answer { session, group: id, said });
                 } else {
-                    self.ask_places(session, id, (asker, table, columns), (asked, rows), borders);
+                    let (catalog, sender) = (self.syncs.catalog.clone(), self.syncs.sender.clone());
+                    let question = tokio::spawn(async move {
+                        let places = ask_places(&catalog, &asker, about, rows, &borders).await;
+                        let said = Said::Places(asked, places);
+                        let _ = sender.send(Answer { session, group: id, said });
+                    });
+                    sync.question = Some(Question(question.abort_handle()));
                 }
             }
             Phase::Placed(chunk, joining) => {
@@ -180,18 +228,31 @@ impl Stream {
                     Some(live) => {
                         let position = self.history.before(next);
                         let at = Cursor { epoch: live.epoch, position };
-                        member.tell_rows(&group.key, &chunk, at)
+                        member.tell_rows(&group.key, &chunk, at, self.seal.as_ref())
                     }
                     None => Push::Starved,
                 };
                 let Some(sync) = &mut member.sync else { return Step::Done };
                 match told {
                     Push::Queued => {
+                        self.stats.snapshot_rows_total.add(chunk.count);
                         sync.tell(*chunk, joining);
                         self.lagging.add(session);
                         self.lagging.wake(session);
                     }
-                    Push::Full | Push::Starved => sync.phase = Phase::Placed(chunk, joining),
+                    Push::Full | Push::Starved => {
+                        let waiting = self.syncs.channels.get_mut(&(session, id));
+                        let is_held_long = waiting.is_some_and(|waiting| {
+                            waiting.due = Instant::now() + RETRY;
+                            waiting.since.elapsed() > HELD
+                        });
+                        // One that its client had before cannot be read again.
+                        if is_held_long && sync.is_untold() && sync.fetched().is_none() {
+                            sync.give_up();
+                        } else {
+                            sync.phase = Phase::Placed(chunk, joining);
+                        }
+                    }
                     Push::Closed => return Step::Done,
                 }
             }
@@ -207,7 +268,10 @@ impl Stream {
                 if !std::mem::replace(&mut sync.is_up_to_date, true) {
                     let cursor = Cursor { epoch: live.epoch, position: self.history.before(next) };
                     let (vsn, topic) = (group.key.vsn, &group.key.topic);
-                    member.queue.reply(encode::up_to_date(vsn, topic, sync.rows, cursor));
+                    let place = sync.complete_place(cursor);
+                    let resume = place.and_then(|place| self.seal.as_ref()?.seal(&place));
+                    let resume = resume.as_deref();
+                    member.queue.reply(encode::up_to_date(vsn, topic, sync.rows, cursor, resume));
                 }
                 self.lagging.add(session);
                 self.lagging.wake(session);
@@ -223,51 +287,75 @@ impl Stream {
         Step::Waits
     }
 
-    fn retry(&mut self, session: SessionId, id: GroupId) {
-        self.syncs.channels.insert((session, id), Instant::now() + RETRY);
+    /// Once the catalogue has changed, synced channels whose policies are others now begin anew, whether or not
+    /// anything happens in their tables.
+    pub(super) fn check_sights(&mut self) {
+        if !std::mem::take(&mut self.is_sight_unsure) {
+            return;
+        }
+        for (session, id) in self.registry.synced() {
+            let Some(group) = self.registry.group_mut(id) else { continue };
+            let rules = self.entitlements.rules(&group.key, self.history.head());
+            // It is being asked.
+            self.is_sight_unsure |= rules.is_empty();
+            let member = group.members.of_mut(session);
+            let sync = member.and_then(|member| member.sync.as_mut());
+            if sync.is_some_and(|sync| !sync.sees_by(rules)) {
+                self.registry.interrupt(session, id, self.history.head());
+            }
+        }
     }
 
-    /// Asks where keys lie.
-    fn ask_places(
-        &mut self,
-        session: SessionId,
-        group: GroupId,
-        (asker, table, columns): (Asker, u32, Vec<i16>),
-        (asked, rows): (Asked, Rows),
-        borders: Vec<Vec<String>>,
-    ) {
-        let (catalog, sender) = (self.syncs.catalog.clone(), self.syncs.sender.clone());
-        let texts: String =
-            borders.iter().filter_map(|border| serde_json::to_string(border).ok()).collect();
-        let borders = Rows { texts, ..Rows::default() };
-        tokio::spawn(async move {
-            let places = catalog.places(&asker, table, columns, rows, borders).await;
-            let said = Said::Places(asked, places);
-            let _ = sender.send(Answer { session, group, said });
+    /// Looks at it again in a moment, and later each time.
+    fn retry(&mut self, session: SessionId, id: GroupId) {
+        let member = self.registry.group_mut(id).and_then(|group| group.members.of_mut(session));
+        let sync = member.and_then(|member| member.sync.as_mut());
+        let failures = sync.map_or(0, |sync| {
+            sync.failures = sync.failures.saturating_add(1);
+            sync.failures
         });
+        let wait = RETRY.saturating_mul(1 << failures.min(8)).min(LONGEST_RETRY);
+        let waiting = self.syncs.channels.get_mut(&(session, id));
+        waiting.into_iter().for_each(|waiting| waiting.due = Instant::now() + wait);
     }
 
     /// Takes in what was said.
     pub(super) fn settle_sync(&mut self, Answer { session, group: id, said }: Answer) {
         let Some(group) = self.registry.group_mut(id) else { return };
         let Some(Member { sync: Some(sync), .. }) = group.members.of_mut(session) else { return };
+        sync.question = None;
         let error = match (said, std::mem::replace(&mut sync.phase, Phase::Idle)) {
-            (Said::Chunk(Ok(chunk)), _) => {
+            (Said::Chunk(Ok(chunk)), Phase::Asked) => {
+                sync.failures = 0;
                 sync.phase = Phase::Read(Box::new(chunk));
                 return;
             }
             (Said::Places(asked, Ok(places)), Phase::Placing(chunk))
                 if places.len() == asked.keys.len() =>
             {
+                sync.failures = 0;
                 let keys = placed(&asked.keys, &places);
                 let joining = sync.joining(&chunk, asked.until, &keys);
                 sync.phase = Phase::Placed(chunk, joining);
                 return;
             }
-            (Said::Places(_, Ok(_)), _) => return self.retry(session, id),
-            (Said::Chunk(Err(error)) | Said::Places(_, Err(error)), _) => error,
+            (Said::Chunk(Err(error)), Phase::Asked) => error,
+            // The chunk is still good, and may be one that cannot be had again.
+            (Said::Places(_, said), Phase::Placing(chunk)) => {
+                sync.phase = Phase::Read(chunk);
+                said.err().unwrap_or(CatalogError::Unavailable)
+            }
+            // What it had asked for before it began anew.
+            (_, phase) => {
+                sync.phase = phase;
+                return;
+            }
         };
-        if error.is_transient() {
+        let has_ended = matches!(error, CatalogError::Ended) && sync.failures < TRIES;
+        // A bug, of somebody's, that does not go away.
+        let is_bug = matches!(&error, CatalogError::Refused { sqlstate, .. } if sqlstate == "XX000")
+            && sync.failures >= TRIES;
+        if (error.is_transient() || has_ended) && !is_bug {
             return self.retry(session, id);
         }
         self.syncs.channels.remove(&(session, id));
@@ -281,6 +369,9 @@ impl Stream {
             CatalogError::Refused { message, sqlstate } if sqlstate.starts_with("55") => {
                 message.clone()
             }
+            CatalogError::Refused { sqlstate, .. } if sqlstate == QUERY_CANCELED => {
+                "it takes too long: an index for the filter, or a plainer policy, would help".into()
+            }
             CatalogError::Refused { sqlstate, .. } if sqlstate == "42501" => {
                 "SQLSTATE 42501: a column that the filter names, or its key may not be read".into()
             }
@@ -292,24 +383,64 @@ impl Stream {
     }
 }
 
+/// Bytes that a chunk takes up.
+fn size(chunk: &Chunk) -> usize {
+    CHUNK.max(2 * (chunk.rows.get().len() + chunk.keys.get().len()))
+}
+
+/// Asks where keys lie, so many at once.
+async fn ask_places(
+    catalog: &Catalog,
+    asker: &Asker,
+    (table, key): (u32, Vec<i16>),
+    keys: Vec<String>,
+    borders: &[Vec<String>],
+) -> Result<Vec<u8>, CatalogError> {
+    let texts = borders.iter().filter_map(|border| serde_json::to_string(border).ok()).collect();
+    let borders = Rows { texts, ..Rows::default() };
+    let mut places = Vec::new();
+    for keys in keys.chunks(KEYS_AT_ONCE) {
+        let keys = Rows { texts: keys.concat(), ..Rows::default() };
+        places.extend(catalog.places(asker, table, key.clone(), keys, borders.clone()).await?);
+    }
+    Ok(places)
+}
+
 impl Member {
     /// Tells the client of the rows of a chunk, standing before this position.
-    fn tell_rows(&mut self, key: &GroupKey, chunk: &Chunk, at: Cursor) -> Push {
+    fn tell_rows(
+        &mut self,
+        key: &GroupKey,
+        chunk: &Chunk,
+        at: Cursor,
+        seal: Option<&Seal>,
+    ) -> Push {
         let Some(sync) = &self.sync else { return Push::Queued };
         let (schema, table) = &sync.plan.name;
         let (vsn, topic, table) = (key.vsn, &key.topic, (&**schema, &**table));
         self.queue.resume();
         if sync.fetched().is_some() {
             let rows: Vec<&RawValue> = serde_json::from_str(chunk.rows.get()).unwrap_or_default();
-            let wants = key.bindings.iter().any(|b| b.operations.contains(Operation::Insert));
-            let frames = rows.iter().filter(|_| wants);
-            let frames = frames.map(|row| encode::read_row(vsn, topic, table, row.get()));
-            return self.queue.push(&frames.collect::<Vec<_>>());
+            let (ReadRow::Is(operation), old) = sync.read_row(!rows.is_empty()) else {
+                // What it could go on from is not all that it knows: that nothing is there.
+                let page =
+                    encode::SnapshotPage { table, rows: "[]", is_fresh: false, resume: None };
+                return match sync.is_up_to_date {
+                    true => Push::Queued,
+                    false => self.queue.push(&[encode::snapshot(vsn, topic, page)]),
+                };
+            };
+            if !key.bindings.iter().any(|binding| binding.operations.contains(operation)) {
+                return Push::Queued;
+            }
+            let row = rows.first().map_or("null", |row| row.get());
+            let old = if operation == Operation::Insert { "null" } else { old };
+            return self.queue.push(&[encode::read_row(vsn, topic, table, operation, (row, old))]);
         }
         if !sync.is_untold() {
             return Push::Queued;
         }
-        let resume = sync.place(chunk, at);
+        let resume = sync.place(chunk, at).and_then(|place| seal?.seal(&place));
         let page = encode::SnapshotPage {
             table,
             rows: chunk.rows.get(),
@@ -339,9 +470,12 @@ fn keys(
     sync: &Sync,
     range: std::ops::Range<Seq>,
     history: &History,
-) -> Option<(Asked, Rows)> {
+) -> Option<(Asked, Vec<String>)> {
     let (until, table) = (range.end, sync.plan.table);
     let (mut keys, mut texts) = (Vec::new(), Vec::new());
+    if !chunk.key.is_empty() && until.saturating_sub(range.start) > LOOKED_AT {
+        return None;
+    }
     for seq in range.filter(|_| !chunk.key.is_empty()) {
         let Some((batch, index)) = history.at(seq) else { continue };
         let Some(event) = batch.events.get(index) else { continue };
@@ -350,7 +484,7 @@ fn keys(
             continue;
         }
         let images = Images::of(batch, change);
-        if !images.has_before() && !images.has_after() {
+        if !images.has_before() && !images.has_after() || keys.len() >= MOST_KEYS {
             return None;
         }
         for is_after in [false, true] {
@@ -360,13 +494,12 @@ fn keys(
             let key = images.key_texts(&chunk.key, is_after)?;
             let is_fetched = sync.fetched().is_some_and(|fetched| *fetched == *key);
             if sync.has_borders() {
-                serde_json::to_writer(&mut texts, &key).ok()?;
+                texts.push(serde_json::to_string(&key).ok()?);
             } else if !is_fetched {
                 continue;
             }
             keys.push(EventKey { seq, is_after, is_fetched });
         }
     }
-    let texts = String::from_utf8(texts).ok().filter(|_| keys.len() <= MOST_KEYS)?;
-    Some((Asked { keys, until }, Rows { texts, ..Rows::default() }))
+    Some((Asked { keys, until }, texts))
 }
