@@ -137,7 +137,8 @@ fn bag(client: &mut Client, topic: &str, wanted: &mut dyn FnMut() -> Vec<String>
         let said = client.broadcast(topic);
         let body = &said["payload"];
         let mut remove = |row: &Value| {
-            let at = rows.iter().position(|known| *known == row.to_string());
+            let row = row.to_string();
+            let at = rows.iter().position(|known| *known == row);
             rows.remove(at.unwrap_or_else(|| panic!("unknown: {said}")));
         };
         match said["event"].as_str().unwrap() {

@@ -307,8 +307,8 @@ impl Registry {
 
     /// The channels that are kept equal to what their clients would select.
     pub(super) fn synced(&self) -> Vec<(SessionId, GroupId)> {
-        let only = |(id, group): (&GroupId, &Box<Group>)| group.key.only.map(|only| (only, *id));
-        self.groups.iter().filter_map(only).collect()
+        let groups = self.groups.iter();
+        groups.filter_map(|(id, group)| group.key.only.map(|only| (only, *id))).collect()
     }
 
     /// Rows are to be read for the channel, before it is given more.
