@@ -40,10 +40,10 @@ labels       alterations::       crates/server/src/hub/basis.rs         s/(self\
 usable       alterations::       sql/catalog/tables.sql                 s/and (\$7 or not .*)$//
 reach        slot::              src/guc/mod.rs                         s#min(megabytes(servers)) / 4#min(megabytes(servers))#
 settings     alterations::       crates/server/src/policy/claims.rs     s/if name == "current_setting" =>/if name == "no_setting" =>/
-chunk        sync::               crates/server/src/hub/sync.rs         s/place == 0 || place == 1 \&\& !self\.snapshot\.sees(xid)/place < 2/
-beyond       sync::               crates/server/src/hub/sync.rs         s/place == 0 || place == 1 \&\& !self\.snapshot\.sees(xid)/place == 0 || !self.snapshot.sees(xid)/
+chunk        sync::               crates/server/src/hub/joining.rs     s/place == 0 || place == 1 \&\& !self\.snapshot\.sees(xid)/place < 2/
+beyond       sync::               crates/server/src/hub/joining.rs     s/place == 0 || place == 1 \&\& !self\.snapshot\.sees(xid)/place == 0 || !self.snapshot.sees(xid)/
 told         sync::               crates/server/src/hub/told.rs         s/let was_told = .*;/let was_told = sides.before;/
-fetched      snapshots::          crates/server/src/hub/sync.rs         s/sides\.after &= !own\.after;//
+fetched      snapshots::          crates/server/src/hub/joining.rs     s/sides\.after &= !own\.after;//
 place        snapshots::          crates/server/src/hub/snapshot_place.rs  s/before: before\.cloned(),/before: None,/
 token        snapshots::          crates/server/src/hub/group.rs        s/Unseen::By(snapshot) => !snapshot\.sees(xid),/Unseen::By(_) => false,/
 CHECKS

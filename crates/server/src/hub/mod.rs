@@ -12,6 +12,7 @@ mod failure;
 mod group;
 pub mod handle;
 mod history;
+mod joining;
 mod lagging;
 mod members;
 mod messages;

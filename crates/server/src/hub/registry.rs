@@ -116,6 +116,8 @@ pub(super) struct Registry {
     pub(super) routes: Routes,
     /// Channels for which rows are to be read, since the last look.
     pub(super) wanting_rows: Vec<(SessionId, GroupId)>,
+    /// Channels that are kept equal to what their clients would select.
+    synced: HashSet<(SessionId, GroupId)>,
 }
 
 impl Registry {
@@ -307,8 +309,7 @@ impl Registry {
 
     /// The channels that are kept equal to what their clients would select.
     pub(super) fn synced(&self) -> Vec<(SessionId, GroupId)> {
-        let groups = self.groups.iter();
-        groups.filter_map(|(id, group)| group.key.only.map(|only| (only, *id))).collect()
+        self.synced.iter().copied().collect()
     }
 
     /// Rows are to be read for the channel, before it is given more.
@@ -340,6 +341,7 @@ impl Registry {
             group.members.remove(session)?;
         // What is answered to this group finds nobody.
         sync.iter_mut().for_each(|sync| sync.rest());
+        self.synced.remove(&(session, id));
         let key = group.key.clone();
         if group.members.is_empty() {
             self.routes.remove(id, &key);
@@ -432,8 +434,11 @@ impl Registry {
     fn add(&mut self, session: SessionId, membership: Membership) -> GroupId {
         let Membership { key, floor, made, lag, replays, has_gap, latest, sync } = membership;
         let id = self.group_of(key);
-        if sync.as_ref().is_some_and(|sync| !matches!(sync.phase, Phase::Live)) {
-            self.want_rows(session, id);
+        if let Some(sync) = &sync {
+            self.synced.insert((session, id));
+            if !matches!(sync.phase, Phase::Live) {
+                self.want_rows(session, id);
+            }
         }
         if let (Some(group), Some(entry)) = (self.groups.get_mut(&id), self.sessions.get(&session))
         {

@@ -18,10 +18,10 @@ use std::sync::Arc;
 
 use tide_feed::catalog::{Chunk, ChunkRequest, Condition};
 use tide_feed::event::{Cursor, Operation};
-use tide_feed::snapshot::Snapshot;
 use tokio::task::AbortHandle;
 
 use super::history::Seq;
+use super::joining::{Fetched, Joining, PlacedKeys, Places, Sides};
 use super::snapshot_place::SnapshotPlace;
 use super::subscription::Identity;
 use super::told::Told;
@@ -137,50 +137,6 @@ pub(super) enum Phase {
     Joining(Joining),
     /// Everything that was there has been told.
     Live,
-}
-
-/// How a chunk is joined to the stream.
-#[derive(Debug, Default)]
-pub(super) struct Joining {
-    snapshot: Snapshot,
-    /// The first event that is not before the chunk's address.
-    pub(super) until: Seq,
-    places: HashMap<Seq, Places>,
-    /// Rows that were read by themselves meanwhile.
-    fetched: Vec<Fetched>,
-    pub(super) is_last: bool,
-}
-
-/// A row that was read by itself: what its read could see of it is not told again.
-#[derive(Debug)]
-struct Fetched {
-    snapshot: Snapshot,
-    until: Seq,
-    /// Which sides of which events are of the row.
-    events: HashMap<Seq, Sides>,
-}
-
-/// Where the keys of a row before and after an event lie: 0, in chunks before; 1, in this; 2, beyond.
-type Places = (u8, u8);
-
-/// An event's keys.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct PlacedKeys {
-    /// Beyond how many borders they lie; `None`: there is none.
-    pub(super) beyond: (Option<u8>, Option<u8>),
-    /// Whether they are that of the row which is read by itself.
-    pub(super) fetched: Sides,
-}
-
-/// Which sides of an event are for the channel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sides {
-    pub(super) before: bool,
-    pub(super) after: bool,
-}
-
-impl Sides {
-    pub(super) const BOTH: Sides = Sides { before: true, after: true };
 }
 
 impl Sync {
@@ -306,8 +262,11 @@ impl Sync {
         self.fetch.is_none() && self.rows.saturating_add(chunk.count) > self.plan.most_rows
     }
 
-    /// Whether a chunk is on its way to it, or held.
+    /// Whether a chunk is on its way to it, or held: more than a row.
     pub(super) fn has_chunk(&self) -> bool {
+        if self.fetch.is_some() || self.is_resumed {
+            return false;
+        }
         match &self.phase {
             Phase::Asked | Phase::Read(_) | Phase::Placing(_) | Phase::Placed(..) => true,
             Phase::Idle | Phase::Joining(_) | Phase::Live => false,
@@ -470,35 +429,18 @@ impl Sync {
 
     /// Which sides of the event are for the channel at this point.
     pub(super) fn sides(&mut self, seq: Seq, xid: u32) -> Sides {
-        let Phase::Joining(joining) = &mut self.phase else { return Sides::BOTH };
-        let mut sides = joining.sides(seq, xid, self.key.is_empty());
-        joining.fetched.retain(|fetched| seq < fetched.until);
-        for Fetched { snapshot, events, .. } in &joining.fetched {
-            if let Some(own) = events.get(&seq).filter(|_| snapshot.sees(xid)) {
-                sides.before &= !own.before;
-                sides.after &= !own.after;
-            }
+        let is_keyless = self.is_keyless();
+        match &mut self.phase {
+            Phase::Joining(joining) => joining.sides(seq, xid, is_keyless),
+            _ => Sides::BOTH,
         }
-        sides
-    }
-}
-
-impl Joining {
-    /// `is_whole`: the chunk is all of a table without a key.
-    fn sides(&self, seq: Seq, xid: u32, is_whole: bool) -> Sides {
-        let (old, new) = match self.places.get(&seq) {
-            Some(places) => *places,
-            None if is_whole => (1, 1),
-            None => return Sides::BOTH,
-        };
-        let is_for_it = |place: u8| place == 0 || place == 1 && !self.snapshot.sees(xid);
-        Sides { before: is_for_it(old), after: is_for_it(new) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::value::RawValue;
+    use tide_feed::snapshot::Snapshot;
 
     use super::*;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 use tide_feed::event::Datum;
 
-use super::sync::Sides;
+use super::joining::Sides;
 use crate::allowance::{Allowance, Share};
 use crate::policy::{Images, Seen, Sight};
 

@@ -5,8 +5,7 @@ use std::slice;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tide_feed::catalog::{ColumnAccess, Condition, Operator, TableAccess, TableName};
-use tide_feed::event::Operation;
+use tide_feed::catalog::{TableAccess, TableName};
 use tokio::time::timeout;
 
 use super::access;
@@ -19,10 +18,9 @@ use super::grant::{self, Access, Extensions};
 use super::identity::{self, Refusal};
 use super::presence::{ChannelPresence, RoomKey};
 use super::since::since;
+use super::snapshot_options;
 use crate::allowance::{Allowance, Share};
-use crate::filter;
 use crate::hub::handle::SessionId;
-use crate::hub::snapshot_place::is_place;
 use crate::hub::subscription::{Binding, Facet, Operations, Since, Style, Subscription, Target};
 use crate::hub::sync::SnapshotPlan;
 use crate::notify::Lease;
@@ -82,7 +80,7 @@ impl Refused {
         Refused { count: RefusedJoin::Filters, reason: format!("FilterLimitReached: {why}") }
     }
 
-    fn table(reason: impl Into<String>) -> Refused {
+    pub(super) fn table(reason: impl Into<String>) -> Refused {
         Refused { count: RefusedJoin::Table, reason: reason.into() }
     }
 }
@@ -358,17 +356,7 @@ impl Joiner {
         table: &str,
     ) -> Result<Plan, Refused> {
         let options = Self::options_of_a_table(payload)?;
-        if options.snapshot && options.last.is_some() {
-            return Err(Refused::request(
-                "InvalidJoin: A snapshot begins with all rows: there is no last with it",
-            ));
-        }
-        let rows = [Operation::Insert, Operation::Update, Operation::Delete];
-        let lacks = |events: &Vec<Operation>| rows.iter().any(|row| !events.contains(row));
-        if options.snapshot && options.events.as_ref().is_some_and(lacks) {
-            let reason = "InvalidJoin: With a snapshot come all of INSERT, UPDATE and DELETE";
-            return Err(Refused::request(reason));
-        }
+        snapshot_options::check(options)?;
         let name = TableName { schema: schema.to_owned(), table: table.to_owned() };
         let (tables, asked) = self.tables(vec![name]).await?;
         let refusal = || {
@@ -387,11 +375,7 @@ impl Joiner {
             None => None,
         };
         let operations = operations(options);
-        // A client that keeps whole rows has to know of each of their columns.
-        let readable = || access.columns.iter().filter(|column| column.readable);
-        let all_names = || readable().map(|column| column.name.as_str().into()).collect();
-        let named = select.as_deref().map(<[Box<str>]>::to_vec);
-        let named = if options.snapshot { named.or_else(|| Some(all_names())) } else { named };
+        let named = snapshot_options::named(options, access, select.as_deref());
         let target = target(access, options.filter.as_deref(), named.as_deref())
             .map_err(|error| BindingError::from(error).into_refused(&refusal))?;
         let bindings = vec![Binding { id: 1, operations, target, filter, select }];
@@ -400,13 +384,8 @@ impl Joiner {
         self.greet_row_security(&bindings, &tables, &mut greeting);
         let snapshot = match options.snapshot {
             true => {
-                let values = match options.filter.as_deref() {
-                    Some(text) => all.casted(text, access).await,
-                    None => Ok(Vec::new()),
-                };
-                let values = values.map_err(|e| e.into_refused(&refusal))?;
                 let most_rows = self.context.config().snapshot_max_rows;
-                Some(Arc::new(snapshot_plan(options, access, values, most_rows)?))
+                Some(snapshot_options::plan(options, access, &all, most_rows).await?)
             }
             false => None,
         };
@@ -502,7 +481,7 @@ impl Joiner {
 
 impl BindingError {
     /// As the refusal of a join; `denied` where nothing may be said but that it cannot be had.
-    fn into_refused(self, denied: &impl Fn() -> Refused) -> Refused {
+    pub(super) fn into_refused(self, denied: &impl Fn() -> Refused) -> Refused {
         match self {
             BindingError::Unavailable => Refusal::Unavailable.into(),
             BindingError::TooMuch(why) => Refused::filters(why),
@@ -511,50 +490,6 @@ impl BindingError {
             BindingError::Refused => denied(),
         }
     }
-}
-
-/// The rows that a channel begins with, as a reader is asked for them.
-fn snapshot_plan(
-    options: &BroadcastOptions,
-    access: &TableAccess,
-    values: Vec<Vec<String>>,
-    most_rows: u64,
-) -> Result<SnapshotPlan, Refused> {
-    let is_chosen = |column: &ColumnAccess| match &options.select {
-        Some(names) => column.primary_key || names.contains(&column.name),
-        None => true,
-    };
-    let columns = access.columns.iter().filter(|column| column.readable && is_chosen(column));
-    let parsed = options.filter.as_deref().and_then(|text| filter::parse(text).ok().flatten());
-    let mut conditions = Vec::new();
-    let wanted = parsed.iter().flat_map(|parsed| &parsed.conditions);
-    for (condition, values) in wanted.zip(values) {
-        let column = access.columns.iter().find(|column| column.name == condition.column);
-        // Looked up when the filter was compiled.
-        let column = column.ok_or_else(|| Refused::from(Refusal::Unavailable))?;
-        let condition = condition.of_column(column.attnum);
-        // The stream's are Unicode's; Postgres's are another language, and the locale's.
-        if matches!(condition.operator, Operator::Ilike | Operator::Match | Operator::Imatch) {
-            let reason = "InvalidFilter: the filter of a snapshot takes no ilike, match or imatch";
-            return Err(Refused::table(reason));
-        }
-        conditions.push(Condition { values, ..condition });
-    }
-    let place = options.resume.as_deref();
-    if place.is_some_and(|text| !is_place(text)) {
-        let reason =
-            "InvalidPosition: resume is not a place as received in meta.resume of a SNAPSHOT";
-        return Err(Refused::request(reason));
-    }
-    Ok(SnapshotPlan {
-        table: access.oid,
-        name: (access.schema.as_str().into(), access.table.as_str().into()),
-        columns: columns.map(|column| column.attnum).collect(),
-        conditions,
-        most_rows,
-        place: place.map(Into::into),
-        known: access.columns.iter().map(|column| column.attnum).collect(),
-    })
 }
 
 /// Bytes that a channel takes up without what it asked for.

@@ -33,6 +33,7 @@ mod session;
 mod shutdown;
 mod since;
 mod single_flight;
+mod snapshot_options;
 mod table_questions;
 mod tables;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 mod delivery;
 mod join;
+mod placing;
 mod sync;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,22 +1,21 @@
 //! Asking for the rows that there are, and joining them to the stream.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use serde_json::value::RawValue;
-use tide_feed::catalog::{Chunk, OUTDATED, QUERY_CANCELED, Rows};
-use tide_feed::event::{Cursor, EventKind, Lsn, Operation, Position};
+use tide_feed::catalog::{Chunk, OUTDATED, QUERY_CANCELED};
+use tide_feed::event::{Cursor, Lsn, Operation, Position};
 use tokio::sync::mpsc;
 
 use super::Stream;
-use crate::catalog::{Asker, Catalog, CatalogError};
+use super::placing::{self, Asked};
+use crate::catalog::{Catalog, CatalogError};
 use crate::hub::group::{GroupId, GroupKey, Member};
 use crate::hub::handle::SessionId;
-use crate::hub::history::{History, Seq};
 use crate::hub::queue::Push;
 use crate::hub::snapshot_place::Seal;
-use crate::hub::sync::{Phase, PlacedKeys, Question, ReadRow, Sides, Sync};
-use crate::policy::Images;
+use crate::hub::sync::{Phase, Question, ReadRow, Sync};
 use crate::wire::encode;
 
 /// Chunks that are asked for or held at a time; the others wait for theirs.
@@ -30,11 +29,6 @@ const TRIES: u32 = 3;
 const HELD: Duration = Duration::from_secs(1);
 /// Bytes that a chunk takes up, about, before it is known.
 const CHUNK: usize = 2 << 20;
-/// Events whose keys are asked about for a chunk, at most, and at once; and events that are looked at for
-/// them.
-const MOST_KEYS: usize = 100_000;
-const KEYS_AT_ONCE: usize = 5_000;
-const LOOKED_AT: Seq = 500_000;
 
 /// The channels that have not been told of all rows that there were when they joined.
 pub(super) struct Syncs {
@@ -62,20 +56,6 @@ pub(super) struct Answer {
 enum Said {
     Chunk(Result<Chunk, CatalogError>),
     Places(Asked, Result<Vec<u8>, CatalogError>),
-}
-
-/// Whose keys were asked about.
-struct Asked {
-    keys: Vec<EventKey>,
-    until: Seq,
-}
-
-/// The key of a row before an event or after it.
-struct EventKey {
-    seq: Seq,
-    is_after: bool,
-    /// That of the row which is read by itself.
-    is_fetched: bool,
 }
 
 /// How far a channel has got.
@@ -159,13 +139,17 @@ impl Stream {
         let next = member.lag.unwrap_or(self.history.head());
         let Some(sync) = &mut member.sync else { return Step::Done };
         match std::mem::replace(&mut sync.phase, Phase::Idle) {
-            // For who reads, if there is memory for it.
-            Phase::Idle if *free == 0 || !member.queue.has_room() || !sync.held.resize(CHUNK) => {
+            // For who reads, if there is memory for it; of rows by themselves, any number.
+            Phase::Idle
+                if *free == 0 && sync.fetched().is_none()
+                    || !member.queue.has_room()
+                    || !sync.held.resize(CHUNK) =>
+            {
                 let waiting = self.syncs.channels.get_mut(&(session, id));
                 waiting.into_iter().for_each(|waiting| waiting.due = Instant::now() + RETRY);
             }
             Phase::Idle => {
-                *free -= 1;
+                *free = free.saturating_sub(sync.fetched().is_none().into());
                 sync.phase = Phase::Asked;
                 self.syncs.add(session, id);
                 let (catalog, sender) = (self.syncs.catalog.clone(), self.syncs.sender.clone());
@@ -201,7 +185,8 @@ impl Stream {
             Phase::Read(chunk) => {
                 let until = self.history.after(Position::before(Lsn(chunk.lsn))).max(next);
                 // Not all of a key is in the WAL, or there is too much of it.
-                let Some((asked, rows)) = keys(&chunk, sync, next..until, &self.history) else {
+                let Some((asked, rows)) = placing::keys(&chunk, sync, next..until, &self.history)
+                else {
                     return Step::Anew;
                 };
                 let borders = sync.borders(&chunk);
@@ -216,7 +201,7 @@ impl Stream {
                 } else {
                     let (catalog, sender) = (self.syncs.catalog.clone(), self.syncs.sender.clone());
                     let question = tokio::spawn(async move {
-                        let places = ask_places(&catalog, &asker, about, rows, &borders).await;
+                        let places = placing::ask(&catalog, &asker, about, rows, &borders).await;
                         let said = Said::Places(asked, places);
                         let _ = sender.send(Answer { session, group: id, said });
                     });
@@ -334,7 +319,7 @@ impl Stream {
                 if places.len() == asked.keys.len() =>
             {
                 sync.failures = 0;
-                let keys = placed(&asked.keys, &places);
+                let keys = placing::placed(&asked.keys, &places);
                 let joining = sync.joining(&chunk, asked.until, &keys);
                 sync.phase = Phase::Placed(chunk, joining);
                 return;
@@ -388,24 +373,6 @@ fn size(chunk: &Chunk) -> usize {
     CHUNK.max(2 * (chunk.rows.get().len() + chunk.keys.get().len()))
 }
 
-/// Asks where keys lie, so many at once.
-async fn ask_places(
-    catalog: &Catalog,
-    asker: &Asker,
-    (table, key): (u32, Vec<i16>),
-    keys: Vec<String>,
-    borders: &[Vec<String>],
-) -> Result<Vec<u8>, CatalogError> {
-    let texts = borders.iter().filter_map(|border| serde_json::to_string(border).ok()).collect();
-    let borders = Rows { texts, ..Rows::default() };
-    let mut places = Vec::new();
-    for keys in keys.chunks(KEYS_AT_ONCE) {
-        let keys = Rows { texts: keys.concat(), ..Rows::default() };
-        places.extend(catalog.places(asker, table, key.clone(), keys, borders.clone()).await?);
-    }
-    Ok(places)
-}
-
 impl Member {
     /// Tells the client of the rows of a chunk, standing before this position.
     fn tell_rows(
@@ -449,57 +416,4 @@ impl Member {
         };
         self.queue.push(&[encode::snapshot(vsn, topic, page)])
     }
-}
-
-/// Of each event, where its keys are; `places`: beyond how many borders they lie.
-fn placed(keys: &[EventKey], places: &[u8]) -> BTreeMap<Seq, PlacedKeys> {
-    let mut placed: BTreeMap<Seq, PlacedKeys> = BTreeMap::new();
-    for (EventKey { seq, is_after, is_fetched }, place) in keys.iter().zip(places) {
-        let PlacedKeys { beyond, fetched } = placed.entry(*seq).or_default();
-        let Sides { before, after } = fetched;
-        let (beyond, fetched) =
-            if *is_after { (&mut beyond.1, after) } else { (&mut beyond.0, before) };
-        (*beyond, *fetched) = (Some(*place), *is_fetched);
-    }
-    placed
-}
-
-/// The keys of what happened to the table, as texts; `None`: some are not known, or they are too many.
-fn keys(
-    chunk: &Chunk,
-    sync: &Sync,
-    range: std::ops::Range<Seq>,
-    history: &History,
-) -> Option<(Asked, Vec<String>)> {
-    let (until, table) = (range.end, sync.plan.table);
-    let (mut keys, mut texts) = (Vec::new(), Vec::new());
-    if !chunk.key.is_empty() && until.saturating_sub(range.start) > LOOKED_AT {
-        return None;
-    }
-    for seq in range.filter(|_| !chunk.key.is_empty()) {
-        let Some((batch, index)) = history.at(seq) else { continue };
-        let Some(event) = batch.events.get(index) else { continue };
-        let EventKind::Change(change) = &event.kind else { continue };
-        if change.relation.oid != table {
-            continue;
-        }
-        let images = Images::of(batch, change);
-        if !images.has_before() && !images.has_after() || keys.len() >= MOST_KEYS {
-            return None;
-        }
-        for is_after in [false, true] {
-            if !(if is_after { images.has_after() } else { images.has_before() }) {
-                continue;
-            }
-            let key = images.key_texts(&chunk.key, is_after)?;
-            let is_fetched = sync.fetched().is_some_and(|fetched| *fetched == *key);
-            if sync.has_borders() {
-                texts.push(serde_json::to_string(&key).ok()?);
-            } else if !is_fetched {
-                continue;
-            }
-            keys.push(EventKey { seq, is_after, is_fetched });
-        }
-    }
-    Some((Asked { keys, until }, texts))
 }
