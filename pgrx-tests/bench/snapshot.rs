@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::plan::Plan;
 use super::report::{Report, Sample, percentile};
 use super::server::{self, Durability, Extension};
-use super::support::Database;
+use super::support::{Database, wait_until};
 use super::websocket;
 
 const METRICS: &[&str] = &["rows/s", "bystander p50 us", "bystander p99 us"];
@@ -53,6 +53,11 @@ pub fn run(plan: &Plan) -> Report {
     for statement in [&*fill, "vacuum analyze present", "checkpoint"] {
         database.sql().batch_execute(statement).unwrap();
     }
+    let query = "select decoded_lsn >= pg_current_wal_lsn() from tide.status()";
+    wait_until("all is decoded", || {
+        let decoded: Option<bool> = database.sql().query_one(query, &[]).unwrap().get(0);
+        decoded?.then_some(())
+    });
     let mut report = Report::new("(m) rows that are there, to one client", METRICS);
     report.measure(&format!("{} rows", plan.rows), plan, &WAYS, |way| {
         measure(&database, way, plan.rows)
@@ -69,7 +74,7 @@ fn measure(database: &Database<'_>, way: Way, rows: u64) -> Sample {
             Way::Tide => snapshot(database),
             Way::Copy => copy(database),
             Way::Nothing => {
-                std::thread::park_timeout(ALONE);
+                std::thread::sleep(ALONE);
                 0
             }
         };

@@ -12,7 +12,7 @@ use crate::helper::transaction::Refusal;
 use crate::source::value::{Origins, Value};
 
 /// Bytes of rows in a chunk: no more are added once there are so many.
-const ENOUGH: usize = 1 << 20;
+const ENOUGH: usize = 256 << 10;
 /// The same where there can be no other chunk, since no key says what it would begin with.
 const ENOUGH_OF_ALL: usize = 3 << 20;
 /// And at most, with the last one of them.

@@ -62,6 +62,8 @@ enum Said {
 enum Step {
     /// It is to be looked at again.
     Waits,
+    /// At once.
+    Moved,
     /// It needs something at once that it has not got: from the beginning.
     Anew,
     /// It cannot be.
@@ -115,8 +117,12 @@ impl Stream {
             if due > now {
                 continue;
             }
-            match self.advance_sync(session, id, &mut free) {
-                Step::Waits => continue,
+            let mut step = Step::Moved;
+            while let Step::Moved = step {
+                step = self.advance_sync(session, id, &mut free);
+            }
+            match step {
+                Step::Waits | Step::Moved => continue,
                 Step::Done => {}
                 Step::Anew => {
                     log::info!("a snapshot begins anew for connection {session}");
@@ -198,6 +204,7 @@ impl Stream {
                     let places = vec![0; asked.keys.len()];
                     let said = Said::Places(asked, Ok(places));
                     self.settle_sync(Answer { session, group: id, said });
+                    return Step::Moved;
                 } else {
                     let (catalog, sender) = (self.syncs.catalog.clone(), self.syncs.sender.clone());
                     let question = tokio::spawn(async move {
@@ -224,6 +231,7 @@ impl Stream {
                         sync.tell(*chunk, joining);
                         self.lagging.add(session);
                         self.lagging.wake(session);
+                        return Step::Moved;
                     }
                     Push::Full | Push::Starved => {
                         let waiting = self.syncs.channels.get_mut(&(session, id));
@@ -262,7 +270,8 @@ impl Stream {
                 self.lagging.wake(session);
                 return Step::Done;
             }
-            Phase::Joining(_) => {}
+            // The next chunk is to be asked for.
+            Phase::Joining(_) => return Step::Moved,
             Phase::Live => {
                 sync.phase = Phase::Live;
                 return Step::Done;
