@@ -44,7 +44,7 @@ chunk        sync::               crates/server/src/hub/joining.rs     s/place =
 beyond       sync::               crates/server/src/hub/joining.rs     s/place == 0 || place == 1 \&\& !self\.snapshot\.sees(xid)/place == 0 || !self.snapshot.sees(xid)/
 told         sync::               crates/server/src/hub/told.rs         s/let was_told = .*;/let was_told = sides.before;/
 fetched      snapshots::          crates/server/src/hub/joining.rs     s/sides\.after &= !own\.after;//
-place        snapshots::          crates/server/src/hub/snapshot_place.rs  s/before: before\.cloned(),/before: None,/
+place        sync::               crates/server/src/hub/snapshot_place.rs  s/before: before\.cloned(),/before: None,/
 token        snapshots::          crates/server/src/hub/group.rs        s/Unseen::By(snapshot) => !snapshot\.sees(xid),/Unseen::By(_) => false,/
 CHECKS
 }

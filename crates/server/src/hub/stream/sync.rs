@@ -45,6 +45,8 @@ struct Waiting {
     since: Instant,
     /// When to look at it again.
     due: Instant,
+    /// Since when there is a chunk that its client does not take.
+    held: Option<Instant>,
 }
 
 pub(super) struct Answer {
@@ -80,7 +82,7 @@ impl Syncs {
 
     pub(super) fn add(&mut self, session: SessionId, group: GroupId) {
         let now = Instant::now();
-        self.channels.insert((session, group), Waiting { since: now, due: now });
+        self.channels.insert((session, group), Waiting { since: now, due: now, held: None });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -237,7 +239,7 @@ impl Stream {
                         let waiting = self.syncs.channels.get_mut(&(session, id));
                         let is_held_long = waiting.is_some_and(|waiting| {
                             waiting.due = Instant::now() + RETRY;
-                            waiting.since.elapsed() > HELD
+                            waiting.held.get_or_insert_with(Instant::now).elapsed() > HELD
                         });
                         // One that its client had before cannot be read again.
                         if is_held_long && sync.is_untold() && sync.fetched().is_none() {
