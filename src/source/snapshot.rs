@@ -17,11 +17,10 @@ pub(crate) fn seen_by(snapshot: &pg_sys::SnapshotData) -> Snapshot {
         let count = snapshot.xcnt as usize;
         let running =
             if count == 0 { &[][..] } else { std::slice::from_raw_parts(snapshot.xip, count) };
-        Snapshot {
-            xmin: whole(snapshot.xmin.into_inner()),
-            xmax: whole(snapshot.xmax.into_inner()),
-            xip: running.iter().map(|xid| whole(xid.into_inner())).collect(),
-        }
+        let mut xip: Vec<u64> = running.iter().map(|xid| whole(xid.into_inner())).collect();
+        xip.sort_unstable();
+        let (xmin, xmax) = (snapshot.xmin.into_inner(), snapshot.xmax.into_inner());
+        Snapshot { xmin: whole(xmin), xmax: whole(xmax), xip }
     }
 }
 

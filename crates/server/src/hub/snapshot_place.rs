@@ -54,18 +54,14 @@ impl SnapshotPlace {
         at: Cursor,
     ) -> SnapshotPlace {
         SnapshotPlace {
-            at: at.to_string(),
-            table: plan.table,
-            role: role.to_owned(),
             key: chunk.key.clone(),
             before: before.cloned(),
             last: chunk.last.clone(),
             done: chunk.done,
             snapshot: chunk.snapshot.clone(),
             lsn: chunk.lsn,
-            columns: plan.columns.clone(),
             is_complete: false,
-            rows: rows + chunk.count,
+            ..SnapshotPlace::complete(plan, role, rows + chunk.count, at)
         }
     }
 

@@ -200,20 +200,23 @@ impl Sync {
         are_same && (sees_all || self.told.is_some())
     }
 
+    /// Whether the policies, as far as they are known, are the same for every row and client.
+    fn is_sight_constant(&self) -> bool {
+        self.rules.iter().all(|(_, rule)| matches!(rule.way, Way::Constant(_)))
+    }
+
     /// Whether no client could say what it has to be told of a table without a key: what its policies said
     /// of a row before.
     pub(super) fn is_past_telling(&self, chunk: &Chunk) -> bool {
-        let is_constant = self.rules.iter().all(|(_, rule)| matches!(rule.way, Way::Constant(_)));
-        chunk.key.is_empty() && self.told.is_some() && !is_constant
+        chunk.key.is_empty() && self.told.is_some() && !self.is_sight_constant()
     }
 
     /// Goes on in the name of somebody else, if that sees the same rows.
     #[must_use]
     pub(super) fn renew(&mut self, identity: &Identity) -> bool {
         let Identity { role, claims } = identity;
-        let is_constant = self.rules.iter().all(|(_, rule)| matches!(rule.way, Way::Constant(_)));
         let sees_the_same = *role == self.asker.role
-            && (is_constant && !self.rules.is_empty() || *claims == self.asker.claims);
+            && (self.is_sight_constant() && !self.rules.is_empty() || *claims == self.asker.claims);
         if sees_the_same {
             self.asker.claims = Arc::clone(claims);
         }

@@ -145,10 +145,7 @@ impl<'a> Bindings<'a> {
             let most = "The patterns in the filters of one join have at most 4000 bytes";
             return Err(BindingError::TooMuch(most));
         }
-        let mut answers = Vec::new();
-        for (type_sql, values) in filter::casts(&parsed, access)? {
-            answers.push(self.cast(&type_sql, values).await?);
-        }
+        let answers = self.cast_all(&parsed, access).await?;
         let predicate = if parsed.patterns() > 0 {
             // Others are served meanwhile.
             let access = with_columns_of(access, &parsed);
@@ -167,10 +164,7 @@ impl<'a> Bindings<'a> {
         access: &TableAccess,
     ) -> Result<Vec<Vec<String>>, BindingError> {
         let Some(parsed) = filter::parse(text)? else { return Ok(Vec::new()) };
-        let mut answers = Vec::new();
-        for (type_sql, values) in filter::casts(&parsed, access)? {
-            answers.push(self.cast(&type_sql, values).await?);
-        }
+        let answers = self.cast_all(&parsed, access).await?;
         Ok(filter::exact_values(&parsed, access, &answers)?)
     }
 
@@ -186,6 +180,19 @@ impl<'a> Bindings<'a> {
             return Err(BindingError::TooMuch("There is no memory for more filters, try again"));
         }
         Ok(predicate.holding(share))
+    }
+
+    /// What Postgres makes of all values of a filter, as [`filter::compile`] wants it.
+    async fn cast_all(
+        &self,
+        parsed: &Filter,
+        access: &TableAccess,
+    ) -> Result<Vec<Vec<String>>, BindingError> {
+        let mut answers = Vec::new();
+        for (type_sql, values) in filter::casts(parsed, access)? {
+            answers.push(self.cast(&type_sql, values).await?);
+        }
+        Ok(answers)
     }
 
     async fn cast(&self, type_sql: &str, values: Vec<String>) -> Result<Vec<String>, BindingError> {
