@@ -467,10 +467,10 @@ fn values_are_read_and_printed_as_the_streams_are() {
     let name = &database.name;
     sql.batch_execute(&format!(
         "alter database {name} set timezone = 'Europe/Berlin';
-         alter database {name} set datestyle = 'iso, dmy'; select tide.restart_worker()"
+         alter database {name} set datestyle = 'iso, dmy'"
     ))
     .unwrap();
-    database.wait_until_live();
+    database.restart_worker();
     sql.batch_execute(
         "create table spans (id tstzrange primary key, day date);
          grant select on spans to authenticated; select tide.publish('spans');
