@@ -20,6 +20,8 @@ my %statuses = (
     SERVICE_UNAVAILABLE => 503,
     # No errors.
     OK => 0, ACCEPTED => 0, NO_CONTENT => 0, SWITCHING_PROTOCOLS => 0,
+    # Of answers that are no `{"error"}`.
+    CONFLICT => 0, GONE => 0,
 );
 # Of hyper's own, which answers before our code is asked.
 my @of_hyper = (414, 431);
@@ -32,6 +34,7 @@ my %sqlstates = (
     invalid_schema_name => '3F000', io_error => '58030', name_too_long => '42622',
     null_value_not_allowed => '22004', object_not_in_prerequisite_state => '55000',
     program_limit_exceeded => '54000', reserved_name => '42939', TD001 => 'TD001',
+    invalid_function_definition => '42P13', undefined_column => '42703',
     undefined_object => '42704', undefined_table => '42P01', wrong_object_type => '42809',
 );
 

@@ -357,3 +357,32 @@ pub(crate) unsafe fn log_message(prefix: &CStr, content: &[u8]) {
         });
     }
 }
+
+/// Adds a stored row to the open indexes of its table.
+///
+/// # Safety
+/// In a transaction; the table's indexes are open, and the row is in the slot.
+pub(crate) unsafe fn insert_into_indexes(
+    result: *mut pg_sys::ResultRelInfo,
+    slot: *mut pg_sys::TupleTableSlot,
+    estate: *mut pg_sys::EState,
+) {
+    use std::ptr::null_mut;
+
+    // SAFETY: as above.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        pg_sys::ExecInsertIndexTuples(result, slot, estate, false, false, null_mut(), null_mut());
+        #[cfg(not(feature = "pg15"))]
+        pg_sys::ExecInsertIndexTuples(
+            result,
+            slot,
+            estate,
+            false,
+            false,
+            null_mut(),
+            null_mut(),
+            false,
+        );
+    }
+}

@@ -1,6 +1,7 @@
 //! Errors of Postgres as values that can be told to the hub and the log: never with a row's
 //! values in them.
 
+use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, UnwindSafe};
 
 use pgrx::pg_sys;
@@ -79,9 +80,13 @@ fn report(error: &CaughtError) -> &pg_sys::panic::ErrorReportWithLevel {
     }
 }
 
-/// The five characters of an SQLSTATE, which Postgres packs into a number at six bits each.
+/// The five characters of an SQLSTATE.
 pub(crate) fn sqlstate(code: PgSqlErrorCode) -> String {
-    let code = code as isize;
+    unpacked(code as c_int)
+}
+
+/// The five characters of an SQLSTATE, which Postgres packs into a number at six bits each.
+pub(crate) fn unpacked(code: c_int) -> String {
     let character = |position: u32| {
         let bits = u8::try_from((code >> (6 * position)) & 0x3F).unwrap_or(0);
         char::from(bits.saturating_add(b'0'))

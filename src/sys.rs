@@ -32,6 +32,8 @@ pub(crate) mod raw {
         pub(crate) fn get_partition_ancestors(relation: pg_sys::Oid) -> *mut pg_sys::List;
         pub(crate) fn Async_Listen(channel: *const c_char);
         pub(crate) fn Async_Unlisten(channel: *const c_char);
+        pub(crate) fn Async_UnlistenAll();
+        pub(crate) fn ResetSequenceCaches();
         pub(crate) fn ProcessNotifyInterrupt(flush: bool);
         /// A `volatile sig_atomic_t`, set by a signal's handler.
         pub(crate) static notifyInterruptPending: c_int;
@@ -138,4 +140,22 @@ pub(crate) unsafe fn evaluate(
         pg_sys::MemoryContextSwitchTo(before);
         (!is_null).then_some(value)
     }
+}
+
+/// UNLISTEN *, from the end of the transaction on.
+///
+/// # Safety
+/// In a transaction.
+pub(crate) unsafe fn unlisten_all() {
+    // SAFETY: as above.
+    unsafe { pg_guard_ffi_boundary(|| raw::Async_UnlistenAll()) }
+}
+
+/// DISCARD SEQUENCES.
+///
+/// # Safety
+/// Main thread of a process with a session.
+pub(crate) unsafe fn forget_sequences() {
+    // SAFETY: as above.
+    unsafe { pg_guard_ffi_boundary(|| raw::ResetSequenceCaches()) }
 }

@@ -11,6 +11,7 @@ mod fanout;
 mod idle;
 mod joins;
 mod latency;
+mod mutations;
 mod nats;
 mod pgbench;
 mod pgoutput;
@@ -37,7 +38,7 @@ use report::Report;
 
 type Figure = (&'static str, fn(&Plan) -> Report);
 
-const FIGURES: [Figure; 13] = [
+const FIGURES: [Figure; 14] = [
     ("rows", rows::run),
     ("latency", latency::run),
     ("tps", tps::run),
@@ -51,6 +52,7 @@ const FIGURES: [Figure; 13] = [
     ("slow", slow::run),
     ("shutdown", shutdown::run),
     ("snapshot", snapshot::run),
+    ("mutations", mutations::run),
 ];
 
 fn main() {

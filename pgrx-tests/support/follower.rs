@@ -29,7 +29,12 @@ pub struct Follower<'a> {
     pub said: String,
     /// What the session that looks at the rows sets first.
     settings: &'static str,
+    /// When the server heard of it last.
+    beat: Instant,
 }
+
+/// A client that says nothing for a minute is taken to be gone.
+const HEARTBEAT: Duration = Duration::from_secs(10);
 
 impl<'a> Follower<'a> {
     pub fn new(database: &'a Database<'a>, table: &str, options: &Value) -> Follower<'a> {
@@ -44,6 +49,7 @@ impl<'a> Follower<'a> {
             read: 0,
             said: String::new(),
             settings: "",
+            beat: Instant::now(),
         };
         follower.join();
         follower
@@ -77,7 +83,13 @@ impl<'a> Follower<'a> {
 
     /// Takes in the next frame; false: there is none for a moment.
     pub fn take_next(&mut self) -> bool {
-        let Ok(Some(frame)) = self.client.read(Duration::from_millis(50)) else { return false };
+        if self.beat.elapsed() > HEARTBEAT {
+            self.beat = Instant::now();
+            self.client.push("phoenix", "heartbeat", &json!({}));
+        }
+        let Some(frame) = self.client.read(Duration::from_millis(50)).expect("is connected") else {
+            return false;
+        };
         if frame.topic != self.topic {
             return true;
         }

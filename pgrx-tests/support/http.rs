@@ -23,11 +23,28 @@ pub fn request(port: u16, method: &str, path: &str, headers: &[(&str, &str)]) ->
         .unwrap_or_else(|error| panic!("{method} {path} on port {port}: {error}"))
 }
 
+/// `POST path` with a body of JSON.
+pub fn post_json(port: u16, path: &str, headers: &[(&str, &str)], body: &str) -> Response {
+    let headers = [headers, &[("content-type", "application/json")]].concat();
+    send(port, "POST", path, &headers, body)
+        .unwrap_or_else(|error| panic!("POST {path} on port {port}: {error}"))
+}
+
 pub fn try_request(
     port: u16,
     method: &str,
     path: &str,
     headers: &[(&str, &str)],
+) -> std::io::Result<Response> {
+    send(port, method, path, headers, "")
+}
+
+fn send(
+    port: u16,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
 ) -> std::io::Result<Response> {
     let mut socket = TcpStream::connect(("127.0.0.1", port))?;
     socket.set_read_timeout(Some(DEADLINE))?;
@@ -35,7 +52,7 @@ pub fn try_request(
     for (name, value) in headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }
-    text.push_str("connection: close\r\ncontent-length: 0\r\n\r\n");
+    text.push_str(&format!("connection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len()));
     socket.write_all(text.as_bytes())?;
     let mut answer = Vec::new();
     socket.read_to_end(&mut answer)?;

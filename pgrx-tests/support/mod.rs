@@ -9,6 +9,7 @@ pub mod firehose;
 pub mod follower;
 pub mod http;
 pub mod json;
+pub mod mutator;
 pub mod proxy;
 pub mod token;
 pub mod wait;

@@ -1,9 +1,11 @@
 //! Rows of pg_tide's own tables, written past logical decoding: where somebody publishes all tables of a
 //! database, secrets are in nobody's stream, and a subscriber is not told of tables that it does not have.
-//! The tables have no indexes, and nothing of theirs but NOT NULL and CHECK is about a row.
+//! Nothing of the tables but NOT NULL, CHECK and indexes is about a row.
 
 use pgrx::prelude::*;
 use pgrx::{AnyElement, pg_sys};
+
+use crate::compat;
 
 const LOCK: pg_sys::LOCKMODE = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
 const UNLOCK: pg_sys::LOCKMODE = pg_sys::NoLock as pg_sys::LOCKMODE;
@@ -42,8 +44,32 @@ fn tide_insert_row(table: pg_sys::Oid, row: AnyElement) {
             pg_sys::HEAP_INSERT_NO_LOGICAL as i32,
             std::ptr::null_mut(),
         );
+        index(relation, stored);
         pg_sys::CommandCounterIncrement();
         pg_sys::table_close(relation, UNLOCK);
+    }
+}
+
+/// Adds a row that was stored to the indexes of its table; an error if there is one like it already.
+///
+/// # Safety
+/// The table is open, and the row in it.
+unsafe fn index(relation: pg_sys::Relation, stored: pg_sys::HeapTuple) {
+    // SAFETY: as above. An error takes all of it back with the memory that it is in.
+    unsafe {
+        let estate = pg_sys::CreateExecutorState();
+        let result = pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast();
+        pg_sys::InitResultRelInfo(result, relation, 0, std::ptr::null_mut(), 0);
+        pg_sys::ExecOpenIndices(result, false);
+        let slot = pg_sys::MakeSingleTupleTableSlot(
+            (*relation).rd_att,
+            &raw const pg_sys::TTSOpsHeapTuple,
+        );
+        pg_sys::ExecStoreHeapTuple(stored, slot, false);
+        compat::insert_into_indexes(result, slot, estate);
+        pg_sys::ExecDropSingleTupleTableSlot(slot);
+        pg_sys::ExecCloseIndices(result);
+        pg_sys::FreeExecutorState(estate);
     }
 }
 

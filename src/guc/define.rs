@@ -26,6 +26,7 @@ pub(crate) fn init() {
     define_transport();
     define_limits();
     define_history();
+    define_writing();
     define_debugging();
     // SAFETY: called in `_PG_init`, with a constant string.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"tide".as_ptr()) };
@@ -63,6 +64,16 @@ fn define_cluster() {
         &SNAPSHOT_WORKERS,
         1,
         8,
+        GucFlags::empty(),
+    );
+    int(
+        c"tide.writers",
+        c"Sets how many processes per database write what clients ask to be written.",
+        c"They are there while clients write, and a little longer. Each takes one of \
+          max_worker_processes. 0: clients write nothing.",
+        &WRITERS,
+        0,
+        16,
         GucFlags::empty(),
     );
     int(
@@ -459,6 +470,66 @@ fn define_history() {
         -1,
         i32::MAX,
         GucFlags::empty(),
+    );
+}
+
+/// What clients write.
+fn define_writing() {
+    int(
+        c"tide.write_timeout",
+        c"Sets how long one mutation may take.",
+        c"With the triggers and functions that it sets off, and its wait for locks. One that takes \
+          longer is undone, and tried again.",
+        &WRITE_TIMEOUT,
+        1,
+        DAY_MS,
+        GucFlags::UNIT_MS,
+    );
+    int(
+        c"tide.echo_timeout",
+        c"Sets how long the answer to a mutation waits for the mutation's own events to be sent first.",
+        c"Past that it says that they are still to come.",
+        &ECHO_TIMEOUT,
+        0,
+        DAY_MS,
+        GucFlags::UNIT_MS,
+    );
+    int(
+        c"tide.mutation_rate",
+        c"Sets how many mutations per second one connection may ask for, or one token over HTTP.",
+        c"What is beyond is answered with an error, and nothing is written.",
+        &MUTATION_RATE,
+        1,
+        i32::MAX,
+        GucFlags::empty(),
+    );
+    int(
+        c"tide.max_mutation_size",
+        c"Sets the largest mutation that a client may ask for.",
+        c"A larger one is answered with an error, and nothing is written.",
+        &MAX_MUTATION_SIZE,
+        1,
+        4 << 10,
+        GucFlags::UNIT_KB,
+    );
+    int(
+        c"tide.max_pending_mutations",
+        c"Sets how many mutations of one connection may wait to be done, or for their answers.",
+        c"One more is answered with an error, and nothing is written.",
+        &MAX_PENDING_MUTATIONS,
+        1,
+        10_000,
+        GucFlags::empty(),
+    );
+    int(
+        c"tide.mutation_retention",
+        c"Sets for how long it is remembered how mutations ended.",
+        c"One that is sent again after that is answered as expired. The newest of each client is \
+          never forgotten.",
+        &MUTATION_RETENTION,
+        1,
+        i32::MAX,
+        GucFlags::UNIT_S,
     );
 }
 

@@ -21,6 +21,7 @@ type Int = GucSetting<i32>;
 type Flag = GucSetting<bool>;
 
 static EXECUTORS: Int = Int::new(2);
+static WRITERS: Int = Int::new(2);
 static SNAPSHOT_WORKERS: Int = Int::new(1);
 static NETWORK_THREADS: Int = Int::new(1);
 static MEMORY_LIMIT: Int = Int::new(512 << 10);
@@ -72,6 +73,13 @@ static POLICY_TIMEOUT: Int = Int::new(1_000);
 static SNAPSHOT_MAX_ROWS: Int = Int::new(10_000_000);
 static SERVER_TIMEOUT: Int = Int::new(30_000);
 
+static WRITE_TIMEOUT: Int = Int::new(5_000);
+static ECHO_TIMEOUT: Int = Int::new(5_000);
+static MUTATION_RATE: Int = Int::new(100);
+static MAX_MUTATION_SIZE: Int = Int::new(256);
+static MAX_PENDING_MUTATIONS: Int = Int::new(100);
+static MUTATION_RETENTION: Int = Int::new(7 * 24 * 60 * 60);
+
 static DEBUG_FAULTS: Flag = Flag::new(false);
 
 /// The settings as they are in this process, for the worker of this database.
@@ -110,10 +118,16 @@ pub(crate) fn config(database: &str, oid: pg_sys::Oid) -> Config {
         idle_timeout: time(&IDLE_TIMEOUT),
         history_size: bytes(&HISTORY_SIZE),
         history_retention: time(&HISTORY_RETENTION),
-        outbox_retention: Duration::from_secs(u64::from(OUTBOX_RETENTION.get().unsigned_abs())),
+        outbox_retention: seconds(&OUTBOX_RETENTION),
         max_slot_wal_keep_size: max_slot_wal_keep_size(),
         history_reach: history_reach(),
         snapshot_max_rows: u64::try_from(SNAPSHOT_MAX_ROWS.get()).unwrap_or(u64::MAX),
+        writers: count(&WRITERS),
+        mutation_rate: MUTATION_RATE.get().unsigned_abs(),
+        max_mutation_size: bytes(&MAX_MUTATION_SIZE),
+        max_pending_mutations: count(&MAX_PENDING_MUTATIONS),
+        echo_timeout: time(&ECHO_TIMEOUT),
+        mutation_retention: seconds(&MUTATION_RETENTION),
         debug_faults: DEBUG_FAULTS.get(),
     }
 }
@@ -205,6 +219,16 @@ pub(crate) fn snapshot_workers() -> usize {
     count(&SNAPSHOT_WORKERS)
 }
 
+/// How many writers it keeps while clients write.
+pub(crate) fn writers() -> usize {
+    count(&WRITERS)
+}
+
+/// How long one mutation may take.
+pub(crate) fn write_timeout() -> Duration {
+    time(&WRITE_TIMEOUT)
+}
+
 pub(crate) fn publication() -> String {
     string(&PUBLICATION).unwrap_or_else(|| "tide".into())
 }
@@ -273,6 +297,10 @@ fn bytes(setting: &Int) -> usize {
 
 fn time(setting: &Int) -> Duration {
     Duration::from_millis(u64::from(setting.get().unsigned_abs()))
+}
+
+fn seconds(setting: &Int) -> Duration {
+    Duration::from_secs(u64::from(setting.get().unsigned_abs()))
 }
 
 /// A file that one of the server's own settings names, relative to the data directory, which is

@@ -32,6 +32,14 @@ pub(crate) struct ChunkRows<'a> {
     pub(crate) count: u64,
 }
 
+/// What a statement has returned.
+#[derive(Default)]
+pub(crate) struct Returned {
+    /// Of its first row, if columns of it are to be told.
+    pub(crate) row: Option<Box<RawValue>>,
+    pub(crate) key: Vec<Box<RawValue>>,
+}
+
 /// How to write a column's values.
 struct Cell {
     value: Value,
@@ -70,17 +78,37 @@ impl Cell {
 
 impl<'a> ChunkRows<'a> {
     pub(crate) fn new(columns: &'a [Column], key: &'a [Column]) -> ChunkRows<'a> {
-        let cells = |columns: &'a [Column]| {
-            columns.iter().map(|column| (column, Cell::of(column))).collect::<Vec<_>>()
-        };
+        ChunkRows::of(columns.iter(), key.iter())
+    }
+
+    pub(crate) fn of(
+        columns: impl Iterator<Item = &'a Column>,
+        key: impl Iterator<Item = &'a Column>,
+    ) -> ChunkRows<'a> {
         ChunkRows {
-            columns: cells(columns),
-            key: cells(key),
+            columns: columns.map(|column| (column, Cell::of(column))).collect(),
+            key: key.map(|column| (column, Cell::of(column))).collect(),
             rows: vec![b'['],
             keys: vec![b'['],
             last: None,
             count: 0,
         }
+    }
+
+    /// The row that a statement of SPI's has returned, if there is one, and its key.
+    pub(crate) fn returned(mut self) -> Result<Returned, Refusal> {
+        // SAFETY: a variable of SPI's, of the statement that has just been run.
+        let is_there = unsafe { pg_sys::SPI_processed > 0 };
+        if !is_there || self.columns.is_empty() && self.key.is_empty() {
+            return Ok(Returned::default());
+        }
+        let has_columns = !self.columns.is_empty();
+        session::pinned(|| self.add_fetched(1))?;
+        self.keys.push(b']');
+        let keys: Vec<Vec<Box<RawValue>>> =
+            serde_json::from_slice(&self.keys).map_err(|_| Refusal::internal("not JSON"))?;
+        let row = has_columns.then(|| raw(self.rows.split_off(1))).transpose()?;
+        Ok(Returned { row, key: keys.into_iter().next().unwrap_or_default() })
     }
 
     /// Writes rows until there are enough; true: until there are no more.

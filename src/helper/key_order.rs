@@ -37,7 +37,7 @@ impl Order {
 pub(crate) fn same(
     keys: &[String],
     values: &[String],
-    columns: &[Column],
+    columns: &[&Column],
 ) -> Result<String, Refusal> {
     let mut conditions = Vec::new();
     for ((key, value), column) in keys.iter().zip(values).zip(columns) {

@@ -1,5 +1,6 @@
 //! The background workers with sessions of their own, which answer what the server asks of the
-//! database: the catalog worker as the owner of the extension, executors as the clients' roles.
+//! database: the catalog worker as the owner of the extension, executors, readers and writers as the clients'
+//! roles.
 
 pub(crate) mod answer;
 pub(crate) mod asked_rows;
@@ -12,6 +13,7 @@ pub(crate) mod expression;
 pub(crate) mod key_order;
 mod labels;
 pub(crate) mod log;
+pub(crate) mod mutation;
 pub(crate) mod notifier;
 pub(crate) mod notify_queue;
 pub(crate) mod outbox;

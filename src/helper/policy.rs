@@ -115,6 +115,13 @@ fn for_each<P, A>(
     Ok(answers)
 }
 
+/// Has the session be one of a client's with these claims, to the end of the GUC nest level.
+pub(crate) fn set_claims(claims: &str) {
+    set(c"request.jwt.claims", &encoding::server_string(claims));
+    set(c"request.headers", c"{}");
+    set_each(claims);
+}
+
 /// Claims that are settings of their own: as many are looked at.
 const MOST_CLAIMS: usize = 64;
 
@@ -148,13 +155,10 @@ pub(crate) fn with_claims<R>(
     claims: &str,
     work: impl FnOnce() -> Result<R, Refusal>,
 ) -> Result<R, Refusal> {
-    let server_claims = encoding::server_string(claims);
     allow(guc::policy_timeout());
     // SAFETY: in a transaction, whose end takes all of it back if the work fails.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
-    set(c"request.jwt.claims", &server_claims);
-    set(c"request.headers", c"{}");
-    set_each(claims);
+    set_claims(claims);
     let result = work()?;
     // SAFETY: the level begun above.
     unsafe { pg_sys::AtEOXact_GUC(false, level) };

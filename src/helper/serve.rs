@@ -14,7 +14,9 @@ use pgrx::bgworkers::BackgroundWorker;
 use pgrx::{pg_guard, pg_sys};
 use tide_feed::backoff::Backoff;
 use tide_feed::catalog::{Hello, MAX_FRAME, MAX_QUESTION, Request};
+use tide_feed::mutation::MAX_MUTATION;
 
+use crate::helper::mutation::{self, ledger, leftovers};
 use crate::helper::transaction::Refusal;
 use crate::helper::{
     answer, catalog, changes, channel, executor, notifier, outbox, policy, role_settings, session,
@@ -29,6 +31,9 @@ const RETRY: Duration = Duration::from_millis(50);
 /// The longest pause before a server that does not keep to the protocol is talked to again.
 const LONGEST: Duration = Duration::from_secs(10);
 
+/// Bytes of a question for a writer: a mutation as a string of JSON, and whose it is.
+const MAX_MUTATION_QUESTION: usize = 2 * MAX_MUTATION + (1 << 20);
+
 /// Entry point; `arg` is the oid of the database, the worker's `bgw_extra` says which it is to be.
 #[pg_guard]
 #[unsafe(no_mangle)]
@@ -38,6 +43,7 @@ pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
         "catalog worker" => Hello::CatalogWorker,
         "notifier" => Hello::Notifier,
         "reader" => Hello::Reader,
+        "writer" => Hello::Writer,
         _ => Hello::Executor,
     };
     signals::install();
@@ -50,7 +56,7 @@ pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
             session::connect_as_owner(database);
             changes::listen();
         }
-        Hello::Executor | Hello::Reader => {
+        Hello::Executor | Hello::Reader | Hello::Writer => {
             session::connect_as_authenticator(database);
             role_settings::remember();
         }
@@ -81,12 +87,19 @@ fn serve(hello: Hello, path: &Path) -> Result<(), SocketError> {
     if hello == Hello::Notifier {
         return notifier::serve(socket.into_stream());
     }
-    // An executor is asked about rows.
-    let most = if hello == Hello::CatalogWorker { MAX_QUESTION } else { MAX_FRAME };
+    let most = match hello {
+        Hello::CatalogWorker => MAX_QUESTION,
+        Hello::Writer => MAX_MUTATION_QUESTION,
+        // It is asked about rows.
+        _ => MAX_FRAME,
+    };
     loop {
         let frame = socket.receive(most)?;
         signals::reload();
         socket.send(&answer::frame(answer(hello, &frame)))?;
+        if hello == Hello::Writer {
+            leftovers::discard();
+        }
         if role_settings::is_old() {
             return Ok(());
         }
@@ -137,6 +150,12 @@ fn answer(hello: Hello, frame: &[u8]) -> Result<String, Refusal> {
         (Hello::Reader, Request::Chunk(request)) => snapshot::chunk(&request),
         (Hello::Reader, Request::Places { role, claims, table, key, keys, borders }) => {
             snapshot::places((&role, &claims), table, &key, &keys, &borders)
+        }
+        (Hello::Writer, Request::Mutate { role, claims, mutation }) => {
+            mutation::mutate(&role, &claims, &mutation)
+        }
+        (Hello::CatalogWorker, Request::ForgetMutations { age, limit }) => {
+            ledger::forget(age, limit)
         }
         (Hello::Executor, Request::Channel { role, claims, topic, extensions }) => {
             channel::grants(&role, &claims, &topic, &extensions)

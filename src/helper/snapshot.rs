@@ -132,7 +132,8 @@ fn query(
         conditions.push(beyond(&keys, &literals(after), key)?);
     }
     if let Some(only) = only {
-        conditions.push(same(&keys, &literals(only), key)?);
+        let columns: Vec<&Column> = key.iter().collect();
+        conditions.push(same(&keys, &literals(only), &columns)?);
     }
     let conditions = match conditions.is_empty() {
         true => String::new(),

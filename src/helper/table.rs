@@ -55,6 +55,11 @@ impl Column {
         format!("({}{cast}{})", self.name, self.collate())
     }
 
+    /// Its name without that of the table before it.
+    pub(crate) fn bare(&self) -> &str {
+        self.name.strip_prefix("t.").unwrap_or(&self.name)
+    }
+
     pub(crate) fn collate(&self) -> String {
         self.collation.iter().map(|name| format!(" collate {name}")).collect()
     }
@@ -70,49 +75,65 @@ impl Table {
         open(table).map(Table)
     }
 
-    /// As SQL names it. Of tables that inherit from it nothing is streamed by its name.
-    pub(crate) fn name(&self) -> String {
+    /// As SQL names it.
+    pub(crate) fn qualified(&self) -> String {
         // SAFETY: the table is open; the texts are copied.
         unsafe {
             let class = &*(*self.0).rd_rel;
             let schema = pg_sys::get_namespace_name(class.relnamespace);
             let name = pg_sys::quote_qualified_identifier(schema, class.relname.data.as_ptr());
-            let name = encoding::Encoding::of_database().owned(name);
-            let is_leaf = class.relkind as u8 == pg_sys::RELKIND_RELATION;
-            format!("{}{name}", if is_leaf { "only " } else { "" })
+            encoding::Encoding::of_database().owned(name).into()
         }
+    }
+
+    /// As SQL names its rows. Of tables that inherit from it nothing is streamed by its name.
+    pub(crate) fn name(&self) -> String {
+        // SAFETY: the table is open.
+        let is_leaf = unsafe { (*(*self.0).rd_rel).relkind as u8 == pg_sys::RELKIND_RELATION };
+        format!("{}{}", if is_leaf { "only " } else { "" }, self.qualified())
     }
 
     /// The columns that rows are told apart by in the WAL: of the replica identity, or, where that is all
     /// columns, of the primary key. None: it has no key, so that its rows are told apart by all of their
     /// values, or do not change. With the collations of the index behind it.
     pub(crate) fn key(&self) -> Result<Vec<(i16, pg_sys::Oid)>, Refusal> {
-        // SAFETY: the table is open; the index is, too, while it is looked at.
+        // SAFETY: the table is open.
         unsafe {
-            let identity = (*(*self.0).rd_rel).relreplident as u8;
             pg_sys::list_free(pg_sys::RelationGetIndexList(self.0));
-            let index = match identity {
+            match (*(*self.0).rd_rel).relreplident as u8 {
                 b'n' => {
                     let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-                    return Err(Refusal::new(code, "the table has REPLICA IDENTITY NOTHING"));
+                    Err(Refusal::new(code, "the table has REPLICA IDENTITY NOTHING"))
                 }
-                b'f' => (*self.0).rd_pkindex,
-                _ => (*self.0).rd_replidindex,
-            };
-            if index == pg_sys::InvalidOid {
-                return Ok(Vec::new());
+                b'f' => Ok(key_of((*self.0).rd_pkindex)),
+                _ => Ok(key_of((*self.0).rd_replidindex)),
             }
-            let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
-            let index = pg_sys::index_open(index, lock);
-            let form = &*(*index).rd_index;
-            let count = usize::try_from(form.indnkeyatts).unwrap_or(0);
-            let attnums = form.indkey.values.as_slice(count);
-            let collations = std::slice::from_raw_parts((*index).rd_indcollation, count);
-            let key = attnums.iter().copied().zip(collations.iter().copied()).collect();
-            // Two rows may have the same key for a while, or for ever.
-            let is_unique = form.indimmediate && form.indisvalid;
-            pg_sys::index_close(index, lock);
-            Ok(if is_unique { key } else { Vec::new() })
+        }
+    }
+
+    /// The columns that a client tells rows apart by: the primary key, or the replica identity's. None: it
+    /// has neither.
+    pub(crate) fn write_key(&self) -> Vec<(i16, pg_sys::Oid)> {
+        // SAFETY: the table is open.
+        unsafe {
+            pg_sys::list_free(pg_sys::RelationGetIndexList(self.0));
+            let primary = key_of((*self.0).rd_pkindex);
+            if primary.is_empty() { key_of((*self.0).rd_replidindex) } else { primary }
+        }
+    }
+
+    /// Whether a column besides these is of a domain that may not take NULL.
+    pub(crate) fn has_constrained_domains_besides(&self, given: &[i16]) -> bool {
+        // SAFETY: the table is open; catalogue look-ups.
+        unsafe {
+            let descriptor = (*self.0).rd_att;
+            let count = usize::try_from((*descriptor).natts).unwrap_or(0);
+            (0..count).map(|index| compat::attribute(descriptor, index)).any(|attribute| {
+                !attribute.attisdropped
+                    && !given.contains(&attribute.attnum)
+                    && pg_sys::get_typtype(attribute.atttypid) as u8 == pg_sys::TYPTYPE_DOMAIN
+                    && pg_sys::DomainHasConstraints(attribute.atttypid)
+            })
         }
     }
 
@@ -165,6 +186,40 @@ impl Table {
     pub(crate) fn columns(&self, attnums: &[i16]) -> Result<Vec<Column>, Refusal> {
         attnums.iter().map(|attnum| self.column(*attnum)).collect()
     }
+}
+
+/// The columns of an index that tells every two rows apart, with its collations; else none.
+///
+/// # Safety
+/// In a transaction that has the index's table locked.
+unsafe fn key_of(index: pg_sys::Oid) -> Vec<(i16, pg_sys::Oid)> {
+    if index == pg_sys::InvalidOid {
+        return Vec::new();
+    }
+    // SAFETY: as above; what is looked at is copied.
+    unsafe {
+        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        let index = pg_sys::index_open(index, lock);
+        let form = &*(*index).rd_index;
+        let count = usize::try_from(form.indnkeyatts).unwrap_or(0);
+        let attnums = form.indkey.values.as_slice(count);
+        let collations = std::slice::from_raw_parts((*index).rd_indcollation, count);
+        let key = attnums.iter().copied().zip(collations.iter().copied()).collect();
+        // Two rows may have the same key for a while, or for ever.
+        let is_unique = form.indimmediate && form.indisvalid;
+        pg_sys::index_close(index, lock);
+        if is_unique { key } else { Vec::new() }
+    }
+}
+
+/// A name, in quotes.
+pub(crate) fn quoted_name(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A name in a schema, in quotes.
+pub(crate) fn quoted_names(schema: &str, name: &str) -> String {
+    format!("{}.{}", quoted_name(schema), quoted_name(name))
 }
 
 /// A string, whatever it holds.

@@ -1,7 +1,8 @@
 //! Questions to the database that leave nothing behind, and maintenance of outboxes, which does:
 //! one transaction each.
 
-use std::ffi::CString;
+use std::cell::Cell;
+use std::ffi::{CString, c_int, c_void};
 use std::panic::AssertUnwindSafe;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use pgrx::pg_sys::panic::CaughtError;
 use pgrx::pg_sys::{self};
 
 use crate::compat::USER_TIMEOUT;
-use crate::failure::sqlstate;
+use crate::failure::{sqlstate, unpacked};
 use crate::helper::log;
 
 mod raw {
@@ -75,12 +76,11 @@ pub(crate) fn rolled_back<R>(
     timeout: Duration,
     work: impl FnOnce() -> Result<R, Refusal>,
 ) -> Result<R, Refusal> {
-    let work = AssertUnwindSafe(|| {
+    let result = caught(|| {
         begin(timeout);
         limit_lock_waits(timeout);
         work()
     });
-    let result = PgTryBuilder::new(work).catch_others(|error| Err(refusal(&error))).execute();
     abort();
     result
 }
@@ -91,7 +91,7 @@ pub(crate) fn committed<R>(
     timeout: Duration,
     work: impl FnOnce() -> Result<R, Refusal>,
 ) -> Result<R, Refusal> {
-    let work = AssertUnwindSafe(|| {
+    let result = caught(|| {
         begin(timeout);
         // SAFETY: in a transaction that has done nothing yet, whatever its default is.
         unsafe { pg_sys::XactReadOnly = false };
@@ -99,11 +99,33 @@ pub(crate) fn committed<R>(
         commit();
         Ok(result)
     });
-    let result = PgTryBuilder::new(work).catch_others(|error| Err(refusal(&error))).execute();
     abort();
     // Autovacuum goes by them, and nobody else reports them in a background worker.
     // SAFETY: outside a transaction.
     unsafe { pg_sys::pgstat_report_stat(true) };
+    result
+}
+
+/// Runs `work` in a subtransaction, which is undone if it fails. In a transaction.
+pub(crate) fn subtransaction<R>(work: impl FnOnce() -> Result<R, Refusal>) -> Result<R, Refusal> {
+    // SAFETY: in a transaction. Resource owner and memory context are put back as they were, as any user
+    // of subtransactions does.
+    let (owner, memory) = unsafe {
+        let before = (pg_sys::CurrentResourceOwner, pg_sys::CurrentMemoryContext);
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::MemoryContextSwitchTo(before.1);
+        before
+    };
+    let result = caught(work);
+    // SAFETY: as above.
+    unsafe {
+        match &result {
+            Ok(_) => pg_sys::ReleaseCurrentSubTransaction(),
+            Err(_) => pg_sys::RollbackAndReleaseCurrentSubTransaction(),
+        }
+        pg_sys::MemoryContextSwitchTo(memory);
+        pg_sys::CurrentResourceOwner = owner;
+    }
     result
 }
 
@@ -203,10 +225,45 @@ fn abort() {
     }
 }
 
+thread_local! {
+    /// The SQLSTATE of the error that was raised last, as Postgres packs it.
+    static RAISED: Cell<c_int> = const { Cell::new(0) };
+}
+
+/// Runs `work`; an error of Postgres's in it ends it.
+fn caught<R>(work: impl FnOnce() -> Result<R, Refusal>) -> Result<R, Refusal> {
+    let mut callback =
+        pg_sys::ErrorContextCallback { callback: Some(note_raised), ..Default::default() };
+    // SAFETY: main thread. The callback is taken away again before it goes out of scope, also after an
+    // error, and what was there before is called as well.
+    unsafe {
+        callback.previous = pg_sys::error_context_stack;
+        pg_sys::error_context_stack = &raw mut callback;
+    }
+    let work = AssertUnwindSafe(work);
+    let result = PgTryBuilder::new(work).catch_others(|error| Err(refusal(&error))).execute();
+    // SAFETY: as above.
+    unsafe { pg_sys::error_context_stack = callback.previous };
+    result
+}
+
+/// Called where an error is raised.
+unsafe extern "C-unwind" fn note_raised(_argument: *mut c_void) {
+    // SAFETY: in an error's callback.
+    RAISED.set(unsafe { pg_sys::geterrcode() });
+}
+
 fn refusal(error: &CaughtError) -> Refusal {
     match error {
         CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => {
-            Refusal::new(report.sql_error_code(), report.message())
+            let refusal = Refusal::new(report.sql_error_code(), report.message());
+            // Those that users have made up are all one to pgrx.
+            match report.sql_error_code() {
+                PgSqlErrorCode::ERRCODE_INTERNAL_ERROR if RAISED.get() != 0 => {
+                    Refusal { sqlstate: unpacked(RAISED.get()), ..refusal }
+                }
+                _ => refusal,
+            }
         }
         // A bug of ours; what it says is for the log.
         CaughtError::RustPanic { ereport, .. } => {

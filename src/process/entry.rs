@@ -10,9 +10,9 @@ use pgrx::prelude::*;
 use crate::process::latch::Owner;
 use crate::process::shmem;
 
-/// Helper processes per database: the catalog worker, the notifier, executors, readers, and room for
-/// ones that overlap while they are replaced.
-const HELPERS: usize = 84;
+/// Helper processes per database: the catalog worker, the notifier, executors, readers, writers, and room
+/// for ones that overlap while they are replaced.
+const HELPERS: usize = 116;
 const TEXT: usize = 480;
 /// Room for the settings of a worker; with longer ones it has to be started anew.
 const SETTINGS: usize = 4 << 10;

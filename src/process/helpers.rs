@@ -19,6 +19,8 @@ pub(crate) enum HelperKind {
     /// While clients want to hear notifications, and a little longer.
     Notifier,
     Reader,
+    /// While clients write, and a little longer.
+    Writer,
 }
 
 impl HelperKind {
@@ -28,11 +30,12 @@ impl HelperKind {
             HelperKind::Executor => "executor",
             HelperKind::Notifier => "notifier",
             HelperKind::Reader => "reader",
+            HelperKind::Writer => "writer",
         }
     }
 }
 
-/// How long a notifier or a reader is kept that nobody wants: the next who wants one may be near, and a process
+/// How long a notifier, a reader or a writer is kept that nobody wants: the next who wants one may be near, and a process
 /// that comes and goes is more work for the postmaster than one that waits.
 const LINGER: Duration = Duration::from_secs(30);
 

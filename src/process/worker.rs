@@ -190,6 +190,7 @@ impl Worker {
                 self.stream.begin_again();
                 helpers::employ_also(HelperKind::Notifier, 0);
                 helpers::employ_also(HelperKind::Reader, 0);
+                helpers::employ_also(HelperKind::Writer, 0);
                 LOOK
             }
             Condition::Failed(how) => {
@@ -218,6 +219,10 @@ impl Worker {
                 Report::WantsReader(wants) => {
                     let count = if wants { guc::snapshot_workers() } else { 0 };
                     helpers::employ_also(HelperKind::Reader, count);
+                }
+                Report::WantsWriters(wants) => {
+                    let count = if wants { guc::writers() } else { 0 };
+                    helpers::employ_also(HelperKind::Writer, count);
                 }
                 Report::Log { warning, text } => self.log(warning, &text),
             }

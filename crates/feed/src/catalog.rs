@@ -43,6 +43,8 @@ pub enum Hello {
     Notifier,
     /// As an executor; reads the rows that there are, for clients that begin with them.
     Reader,
+    /// Session of `tide_authenticator`; writes what clients ask to be written, as their roles.
+    Writer,
     /// A backend that runs one of pg_tide's SQL functions.
     Control,
 }
@@ -126,6 +128,12 @@ pub enum Request {
         keys: Rows,
         borders: Rows,
     },
+    /// (writer) Does what a client asks to be written, a JSON [`Mutation`](crate::mutation::Mutation),
+    /// unless that has been done; answers [`Mutated`](crate::mutation::Mutated).
+    Mutate { role: String, claims: String, mutation: String },
+    /// (catalog worker) Forgets how mutations ended that were done so long ago, of the `limit` oldest;
+    /// answers how many.
+    ForgetMutations { age: Duration, limit: u32 },
     /// (catalog worker) The rows of `tide.check()`, for the page; answers a list of [`Finding`]s.
     Check,
     /// (catalog worker) The tables that are outboxes; answers a list of [`Outbox`]es.

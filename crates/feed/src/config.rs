@@ -76,6 +76,19 @@ pub struct Config {
     /// How many rows a channel may begin with; `u64::MAX`: any number.
     pub snapshot_max_rows: u64,
 
+    /// How many processes write what clients ask to be written; 0: clients write nothing.
+    pub writers: usize,
+    /// Mutations per second that one connection, or one token over HTTP, may ask for.
+    pub mutation_rate: u32,
+    /// Bytes of a mutation.
+    pub max_mutation_size: usize,
+    /// Mutations of one connection that may wait to be done.
+    pub max_pending_mutations: usize,
+    /// How long the answer to a mutation waits for its own events to come first.
+    pub echo_timeout: Duration,
+    /// For how long it is remembered how mutations ended.
+    pub mutation_retention: Duration,
+
     /// Whether the server dies when it is asked to, for tests.
     pub debug_faults: bool,
 }
@@ -120,6 +133,12 @@ impl Default for Config {
             max_slot_wal_keep_size: 1 << 30,
             history_reach: (1 << 30) / 4,
             snapshot_max_rows: 10_000_000,
+            writers: 2,
+            mutation_rate: 100,
+            max_mutation_size: 256 << 10,
+            max_pending_mutations: 100,
+            echo_timeout: Duration::from_secs(5),
+            mutation_retention: Duration::from_secs(7 * 24 * 3600),
             debug_faults: false,
         }
     }
@@ -152,6 +171,10 @@ impl Config {
             idle_timeout: usual.idle_timeout,
             history_reach: usual.history_reach,
             snapshot_max_rows: usual.snapshot_max_rows,
+            mutation_rate: usual.mutation_rate,
+            max_mutation_size: usual.max_mutation_size,
+            max_pending_mutations: usual.max_pending_mutations,
+            echo_timeout: usual.echo_timeout,
             ..self.clone()
         }
     }

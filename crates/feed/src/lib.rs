@@ -14,6 +14,8 @@ mod few;
 pub mod json;
 pub mod labels;
 pub mod link;
+pub mod mutation;
+pub mod names;
 pub mod notification;
 pub mod payload;
 pub mod snapshot;

@@ -75,6 +75,7 @@ impl Control {
             Ok(helper) => match helper {
                 Hello::CatalogWorker => self.catalog.serve_catalog_worker(stream).await,
                 Hello::Reader => self.catalog.serve_reader(stream).await,
+                Hello::Writer => self.catalog.serve_writer(stream).await,
                 Hello::Notifier => self.notifier.clone().serve(stream).await,
                 _ => self.catalog.serve_executor(stream).await,
             },

@@ -191,6 +191,7 @@ struct Waiting {
     is_ready: bool,
     wants_notifier: Option<bool>,
     wants_reader: Option<bool>,
+    wants_writers: Option<bool>,
     lines: VecDeque<(bool, String)>,
     dropped_lines: u64,
 }
@@ -221,6 +222,11 @@ impl Uplink {
     /// Whether some client wants the rows that there are.
     pub fn wants_reader(&self, wants: bool) {
         self.add(|waiting| waiting.wants_reader = Some(wants));
+    }
+
+    /// Whether some client wants something written.
+    pub fn wants_writers(&self, wants: bool) {
+        self.add(|waiting| waiting.wants_writers = Some(wants));
     }
 
     /// Answers a ping, and with it those before.
@@ -258,6 +264,7 @@ impl Uplink {
             is_ready,
             wants_notifier,
             wants_reader,
+            wants_writers,
             lines,
             dropped_lines,
         } = std::mem::take(&mut *self.waiting());
@@ -267,6 +274,7 @@ impl Uplink {
         }
         reports.extend(wants_notifier.map(Report::WantsNotifier));
         reports.extend(wants_reader.map(Report::WantsReader));
+        reports.extend(wants_writers.map(Report::WantsWriters));
         reports.extend(lines.into_iter().map(|(warning, text)| Report::Log { warning, text }));
         if dropped_lines > 0 {
             let text = format!("{dropped_lines} log lines were dropped");

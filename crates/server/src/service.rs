@@ -22,12 +22,14 @@ use crate::control::{self, Control};
 use crate::descriptors::{self, ConnectionLimits};
 use crate::hub::{self, Hub};
 use crate::link::{self, LinkEnd, Settings, Uplink};
+use crate::mutation_cleaner::MutationCleaner;
 use crate::notifier::{self, Notifier};
 use crate::notify::NotifyRegistry;
 use crate::outbox_cleaner::{self, OutboxCleaner};
 use crate::server::bind::Listener;
 use crate::server::{self, ServerContext};
 use crate::stats::Stats;
+use crate::writer_demand::{self, WriterDemand};
 use crate::{confinement, logging};
 
 /// Messages from the worker that may wait for the hub; the rest waits in the link, and then the
@@ -202,17 +204,23 @@ impl Parts {
             changed: outboxes,
             retention: config.outbox_retention,
         });
+        let mut tasks = JoinSet::new();
+        if config.writers > 0 {
+            tasks.spawn(MutationCleaner::new(catalog.clone(), config.mutation_retention).run());
+        }
+        let demand = WriterDemand::new(Arc::clone(&stats));
+        tasks.spawn(writer_demand::employ(demand.clone(), uplink.clone()));
         let clients = Clients {
             config: Arc::clone(config),
             hub: hub.clone(),
             catalog,
             stats,
+            demand,
             listener,
             reload,
             settings,
             limits,
         };
-        let mut tasks = JoinSet::new();
         tasks.spawn(control.run(socket));
         tasks.spawn(cleaner.run());
         tasks.spawn(notifier::employ(notify_registry.clone(), uplink.clone()));
@@ -240,6 +248,7 @@ struct Clients {
     hub: Hub,
     catalog: Catalog,
     stats: Arc<Stats>,
+    demand: WriterDemand,
     listener: Arc<Listener>,
     reload: Arc<Notify>,
     settings: watch::Receiver<Settings>,
@@ -264,6 +273,7 @@ impl Clients {
             self.catalog.clone(),
             verifier,
             Arc::clone(&self.stats),
+            self.demand.clone(),
             self.limits,
         ));
         log::info!("listening on {}", self.listener.url().unwrap_or_default());

@@ -153,6 +153,23 @@ impl RefusedPush {
     ];
 }
 
+/// How a mutation was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MutationOutcome {
+    Confirmed,
+    Rejected,
+    /// It has no outcome.
+    Error,
+}
+
+impl MutationOutcome {
+    const ALL: [(MutationOutcome, &'static str); 3] = [
+        (MutationOutcome::Confirmed, "confirmed"),
+        (MutationOutcome::Rejected, "rejected"),
+        (MutationOutcome::Error, "error"),
+    ];
+}
+
 /// Shared by the hub, the sessions and the listener.
 #[derive(Debug, Default)]
 pub struct Stats {
@@ -167,6 +184,8 @@ pub struct Stats {
     pub http_requests_total: Counter,
     /// Clients' broadcasts that were accepted.
     pub broadcasts_total: Counter,
+    /// Mutations that wait to be done, or are under way.
+    pub mutations_pending: Gauge,
     /// Frames of clients that could not be understood.
     pub malformed_frames_total: Counter,
     /// Frames and bytes written to sockets.
@@ -220,6 +239,7 @@ pub struct Stats {
     refused_joins: [Counter; RefusedJoin::ALL.len()],
     refused_broadcasts: [Counter; RefusedPush::ALL.len()],
     refused_presence: [Counter; RefusedPush::ALL.len()],
+    mutations: [Counter; MutationOutcome::ALL.len()],
 }
 
 impl Stats {
@@ -249,6 +269,10 @@ impl Stats {
         &self.refused_presence[reason as usize]
     }
 
+    pub fn mutations(&self, outcome: MutationOutcome) -> &Counter {
+        &self.mutations[outcome as usize]
+    }
+
     /// How many rows each outbox keeps because they could not be published; those that have none
     /// need not be there.
     pub fn failed_messages(&self) -> MutexGuard<'_, BTreeMap<u32, u64>> {
@@ -273,6 +297,7 @@ impl Stats {
             ("history_bytes", "Bytes of events kept for resuming clients.", &self.history_bytes),
             ("history_events", "Events kept for resuming clients.", &self.history_events),
             ("snapshots", "Channels being told the rows that there are.", &self.snapshots),
+            ("mutations_pending", "Mutations waiting or under way.", &self.mutations_pending),
         ];
         for (name, help, gauge) in gauges {
             header(out, name, help, "gauge")?;
@@ -357,6 +382,12 @@ impl Stats {
                 writeln!(out, "pg_tide_{name}{{reason=\"{label}\"}} {count}")?;
             }
         }
+        let name = "mutations_total";
+        header(out, name, "Mutations answered, by outcome.", "counter")?;
+        for (outcome, label) in MutationOutcome::ALL {
+            let count = self.mutations(outcome).get();
+            writeln!(out, "pg_tide_{name}{{outcome=\"{label}\"}} {count}")?;
+        }
         Ok(())
     }
 }
@@ -390,6 +421,10 @@ mod tests {
         assert!(RefusedPush::ALL.iter().all(|(r, _)| stats.refused_broadcast(*r).get() == 1));
         assert!(RefusedPush::ALL.iter().all(|(r, _)| stats.refused_presence(*r).get() == 1));
         assert!(RefusedJoin::ALL.iter().all(|(r, _)| stats.refused_join(*r).get() == 1));
+        for (outcome, _) in MutationOutcome::ALL {
+            stats.mutations(outcome).inc();
+        }
+        assert!(MutationOutcome::ALL.iter().all(|(o, _)| stats.mutations(*o).get() == 1));
     }
 
     #[test]

@@ -4,11 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use tide_feed::channel::{MAX_TOPIC as MAX_LENGTH, PREFIX};
+use tide_feed::names::qualified_name;
 
 /// What a topic of notifications begins with, after [`PREFIX`].
 pub const NOTIFY: &str = "tide:notify:";
 const SCHEMA: &str = "tide:schema";
 const RECORDS: &str = "tide:records:";
+const MUTATIONS: &str = "tide:mutations";
 
 /// The longest name that Postgres gives a channel, in bytes.
 const MAX_CHANNEL: usize = 63;
@@ -34,6 +36,8 @@ pub enum Kind {
     Schema { schema: Option<Arc<str>> },
     /// `tide:records:<schema>`: the records of a schema.
     Records { schema: Arc<str> },
+    /// `tide:mutations`: nothing comes on it but the answers to what its client asks to be written.
+    Mutations,
     /// Any other `tide:...`: not for clients to use as they like.
     Reserved,
     /// A channel of the application's own.
@@ -87,6 +91,8 @@ impl Topic {
             schema_kind(schema)?
         } else if let Some(schema) = name.strip_prefix(RECORDS) {
             records_kind(schema)?
+        } else if name == MUTATIONS {
+            Kind::Mutations
         } else if name.starts_with("tide:") {
             Kind::Reserved
         } else {
@@ -195,43 +201,6 @@ pub struct LegacyParts<'a> {
     pub filter: Option<&'a str>,
 }
 
-/// `schema.table`; a name with dots or quotes stands in double quotes, as in SQL. Case is kept
-/// with or without quotes.
-fn qualified_name(text: &str) -> Option<(String, String)> {
-    let (schema, rest) = identifier(text)?;
-    let (table, rest) = identifier(rest.strip_prefix('.')?)?;
-    rest.is_empty().then_some((schema, table))
-}
-
-/// The name that `text` begins with, and what follows it.
-fn identifier(text: &str) -> Option<(String, &str)> {
-    let (name, rest) = match text.strip_prefix('"') {
-        Some(quoted) => quoted_identifier(quoted)?,
-        None => {
-            let (name, rest) = text.split_at(text.find('.').unwrap_or(text.len()));
-            (Some(name.to_owned()).filter(|name| !name.contains('"'))?, rest)
-        }
-    };
-    (!name.is_empty()).then_some((name, rest))
-}
-
-/// A quoted name after its opening quote; a doubled quote stands for one.
-fn quoted_identifier(text: &str) -> Option<(String, &str)> {
-    let mut name = String::new();
-    let mut rest = text;
-    loop {
-        let (plain, tail) = rest.split_once('"')?;
-        name.push_str(plain);
-        match tail.strip_prefix('"') {
-            Some(tail) => {
-                name.push('"');
-                rest = tail;
-            }
-            None => return Some((name, tail)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -258,6 +227,8 @@ mod tests {
         assert_eq!(parse("realtime:tide:").kind(), &Kind::Reserved);
         assert_eq!(parse("realtime:tide:table").kind(), &Kind::Reserved);
         assert_eq!(parse("realtime:tide:notify").kind(), &Kind::Reserved);
+        assert_eq!(parse("realtime:tide:mutations").kind(), &Kind::Mutations);
+        assert_eq!(parse("realtime:tide:mutations:x").kind(), &Kind::Reserved);
         let room = parse("realtime:a:b");
         assert_eq!((room.as_str(), room.name()), ("realtime:a:b", "a:b"));
         assert_eq!(room.to_string(), "realtime:a:b");

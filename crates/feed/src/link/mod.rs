@@ -102,6 +102,8 @@ pub enum Report {
     WantsNotifier(bool),
     /// Whether clients want the rows that there are, so that there has to be a reader.
     WantsReader(bool),
+    /// Clients want something written, or none does any more.
+    WantsWriters(bool),
     /// A line for the log.
     Log { warning: bool, text: String },
 }

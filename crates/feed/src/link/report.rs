@@ -92,9 +92,11 @@ fn report(body: &[u8]) -> Result<Report, ReportError> {
     let report = serde_json::from_slice(body).map_err(|_| ReportError::NoReport)?;
     let is_bounded = match &report {
         Report::Log { text, .. } => text.len() <= LONGEST_LINE,
-        Report::Ready | Report::Alive(_) | Report::WantsNotifier(_) | Report::WantsReader(_) => {
-            true
-        }
+        Report::Ready
+        | Report::Alive(_)
+        | Report::WantsNotifier(_)
+        | Report::WantsReader(_)
+        | Report::WantsWriters(_) => true,
     };
     if is_bounded { Ok(report) } else { Err(ReportError::TooMuch) }
 }

@@ -25,6 +25,7 @@ use tide_feed::catalog::{
     is_transient,
 };
 use tide_feed::event::{CatalogChange, Lsn};
+use tide_feed::mutation::{MAX_MUTATION, Mutated};
 use tokio::net::UnixStream;
 
 /// How long a question may wait for a helper and its answer; covers the restart of a helper.
@@ -50,6 +51,12 @@ const EXECUTORS: Traffic = Traffic { in_a_row: 1, keeps_one_free: true };
 
 /// One chunk after another, by clients in turn.
 const READERS: Traffic = Traffic { in_a_row: 1, keeps_one_free: false };
+
+/// One mutation after another, by clients in turn.
+const WRITERS: Traffic = Traffic { in_a_row: 1, keeps_one_free: false };
+
+/// Bytes of a question to a writer: a mutation, as a text within JSON, and the claims of a token.
+const MAX_WRITING: usize = 2 * MAX_MUTATION + (1 << 20);
 
 /// A question could not be answered.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -93,6 +100,7 @@ pub struct Catalog {
     catalog_worker: Pool,
     executors: Pool,
     readers: Pool,
+    writers: Pool,
     publication: String,
     known: Arc<KnownTables>,
 }
@@ -103,7 +111,9 @@ impl Catalog {
         let catalog_worker = Pool::new(CATALOG_WORKER, CatalogError::Unavailable, MAX_QUESTION);
         let executors = Pool::new(EXECUTORS, CatalogError::Ended, MAX_FRAME);
         let readers = Pool::new(READERS, CatalogError::Ended, MAX_FRAME);
-        Catalog { catalog_worker, executors, readers, publication, known: Arc::default() }
+        let writers = Pool::new(WRITERS, CatalogError::Ended, MAX_WRITING);
+        let known = Arc::default();
+        Catalog { catalog_worker, executors, readers, writers, publication, known }
     }
 
     pub async fn secrets(&self) -> Result<Secrets, CatalogError> {
@@ -243,6 +253,20 @@ impl Catalog {
         ask_patiently(&self.readers, Lane::Express, asker, request).await
     }
 
+    /// Has a mutation done, unless it has been, in the name of the client. Once a writer has begun it
+    /// goes on, whether or not anybody waits for it.
+    pub async fn mutate(&self, asker: &Asker, mutation: String) -> Result<Mutated, CatalogError> {
+        let Asker { role, claims } = asker;
+        let (role, claims) = (role.as_ref().into(), claims.as_ref().into());
+        let request = Request::Mutate { role, claims, mutation };
+        ask_patiently(&self.writers, Lane::Slow, asker, request).await
+    }
+
+    /// Forgets how mutations ended that were done so long ago, of the `limit` oldest; answers how many.
+    pub async fn forget_mutations(&self, age: Duration, limit: u32) -> Result<u64, CatalogError> {
+        self.look_up(Request::ForgetMutations { age, limit }).await
+    }
+
     /// What `tide.check()` finds: a JSON array of `{"item","ok","problem","fix"}`, as text.
     pub async fn check(&self) -> Result<String, CatalogError> {
         let answer: Box<RawValue> =
@@ -326,6 +350,11 @@ impl Catalog {
     /// Lets a connected reader work until its connection ends.
     pub(crate) async fn serve_reader(&self, helper: UnixStream) -> io::Result<()> {
         self.readers.serve(helper).await
+    }
+
+    /// Lets a connected writer work until its connection ends.
+    pub(crate) async fn serve_writer(&self, helper: UnixStream) -> io::Result<()> {
+        self.writers.serve(helper).await
     }
 
     /// How many helpers are connected: catalog workers, executors.

@@ -11,7 +11,8 @@ use tide_feed::control::{Connection, RecentEvent};
 use tide_feed::event::{Epoch, Lsn};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use crate::allowance::Allowance;
+use crate::allowance::{Allowance, Share};
+use crate::hub::answers::{Held, Reply};
 use crate::hub::queue::{Budget, Queue};
 use crate::hub::subscription::{Facet, Identity, Style, Subscription};
 use crate::memory::{Kind, Memory};
@@ -89,6 +90,11 @@ pub(super) enum Command {
         session: SessionId,
         frame: Bytes,
     },
+    /// Once the connection has been told of what it did.
+    Answer {
+        session: SessionId,
+        held: Box<Held>,
+    },
     /// There was no memory for what it has to be told.
     CutOff {
         session: SessionId,
@@ -128,10 +134,9 @@ pub struct Hub {
 
 #[derive(Debug)]
 struct Shared {
-    /// Not bounded by itself, but by its senders: a session has one join under way at a time,
-    /// ephemeral messages
-    /// wait for [`Hub::ready`], and every other command is the end of something that was
-    /// joined.
+    /// Not bounded by itself, but by its senders: a session has one join under way at a time, and so
+    /// many answers to mutations, ephemeral messages wait for [`Hub::ready`], and every other command
+    /// is the end of something that was joined.
     commands: mpsc::UnboundedSender<Command>,
     ephemerals: Arc<PendingEphemerals>,
     live: watch::Receiver<Option<Live>>,
@@ -301,6 +306,16 @@ impl Hub {
         self.send(match self.shared.budget.count(frame) {
             Some(frame) => Command::Tell { session, frame },
             None => Command::CutOff { session },
+        });
+    }
+
+    /// Gives the answer to a mutation to the connection: after what the mutation did, and those before it.
+    /// If there is no memory for it, the connection ends.
+    pub fn answer(&self, session: SessionId, reply: Reply) {
+        let mut memory = Share::of(self.shared.memory.of(Kind::Queues));
+        self.send(match memory.grow(reply.memory()) {
+            true => Command::Answer { session, held: Box::new(Held { reply, _memory: memory }) },
+            false => Command::CutOff { session },
         });
     }
 

@@ -2,6 +2,7 @@
 //! see what; it knows neither sockets nor Postgres.
 
 mod alteration;
+pub mod answers;
 pub mod basis;
 mod body_cache;
 mod budget;

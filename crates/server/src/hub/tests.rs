@@ -1,5 +1,6 @@
 //! The hub with a catalog worker made up for the test and queues instead of sockets.
 
+mod answers;
 mod beginning;
 mod catalog_worker;
 mod identity;
@@ -101,6 +102,13 @@ fn relation() -> Arc<Relation> {
 
 impl World {
     fn new(config: &Config) -> World {
+        let world = World::stalled(config);
+        world.go_live();
+        world
+    }
+
+    /// One that has no stream yet.
+    fn stalled(config: &Config) -> World {
         let runtime = Runtime::new().expect("a runtime");
         let catalog = Catalog::new("tide".into());
         let catalog_worker = CatalogWorker::new(vec![access()]);
@@ -118,15 +126,12 @@ impl World {
         };
         let hub = start(config.clone(), parts);
         let relation = relation();
-        let world = World { runtime, hub, feed, stats, relation, catalog_worker, catalog };
-        world.feed(Feed::Live {
-            epoch: EPOCH,
-            from: Lsn(100),
-            until: Lsn(100),
-            next_xid: 1,
-            cause: None,
-        });
-        world
+        World { runtime, hub, feed, stats, relation, catalog_worker, catalog }
+    }
+
+    fn go_live(&self) {
+        let (epoch, from, until) = (EPOCH, Lsn(100), Lsn(100));
+        self.feed(Feed::Live { epoch, from, until, next_xid: 1, cause: None });
     }
 
     fn feed(&self, feed: Feed) {

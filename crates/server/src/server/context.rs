@@ -8,9 +8,9 @@ use tokio::sync::Semaphore;
 use super::connection_slots::{self, ConnectionSlots};
 use super::findings::Findings;
 use super::grant;
+use super::limit::Paces;
 use super::presence::Rooms;
 use super::refusals::Refusals;
-use super::rest::HttpBroadcasts;
 use super::role::RoleCache;
 use super::single_flight::SingleFlight;
 use super::table_questions::TableQuestions;
@@ -21,6 +21,7 @@ use crate::descriptors::ConnectionLimits;
 use crate::hub::Hub;
 use crate::memory::{Kind, Memory};
 use crate::stats::Stats;
+use crate::writer_demand::WriterDemand;
 
 #[derive(Debug)]
 pub struct ServerContext {
@@ -34,7 +35,10 @@ pub struct ServerContext {
     pub(super) access: SingleFlight<grant::AccessQuestion, grant::AccessAnswer>,
     pub(super) findings: Findings,
     pub(super) rooms: Arc<Rooms>,
-    pub(super) http_broadcasts: HttpBroadcasts,
+    pub(super) http_broadcasts: Paces,
+    pub(super) http_mutations: Paces,
+    /// What clients want written.
+    pub(super) demand: WriterDemand,
     /// `tide.max_connections` permits, or as many as there are descriptors for.
     pub(super) websockets: Arc<Semaphore>,
     pub(super) slots: Arc<ConnectionSlots>,
@@ -48,6 +52,7 @@ impl ServerContext {
         catalog: Catalog,
         verifier: Verifier,
         stats: Arc<Stats>,
+        demand: WriterDemand,
         limits: ConnectionLimits,
     ) -> ServerContext {
         let handshakes = Arc::clone(hub.memory().of(Kind::Handshakes));
@@ -65,7 +70,9 @@ impl ServerContext {
             access: SingleFlight::new(),
             findings: Findings::default(),
             rooms,
-            http_broadcasts: HttpBroadcasts::default(),
+            http_broadcasts: Paces::default(),
+            http_mutations: Paces::default(),
+            demand,
             websockets: Arc::new(Semaphore::new(limit)),
             slots: Arc::new(ConnectionSlots::new(limits.waiting, limits.opening, handshakes)),
             refusals: Refusals::default(),

@@ -13,9 +13,10 @@ use super::grant::{Access, Extensions};
 use super::identity::{self, Refusal};
 use super::join::{self, Joiner, Refused};
 use super::limit::TokenBucket;
+use super::mutations::{Mutations, Refusals};
 use super::pending::Pending;
 use super::tracking::{self, PresenceError};
-use super::{access, broadcast};
+use super::{access, broadcast, credentials};
 use crate::allowance::Allowance;
 use crate::hub::handle::SessionId;
 use crate::hub::queue::Queue;
@@ -24,9 +25,12 @@ use crate::memory::Kind;
 use crate::stats::{RefusedJoin, RefusedPush};
 use crate::topic::PREFIX;
 use crate::wire::Vsn;
-use crate::wire::decode::{self, Broadcast, ClientEvent, ClientFrame, DecodeError, Presence};
+use crate::wire::decode::{
+    self, Broadcast, ClientEvent, ClientFrame, DecodeError, Payload, Presence,
+};
 use crate::wire::encode::{self, Address};
 use crate::wire::join::JoinPayload;
+use crate::wire::mutation::{MUTATE, Recipient};
 
 /// Messages in a row that are not frames before a client is sent away.
 const MALFORMED_LIMIT: u32 = 10;
@@ -78,6 +82,7 @@ pub(super) struct Conversation {
     credentials: Credentials,
     channels: Channels,
     pending: Pending<Outcome>,
+    mutations: Mutations,
     joins: TokenBucket,
     broadcasts: TokenBucket,
     presence: TokenBucket,
@@ -103,6 +108,7 @@ impl Conversation {
             credentials,
             channels: Channels::new(Arc::clone(&context.stats)),
             pending: Pending::new(),
+            mutations: Mutations::new(Arc::clone(&context), session),
             joins: TokenBucket::full(context.config().join_rate, Instant::now()),
             broadcasts: TokenBucket::full(context.config().broadcast_rate, Instant::now()),
             presence: TokenBucket::full(context.config().presence_rate, Instant::now()),
@@ -131,9 +137,18 @@ impl Conversation {
         }
     }
 
-    /// The next result of [`Pending`]; to be given to [`Conversation::settle`]. Cancel safe.
+    /// The next result of [`Pending`]; to be given to [`Conversation::settle`]. Has mutations done
+    /// meanwhile. Cancel safe.
     pub(super) async fn outcome(&mut self) -> (Arc<str>, Outcome) {
-        self.pending.next().await
+        tokio::select! {
+            outcome = self.pending.next() => outcome,
+            never = self.mutations.run() => match never {},
+        }
+    }
+
+    /// What has to be ready before the next message is read.
+    pub(super) fn refusals(&self) -> Refusals {
+        self.mutations.refusals()
     }
 
     pub(super) fn settle(&mut self, topic: Arc<str>, outcome: Outcome) {
@@ -198,6 +213,9 @@ impl Conversation {
         match event {
             ClientEvent::AccessToken(Some(token)) => self.access_token(to, token),
             ClientEvent::AccessToken(None) => {}
+            ClientEvent::Broadcast(Broadcast { event, payload }) if event == MUTATE => {
+                self.mutate(to, payload);
+            }
             ClientEvent::Broadcast(broadcast) => self.broadcast(to, &broadcast),
             ClientEvent::Presence(presence) => self.presence(to, &presence),
             _ => self.reply(encode::error(self.vsn, to, "unknown event")),
@@ -227,6 +245,21 @@ impl Conversation {
                 self.reply(encode::broadcast_error(self.vsn, to, &refused.reason));
             }
         }
+    }
+
+    /// A mutation is for the database to allow: any channel will do to send it on.
+    fn mutate(&mut self, to: Address<'_>, payload: Payload) {
+        self.expire(credentials::now());
+        let Some(channel) = self.channels.get(to.topic) else { return };
+        let recipient = Recipient {
+            vsn: self.vsn,
+            join_ref: to.join_ref.map(Into::into),
+            ref_: to.ref_.map(Into::into),
+            topic: to.topic.into(),
+            // Without `ack` the client counts it as sent and waits for nothing.
+            waits: channel.ack && to.ref_.is_some(),
+        };
+        self.mutations.ask(channel, recipient, payload);
     }
 
     fn presence(&mut self, to: Address<'_>, presence: &Presence) {
@@ -275,7 +308,7 @@ impl Conversation {
         // The newest join of a topic is the one that counts. The old channel is told so, but for
         // a join that has had no answer yet: there the client has stopped waiting for it.
         self.abandon(to.topic);
-        if let Some(old) = self.channels.remove(to.topic) {
+        if let Some(old) = self.remove(to.topic) {
             self.reply(encode::phx_close(self.vsn, old.join_ref.as_deref(), to.topic));
             self.context.hub.make_way(self.session, to.topic);
         }
@@ -316,7 +349,7 @@ impl Conversation {
                 let close = encode::phx_close(self.vsn, channel.join_ref.as_deref(), to.topic);
                 self.reply(encode::ok(self.vsn, to));
                 self.reply(close);
-                self.channels.remove(to.topic);
+                self.remove(to.topic);
                 self.context.hub.leave(self.session, to.topic);
             }
             // Left before it was joined, or twice: it is as the client wants it.
@@ -393,9 +426,14 @@ impl Conversation {
         }
     }
 
+    fn remove(&mut self, topic: &str) -> Option<Channel> {
+        self.mutations.forget(topic);
+        self.channels.remove(topic)
+    }
+
     /// Ends a channel for a reason that the application is told.
     fn close_channel(&mut self, topic: &str, text: &str) {
-        let Some(channel) = self.channels.remove(topic) else { return };
+        let Some(channel) = self.remove(topic) else { return };
         self.pending.cancel(topic);
         self.context.hub.leave(self.session, topic);
         let join_ref = channel.join_ref.as_deref();

@@ -19,7 +19,7 @@ use super::credentials::Credentials;
 use super::handshake::{Handshake, HandshakeError};
 use super::refusals::Farewell;
 use super::route::Route;
-use super::{handshake, identity, page, rest};
+use super::{handshake, identity, mutate_request, page, rest};
 use crate::allowance::Share;
 use crate::memory::Kind;
 use crate::stats::RefusedConnection;
@@ -97,13 +97,16 @@ impl Front {
         if route == Route::Broadcast {
             return self.broadcast(&parts, arriving).await;
         }
+        if route == Route::Mutate {
+            return self.mutate(&parts, arriving).await;
+        }
         let Some(work) = self.slot.work(route == Route::Websocket) else { return self.no_place() };
         match route {
             Route::Page if self.serves_page(&parts) => {
                 page::response(self.context.config().anon_role.as_deref())
             }
             Route::Check if self.serves_page(&parts) => self.check().await,
-            Route::Page | Route::Check | Route::Broadcast | Route::Unknown => {
+            Route::Page | Route::Check | Route::Broadcast | Route::Mutate | Route::Unknown => {
                 failure(StatusCode::NOT_FOUND, "there is nothing at this address")
             }
             Route::Health => self.health(),
@@ -133,6 +136,18 @@ impl Front {
             Ok(()) => empty(StatusCode::ACCEPTED),
             Err(denied) => failure(denied.status, &denied.reason),
         }
+    }
+
+    /// As [`Front::broadcast`].
+    async fn mutate(&self, parts: &Parts, arriving: Incoming) -> HttpAnswer {
+        let said = match mutate_request::Post::read(&self.context, parts, arriving).await {
+            Ok(post) => {
+                let Some(_work) = self.slot.work(true) else { return self.no_place() };
+                post.mutate().await
+            }
+            Err(said) => said,
+        };
+        body(said.status, "application/json", said.json)
     }
 
     fn no_place(&self) -> HttpAnswer {

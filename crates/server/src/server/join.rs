@@ -212,6 +212,7 @@ impl Joiner {
             Kind::Notify { channel } => self.plan_notify(payload, channel).await,
             Kind::Schema { .. } => self.plan_schema(payload).await,
             Kind::Records { schema } => self.plan_records(payload, schema).await,
+            Kind::Mutations => self.plan_mutations(payload).await,
             Kind::Reserved => {
                 Err(Refused::request("UnknownTopic: There is no such topic among those of tide:"))
             }
@@ -410,6 +411,26 @@ impl Joiner {
         let columns = columns.iter().map(|name| Box::from(*name)).collect();
         let target = Target::Schema(schema.into());
         self.plan_several(payload, Style::Records, target, Some(columns)).await
+    }
+
+    /// `tide:mutations`: a channel to write on for those who hear of nothing. What becomes of what they
+    /// ask for is for the database to say.
+    async fn plan_mutations(&self, payload: &JoinPayload) -> Result<Plan, Refused> {
+        let options = Self::own_options(payload)?;
+        if options.since.is_some() || options.last.is_some() {
+            return Err(Refused::request(
+                "NotSupported: Nothing comes on this topic but answers: there is no since and no last",
+            ));
+        }
+        if options.filter.is_some() || options.select.is_some() {
+            return Err(Refused::request(
+                "InvalidJoin: filter and select need a topic of one table",
+            ));
+        }
+        let (_, asked) = self.tables(Vec::new()).await?;
+        let mut greeting = Vec::new();
+        self.greet_presence(payload, &mut greeting);
+        Ok(Plan::new(Vec::new(), Since::Now(asked), greeting))
     }
 
     /// A topic that is about more than one table.

@@ -1,6 +1,13 @@
 //! How often something may happen.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
+
+use super::credentials::Credentials;
+
+/// Tokens whose pace is remembered; past it all of them begin anew.
+const TOKENS: usize = 10_000;
 
 /// Allows `rate` per second on average, and as many at once after a quiet second.
 #[derive(Debug)]
@@ -29,6 +36,25 @@ impl TokenBucket {
             self.tokens -= count as f32;
         }
         enough
+    }
+}
+
+/// How much each token may still ask for over HTTP. Connections come and go with every request, so it
+/// is not for them to count.
+#[derive(Debug, Default)]
+pub(super) struct Paces(Mutex<HashMap<[u8; 32], TokenBucket>>);
+
+impl Paces {
+    /// Takes so many of what the token may ask for, if there are as many.
+    pub(super) fn take(&self, credentials: &Credentials, count: usize, rate: u32) -> bool {
+        let now = Instant::now();
+        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.len() >= TOKENS {
+            buckets.clear();
+        }
+        let bucket =
+            buckets.entry(credentials.id()).or_insert_with(|| TokenBucket::full(rate, now));
+        bucket.take_many(count, rate, now)
     }
 }
 

@@ -1,23 +1,18 @@
 //! `POST /api/broadcast`: broadcasts from those who have no websocket.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderMap};
+use hyper::header::HeaderMap;
 use hyper::http::request::Parts;
 
 use super::broadcast::{self, CheckedBroadcast, Refused};
 use super::context::ServerContext;
 use super::credentials::Credentials;
 use super::grant::{Access, BROADCAST};
-use super::limit::TokenBucket;
-use super::read_budget::lacks_memory;
+use super::post::{self, Denied, Unread};
 use super::{access, handshake, identity, route};
 use crate::allowance::Share;
 use crate::memory::Kind;
@@ -26,52 +21,8 @@ use crate::topic::{PREFIX, Topic};
 use crate::wire::decode::{Broadcast, Payload};
 use crate::wire::rest::{self, Addressed, BodyError};
 
-/// Tokens whose pace is remembered; past it all of them begin anew.
-const TOKENS: usize = 10_000;
-
 /// Bytes of an event's name: what a binary frame has room for.
 const MAX_EVENT: usize = 255;
-
-/// What a body takes up, as a multiple of its size: it grows in a buffer that has room to spare, and
-/// is taken apart.
-const COPIES: usize = 3;
-
-/// How many broadcasts each token may still send. Connections come and go with every request, so
-/// it is not for them to count.
-#[derive(Debug, Default)]
-pub(super) struct HttpBroadcasts(Mutex<HashMap<[u8; 32], TokenBucket>>);
-
-impl HttpBroadcasts {
-    fn take(&self, credentials: &Credentials, count: usize, rate: u32) -> bool {
-        let now = Instant::now();
-        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if buckets.len() >= TOKENS {
-            buckets.clear();
-        }
-        let bucket =
-            buckets.entry(credentials.id()).or_insert_with(|| TokenBucket::full(rate, now));
-        bucket.take_many(count, rate, now)
-    }
-}
-
-/// Why a request is not answered with 202.
-#[derive(Debug)]
-pub(super) struct Denied {
-    pub(super) status: StatusCode,
-    pub(super) reason: String,
-}
-
-impl Denied {
-    fn new(status: StatusCode, reason: impl Into<String>) -> Denied {
-        Denied { status, reason: reason.into() }
-    }
-}
-
-impl From<identity::Refusal> for Denied {
-    fn from(refusal: identity::Refusal) -> Denied {
-        Denied::new(refusal.status(), refusal.to_string())
-    }
-}
 
 impl From<BodyError> for Denied {
     fn from(error: BodyError) -> Denied {
@@ -98,14 +49,10 @@ impl<'a> Post<'a> {
         parts: &Parts,
         body: Incoming,
     ) -> Result<Post<'a>, Denied> {
-        if !handshake::origin_allowed(&parts.headers, &context.config().allowed_origins) {
-            return Err(Denied::new(StatusCode::FORBIDDEN, "this origin is not allowed"));
-        }
-        let query = parts.uri.query().unwrap_or_default();
-        let key = handshake::request_key(query, &parts.headers);
-        let credentials = identity::claimed(context, key.as_deref())?;
+        let credentials = post::sender(context, parts)?;
         let content = Content::of(&parts.headers)?;
         let addressee = route::addressee(parts.uri.path()).map(decoded).transpose()?;
+        let query = parts.uri.query().unwrap_or_default();
         let private = handshake::parameter(query, "private").as_deref() == Some("true");
         let mut memory = context.share(Kind::Inbound);
         let body = read(context, body, &mut memory).await?;
@@ -130,33 +77,22 @@ fn decoded((name, event): (&str, &str)) -> Result<(String, String), Denied> {
         .ok_or_else(|| Denied::new(StatusCode::UNPROCESSABLE_ENTITY, "the path is malformed"))
 }
 
-/// The body, counted as it arrives.
+/// The body, or why it is not dealt with.
 async fn read(
     context: &ServerContext,
-    mut body: Incoming,
+    body: Incoming,
     memory: &mut Share,
 ) -> Result<Bytes, Denied> {
-    let no_memory = || {
-        context.stats.refused_broadcast(RefusedPush::Memory).inc();
-        let reason = "there is no memory for the body, try again";
-        Denied::new(StatusCode::SERVICE_UNAVAILABLE, reason)
-    };
-    let mut read = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| match lacks_memory(&error) {
-            true => no_memory(),
-            false => Denied::new(StatusCode::BAD_REQUEST, "the body did not arrive whole"),
-        });
-        let Ok(data) = frame?.into_data() else { continue };
-        if read.len() + data.len() > context.config().max_message_size {
-            return Err(Denied::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"));
+    let read = post::read(body, context.config().max_message_size, memory).await;
+    read.map_err(|unread| match unread {
+        Unread::Memory => {
+            context.stats.refused_broadcast(RefusedPush::Memory).inc();
+            let reason = "there is no memory for the body, try again";
+            Denied::new(StatusCode::SERVICE_UNAVAILABLE, reason)
         }
-        if !memory.grow(COPIES * data.len()) {
-            return Err(no_memory());
-        }
-        read.extend_from_slice(&data);
-    }
-    Ok(read.into())
+        Unread::Cut => Denied::new(StatusCode::BAD_REQUEST, "the body did not arrive whole"),
+        Unread::TooLarge => Denied::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"),
+    })
 }
 
 /// What the body is said to be.
@@ -169,8 +105,7 @@ enum Content {
 impl Content {
     /// Clients that say nothing send JSON.
     fn of(headers: &HeaderMap) -> Result<Content, Denied> {
-        let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(Content::Json) };
-        let kind = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        let Some(kind) = post::media_type(headers) else { return Ok(Content::Json) };
         if kind.eq_ignore_ascii_case("application/json") {
             Ok(Content::Json)
         } else if kind.eq_ignore_ascii_case("application/octet-stream") {

@@ -14,6 +14,8 @@ pub(super) enum Route {
     Websocket,
     /// REST broadcasts.
     Broadcast,
+    /// A mutation.
+    Mutate,
     /// A browser asks whether a page of another origin may call.
     Preflight,
     /// Those that there are.
@@ -29,6 +31,7 @@ impl Route {
             "/health" => (Route::Health, Method::GET),
             "/metrics" => (Route::Metrics, Method::GET),
             "/realtime/v1/websocket" | "/socket/websocket" => (Route::Websocket, Method::GET),
+            "/realtime/v1/mutate" => (Route::Mutate, Method::POST),
             _ if is_broadcast(path) => (Route::Broadcast, Method::POST),
             _ => return Route::Unknown,
         };
@@ -46,7 +49,9 @@ impl Route {
             }
             (_, &Method::OPTIONS) => Route::Preflight,
             (Route::Websocket, _) => Route::WrongMethod(&[Method::GET, Method::OPTIONS]),
-            (Route::Broadcast, _) => Route::WrongMethod(&[Method::POST, Method::OPTIONS]),
+            (Route::Broadcast | Route::Mutate, _) => {
+                Route::WrongMethod(&[Method::POST, Method::OPTIONS])
+            }
             _ => Route::WrongMethod(&[Method::GET, Method::HEAD, Method::OPTIONS]),
         }
     }
@@ -107,6 +112,8 @@ mod tests {
             "/socket/../socket/websocket",
             "/socket%2Fwebsocket",
             "/realtime/v1/websocket/x",
+            "/realtime/v1/mutate/",
+            "/mutate",
             "/api/broadcastx",
             "*",
         ] {
@@ -131,6 +138,12 @@ mod tests {
             Route::WrongMethod(&[Method::GET, Method::OPTIONS])
         );
         assert_eq!(Route::of(&Method::OPTIONS, "/nothing"), Route::Unknown);
+        assert_eq!(Route::of(&Method::POST, "/realtime/v1/mutate"), Route::Mutate);
+        assert_eq!(Route::of(&Method::OPTIONS, "/realtime/v1/mutate"), Route::Preflight);
+        assert_eq!(
+            Route::of(&Method::GET, "/realtime/v1/mutate"),
+            Route::WrongMethod(&[Method::POST, Method::OPTIONS])
+        );
     }
 
     #[test]

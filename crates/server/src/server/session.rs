@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 use super::context::ServerContext;
 use super::conversation::{Conversation, ProtocolViolation};
 use super::http::Admission;
+use super::mutations::Refusals;
 use super::read_budget::Metered;
 use super::shutdown::stopped;
 use super::writer::{Progress, TLS_BUFFER};
@@ -178,6 +179,7 @@ where
         let mut timer = pin!(sleep_until(self.deadline()));
         let mut frames = Vec::new();
         let mut held = None;
+        let refusals = self.conversation.refusals();
         loop {
             // In no fixed order: neither a busy hub nor a busy client keeps the other side from
             // being heard.
@@ -197,7 +199,7 @@ where
                     }
                     Taken::Closed(reason) => Err(End::Closed(reason)),
                 },
-                message = heard(&self.member.hub, self.socket, &mut held) => {
+                message = heard(&self.member.hub, &refusals, self.socket, &mut held) => {
                     self.received(message, &mut held)
                 }
                 (topic, outcome) = self.conversation.outcome() => {
@@ -356,6 +358,7 @@ impl End {
 /// The next message, once the hub has dealt with enough of what clients said before.
 async fn heard<S>(
     hub: &Hub,
+    refusals: &Refusals,
     socket: &mut WebSocketStream<Metered<S>>,
     held: &mut Option<Bytes>,
 ) -> Option<Result<Message, SocketError>>
@@ -363,6 +366,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     hub.ready().await;
+    refusals.ready().await;
     next(socket, held).await
 }
 

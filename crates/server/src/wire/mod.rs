@@ -10,6 +10,7 @@ pub mod frame_buf;
 mod golden;
 pub mod join;
 mod members;
+pub mod mutation;
 pub mod record;
 pub mod rest;
 pub mod schema;

@@ -16,6 +16,7 @@ use tide_feed::notification::Notification;
 use tokio::sync::{mpsc, watch};
 
 use self::sync::Syncs;
+use super::answers::{Answers, Progress};
 use super::body_cache::BodyCache;
 use super::catch_up;
 use super::entitlement::Entitlements;
@@ -121,6 +122,7 @@ pub struct Stream {
     frames: Vec<Bytes>,
     candidates: Vec<GroupId>,
     syncs: Syncs,
+    answers: Answers,
     /// Of places in the middle of snapshots; without randomness there are none.
     seal: Option<Seal>,
     wants_reader: bool,
@@ -161,6 +163,7 @@ impl Stream {
             frames: Vec::new(),
             candidates: Vec::new(),
             syncs,
+            answers: Answers::default(),
             seal: Seal::new(),
             wants_reader: false,
             is_sight_unsure: false,
@@ -180,6 +183,7 @@ impl Stream {
             let (lagging, stats) = (&mut self.lagging, &self.stats);
             let (registry, entitlements) = (&mut self.registry, &mut self.entitlements);
             self.policy_checks.ask(registry, &self.history, entitlements, lagging, stats);
+            self.give_answers();
             // The sessions on this thread write what they were given.
             tokio::task::yield_now().await;
         }
@@ -204,6 +208,7 @@ impl Stream {
             true => TICK,
             false => SHORT_TICK,
         };
+        let wait = self.answers.wait(Instant::now()).map_or(wait, |due| due.min(wait));
         // Whatever is ready has its turn by chance, so that nobody who asks all the time is alone heard.
         tokio::select! {
             command = self.commands.recv() => return self.handle_all(command),
@@ -226,6 +231,12 @@ impl Stream {
             () = tokio::time::sleep(wait) => self.confirm(),
         }
         true
+    }
+
+    /// Tells clients what has become of what they asked to be written.
+    fn give_answers(&mut self) {
+        let (registry, history, live) = (&self.registry, &self.history, self.live);
+        self.answers.give(Progress { registry, history, live, now: Instant::now() });
     }
 
     /// Where there is no memory for those who hold next to nothing, cuts off who holds the most and does
@@ -431,6 +442,7 @@ impl Stream {
                     entry.queue.miss_presence();
                 }
             }
+            Command::Answer { session, held } => self.answers.hold(session, *held),
             Command::CutOff { session } => {
                 self.notices.remove(session);
                 let (registry, stats) = (&mut self.registry, &self.stats);
@@ -443,6 +455,7 @@ impl Stream {
                 self.serve_lagging();
             }
             Command::Forget { session } => {
+                self.answers.forget(session);
                 self.notices.remove(session);
                 self.lagging.remove(session);
                 self.registry.forget(session);

@@ -230,7 +230,7 @@ async fn topics_of_ours_take_no_broadcasts() {
     for (topic, event) in [
         ("realtime:tide:table:public.t", "INSERT"),
         ("realtime:tide:table:public.t", "tide:ack"),
-        ("realtime:r", "tide:mutate"),
+        ("realtime:r", "tide:mutated"),
     ] {
         client.broadcast("2", topic, event).await;
         let refused = client.next().await;

@@ -7,6 +7,7 @@ mod http;
 mod identity;
 mod limit;
 mod memory;
+mod mutations;
 mod presence;
 mod rest;
 mod websocket;

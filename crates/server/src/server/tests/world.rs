@@ -29,6 +29,8 @@ use crate::hub;
 use crate::link::{Feed, Uplink};
 use crate::notify::NotifyRegistry;
 use crate::server::{self, ServerContext};
+use crate::stats::Stats;
+use crate::writer_demand::WriterDemand;
 
 pub(super) const TABLE: u32 = 16_400;
 pub(super) const SECRET: &str = "a secret for tests, long enough for HS256";
@@ -79,7 +81,7 @@ impl World {
         let end = Arc::new(AtomicU64::new(100));
         helpers(&catalog, &granted, &end);
         let (feed, fed) = mpsc::channel(4096);
-        let stats = Arc::default();
+        let stats = Arc::<Stats>::default();
         let parts = hub::Parts {
             feed: fed,
             notified: mpsc::channel(1).1,
@@ -91,7 +93,9 @@ impl World {
         };
         let hub = hub::start((*config).clone(), parts);
         let verifier = Verifier::new(vec![SECRET.into()], None, None).unwrap();
-        let context = Arc::new(ServerContext::new(config, hub, catalog, verifier, stats, limits));
+        let demand = WriterDemand::new(Arc::clone(&stats));
+        let context = ServerContext::new(config, hub, catalog, verifier, stats, demand, limits);
+        let context = Arc::new(context);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap().into_std().unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
@@ -133,6 +137,11 @@ impl World {
         batch.events.push(Event::alone(commit, EventKind::Change(change)));
         self.end.store(commit + 8, Ordering::Relaxed);
         self.feed.try_send(Feed::Batch(batch.finish())).unwrap();
+    }
+
+    /// Everything that committed before has been fed.
+    pub(super) fn decoded(&self, lsn: u64) {
+        self.feed.try_send(Feed::Decoded(Lsn(lsn))).unwrap();
     }
 
     /// A websocket with `vsn` 2 and no token.

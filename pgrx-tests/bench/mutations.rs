@@ -1,0 +1,126 @@
+//! (n) What clients write, beside sessions that do for each request what PostgREST does.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::plan::Plan;
+use super::report::{Report, Sample, percentile};
+use super::server::{self, Durability, Extension};
+use super::support::Database;
+use super::support::mutator::MUTATIONS;
+use super::websocket;
+
+const METRICS: &[&str] = &["mutations/s", "p50 us", "p99 us"];
+
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Tide,
+    Sessions,
+}
+
+/// Sessions twice: what they differ by is chance.
+const WAYS: [(&str, Way); 3] = [
+    ("pg_tide mutations", Way::Tide),
+    ("sessions as PostgREST's", Way::Sessions),
+    ("the same again", Way::Sessions),
+];
+
+const CLAIMS: &str = r#"{"role":"authenticated","sub":"bench"}"#;
+
+pub fn run(plan: &Plan) -> Report {
+    let mut report = Report::new("(n) writes of clients that wait for each", METRICS);
+    for (disk, durability) in [("", Durability::PageCache), (", fsync on", Durability::Fsync)] {
+        let cluster = server::start(Extension::Tide, durability);
+        cluster.configure("tide.mutation_rate = 1000000\ntide.writers = 4");
+        cluster.reload();
+        let database = server::database(&cluster, Extension::Tide);
+        server::publish(&database, Extension::Tide, "written", "id int primary key, n bigint");
+        database
+            .sql()
+            .batch_execute(
+                "grant insert, update on written to authenticated;
+                 insert into written select i, 0 from generate_series(1, 1000) as i; vacuum analyze written",
+            )
+            .unwrap();
+        for clients in [1, 32] {
+            let case = format!("{clients} clients{disk}");
+            report
+                .measure(&case, plan, &WAYS, |way| measure(&database, way, clients, plan.duration));
+        }
+    }
+    report
+}
+
+fn measure(database: &Database<'_>, way: Way, clients: i32, duration: Duration) -> Sample {
+    database.sql().batch_execute("vacuum written; checkpoint").unwrap();
+    let begun = Instant::now();
+    let mut latencies: Vec<u32> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (1..=clients)
+            .map(|id| {
+                scope.spawn(move || match way {
+                    Way::Tide => mutate(database, id, duration),
+                    Way::Sessions => write(database, id, duration),
+                })
+            })
+            .collect();
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+    });
+    let seconds = begun.elapsed().as_secs_f64();
+    latencies.sort_unstable();
+    vec![
+        latencies.len() as f64 / seconds,
+        percentile(&latencies, 0.5),
+        percentile(&latencies, 0.99),
+    ]
+}
+
+/// Microseconds that each took.
+fn timed(duration: Duration, mut write: impl FnMut(i64)) -> Vec<u32> {
+    let (begun, mut latencies) = (Instant::now(), Vec::new());
+    while begun.elapsed() < duration {
+        let before = Instant::now();
+        write(latencies.len() as i64 + 1);
+        latencies.push(u32::try_from(before.elapsed().as_micros()).unwrap_or(u32::MAX));
+    }
+    latencies
+}
+
+/// A client that writes a row of its own, over and over.
+fn mutate(database: &Database<'_>, id: i32, duration: Duration) -> Vec<u32> {
+    let token = database.token_with("authenticated", CLAIMS, "1 hour");
+    let path = format!("/realtime/v1/websocket?apikey={token}&vsn=2.0.0");
+    let mut stream = websocket::connect(database.port, &path);
+    websocket::send(&mut stream, &json!(["1", "1", MUTATIONS, "phx_join", {}]).to_string());
+    while !String::from_utf8_lossy(&websocket::receive(&mut stream)).contains("phx_reply") {}
+    let client_id = format!("{id} {:?}", std::time::SystemTime::now());
+    timed(duration, |n| {
+        let mutation = json!({ "mutation_id": "m", "client_id": client_id, "n": n, "ops": [
+            { "op": "set", "table": "public.written", "key": { "id": id }, "values": { "n": n } }] });
+        let payload = json!({ "type": "broadcast", "event": "tide:mutate", "payload": mutation });
+        let push = json!(["1", null, MUTATIONS, "broadcast", payload]).to_string();
+        websocket::send(&mut stream, &push);
+        let answer: Value = serde_json::from_slice(&websocket::receive(&mut stream)).unwrap();
+        assert_eq!(answer[4]["payload"]["status"], "confirmed", "{answer}");
+    })
+}
+
+/// A session that does the same in transactions of its own.
+fn write(database: &Database<'_>, id: i32, duration: Duration) -> Vec<u32> {
+    let mut sql = database.sql();
+    let settings = sql
+        .prepare(
+            "select set_config('search_path', 'public', true), set_config('role', 'authenticated', true),
+                    set_config('request.jwt.claims', $1, true), set_config('request.method', 'PATCH', true),
+                    set_config('request.path', '/written', true), set_config('request.headers', '{}', true),
+                    set_config('request.cookies', '{}', true)",
+        )
+        .unwrap();
+    let update = sql.prepare("update public.written set n = $2 where id = $1").unwrap();
+    timed(duration, |n| {
+        let mut transaction = sql.transaction().unwrap();
+        transaction.query(&settings, &[&CLAIMS]).unwrap();
+        assert_eq!(transaction.execute(&update, &[&id, &n]).unwrap(), 1);
+        transaction.commit().unwrap();
+    })
+}

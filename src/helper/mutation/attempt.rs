@@ -1,0 +1,162 @@
+//! The operations of one mutation, one after the other.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+
+use pgrx::{PgSqlErrorCode, Spi, pg_sys};
+use serde_json::value::RawValue;
+use tide_feed::mutation::{Fields, Mutation, Op, Returning, Verb};
+
+use crate::helper::answer::LARGEST;
+use crate::helper::mutation::call::Callable;
+use crate::helper::mutation::operation::{Done, RowOperation};
+use crate::helper::mutation::target::{OpenTarget, Target};
+use crate::helper::mutation::writer::as_extension_owner;
+use crate::helper::mutation::{is_passing, links, on_mutate};
+use crate::helper::transaction::{Refusal, subtransaction};
+
+/// Bytes that a client may hear of all rows together: it is remembered.
+const MOST_RETURNED: usize = 1 << 20;
+const _: () = assert!(2 * MOST_RETURNED < LARGEST);
+
+pub(crate) struct Attempt<'a> {
+    role: &'a str,
+    /// Of the extension.
+    owner: pg_sys::Oid,
+    mutation: &'a Mutation,
+    linked: HashSet<usize>,
+    targets: RefCell<HashMap<String, Target>>,
+    /// The operation that is under way, and the key of its row, once that is known.
+    at: Cell<Option<usize>>,
+    about: RefCell<Option<Fields>>,
+}
+
+impl<'a> Attempt<'a> {
+    pub(crate) fn new(role: &'a str, owner: pg_sys::Oid, mutation: &'a Mutation) -> Attempt<'a> {
+        Attempt {
+            role,
+            owner,
+            mutation,
+            linked: links::linked(mutation),
+            targets: RefCell::default(),
+            at: Cell::new(None),
+            about: RefCell::default(),
+        }
+    }
+
+    /// Does all of it, or nothing. As the client; what is checked at a transaction's end is checked here.
+    pub(crate) fn run(&self) -> Result<Vec<Option<Box<RawValue>>>, Refusal> {
+        subtransaction(|| {
+            let mut all: Vec<Done> = Vec::new();
+            let mut bytes = 0;
+            for (index, op) in self.mutation.ops.iter().enumerate() {
+                self.at.set(Some(index));
+                self.about.take();
+                let done = match op.op {
+                    Verb::Call => self.call(op, &all)?,
+                    _ => self.write(index, op, &all)?,
+                };
+                bytes += done.returned.as_ref().map_or(0, |json| json.get().len());
+                if bytes > MOST_RETURNED {
+                    let code = PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED;
+                    let message = "a mutation returns at most 1 MB: ask for fewer columns";
+                    return Err(Refusal::new(code, message));
+                }
+                all.push(done);
+            }
+            self.at.set(None);
+            self.about.take();
+            Spi::run("set constraints all immediate")
+                .map_err(|_| Refusal::internal("the constraints cannot be checked"))?;
+            Ok(all.into_iter().map(|done| done.returned).collect())
+        })
+    }
+
+    /// Which operation it was that failed; `None`: what was checked at the end.
+    pub(crate) fn failed_at(&self) -> Option<usize> {
+        self.at.get()
+    }
+
+    /// The row that the operation that failed was about, as the client may see it. Once all is undone.
+    pub(crate) fn current(&self) -> Result<Option<Box<RawValue>>, Refusal> {
+        let op = self.at.get().and_then(|index| self.mutation.ops.get(index));
+        let (Some(op), Some(key)) = (op, self.about.take()) else { return Ok(None) };
+        let current = subtransaction(|| {
+            let target = self.target(op)?;
+            let target = target.open()?;
+            let values = Fields::new();
+            RowOperation { target: &target, op, key, values, is_linked: false }.current(false)
+        });
+        match current {
+            Err(refusal) if is_passing(&refusal.sqlstate) => Err(refusal),
+            current => Ok(current.ok().flatten().filter(|row| row.get().len() <= MOST_RETURNED)),
+        }
+    }
+
+    fn write(&self, index: usize, op: &Op, done: &[Done]) -> Result<Done, Refusal> {
+        let target = self.target(op)?;
+        let target = target.open()?;
+        let key = links::resolved(op.key.as_ref(), done)?;
+        let values = links::resolved(op.values.as_ref(), done)?;
+        let (key, values) = told_apart(&target, op.op, key, values);
+        self.about.replace(target.has_key(&key).then(|| key.clone()));
+        let is_linked = self.linked.contains(&index);
+        let mut operation = RowOperation { target: &target, op, key, values, is_linked };
+        if let Some(function) = target.on_mutate() {
+            let stored = on_mutate::asked(function, target.name(), &operation, self.mutation)?;
+            match (stored, op.op) {
+                (_, Verb::Delete) => {}
+                (Some(stored), Verb::Insert) => operation.values = stored,
+                (Some(stored), _) if !stored.is_empty() => operation.values = stored,
+                // There is nothing to be stored, or nothing that is not there already.
+                _ => return Ok(Done::default()),
+            }
+        }
+        operation.run()
+    }
+
+    fn call(&self, op: &Op, done: &[Done]) -> Result<Done, Refusal> {
+        let given = links::resolved(op.args.as_ref(), done)?;
+        let name = op.function.as_deref().unwrap_or_default();
+        let callable = as_extension_owner(self.owner, || Callable::look_up(name, &given))?;
+        let returned = callable.call(&given)?;
+        let is_heard = op.returning != Some(Returning::All(false));
+        Ok(Done { returned: returned.filter(|_| is_heard), key: None })
+    }
+
+    fn target(&self, op: &Op) -> Result<Target, Refusal> {
+        let name = op.table.as_deref().unwrap_or_default();
+        if let Some(target) = self.targets.borrow().get(name) {
+            return Ok(target.clone());
+        }
+        let target = as_extension_owner(self.owner, || Target::look_up(name, self.role))?;
+        self.targets.borrow_mut().insert(name.to_owned(), target.clone());
+        Ok(target)
+    }
+}
+
+/// What a row is told by, and what is written to it.
+fn told_apart(
+    target: &OpenTarget<'_>,
+    verb: Verb,
+    mut key: Fields,
+    mut values: Fields,
+) -> (Fields, Fields) {
+    match verb {
+        // What is inserted has its key among its values.
+        Verb::Insert if target.has_key(&values) => {
+            let names: Vec<&str> = target.key_names().collect();
+            key = values.clone();
+            key.retain(|name, _| names.contains(&name.as_str()));
+        }
+        Verb::Upsert => {
+            for name in target.key_names() {
+                if let Some(value) = values.remove(name) {
+                    key.insert(name.to_owned(), value);
+                }
+            }
+        }
+        _ => {}
+    }
+    (key, values)
+}

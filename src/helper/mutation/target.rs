@@ -1,0 +1,209 @@
+//! A table that a client wants to write to.
+
+use std::collections::HashMap;
+
+use pgrx::{PgSqlErrorCode, pg_sys};
+use serde::Deserialize;
+use tide_feed::mutation::Fields;
+use tide_feed::names::qualified_name;
+
+use crate::guc;
+use crate::helper::answer::parse;
+use crate::helper::plan::Plan;
+use crate::helper::table::{Column, Table};
+use crate::helper::transaction::Refusal;
+use crate::server_text::ServerText;
+
+thread_local! {
+    static LOOKED_UP: Plan =
+        const { Plan::new(include_str!("../../../sql/catalog/writable.sql")) };
+}
+
+/// What the catalogue says of it.
+#[derive(Clone, Deserialize)]
+struct Found {
+    oid: u32,
+    version: Option<String>,
+    on_mutate: Option<String>,
+    columns: Vec<FoundColumn>,
+}
+
+#[derive(Clone, Deserialize)]
+struct FoundColumn {
+    name: String,
+    attnum: i16,
+    readable: bool,
+    updatable: bool,
+}
+
+/// A table as the client may write it.
+#[derive(Clone)]
+pub(crate) struct Target {
+    /// As the client calls it.
+    name: String,
+    found: Found,
+}
+
+impl Target {
+    /// Looks it up. As the extension's owner.
+    pub(crate) fn look_up(name: &str, role: &str) -> Result<Target, Refusal> {
+        let (schema, table) = qualified_name(name).ok_or_else(|| {
+            let code = PgSqlErrorCode::ERRCODE_INVALID_NAME;
+            Refusal::new(code, "a table is named schema.table, names with dots in double quotes")
+        })?;
+        let publication = guc::publication();
+        let arguments = [
+            ServerText(schema.as_str()).into(),
+            ServerText(table.as_str()).into(),
+            ServerText(role).into(),
+            ServerText(publication.as_str()).into(),
+        ];
+        let found: Option<Found> = parse(&LOOKED_UP.with(|plan| plan.text(&arguments))?)?;
+        let found = found.ok_or_else(|| {
+            let code = PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE;
+            Refusal::new(code, format!("there is no published table {name} that the role may use"))
+        })?;
+        Ok(Target { name: name.to_owned(), found })
+    }
+
+    /// Locks it against changes of its definition.
+    pub(crate) fn open(&self) -> Result<OpenTarget<'_>, Refusal> {
+        // SAFETY: in a transaction, whose end unlocks it. As what is done to it will lock it anyway.
+        unsafe {
+            let oid = pg_sys::Oid::from(self.found.oid);
+            pg_sys::LockRelationOid(oid, pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);
+        }
+        let table = Table::open(self.found.oid)?;
+        let key = table.write_key();
+        let key = table.key_columns(&key)?.into_iter().zip(key).map(|(column, (attnum, _))| {
+            let name = self.found.columns.iter().find(|found| found.attnum == attnum);
+            (name.map(|found| found.name.clone()).unwrap_or_default(), column)
+        });
+        let key = key.collect();
+        let attnums = self.found.columns.iter().map(|found| (found.name.as_str(), found)).collect();
+        Ok(OpenTarget { target: self, table, key, attnums })
+    }
+}
+
+/// It is locked.
+pub(crate) struct OpenTarget<'a> {
+    target: &'a Target,
+    pub(crate) table: Table,
+    /// The columns that a row is told by, with their names as clients write them.
+    key: Vec<(String, Column)>,
+    attnums: HashMap<&'a str, &'a FoundColumn>,
+}
+
+impl<'a> OpenTarget<'a> {
+    /// As the client calls it.
+    pub(crate) fn name(&self) -> &'a str {
+        &self.target.name
+    }
+
+    /// The function that says what is stored, as SQL names it.
+    pub(crate) fn on_mutate(&self) -> Option<&'a str> {
+        self.target.found.on_mutate.as_deref()
+    }
+
+    /// The key's columns; an error if there are none.
+    pub(crate) fn key(&self) -> Result<&[(String, Column)], Refusal> {
+        if self.key.is_empty() {
+            let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+            let message = format!("{} has no primary key to tell its rows by", self.target.name);
+            return Err(Refusal::new(code, message));
+        }
+        Ok(&self.key)
+    }
+
+    /// The key's columns, if there are any.
+    pub(crate) fn key_columns(&self) -> impl Iterator<Item = &Column> {
+        self.key.iter().map(|(_, column)| column)
+    }
+
+    pub(crate) fn key_names(&self) -> impl Iterator<Item = &str> {
+        self.key.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Whether these fields have all of a key.
+    pub(crate) fn has_key(&self, fields: &Fields) -> bool {
+        !self.key.is_empty() && self.key.iter().all(|(name, _)| fields.contains_key(name))
+    }
+
+    /// The columns of these fields.
+    pub(crate) fn columns(&self, fields: &Fields) -> Result<Vec<Column>, Refusal> {
+        fields.keys().map(|name| self.column(name)).collect()
+    }
+
+    pub(crate) fn column(&self, name: &str) -> Result<Column, Refusal> {
+        let found = self.attnums.get(name).ok_or_else(|| {
+            let code = PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN;
+            Refusal::new(code, format!("{} has no column \"{name}\"", self.target.name))
+        })?;
+        self.table.column(found.attnum)
+    }
+
+    /// Those that the client may read.
+    pub(crate) fn readable(&self) -> Result<Vec<Column>, Refusal> {
+        let found = self.target.found.columns.iter().filter(|found| found.readable);
+        found.map(|found| self.table.column(found.attnum)).collect()
+    }
+
+    pub(crate) fn may_read_key(&self) -> bool {
+        self.key
+            .iter()
+            .all(|(name, _)| self.attnums.get(name.as_str()).is_some_and(|found| found.readable))
+    }
+
+    /// The column that says which version of a row there is; an error if there is none.
+    pub(crate) fn version(&self) -> Result<Column, Refusal> {
+        let name = self.target.found.version.as_deref().ok_or_else(|| {
+            let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+            let message = format!(
+                "{} has no version to compare with: select tide.version_column('{}', '...')",
+                self.target.name, self.target.name
+            );
+            Refusal::new(code, message)
+        })?;
+        self.column(name)
+    }
+
+    /// The version's column, if it is a number that a write of these fields is to raise.
+    pub(crate) fn raised_version(&self, given: &Fields) -> Option<Column> {
+        let name =
+            self.target.found.version.as_deref().filter(|name| !given.contains_key(*name))?;
+        let found = self.attnums.get(name).filter(|found| found.updatable)?;
+        let column = self.table.column(found.attnum).ok()?;
+        [pg_sys::INT2OID, pg_sys::INT4OID, pg_sys::INT8OID]
+            .contains(&column.type_id)
+            .then_some(column)
+    }
+
+    /// What SQL reads these fields out of a parameter by, as a row of this name.
+    pub(crate) fn source(
+        &self,
+        fields: &Fields,
+        parameter: usize,
+        alias: &str,
+    ) -> Result<String, Refusal> {
+        let columns = self.columns(fields)?;
+        let attnums: Vec<i16> = fields
+            .keys()
+            .filter_map(|name| self.attnums.get(name.as_str()).map(|found| found.attnum))
+            .collect();
+        // It has all columns, and so the check of a domain is made of one that is not there.
+        if self.table.has_constrained_domains_besides(&attnums) {
+            let list: Vec<String> = columns
+                .iter()
+                .map(|column| format!("{} {}", column.bare(), column.type_sql))
+                .collect();
+            let list = list.join(", ");
+            return Ok(format!(
+                "pg_catalog.json_to_record(${parameter}::pg_catalog.json) as {alias} ({list})"
+            ));
+        }
+        let table = self.table.qualified();
+        Ok(format!(
+            "pg_catalog.json_populate_record(null::{table}, ${parameter}::pg_catalog.json) as {alias}"
+        ))
+    }
+}
