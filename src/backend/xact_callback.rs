@@ -11,18 +11,9 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::backend::xact_notes;
-use crate::process::shmem;
-use crate::process::shmem::{Entry, Shared};
-
-/// The entry of this backend's database, as of a generation of the table.
-#[derive(Clone, Copy)]
-struct Found {
-    generation: u32,
-    entry: Option<&'static Entry>,
-}
+use crate::process::awaited;
 
 thread_local! {
-    static FOUND: Cell<Option<Found>> = const { Cell::new(None) };
     static LAST_COMMIT: Cell<pg_sys::XLogRecPtr> = const { Cell::new(0) };
 }
 
@@ -49,25 +40,9 @@ unsafe extern "C-unwind" fn on_transaction(event: pg_sys::XactEvent::Type, _arg:
 }
 
 fn wake_worker() {
-    let Some(shared) = shmem::shared() else { return };
-    // SAFETY: plain variables of this process; the record of this very commit ends there, if it
-    // wrote one.
-    let (end, database) = unsafe { (pg_sys::XactLastCommitEnd, pg_sys::MyDatabaseId) };
-    if LAST_COMMIT.replace(end) == end || database == pg_sys::InvalidOid {
-        return;
+    // SAFETY: a plain variable of this process; the record of this very commit ends there, if it wrote one.
+    let end = unsafe { pg_sys::XactLastCommitEnd };
+    if LAST_COMMIT.replace(end) != end {
+        awaited::wake_worker(end);
     }
-    if let Some(entry) = my_entry(shared, database) {
-        entry.committed(end);
-    }
-}
-
-fn my_entry(shared: &'static Shared, database: pg_sys::Oid) -> Option<&'static Entry> {
-    let generation = shared.generation();
-    let found = FOUND.get().filter(|found| found.generation == generation).unwrap_or_else(|| {
-        let found = Found { generation, entry: shared.entry(database) };
-        FOUND.set(Some(found));
-        found
-    });
-    // An entry that was given back belongs to nobody, or to another database.
-    found.entry.filter(|entry| entry.database() == database)
 }

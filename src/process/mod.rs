@@ -1,5 +1,6 @@
 //! The lives of the background workers: who starts whom, when they end, what they share.
 
+pub(crate) mod awaited;
 pub(crate) mod background;
 pub(crate) mod databases;
 pub(crate) mod entry;

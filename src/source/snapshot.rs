@@ -3,6 +3,8 @@
 use pgrx::pg_sys;
 use tide_feed::snapshot::Snapshot;
 
+use crate::process::awaited;
+
 /// Bytes of a page's header in the WAL, and of the first one's in a file.
 const SHORT_HEADER: u64 = 24;
 const LONG_HEADER: u64 = 40;
@@ -24,8 +26,8 @@ pub(crate) fn seen_by(snapshot: &pg_sys::SnapshotData) -> Snapshot {
     }
 }
 
-/// Where the WAL ends, which is on disk up to there afterwards. Whatever could be seen before lies before
-/// it.
+/// Where the WAL ends, which is on disk up to there afterwards, and about to be decoded. Whatever could be
+/// seen before lies before it.
 pub(crate) fn flushed() -> u64 {
     // SAFETY: reads numbers from shared memory; flushes what has been inserted.
     unsafe {
@@ -41,6 +43,8 @@ pub(crate) fn flushed() -> u64 {
             end -= header;
         }
         pg_sys::XLogFlush(end);
+        // Reading writes, too: what it does to pages ends in no commit.
+        awaited::wake_worker(end);
         end
     }
 }
