@@ -159,3 +159,13 @@ pub(crate) unsafe fn forget_sequences() {
     // SAFETY: as above.
     unsafe { pg_guard_ffi_boundary(|| raw::ResetSequenceCaches()) }
 }
+
+/// The schema of this session's temporary tables, if it has had any.
+///
+/// # Safety
+/// Main thread of a process with a session.
+pub(crate) unsafe fn temporary_schema() -> pg_sys::Oid {
+    // SAFETY: as above. The function reads a variable.
+    let schema = unsafe { pgrx::direct_function_call(pg_sys::pg_my_temp_schema, &[]) };
+    schema.unwrap_or(pg_sys::InvalidOid)
+}

@@ -1626,6 +1626,8 @@ begin
     if coalesce(rule.version_column, rule.on_mutate) is not null then
         perform tide_internal.insert_row('tide.write_rules', rule);
     end if;
+    -- What writers remember of the table.
+    perform tide_internal.invalidate(changed);
 end
 $$;
 comment on function tide_internal.set_write_rule(regclass, text, text) is

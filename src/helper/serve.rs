@@ -24,6 +24,7 @@ use crate::helper::{
 };
 use crate::process::{helpers, signals};
 use crate::socket::{FrameSocket, SocketError};
+use crate::source::invalidation;
 use crate::{guc, socket, wait};
 
 /// Pause before a server that is not there is looked for again.
@@ -59,6 +60,7 @@ pub unsafe extern "C-unwind" fn tide_helper_main(arg: pg_sys::Datum) {
         Hello::Executor | Hello::Reader | Hello::Writer => {
             session::connect_as_authenticator(database);
             role_settings::remember();
+            invalidation::listen();
         }
         _ => session::connect_as_authenticator(database),
     }

@@ -76,14 +76,18 @@ pub(crate) fn connect_to_no_database() {
 /// Connects as `tide_authenticator`, really: a session that began as another role could be turned
 /// back into it by `RESET SESSION AUTHORIZATION` in a client's trigger or policy.
 pub(crate) fn connect_as_authenticator(database: pg_sys::Oid) {
+    set(OWN_PLANS.0, OWN_PLANS.1);
     pin();
     crate::compat::connect(database, AUTHENTICATOR);
 }
 
-/// The catalog worker's queries are planned once for all arguments, by what the planner usually
-/// goes by: with a database's own settings they can take longer than they may.
+/// pg_tide's own queries are planned once for all arguments.
+const OWN_PLANS: (&CStr, &CStr) = (c"plan_cache_mode", c"force_generic_plan");
+
+/// Those of the catalog worker by what the planner usually goes by: with a database's own settings they can
+/// take longer than they may.
 const PLANNING: [(&CStr, &CStr); 21] = [
-    (c"plan_cache_mode", c"force_generic_plan"),
+    OWN_PLANS,
     (c"enable_bitmapscan", c"on"),
     (c"enable_hashagg", c"on"),
     (c"enable_hashjoin", c"on"),
@@ -157,11 +161,14 @@ fn pin() {
 /// Gives what is planned and run from here on, to the end of the GUC nest level, the settings that
 /// an ordinary session of this role would have.
 pub(crate) fn be_ordinary() {
-    for (name, _) in MEANING {
-        // SAFETY: a string that the setting owns, or a static one; it is copied at once.
+    for (name, _) in MEANING.iter().chain(&[OWN_PLANS]) {
+        // SAFETY: strings that the setting owns, or static ones; what is kept is copied at once.
         let value = unsafe {
             let value = pg_sys::GetConfigOptionResetString(name.as_ptr());
-            (!value.is_null()).then(|| CString::from(CStr::from_ptr(value)))
+            let now = pg_sys::GetConfigOption(name.as_ptr(), false, false);
+            let is_another =
+                !value.is_null() && !now.is_null() && CStr::from_ptr(value) != CStr::from_ptr(now);
+            is_another.then(|| CString::from(CStr::from_ptr(value)))
         };
         if let Some(value) = value {
             set(name, &value);

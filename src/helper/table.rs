@@ -93,6 +93,12 @@ impl Table {
         format!("{}{}", if is_leaf { "only " } else { "" }, self.qualified())
     }
 
+    /// Whether row-level security is on.
+    pub(crate) fn has_policies(&self) -> bool {
+        // SAFETY: the table is open.
+        unsafe { (*(*self.0).rd_rel).relrowsecurity }
+    }
+
     /// The columns that rows are told apart by in the WAL: of the replica identity, or, where that is all
     /// columns, of the primary key. None: it has no key, so that its rows are told apart by all of their
     /// values, or do not change. With the collations of the index behind it.

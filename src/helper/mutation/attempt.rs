@@ -1,9 +1,10 @@
 //! The operations of one mutation, one after the other.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::rc::Rc;
 
-use pgrx::{PgSqlErrorCode, Spi, pg_sys};
+use pgrx::{PgSqlErrorCode, pg_sys};
 use serde_json::value::RawValue;
 use tide_feed::mutation::{Fields, Mutation, Op, Returning, Verb};
 
@@ -25,7 +26,6 @@ pub(crate) struct Attempt<'a> {
     owner: pg_sys::Oid,
     mutation: &'a Mutation,
     linked: HashSet<usize>,
-    targets: RefCell<HashMap<String, Target>>,
     /// The operation that is under way, and the key of its row, once that is known.
     at: Cell<Option<usize>>,
     about: RefCell<Option<Fields>>,
@@ -38,7 +38,6 @@ impl<'a> Attempt<'a> {
             owner,
             mutation,
             linked: links::linked(mutation),
-            targets: RefCell::default(),
             at: Cell::new(None),
             about: RefCell::default(),
         }
@@ -66,8 +65,7 @@ impl<'a> Attempt<'a> {
             }
             self.at.set(None);
             self.about.take();
-            Spi::run("set constraints all immediate")
-                .map_err(|_| Refusal::internal("the constraints cannot be checked"))?;
+            set_constraints_immediate();
             Ok(all.into_iter().map(|done| done.returned).collect())
         })
     }
@@ -124,15 +122,23 @@ impl<'a> Attempt<'a> {
         Ok(Done { returned: returned.filter(|_| is_heard), key: None })
     }
 
-    fn target(&self, op: &Op) -> Result<Target, Refusal> {
+    fn target(&self, op: &Op) -> Result<Rc<Target>, Refusal> {
         let name = op.table.as_deref().unwrap_or_default();
-        if let Some(target) = self.targets.borrow().get(name) {
-            return Ok(target.clone());
-        }
-        let target = as_extension_owner(self.owner, || Target::look_up(name, self.role))?;
-        self.targets.borrow_mut().insert(name.to_owned(), target.clone());
-        Ok(target)
+        Target::known(name, self.role, || {
+            as_extension_owner(self.owner, || Target::look_up(name, self.role))
+        })
     }
+}
+
+/// SET CONSTRAINTS ALL IMMEDIATE: what was put off to the end is checked and done.
+fn set_constraints_immediate() {
+    let mut statement = pg_sys::ConstraintsSetStmt {
+        type_: pg_sys::NodeTag::T_ConstraintsSetStmt,
+        constraints: std::ptr::null_mut(),
+        deferred: false,
+    };
+    // SAFETY: in a transaction, outside of any query.
+    unsafe { pg_sys::AfterTriggerSetState(&raw mut statement) };
 }
 
 /// What a row is told by, and what is written to it.

@@ -18,19 +18,22 @@ use crate::helper::plan::Plan;
 use crate::helper::transaction::{Refusal, committed};
 use crate::server_text::ServerText;
 
-/// The newest number of the client's, and what is known of the one at hand.
-const LOOK_UP: &str = "
+/// The newest number of the client's.
+const NEWEST: &str = "
     select coalesce((
-        select json_build_object(
-            'newest', m.n,
-            'same', (select json_build_object('digest', encode(s.digest, 'hex'), 'outcome', s.outcome)
-                     from tide.mutation as s
-                     where s.role = $1 and s.subject = $2 and s.client_id = $3 and s.n = $4)
-        )
+        select m.n
         from tide.mutation as m
         where m.role = $1 and m.subject = $2 and m.client_id = $3
         order by m.n desc
         limit 1
+    ), 0)::text";
+
+/// What is remembered of one.
+const LOOK_UP: &str = "
+    select coalesce((
+        select json_build_object('digest', encode(m.digest, 'hex'), 'outcome', m.outcome)
+        from tide.mutation as m
+        where m.role = $1 and m.subject = $2 and m.client_id = $3 and m.n = $4
     )::text, 'null')";
 
 /// Whether the role may write anything at all, so that it is worth remembering what becomes of its attempts.
@@ -73,6 +76,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const LOCK_CLASS: u16 = 7;
 
 thread_local! {
+    static NEWEST_FOUND: Plan = const { Plan::new(NEWEST) };
     static LOOKED_UP: Plan = const { Plan::new(LOOK_UP) };
     static ENTERED: Plan = const { Plan::new(ENTER) };
 }
@@ -83,6 +87,27 @@ pub(crate) struct Client<'a> {
     /// The claim `sub`; empty: there is none.
     pub(crate) subject: String,
     pub(crate) client_id: &'a str,
+}
+
+/// Whose table this is: the extension's owner. In a transaction.
+pub(crate) fn owner() -> Result<pg_sys::Oid, Refusal> {
+    // SAFETY: catalogue look-ups in a transaction; the row is read before it is released.
+    unsafe {
+        let schema = pg_sys::get_namespace_oid(c"tide".as_ptr(), true);
+        let table = pg_sys::get_relname_relid(c"mutation".as_ptr(), schema);
+        let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
+        let row = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(table));
+        if row.is_null() {
+            let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+            return Err(Refusal::new(
+                code,
+                "there is no tide.mutation: alter extension pg_tide update",
+            ));
+        }
+        let owner = (*pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_class>(row)).relowner;
+        pg_sys::ReleaseSysCache(row);
+        Ok(owner)
+    }
 }
 
 /// What is to be done about a mutation.
@@ -98,12 +123,6 @@ pub(crate) enum Claim {
 
 #[derive(Deserialize)]
 struct Known {
-    newest: u64,
-    same: Option<Same>,
-}
-
-#[derive(Deserialize)]
-struct Same {
     digest: String,
     outcome: Outcome,
 }
@@ -123,23 +142,28 @@ impl<'a> Client<'a> {
     /// extension's owner, under pinned settings.
     pub(crate) fn claim(&self, mutation: &Mutation) -> Result<Claim, Refusal> {
         self.lock();
-        let arguments = [
+        let client = [
             ServerText(self.role).into(),
             ServerText(&self.subject).into(),
             ServerText(self.client_id).into(),
-            i64::try_from(mutation.n).unwrap_or(i64::MAX).into(),
         ];
-        let known: Option<Known> = parse(&LOOKED_UP.with(|plan| plan.text(&arguments))?)?;
-        let newest = known.as_ref().map_or(0, |known| known.newest);
-        if known.is_none() {
+        let newest: u64 = parse(&NEWEST_FOUND.with(|plan| plan.text(&client))?)?;
+        let next = newest.saturating_add(1);
+        if newest == 0 {
             self.require_a_right()?;
         }
-        Ok(match known.and_then(|known| known.same) {
-            Some(same) if same.digest == hex(&mutation.digest()) => Claim::Done(same.outcome),
+        if mutation.n >= next {
+            let is_next = mutation.n == next;
+            return Ok(if is_next { Claim::Next } else { Claim::OutOfOrder(next) });
+        }
+        let n = i64::try_from(mutation.n).unwrap_or(i64::MAX).into();
+        let [role, subject, client_id] = client;
+        let one = [role, subject, client_id, n];
+        let known: Option<Known> = parse(&LOOKED_UP.with(|plan| plan.text(&one))?)?;
+        Ok(match known {
+            Some(known) if known.digest == hex(&mutation.digest()) => Claim::Done(known.outcome),
             Some(_) => Claim::Reused,
-            None if mutation.n <= newest => Claim::Expired,
-            None if mutation.n == newest.saturating_add(1) => Claim::Next,
-            None => Claim::OutOfOrder(newest.saturating_add(1)),
+            None => Claim::Expired,
         })
     }
 

@@ -1,6 +1,7 @@
 //! What a client's code may leave in a writer's session: the next client is to find nothing of it.
 //!
-//! Settings, roles and locks go with the transaction. What may outlast one is what `DISCARD ALL` is about.
+//! Settings, roles and locks go with the transaction, as does what it listens to. What may outlast one is what
+//! `DISCARD ALL` is about.
 
 use std::time::Duration;
 
@@ -12,17 +13,27 @@ use crate::sys;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Discards all of it; where that cannot be done the process ends.
+/// Has nothing listened to, from the end of the transaction on.
+pub(crate) fn stop_listening() {
+    // SAFETY: in a transaction of a session in which nobody else has asked to listen.
+    unsafe { sys::unlisten_all() };
+}
+
+/// Discards what a transaction has left; where that cannot be done the process ends.
 pub(crate) fn discard() {
+    // SAFETY: outside a transaction, in a session that nobody else has anything in.
+    let has_temporary_tables = unsafe {
+        pg_sys::PortalHashTableDeleteAll();
+        pg_sys::DropAllPreparedStatements();
+        sys::forget_sequences();
+        sys::temporary_schema() != pg_sys::InvalidOid
+    };
+    if !has_temporary_tables {
+        return;
+    }
     let discarded = committed(TIMEOUT, || {
-        // SAFETY: in a transaction of a session that nobody else has anything in.
-        unsafe {
-            pg_sys::PortalHashTableDeleteAll();
-            pg_sys::DropAllPreparedStatements();
-            sys::unlisten_all();
-            sys::forget_sequences();
-            pg_sys::ResetTempTableNamespace();
-        }
+        // SAFETY: in a transaction.
+        unsafe { pg_sys::ResetTempTableNamespace() };
         Ok(())
     });
     if let Err(refusal) = discarded {

@@ -10,6 +10,7 @@ pub(crate) mod leftovers;
 mod links;
 mod on_mutate;
 mod operation;
+mod statements;
 mod target;
 mod writer;
 
@@ -22,7 +23,6 @@ use tide_feed::wal::WalMessage;
 use crate::backend::send;
 use crate::guc;
 use crate::helper::answer::encode;
-use crate::helper::session;
 use crate::helper::transaction::{Refusal, committed};
 use crate::source::snapshot::flushed;
 use attempt::Attempt;
@@ -40,12 +40,12 @@ pub(crate) fn mutate(role: &str, claims: &str, text: &str) -> Result<String, Ref
     let client = Client::of(role, claims, &mutation);
     let is_done = Cell::new(false);
     let attempted = committed(guc::write_timeout(), || {
-        settle(&client, &mutation, || perform(role, claims, &mutation, &is_done))
+        settle(&client, &mutation, |owner| perform(role, claims, &mutation, owner, &is_done))
     });
     let settled = match attempted {
         // What came at its very end is an answer, too.
         Err(refusal) if is_done.get() && !is_passing(&refusal.sqlstate) => {
-            let outcome = || Ok(rejected(None, refusal, None));
+            let outcome = |_owner| Ok(rejected(None, refusal, None));
             committed(guc::write_timeout(), || settle(&client, &mutation, outcome))
         }
         other => other,
@@ -63,16 +63,14 @@ enum Entered {
     Not(Mutated),
 }
 
-/// Enters what the work comes to, if it is to be done. In a transaction.
+/// Enters what the work comes to, if it is to be done; `work` is told who the extension's owner is. In a
+/// transaction.
 fn settle(
     client: &Client<'_>,
     mutation: &Mutation,
-    work: impl FnOnce() -> Result<Outcome, Refusal>,
+    work: impl FnOnce(pg_sys::Oid) -> Result<Outcome, Refusal>,
 ) -> Result<Entered, Refusal> {
-    let owner = session::extension_owner().ok_or_else(|| {
-        let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-        Refusal::new(code, "extension pg_tide is not installed")
-    })?;
+    let owner = ledger::owner()?;
     match as_extension_owner(owner, || client.claim(mutation))? {
         Claim::Next => {}
         Claim::Done(outcome) => return Ok(Entered::Before(outcome)),
@@ -80,7 +78,8 @@ fn settle(
         Claim::Expired => return Ok(Entered::Not(Mutated::Expired)),
         Claim::Reused => return Ok(Entered::Not(Mutated::Reused)),
     }
-    let outcome = work()?;
+    let outcome = work(owner)?;
+    leftovers::stop_listening();
     as_extension_owner(owner, || client.enter(mutation, &outcome))?;
     Ok(Entered::Now(outcome))
 }
@@ -90,11 +89,11 @@ fn perform(
     role: &str,
     claims: &str,
     mutation: &Mutation,
+    owner: pg_sys::Oid,
     is_done: &Cell<bool>,
 ) -> Result<Outcome, Refusal> {
     // Before anything else is written, so that all events have it.
     send::write(&WalMessage::MutationId(&mutation.mutation_id));
-    let owner = session::extension_owner().unwrap_or(pg_sys::InvalidOid);
     writer::as_client(role, claims, || {
         let attempt = Attempt::new(role, owner, mutation);
         match attempt.run() {

@@ -1,20 +1,17 @@
 //! One operation of a mutation, as SQL: done as the client's role, so that its rights and the table's
 //! policies, triggers and constraints are what they are for anybody.
 
-use std::ffi::CString;
-
-use pgrx::datum::DatumWithOid;
-use pgrx::{PgSqlErrorCode, Spi, pg_sys};
+use pgrx::{PgSqlErrorCode, Spi};
 use serde_json::value::RawValue;
 use tide_feed::mutation::{ANOTHER_VERSION, Fields, Op, Returning, Verb};
 
 use crate::encoding;
 use crate::helper::chunk_rows::{ChunkRows, Returned, raw};
 use crate::helper::key_order::same;
+use crate::helper::mutation::statements;
 use crate::helper::mutation::target::OpenTarget;
 use crate::helper::table::Column;
 use crate::helper::transaction::{Refusal, subtransaction};
-use crate::server_text::ServerText;
 
 /// What has come of an operation.
 #[derive(Default)]
@@ -171,7 +168,7 @@ impl RowOperation<'_> {
         let (key, condition) = (self.key_source(1)?, self.condition(None)?);
         let lock = if is_locked { " for no key update of t" } else { "" };
         let sql = format!("select {list} from {table} as t, {key} where {condition}{lock}");
-        Ok(run(&sql, &[&self.key], &columns, &[])?.row)
+        Ok(run(&sql, &[&self.key], &columns, &[], false)?.row)
     }
 
     /// Why no row was changed.
@@ -246,7 +243,7 @@ impl RowOperation<'_> {
             true => sql.to_owned(),
             false => format!("{sql} returning {}", list.join(", ")),
         };
-        let ran = run(&sql, fields, &columns, &keys)?;
+        let ran = run(&sql, fields, &columns, &keys, self.keeps_plan())?;
         let names = self.target.key_names().map(str::to_owned);
         let key = Some(names.zip(ran.key).collect::<Fields>()).filter(|key| !key.is_empty());
         let returned = match &key {
@@ -264,7 +261,12 @@ impl RowOperation<'_> {
 
     /// Runs a statement whose row the client hears nothing of.
     fn plain(&self, sql: &str, fields: &[&Fields]) -> Result<Done, Refusal> {
-        run(sql, fields, &[], &[]).map(|_| Done::default())
+        run(sql, fields, &[], &[], false).map(|_| Done::default())
+    }
+
+    /// Whether nothing of another's is in the plan of what is done.
+    fn keeps_plan(&self) -> bool {
+        matches!(self.op.op, Verb::Set | Verb::Delete) && !self.target.table.has_policies()
     }
 
     /// What the client has asked for.
@@ -280,17 +282,16 @@ impl RowOperation<'_> {
 }
 
 /// Runs one statement, whose parameters are fields as JSON; it returns these columns.
-fn run(sql: &str, fields: &[&Fields], columns: &[Column], key: &[&Column]) -> Result<Ran, Refusal> {
-    let sql: CString = encoding::server_string(sql);
-    let arguments: Vec<DatumWithOid<'_>> = fields
-        .iter()
-        .map(|fields| ServerText(serde_json::to_string(fields).unwrap_or_default()).into())
-        .collect();
-    let failed = |_: pgrx::spi::Error| Refusal::internal("the statement cannot be run");
-    Spi::connect_mut(|client| {
-        client.update(sql.as_c_str(), None, &arguments).map_err(failed)?;
-        // SAFETY: a variable of SPI's, of the statement that has just been run.
-        let processed = unsafe { pg_sys::SPI_processed };
+fn run(
+    sql: &str,
+    fields: &[&Fields],
+    columns: &[Column],
+    key: &[&Column],
+    keeps_plan: bool,
+) -> Result<Ran, Refusal> {
+    let sql = encoding::server_string(sql);
+    Spi::connect_mut(|_client| {
+        let processed = statements::run(&sql, fields, keeps_plan)?;
         let Returned { row, key } =
             ChunkRows::of(columns.iter(), key.iter().copied()).returned()?;
         Ok(Ran { processed, row, key })

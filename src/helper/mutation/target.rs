@@ -1,6 +1,8 @@
 //! A table that a client wants to write to.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use pgrx::{PgSqlErrorCode, pg_sys};
 use serde::Deserialize;
@@ -13,14 +15,20 @@ use crate::helper::plan::Plan;
 use crate::helper::table::{Column, Table};
 use crate::helper::transaction::Refusal;
 use crate::server_text::ServerText;
+use crate::source::invalidation;
+
+/// Tables that are remembered; past it all are looked up anew.
+const MOST: usize = 1_000;
 
 thread_local! {
     static LOOKED_UP: Plan =
         const { Plan::new(include_str!("../../../sql/catalog/writable.sql")) };
+    /// By the role and what it calls them, as long as nothing has changed in the catalogue.
+    static KNOWN: RefCell<HashMap<(String, String), Rc<Target>>> = RefCell::default();
 }
 
 /// What the catalogue says of it.
-#[derive(Clone, Deserialize)]
+#[derive(Deserialize)]
 struct Found {
     oid: u32,
     version: Option<String>,
@@ -28,7 +36,7 @@ struct Found {
     columns: Vec<FoundColumn>,
 }
 
-#[derive(Clone, Deserialize)]
+#[derive(Deserialize)]
 struct FoundColumn {
     name: String,
     attnum: i16,
@@ -37,7 +45,6 @@ struct FoundColumn {
 }
 
 /// A table as the client may write it.
-#[derive(Clone)]
 pub(crate) struct Target {
     /// As the client calls it.
     name: String,
@@ -45,6 +52,29 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// The one of this name, looked up if it is not remembered. In a transaction.
+    pub(crate) fn known(
+        name: &str,
+        role: &str,
+        look_up: impl FnOnce() -> Result<Target, Refusal>,
+    ) -> Result<Rc<Target>, Refusal> {
+        if invalidation::take().is_some() {
+            KNOWN.with_borrow_mut(HashMap::clear);
+        }
+        let key = (role.to_owned(), name.to_owned());
+        if let Some(target) = KNOWN.with_borrow(|known| known.get(&key).cloned()) {
+            return Ok(target);
+        }
+        let target = Rc::new(look_up()?);
+        KNOWN.with_borrow_mut(|known| {
+            if known.len() >= MOST {
+                known.clear();
+            }
+            known.insert(key, Rc::clone(&target));
+        });
+        Ok(target)
+    }
+
     /// Looks it up. As the extension's owner.
     pub(crate) fn look_up(name: &str, role: &str) -> Result<Target, Refusal> {
         let (schema, table) = qualified_name(name).ok_or_else(|| {

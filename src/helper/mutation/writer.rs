@@ -47,7 +47,8 @@ pub(crate) fn as_client<R>(
 }
 
 /// Does work of pg_tide's own, on its own tables, in the name of the extension's owner and under the
-/// settings that its queries are written for. In a transaction.
+/// settings that its queries are written for: outside of [`as_client`] those of the session, within it they
+/// are put on. In a transaction.
 pub(crate) fn as_extension_owner<R>(
     owner: pg_sys::Oid,
     work: impl FnOnce() -> Result<R, Refusal>,
@@ -60,7 +61,8 @@ pub(crate) fn as_extension_owner<R>(
             pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE;
         pg_sys::SetUserIdAndSecContext(owner, context | restricted as i32);
     }
-    let result = session::pinned(work);
+    let is_clients = context != 0;
+    let result = if is_clients { session::pinned(work) } else { work() };
     // SAFETY: as above.
     unsafe { pg_sys::SetUserIdAndSecContext(user, context) };
     result
