@@ -418,8 +418,10 @@ fn a_revoke_holds_from_the_next_event_on() {
     let asked = world.catalog_worker.asked();
     world.feed(Feed::Catalog(CatalogChange::Relation(TABLE)));
     world.insert(300, 2);
-    // Granted again once the hub has asked about the revoke.
+    // Granted again once the hub has judged by the revoke.
     world.wait_for_question(asked + 1);
+    world.wait_for(300);
+    world.wait_until_nobody_lags();
     *world.catalog_worker.granted.lock().expect("not poisoned") = granted;
     world.feed(Feed::Catalog(CatalogChange::All));
     world.insert(400, 3);
