@@ -1,6 +1,7 @@
 //! Frames over the worker's unix socket, waited for in a way that signals, the postmaster's death
 //! and a deadline can interrupt.
 
+use std::cell::OnceCell;
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys;
 use tide_feed::catalog::MAX_FRAME;
 use tide_feed::wishes::WishError;
+
+use crate::wait::WaitSet;
 
 /// Waits this long at a time where there is no deadline: only to be a number that fits.
 const LONG_WAIT: Duration = Duration::from_secs(3600);
@@ -70,6 +73,8 @@ pub(crate) fn is_server_gone(error: &io::Error) -> bool {
 /// A connection to the worker. Every wait may raise Postgres's own errors (cancelled, terminated).
 #[derive(Debug)]
 pub(crate) struct FrameSocket {
+    /// For what is to be read, once that has had to be waited for. Goes before the connection does.
+    arrival: OnceCell<WaitSet>,
     stream: UnixStream,
     /// `None`: waits as long as it takes.
     deadline: Option<Instant>,
@@ -77,7 +82,7 @@ pub(crate) struct FrameSocket {
 
 impl FrameSocket {
     pub(crate) fn connect(path: &Path) -> io::Result<FrameSocket> {
-        Ok(FrameSocket { stream: connect(path)?, deadline: None })
+        Ok(FrameSocket { stream: connect(path)?, deadline: None, arrival: OnceCell::new() })
     }
 
     /// The connection itself, which never blocks.
@@ -92,8 +97,11 @@ impl FrameSocket {
     pub(crate) fn send(&mut self, body: &[u8]) -> Result<(), SocketError> {
         let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= MAX_FRAME);
         let length = length.ok_or(SocketError::TooLarge(body.len()))?;
-        self.write_all(&length.to_be_bytes())?;
-        self.write_all(body)
+        // In one piece: whoever reads is woken once.
+        let mut frame = Vec::with_capacity(4 + body.len());
+        frame.extend_from_slice(&length.to_be_bytes());
+        frame.extend_from_slice(body);
+        self.write_all(&frame)
     }
 
     /// A frame of no more than so many bytes.
@@ -155,6 +163,20 @@ impl FrameSocket {
                 left.min(LONG_WAIT)
             }
         };
+        match event {
+            pg_sys::WL_SOCKET_READABLE => {
+                let arrival =
+                    self.arrival.get_or_init(|| WaitSet::new(Some(self.stream.as_raw_fd())));
+                arrival.wait(timeout);
+            }
+            _ => self.wait_for(event, timeout),
+        }
+        // SAFETY: the latch is this process's own.
+        unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) };
+        pgrx::check_for_interrupts!();
+        Ok(())
+    }
+    fn wait_for(&self, event: u32, timeout: Duration) {
         let events =
             event | pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
         // SAFETY: the latch is this process's own, the descriptor is open as long as `self`.
@@ -166,9 +188,6 @@ impl FrameSocket {
                 timeout.as_millis().max(1) as i64,
                 pg_sys::PG_WAIT_EXTENSION,
             );
-            pg_sys::ResetLatch(pg_sys::MyLatch);
         }
-        pgrx::check_for_interrupts!();
-        Ok(())
     }
 }

@@ -5,6 +5,7 @@
 
 mod attempt;
 mod call;
+mod given;
 pub(crate) mod ledger;
 pub(crate) mod leftovers;
 mod links;

@@ -8,6 +8,7 @@ use tide_feed::mutation::{ANOTHER_VERSION, Fields, Op, Returning, Verb};
 use crate::encoding;
 use crate::helper::chunk_rows::{ChunkRows, Returned, raw};
 use crate::helper::key_order::same;
+use crate::helper::mutation::given::{Given, Parameters};
 use crate::helper::mutation::statements;
 use crate::helper::mutation::target::OpenTarget;
 use crate::helper::table::Column;
@@ -54,89 +55,89 @@ impl RowOperation<'_> {
 
     fn insert(&self) -> Result<Done, Refusal> {
         let names = bare(&self.target.columns(&self.values)?);
+        let mut parameters = Parameters::default();
+        let given = Given::new(self.target, &self.values, "v", &mut parameters)?;
         let into = format!("insert into {} as t", self.target.table.qualified());
-        let sql = if names.is_empty() {
-            format!("{into} default values")
-        } else {
-            let source = self.target.source(&self.values, 1, "v")?;
-            format!("{into} ({}) select {} from {source}", names.join(", "), of("v", &names))
+        let sql = match names.is_empty() {
+            true => format!("{into} default values"),
+            false => {
+                let list: Vec<&str> = given.expressions().collect();
+                let (names, list, from) = (names.join(", "), list.join(", "), from([&given]));
+                format!("{into} ({names}) select {list}{from}")
+            }
         };
-        self.insert_returning(&sql, &[&self.values])
+        self.insert_returning(&sql, &parameters)
     }
 
     /// A client that did not ask for anything hears the key that was made for its row. Where it may not
     /// see the row, it hears nothing, and the row is inserted all the same.
-    fn insert_returning(&self, sql: &str, fields: &[&Fields]) -> Result<Done, Refusal> {
+    fn insert_returning(&self, sql: &str, parameters: &Parameters) -> Result<Done, Refusal> {
         let is_asked = self.op.returning.is_some() || self.is_linked;
         if is_asked || self.target.has_key(&self.values) {
-            return self.returning(sql, fields);
+            return self.returning(sql, parameters).map(|(_, done)| done);
         }
         if !self.target.may_read_key() {
-            return self.plain(sql, fields);
+            return self.plain(sql, parameters);
         }
-        match subtransaction(|| self.returning(sql, fields)) {
-            Err(refusal) if refusal.sqlstate == "42501" => self.plain(sql, fields),
-            other => other,
+        match subtransaction(|| self.returning(sql, parameters)) {
+            Err(refusal) if refusal.sqlstate == "42501" => self.plain(sql, parameters),
+            other => other.map(|(_, done)| done),
         }
     }
 
     fn upsert(&self) -> Result<Done, Refusal> {
         let mut values = self.values.clone();
         values.extend(self.key.clone());
-        let names = bare(&self.target.columns(&values)?);
-        let key = self.target.key()?;
         if !self.target.has_key(&values) {
             return Err(self.wrong_key()?);
         }
-        let keys = bare_of(key.iter().map(|(_, column)| column));
-        let mut changes: Vec<String> = names
-            .iter()
-            .filter(|name| !keys.contains(name))
-            .map(|name| format!("{name} = excluded.{name}"))
-            .collect();
-        if !changes.is_empty()
-            && let Some(version) = self.target.raised_version(&values)
-        {
-            changes.push(raise(&version));
+        let names = bare(&self.target.columns(&values)?);
+        let keys: Vec<&str> = self.target.key()?.iter().map(|(_, column)| column.bare()).collect();
+        let changes = names.iter().filter(|name| !keys.contains(&name.as_str()));
+        let mut changes: Vec<String> =
+            changes.map(|name| format!("{name} = excluded.{name}")).collect();
+        let is_changed = !changes.is_empty();
+        if is_changed {
+            changes.extend(self.target.raised_version(&values).map(|version| raise(&version)));
         }
-        let (table, keys) = (self.target.table.qualified(), keys.join(", "));
-        let source = self.target.source(&values, 1, "v")?;
-        let (list, given) = (names.join(", "), of("v", &names));
+        let mut parameters = Parameters::default();
+        let given = Given::new(self.target, &values, "v", &mut parameters)?;
+        let list: Vec<&str> = given.expressions().collect();
         let mut sql = format!(
-            "insert into {table} as t ({list}) select {given} from {source} on conflict ({keys}) do "
+            "insert into {} as t ({}) select {}{} on conflict ({}) do ",
+            self.target.table.qualified(),
+            names.join(", "),
+            list.join(", "),
+            from([&given]),
+            keys.join(", "),
         );
-        if changes.is_empty() {
-            sql += "nothing";
-        } else {
-            sql += &format!("update set {}", changes.join(", "));
-        }
-        let Some((version, condition)) = self.version_condition(2)? else {
-            return self.returning(&sql, &[&values]);
+        sql += &match is_changed {
+            true => format!("update set {}", changes.join(", ")),
+            false => "nothing".into(),
         };
-        if !changes.is_empty() {
+        if let Some(condition) = self.seen_version(&mut parameters)?.filter(|_| is_changed) {
             sql += &format!(" where {condition}");
         }
-        let (ran, done) = self.ran_returning(&sql, &[&values, &version])?;
-        if ran == 0 && !changes.is_empty() {
-            return Err(another_version());
+        match self.returning(&sql, &parameters)? {
+            (0, _) if is_changed && self.op.if_version.is_some() => Err(another_version()),
+            (_, done) => Ok(done),
         }
-        Ok(done)
     }
 
     fn set(&self) -> Result<Done, Refusal> {
-        let names = bare(&self.target.columns(&self.values)?);
-        let mut changes: Vec<String> =
-            names.iter().map(|name| format!("{name} = v.{name}")).collect();
+        let mut parameters = Parameters::default();
+        let given = Given::new(self.target, &self.values, "v", &mut parameters)?;
+        let mut changes = Vec::new();
+        for name in self.values.keys() {
+            let column = self.target.column(name)?;
+            changes.push(format!("{} = {}", column.bare(), given.expression(name)));
+        }
         changes.extend(self.target.raised_version(&self.values).map(|version| raise(&version)));
-        let (source, key) = (self.target.source(&self.values, 1, "v")?, self.key_source(2)?);
-        let version = self.version_condition(3)?;
-        let condition = self.condition(version.as_ref())?;
+        let (key, condition) = self.condition(&mut parameters)?;
         let (table, changes) = (self.target.table.name(), changes.join(", "));
-        let sql =
-            format!("update {table} as t set {changes} from {source}, {key} where {condition}");
-        let mut fields = vec![&self.values, &self.key];
-        fields.extend(version.as_ref().map(|(version, _)| version));
-        match self.ran_returning(&sql, &fields)? {
+        let from = from([&given, &key]);
+        let sql = format!("update {table} as t set {changes}{from} where {condition}");
+        match self.returning(&sql, &parameters)? {
             (0, _) => Err(self.untouched(true)?),
             (_, done) => Ok(done),
         }
@@ -144,14 +145,11 @@ impl RowOperation<'_> {
 
     /// One of a row that is not there is done already.
     fn delete(&self) -> Result<Done, Refusal> {
-        let key = self.key_source(1)?;
-        let version = self.version_condition(2)?;
-        let condition = self.condition(version.as_ref())?;
-        let table = self.target.table.name();
-        let sql = format!("delete from {table} as t using {key} where {condition}");
-        let mut fields = vec![&self.key];
-        fields.extend(version.as_ref().map(|(version, _)| version));
-        match self.ran_returning(&sql, &fields)? {
+        let mut parameters = Parameters::default();
+        let (key, condition) = self.condition(&mut parameters)?;
+        let using = key.from.map(|from| format!(" using {from}")).unwrap_or_default();
+        let sql = format!("delete from {} as t{using} where {condition}", self.target.table.name());
+        match self.returning(&sql, &parameters)? {
             (0, _) if self.current(false)?.is_some() => Err(self.untouched(false)?),
             (_, done) => Ok(done),
         }
@@ -164,11 +162,13 @@ impl RowOperation<'_> {
             return Ok(None);
         }
         let list: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+        let mut parameters = Parameters::default();
+        let (key, condition) = self.key_condition(&mut parameters)?;
+        let also = key.from.map(|from| format!(", {from}")).unwrap_or_default();
         let (list, table) = (list.join(", "), self.target.table.name());
-        let (key, condition) = (self.key_source(1)?, self.condition(None)?);
         let lock = if is_locked { " for no key update of t" } else { "" };
-        let sql = format!("select {list} from {table} as t, {key} where {condition}{lock}");
-        Ok(run(&sql, &[&self.key], &columns, &[], false)?.row)
+        let sql = format!("select {list} from {table} as t{also} where {condition}{lock}");
+        Ok(run(&sql, &parameters, &columns, &[], false)?.row)
     }
 
     /// Why no row was changed.
@@ -184,53 +184,52 @@ impl RowOperation<'_> {
         })
     }
 
-    fn key_source(&self, parameter: usize) -> Result<String, Refusal> {
-        let key = self.target.key()?;
-        if self.key.len() != key.len() || !self.target.has_key(&self.key) {
-            return Err(self.wrong_key()?);
-        }
-        self.target.source(&self.key, parameter, "k")
-    }
-
     fn wrong_key(&self) -> Result<Refusal, Refusal> {
         let names: Vec<&str> = self.target.key()?.iter().map(|(name, _)| name.as_str()).collect();
         let code = PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE;
         Ok(Refusal::new(code, format!("a row's key is its ({})", names.join(", "))))
     }
 
-    /// That a row is the one of the key, and of the version.
-    fn condition(&self, version: Option<&(Fields, String)>) -> Result<String, Refusal> {
+    /// That a row is the one of the key.
+    fn key_condition(&self, parameters: &mut Parameters) -> Result<(Given, String), Refusal> {
         let key = self.target.key()?;
+        if self.key.len() != key.len() || !self.target.has_key(&self.key) {
+            return Err(self.wrong_key()?);
+        }
+        let given = Given::new(self.target, &self.key, "k", parameters)?;
         let keys: Vec<String> = key.iter().map(|(_, column)| column.ordered()).collect();
         let values: Vec<String> =
-            key.iter().map(|(_, column)| format!("k.{}", column.bare())).collect();
+            key.iter().map(|(name, _)| given.expression(name).to_owned()).collect();
         let columns: Vec<&Column> = key.iter().map(|(_, column)| column).collect();
-        let mut condition = same(&keys, &values, &columns)?;
-        if let Some((_, version)) = version {
-            condition += &format!(" and {version}");
-        }
-        Ok(condition)
+        let condition = same(&keys, &values, &columns)?;
+        Ok((given, condition))
     }
 
-    /// The version that the client has seen, as fields, and the condition that it is the row's.
-    fn version_condition(&self, parameter: usize) -> Result<Option<(Fields, String)>, Refusal> {
+    /// And of the version that the client has seen, if it says which.
+    fn condition(&self, parameters: &mut Parameters) -> Result<(Given, String), Refusal> {
+        let (given, mut condition) = self.key_condition(parameters)?;
+        if let Some(version) = self.seen_version(parameters)? {
+            condition += &format!(" and {version}");
+        }
+        Ok((given, condition))
+    }
+
+    /// That a row is of the version that the client has seen, if it says which.
+    fn seen_version(&self, parameters: &mut Parameters) -> Result<Option<String>, Refusal> {
         let Some(version) = &self.op.if_version else { return Ok(None) };
         let column = self.target.version()?;
         let name = serde_json::from_str::<String>(&column.json_name).unwrap_or_default();
-        let fields = Fields::from([(name, version.clone())]);
-        let source = self.target.source(&fields, parameter, "w")?;
-        let seen = format!("(select w.{} from {source})", column.bare());
-        let condition = same(&[column.ordered()], &[seen], &[&column])?;
-        Ok(Some((fields, condition)))
+        let fields = Fields::from([(name.clone(), version.clone())]);
+        let given = Given::new(self.target, &fields, "w", parameters)?;
+        let mut seen = given.expression(&name).to_owned();
+        if let Some(from) = &given.from {
+            seen = format!("(select {seen} from {from})");
+        }
+        same(&[column.ordered()], &[seen], &[&column]).map(Some)
     }
 
-    /// Runs a statement on rows `t`, and takes what the client wants to hear.
-    fn returning(&self, sql: &str, fields: &[&Fields]) -> Result<Done, Refusal> {
-        self.ran_returning(sql, fields).map(|(_, done)| done)
-    }
-
-    /// And says how many rows there were.
-    fn ran_returning(&self, sql: &str, fields: &[&Fields]) -> Result<(u64, Done), Refusal> {
+    /// Runs a statement on rows `t`; says how many there were, and what the client wants to hear.
+    fn returning(&self, sql: &str, parameters: &Parameters) -> Result<(u64, Done), Refusal> {
         let columns = self.returned_columns()?;
         let hears_key = self.hears_key();
         let keys: Vec<&Column> = match hears_key || self.is_linked {
@@ -243,7 +242,7 @@ impl RowOperation<'_> {
             true => sql.to_owned(),
             false => format!("{sql} returning {}", list.join(", ")),
         };
-        let ran = run(&sql, fields, &columns, &keys, self.keeps_plan())?;
+        let ran = run(&sql, parameters, &columns, &keys, self.keeps_plan())?;
         let names = self.target.key_names().map(str::to_owned);
         let key = Some(names.zip(ran.key).collect::<Fields>()).filter(|key| !key.is_empty());
         let returned = match &key {
@@ -260,8 +259,8 @@ impl RowOperation<'_> {
     }
 
     /// Runs a statement whose row the client hears nothing of.
-    fn plain(&self, sql: &str, fields: &[&Fields]) -> Result<Done, Refusal> {
-        run(sql, fields, &[], &[], false).map(|_| Done::default())
+    fn plain(&self, sql: &str, parameters: &Parameters) -> Result<Done, Refusal> {
+        run(sql, parameters, &[], &[], false).map(|_| Done::default())
     }
 
     /// Whether nothing of another's is in the plan of what is done.
@@ -281,17 +280,17 @@ impl RowOperation<'_> {
     }
 }
 
-/// Runs one statement, whose parameters are fields as JSON; it returns these columns.
+/// Runs one statement, which returns these columns.
 fn run(
     sql: &str,
-    fields: &[&Fields],
+    parameters: &Parameters,
     columns: &[Column],
     key: &[&Column],
     keeps_plan: bool,
 ) -> Result<Ran, Refusal> {
     let sql = encoding::server_string(sql);
     Spi::connect_mut(|_client| {
-        let processed = statements::run(&sql, fields, keeps_plan)?;
+        let processed = statements::run(&sql, parameters, keeps_plan)?;
         let Returned { row, key } =
             ChunkRows::of(columns.iter(), key.iter().copied()).returned()?;
         Ok(Ran { processed, row, key })
@@ -299,17 +298,13 @@ fn run(
 }
 
 fn bare(columns: &[Column]) -> Vec<String> {
-    bare_of(columns.iter())
+    columns.iter().map(|column| column.bare().to_owned()).collect()
 }
 
-fn bare_of<'a>(columns: impl Iterator<Item = &'a Column>) -> Vec<String> {
-    columns.map(|column| column.bare().to_owned()).collect()
-}
-
-/// These columns of the row of this name.
-fn of(alias: &str, names: &[String]) -> String {
-    let names: Vec<String> = names.iter().map(|name| format!("{alias}.{name}")).collect();
-    names.join(", ")
+/// The FROM of what has to stand among the tables.
+fn from<'a>(given: impl IntoIterator<Item = &'a Given>) -> String {
+    let from: Vec<&str> = given.into_iter().filter_map(|given| given.from.as_deref()).collect();
+    if from.is_empty() { String::new() } else { format!(" from {}", from.join(", ")) }
 }
 
 fn raise(version: &Column) -> String {

@@ -208,32 +208,29 @@ impl<'a> OpenTarget<'a> {
             .then_some(column)
     }
 
-    /// What SQL reads these fields out of a parameter by, as a row of this name.
-    pub(crate) fn source(
+    /// What takes these fields out of a parameter that is JSON, as a row of this name.
+    pub(crate) fn taken_apart(
         &self,
         fields: &Fields,
-        parameter: usize,
+        parameter: &str,
         alias: &str,
     ) -> Result<String, Refusal> {
-        let columns = self.columns(fields)?;
         let attnums: Vec<i16> = fields
             .keys()
             .filter_map(|name| self.attnums.get(name.as_str()).map(|found| found.attnum))
             .collect();
-        // It has all columns, and so the check of a domain is made of one that is not there.
+        // The row that is made has all columns, and with them the checks of domains.
         if self.table.has_constrained_domains_besides(&attnums) {
-            let list: Vec<String> = columns
-                .iter()
-                .map(|column| format!("{} {}", column.bare(), column.type_sql))
-                .collect();
-            let list = list.join(", ");
+            let columns = self.columns(fields)?;
+            let columns = columns.iter().map(|c| format!("{} {}", c.bare(), c.type_sql));
+            let list = columns.collect::<Vec<_>>().join(", ");
             return Ok(format!(
-                "pg_catalog.json_to_record(${parameter}::pg_catalog.json) as {alias} ({list})"
+                "pg_catalog.json_to_record({parameter}::pg_catalog.json) as {alias} ({list})"
             ));
         }
         let table = self.table.qualified();
         Ok(format!(
-            "pg_catalog.json_populate_record(null::{table}, ${parameter}::pg_catalog.json) as {alias}"
+            "pg_catalog.json_populate_record(null::{table}, {parameter}::pg_catalog.json) as {alias}"
         ))
     }
 }
