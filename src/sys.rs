@@ -33,6 +33,13 @@ pub(crate) mod raw {
         pub(crate) fn Async_Listen(channel: *const c_char);
         pub(crate) fn Async_Unlisten(channel: *const c_char);
         pub(crate) fn Async_UnlistenAll();
+        pub(crate) fn ApplySetting(
+            snapshot: pg_sys::Snapshot,
+            database: pg_sys::Oid,
+            role: pg_sys::Oid,
+            settings: pg_sys::Relation,
+            source: pg_sys::GucSource::Type,
+        );
         pub(crate) fn ResetSequenceCaches();
         pub(crate) fn ProcessNotifyInterrupt(flush: bool);
         /// A `volatile sig_atomic_t`, set by a signal's handler.
@@ -168,4 +175,21 @@ pub(crate) unsafe fn temporary_schema() -> pg_sys::Oid {
     // SAFETY: as above. The function reads a variable.
     let schema = unsafe { pgrx::direct_function_call(pg_sys::pg_my_temp_schema, &[]) };
     schema.unwrap_or(pg_sys::InvalidOid)
+}
+
+/// Applies the settings of a database or role, or of a role in a database, as the beginning of a session does.
+///
+/// # Safety
+/// In a transaction that has `pg_db_role_setting` open.
+pub(crate) unsafe fn apply_settings(
+    database: pg_sys::Oid,
+    role: pg_sys::Oid,
+    settings: pg_sys::Relation,
+    source: pg_sys::GucSource::Type,
+) {
+    // SAFETY: as above; without a snapshot it is today's.
+    unsafe {
+        let none = std::ptr::null_mut();
+        pg_guard_ffi_boundary(|| raw::ApplySetting(none, database, role, settings, source));
+    }
 }

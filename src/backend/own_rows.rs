@@ -36,6 +36,35 @@ fn tide_insert_row(table: pg_sys::Oid, row: AnyElement) {
             values.as_mut_ptr(),
             nulls.as_mut_ptr(),
         );
+        let values = values.into_iter().zip(nulls);
+        insert(relation, &values.map(|(value, null)| (!null).then_some(value)).collect::<Vec<_>>());
+        pg_sys::table_close(relation, UNLOCK);
+    }
+}
+
+/// Opens one of pg_tide's own tables, as for a statement that writes it.
+///
+/// # Safety
+/// In a transaction.
+pub(crate) unsafe fn open(table: pg_sys::Oid) -> pg_sys::Relation {
+    // SAFETY: as above.
+    unsafe { pg_sys::table_open(table, LOCK) }
+}
+
+/// Adds a row to one of pg_tide's own tables.
+///
+/// # Safety
+/// In a transaction that has it open; the values are of the types of all its columns, in their order.
+pub(crate) unsafe fn insert(relation: pg_sys::Relation, row: &[Option<pg_sys::Datum>]) {
+    let mut values: Vec<pg_sys::Datum> =
+        row.iter().map(|value| value.unwrap_or(pg_sys::Datum::null())).collect();
+    let mut nulls: Vec<bool> = row.iter().map(Option::is_none).collect();
+    // SAFETY: as above.
+    unsafe {
+        let descriptor = (*relation).rd_att;
+        if usize::try_from((*descriptor).natts) != Ok(row.len()) {
+            error!("the table has other columns");
+        }
         let stored = pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
         pg_sys::heap_insert(
             relation,
@@ -46,7 +75,6 @@ fn tide_insert_row(table: pg_sys::Oid, row: AnyElement) {
         );
         index(relation, stored);
         pg_sys::CommandCounterIncrement();
-        pg_sys::table_close(relation, UNLOCK);
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pgrx::{PgSqlErrorCode, pg_sys};
 
 use crate::helper::transaction::{Refusal, rolled_back};
+use crate::sys;
 
 /// `pg_db_role_setting`, its index, and its columns: pgrx does not bind them.
 const TABLE: u32 = 2964;
@@ -23,8 +24,29 @@ static IS_OLD: AtomicBool = AtomicBool::new(false);
 
 /// To be called when the session has begun, outside a transaction.
 pub(crate) fn remember() {
-    let newest = rolled_back(std::time::Duration::from_secs(10), || Ok(newest()));
+    let newest = rolled_back(std::time::Duration::from_secs(10), || {
+        let newest = newest();
+        // What has changed since the session began with them would be taken for what it began with.
+        apply();
+        Ok(newest)
+    });
     let _ = BEGUN_WITH.set(newest.unwrap_or_default());
+}
+
+/// Applies them once more, in the order in which they count. Not taken back with the transaction.
+fn apply() {
+    use pg_sys::GucSource::{PGC_S_DATABASE, PGC_S_DATABASE_USER, PGC_S_GLOBAL, PGC_S_USER};
+    let every = pg_sys::InvalidOid;
+    // SAFETY: in a transaction; the session's user is `tide_authenticator`.
+    unsafe {
+        let (database, user) = (pg_sys::MyDatabaseId, pg_sys::GetSessionUserId());
+        let relation = pg_sys::table_open(TABLE.into(), LOCK);
+        sys::apply_settings(database, user, relation, PGC_S_DATABASE_USER);
+        sys::apply_settings(every, user, relation, PGC_S_USER);
+        sys::apply_settings(database, every, relation, PGC_S_DATABASE);
+        sys::apply_settings(every, every, relation, PGC_S_GLOBAL);
+        pg_sys::table_close(relation, LOCK);
+    }
 }
 
 /// An error that has the question asked again if an ordinary session that begins now would have other

@@ -8,25 +8,15 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use pgrx::datum::DatumWithOid;
-use pgrx::{PgSqlErrorCode, Spi, pg_sys};
+use pgrx::{IntoDatum, PgSqlErrorCode, Spi, pg_sys};
 use serde::Deserialize;
 use tide_feed::mutation::{Mutation, Outcome, Status};
 
+use crate::backend::own_rows;
 use crate::helper::answer::{self, encode, parse};
 use crate::helper::plan::Plan;
 use crate::helper::transaction::{Refusal, committed};
 use crate::server_text::ServerText;
-
-/// The newest number of the client's.
-const NEWEST: &str = "
-    select coalesce((
-        select m.n
-        from tide.mutation as m
-        where m.role = $1 and m.subject = $2 and m.client_id = $3
-        order by m.n desc
-        limit 1
-    ), 0)::text";
 
 /// What is remembered of one.
 const LOOK_UP: &str = "
@@ -47,12 +37,6 @@ const MAY_WRITE: &str = "
         or exists (select from pg_proc as p
                    join tide.callables as f on f.function = tide_internal.function_identity(p.oid::regprocedure)
                    where has_function_privilege($1::name, p.oid, 'EXECUTE'))
-    )::text";
-
-const ENTER: &str = "
-    select tide_internal.insert_row(
-        'tide.mutation',
-        row($1, $2, $3, $4, $5, $6, $7, $8, $9, $10::json, pg_current_xact_id(), now())::tide.mutation
     )::text";
 
 /// The newest of each client stays.
@@ -76,9 +60,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const LOCK_CLASS: u16 = 7;
 
 thread_local! {
-    static NEWEST_FOUND: Plan = const { Plan::new(NEWEST) };
     static LOOKED_UP: Plan = const { Plan::new(LOOK_UP) };
-    static ENTERED: Plan = const { Plan::new(ENTER) };
 }
 
 /// Whose mutations have numbers of their own.
@@ -89,20 +71,30 @@ pub(crate) struct Client<'a> {
     pub(crate) client_id: &'a str,
 }
 
-/// Whose table this is: the extension's owner. In a transaction.
+/// `tide.mutation`. In a transaction.
+fn table() -> Result<pg_sys::Oid, Refusal> {
+    // SAFETY: catalogue look-ups in a transaction.
+    let table = unsafe {
+        let schema = pg_sys::get_namespace_oid(c"tide".as_ptr(), true);
+        pg_sys::get_relname_relid(c"mutation".as_ptr(), schema)
+    };
+    if table == pg_sys::InvalidOid {
+        let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
+        let message = "there is no tide.mutation: alter extension pg_tide update";
+        return Err(Refusal::new(code, message));
+    }
+    Ok(table)
+}
+
+/// Whose it is: the extension's owner. In a transaction.
 pub(crate) fn owner() -> Result<pg_sys::Oid, Refusal> {
+    let table = pg_sys::Datum::from(table()?);
     // SAFETY: catalogue look-ups in a transaction; the row is read before it is released.
     unsafe {
-        let schema = pg_sys::get_namespace_oid(c"tide".as_ptr(), true);
-        let table = pg_sys::get_relname_relid(c"mutation".as_ptr(), schema);
         let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
-        let row = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(table));
+        let row = pg_sys::SearchSysCache1(cache, table);
         if row.is_null() {
-            let code = PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE;
-            return Err(Refusal::new(
-                code,
-                "there is no tide.mutation: alter extension pg_tide update",
-            ));
+            return Err(Refusal::internal("tide.mutation is gone"));
         }
         let owner = (*pg_sys::heap_tuple_get_struct::<pg_sys::FormData_pg_class>(row)).relowner;
         pg_sys::ReleaseSysCache(row);
@@ -142,12 +134,7 @@ impl<'a> Client<'a> {
     /// extension's owner, under pinned settings.
     pub(crate) fn claim(&self, mutation: &Mutation) -> Result<Claim, Refusal> {
         self.lock();
-        let client = [
-            ServerText(self.role).into(),
-            ServerText(&self.subject).into(),
-            ServerText(self.client_id).into(),
-        ];
-        let newest: u64 = parse(&NEWEST_FOUND.with(|plan| plan.text(&client))?)?;
+        let newest = self.newest(table()?)?;
         let next = newest.saturating_add(1);
         if newest == 0 {
             self.require_a_right()?;
@@ -156,15 +143,58 @@ impl<'a> Client<'a> {
             let is_next = mutation.n == next;
             return Ok(if is_next { Claim::Next } else { Claim::OutOfOrder(next) });
         }
-        let n = i64::try_from(mutation.n).unwrap_or(i64::MAX).into();
-        let [role, subject, client_id] = client;
-        let one = [role, subject, client_id, n];
+        let one = [
+            ServerText(self.role).into(),
+            ServerText(&self.subject).into(),
+            ServerText(self.client_id).into(),
+            i64::try_from(mutation.n).unwrap_or(i64::MAX).into(),
+        ];
         let known: Option<Known> = parse(&LOOKED_UP.with(|plan| plan.text(&one))?)?;
         Ok(match known {
             Some(known) if known.digest == hex(&mutation.digest()) => Claim::Done(known.outcome),
             Some(_) => Claim::Reused,
             None => Claim::Expired,
         })
+    }
+
+    /// The newest number of the client's; 0: it has written nothing. As a query would find it, without one: it
+    /// is asked for with each mutation.
+    fn newest(&self, table: pg_sys::Oid) -> Result<u64, Refusal> {
+        let client = [self.role, &*self.subject, self.client_id];
+        let mut keys = [pg_sys::ScanKeyData::default(); 3];
+        // SAFETY: in a transaction; all that is opened is closed, and a row is read before the scan ends. The
+        // index is the primary key's: (role, subject, client_id, n).
+        unsafe {
+            for (column, (key, text)) in (1..).zip(keys.iter_mut().zip(client)) {
+                pg_sys::ScanKeyEntryInitialize(
+                    key,
+                    0,
+                    column,
+                    pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
+                    pg_sys::InvalidOid,
+                    pg_sys::C_COLLATION_OID,
+                    pg_sys::F_TEXTEQ.into(),
+                    ServerText(text).into_datum().unwrap_or(pg_sys::Datum::null()),
+                );
+            }
+            let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+            let relation = pg_sys::table_open(table, lock);
+            pg_sys::list_free(pg_sys::RelationGetIndexList(relation));
+            let index = pg_sys::index_open((*relation).rd_pkindex, lock);
+            // One that sees what had been committed when the lock was given.
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            let snapshot = pg_sys::GetActiveSnapshot();
+            let scan =
+                pg_sys::systable_beginscan_ordered(relation, index, snapshot, 3, keys.as_mut_ptr());
+            let backward = pg_sys::ScanDirection::BackwardScanDirection;
+            let row = pg_sys::systable_getnext_ordered(scan, backward);
+            let newest = (!row.is_null()).then(|| number(row, (*relation).rd_att));
+            pg_sys::systable_endscan_ordered(scan);
+            pg_sys::PopActiveSnapshot();
+            pg_sys::index_close(index, lock);
+            pg_sys::table_close(relation, lock);
+            newest.unwrap_or(Ok(0))
+        }
     }
 
     /// What is remembered takes room, which nobody is given who can write nothing.
@@ -214,20 +244,46 @@ impl<'a> Client<'a> {
             Status::Rejected => "rejected",
         };
         let sqlstate = outcome.rejection.as_ref().map(|rejection| rejection.sqlstate.as_str());
-        let arguments: [DatumWithOid<'_>; 10] = [
-            ServerText(self.role).into(),
-            ServerText(&self.subject).into(),
-            ServerText(self.client_id).into(),
-            i64::try_from(mutation.n).unwrap_or(i64::MAX).into(),
-            ServerText(&mutation.mutation_id).into(),
-            mutation.digest().into(),
-            ops.into(),
-            ServerText(status).into(),
-            sqlstate.map(ServerText).into(),
-            ServerText(encode(outcome)?).into(),
-        ];
-        ENTERED.with(|plan| plan.text(&arguments)).map(drop)
+        let text = |text: &str| ServerText(text).into_datum();
+        // SAFETY: in a transaction, whose number and time these are; the values are of the types of all columns.
+        unsafe {
+            let relation = own_rows::open(table()?);
+            let row = [
+                text(self.role),
+                text(&self.subject),
+                text(self.client_id),
+                i64::try_from(mutation.n).unwrap_or(i64::MAX).into_datum(),
+                text(&mutation.mutation_id),
+                mutation.digest().into_datum(),
+                ops.into_datum(),
+                text(status),
+                sqlstate.and_then(text),
+                text(&encode(outcome)?),
+                Some(pg_sys::Datum::from(pg_sys::GetTopFullTransactionId().value)),
+                Some(pg_sys::Datum::from(pg_sys::GetCurrentTransactionStartTimestamp())),
+            ];
+            own_rows::insert(relation, &row);
+            pg_sys::table_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
+        }
+        Ok(())
     }
+}
+
+/// The `n` of a row of `tide.mutation`.
+///
+/// # Safety
+/// The row is one of the table's.
+unsafe fn number(row: pg_sys::HeapTuple, descriptor: pg_sys::TupleDesc) -> Result<u64, Refusal> {
+    const N: usize = 3;
+    // SAFETY: as above.
+    let count = unsafe { usize::try_from((*descriptor).natts).unwrap_or(0) };
+    let (mut values, mut nulls) = (vec![pg_sys::Datum::null(); count], vec![true; count]);
+    // SAFETY: room for all columns.
+    unsafe {
+        pg_sys::heap_deform_tuple(row, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
+    }
+    let n = values.get(N).map(|value| value.value() as u64);
+    n.ok_or_else(|| Refusal::internal("tide.mutation has other columns"))
 }
 
 /// Forgets how mutations ended that were done so long ago, of the `limit` oldest.
