@@ -55,8 +55,8 @@ test-readme: ## Follow the README in a bare Debian with Node 20
 soak: install ## Run in full what `make test` runs a tenth of: hours
 	@scripts/setup.sh test
 	TIDE_POSITION_ROUNDS=200 TIDE_KILL_ROUNDS=500 TIDE_SEEDS=5000 TIDE_SETTINGS=each TIDE_SYNC_ROWS=1000000 \
-		TIDE_MUTATION_KILLS=100 \
-		cargo test -p tide-tests --features e2e --test e2e -- rounds:: kill:: oracle:: settings_walk:: sync:: mutation_kill::
+		TIDE_MUTATION_KILLS=100 TIDE_CONVERGENCE_SEEDS=300 \
+		cargo test -p tide-tests --features e2e --test e2e -- rounds:: kill:: oracle:: settings_walk:: sync:: mutation_kill:: convergence::
 
 lint: setup ## Check formats, lints and documentation
 	@scripts/lint.sh

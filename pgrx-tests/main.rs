@@ -12,6 +12,7 @@ mod bounds;
 mod changes;
 mod channels;
 mod clients;
+mod convergence;
 mod crash_page;
 mod documents;
 mod enums;

@@ -5,18 +5,23 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use super::Database;
-use super::client::Client;
+use super::client::{Client, Closed};
+use super::{DEADLINE, Database};
 
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
 pub type Row = Map<String, Value>;
 
+fn query(token: &str) -> String {
+    format!("apikey={token}&vsn=2.0.0")
+}
+
 /// It panics where it is told something twice, or something of a row that it does not know.
 pub struct Follower<'a> {
     database: &'a Database<'a>,
-    client: Client,
-    topic: String,
+    token: String,
+    pub client: Client,
+    pub topic: String,
     options: Value,
     /// By their column `id`.
     pub rows: BTreeMap<String, Row>,
@@ -28,7 +33,9 @@ pub struct Follower<'a> {
     /// What it was told of the channel itself.
     pub said: String,
     /// What the session that looks at the rows sets first.
-    settings: &'static str,
+    settings: String,
+    /// To its mutations, if it asks for any.
+    pub answers: Vec<Value>,
     /// When the server heard of it last.
     beat: Instant,
 }
@@ -38,9 +45,19 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 
 impl<'a> Follower<'a> {
     pub fn new(database: &'a Database<'a>, table: &str, options: &Value) -> Follower<'a> {
+        Follower::with_token(database, database.token("authenticated"), table, options)
+    }
+
+    pub fn with_token(
+        database: &'a Database<'a>,
+        token: String,
+        table: &str,
+        options: &Value,
+    ) -> Follower<'a> {
         let mut follower = Follower {
             database,
-            client: database.client(),
+            client: database.connect(&query(&token)),
+            token,
             topic: format!("realtime:tide:table:public.{table}"),
             options: options.clone(),
             rows: BTreeMap::new(),
@@ -48,7 +65,8 @@ impl<'a> Follower<'a> {
             begun: 0,
             read: 0,
             said: String::new(),
-            settings: "",
+            settings: String::new(),
+            answers: Vec::new(),
             beat: Instant::now(),
         };
         follower.join();
@@ -62,8 +80,26 @@ impl<'a> Follower<'a> {
 
     /// Loses its connection, and comes back with what it has.
     pub fn reconnect(&mut self) {
-        self.client = self.database.client();
-        self.join();
+        assert!(self.try_reconnect(), "the server is there");
+    }
+
+    /// The same where the server may be away.
+    pub fn try_reconnect(&mut self) -> bool {
+        let Ok(client) = self.database.try_connect(&query(&self.token)) else { return false };
+        self.client = client;
+        self.is_up_to_date = false;
+        let config = json!({ "config": { "broadcast": self.options } });
+        let join = json!(["j", "j", self.topic, "phx_join", config]);
+        self.client.send_text_if_open(&join.to_string());
+        loop {
+            match self.client.read(DEADLINE) {
+                Ok(Some(frame)) if frame.reference.as_deref() == Some("j") => {
+                    return frame.payload["status"] == "ok";
+                }
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return false,
+            }
+        }
     }
 
     fn key(row: &Row) -> String {
@@ -72,7 +108,12 @@ impl<'a> Follower<'a> {
 
     /// What it has is held against rows as the stream prints them, whatever the database has set.
     pub fn printed_in_utc(&mut self) -> &mut Self {
-        self.settings = "set timezone = 'UTC'";
+        self.seen_under("set timezone = 'UTC'")
+    }
+
+    /// What it has is held against the rows that a session sees after this.
+    pub fn seen_under(&mut self, settings: &str) -> &mut Self {
+        self.settings = settings.to_owned();
         self
     }
 
@@ -83,15 +124,18 @@ impl<'a> Follower<'a> {
 
     /// Takes in the next frame; false: there is none for a moment.
     pub fn take_next(&mut self) -> bool {
+        self.try_next().expect("is connected")
+    }
+
+    /// The same of a connection that may have ended.
+    pub fn try_next(&mut self) -> Result<bool, Closed> {
         if self.beat.elapsed() > HEARTBEAT {
             self.beat = Instant::now();
-            self.client.push("phoenix", "heartbeat", &json!({}));
+            self.client.send_text_if_open(r#"[null,"beat","phoenix","heartbeat",{}]"#);
         }
-        let Some(frame) = self.client.read(Duration::from_millis(50)).expect("is connected") else {
-            return false;
-        };
+        let Some(frame) = self.client.read(Duration::from_millis(50))? else { return Ok(false) };
         if frame.topic != self.topic {
-            return true;
+            return Ok(true);
         }
         if frame.event == "system" || frame.event == "phx_error" {
             self.said += &frame.text;
@@ -99,11 +143,14 @@ impl<'a> Follower<'a> {
             self.is_up_to_date |= frame.payload["extension"] == "tide.caught_up";
         }
         match frame.event.as_str() {
+            "broadcast" if frame.payload["event"] == "tide:mutation" => {
+                self.answers.push(frame.payload["payload"].clone());
+            }
             "broadcast" => self.take(&frame.payload),
             "phx_error" => self.join(),
             _ => {}
         }
-        true
+        Ok(true)
     }
 
     fn take(&mut self, payload: &Value) {
@@ -176,7 +223,7 @@ impl<'a> Follower<'a> {
     pub fn equals(&mut self, table: &str, condition: &str, what: &str) {
         let query = format!("select to_jsonb(t)::text from {table} as t where {condition}");
         let mut sql = self.database.sql();
-        sql.batch_execute(self.settings).unwrap();
+        sql.batch_execute(&self.settings).unwrap();
         let mut expected = || -> BTreeMap<String, Row> {
             let rows = sql.query(&query, &[]).unwrap();
             let rows = rows.iter().map(|row| serde_json::from_str(row.get(0)).unwrap());
