@@ -46,6 +46,11 @@ told         sync::               crates/server/src/hub/told.rs         s/let wa
 fetched      snapshots::          crates/server/src/hub/joining.rs     s/sides\.after &= !own\.after;//
 place        sync::               crates/server/src/hub/snapshot_place.rs  s/before: before\.cloned(),/before: None,/
 token        snapshots::          crates/server/src/hub/group.rs        s/Unseen::By(snapshot) => !snapshot\.sees(xid),/Unseen::By(_) => false,/
+ledger       convergence::       src/helper/mutation/ledger.rs          s/own_rows::insert(relation, &row);//
+echo         mutations::its_own  crates/server/src/hub/answers.rs       s/if lsn == Lsn(0) {/if lsn != Lsn(1) {/
+subject      mutations::what_is  src/helper/mutation/ledger.rs          s/=> subject\.clone(),/=> subject.repeat(0),/
+local_user   writers::           src/helper/mutation/writer.rs          s/context | local as i32/context/
+undone       mutations::         src/helper/transaction.rs              s/Err(_) => pg_sys::RollbackAndReleaseCurrentSubTransaction(),/Err(_) => pg_sys::ReleaseCurrentSubTransaction(),/
 CHECKS
 }
 
