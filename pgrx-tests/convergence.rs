@@ -5,12 +5,13 @@
 //! `TIDE_SEED` runs one seed again, `TIDE_CONVERGENCE_SEEDS` so many.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use crate::support::cluster::signal;
 use crate::support::follower::Follower;
-use crate::support::{Cluster, Database, wait_until};
+use crate::support::{Cluster, DEADLINE, Database};
 
 const STEPS: usize = 60;
 /// Documents that there are at first.
@@ -82,6 +83,8 @@ struct Writer<'a> {
     answered: BTreeMap<u64, Value>,
     /// What was sent on this connection up to here.
     sent: u64,
+    /// The last that was no outcome.
+    error: Value,
 }
 
 impl<'a> World<'a> {
@@ -114,7 +117,7 @@ impl<'a> World<'a> {
             ));
             let name = format!("{seed}/{number}");
             let (asked, answered) = (BTreeMap::new(), BTreeMap::new());
-            Writer { name, follower, is_online: true, asked, answered, sent: 0 }
+            Writer { name, follower, is_online: true, asked, answered, sent: 0, error: json!(null) }
         });
         let clients = clients.collect();
         World { database, seed, random, table, sql: Some(sql), clients }
@@ -234,12 +237,12 @@ impl<'a> World<'a> {
     fn settle(mut self) {
         self.database.wait_until_live();
         let seed = self.seed;
-        wait_until(&format!("all is answered under TIDE_SEED={seed}"), || {
+        let deadline = Instant::now() + 2 * DEADLINE;
+        while let Some(waiting) = self.clients.iter().find(|client| client.is_waiting()) {
+            assert!(Instant::now() < deadline, "TIDE_SEED={seed}: {}", waiting.describe());
             self.come_back();
             self.follow();
-            let is_answered = |client: &Writer<'_>| client.answered.len() == client.asked.len();
-            self.clients.iter().all(is_answered).then_some(())
-        });
+        }
         for client in &mut self.clients {
             client.follower.equals(
                 &self.table,
@@ -263,6 +266,16 @@ impl<'a> World<'a> {
 }
 
 impl Writer<'_> {
+    fn is_waiting(&self) -> bool {
+        self.answered.len() < self.asked.len()
+    }
+
+    fn describe(&self) -> String {
+        let Writer { name, is_online, asked, answered, sent, error, .. } = self;
+        let (asked, answered) = (asked.len(), answered.len());
+        format!("{name} (online: {is_online}): {answered} of {asked}, sent {sent}; {error}")
+    }
+
     fn come_back(&mut self) {
         if !self.is_online {
             self.is_online = self.follower.try_reconnect();
@@ -297,7 +310,7 @@ impl Writer<'_> {
             });
             let payload =
                 json!({ "type": "broadcast", "event": "tide:mutate", "payload": mutation });
-            let push = json!(["j", n.to_string(), self.follower.topic, "broadcast", payload]);
+            let push = json!([null, n.to_string(), self.follower.topic, "broadcast", payload]);
             self.follower.client.send_text_if_open(&push.to_string());
             self.sent = *n;
         }
@@ -309,6 +322,7 @@ impl Writer<'_> {
         let is_refused = answer["code"] == "refused";
         if answer["status"] == "error" && !is_refused {
             self.sent = self.sent.min(n - 1).max(self.answered.len() as u64);
+            self.error = answer;
             return;
         }
         for member in ["position", "echo"] {

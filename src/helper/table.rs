@@ -75,6 +75,12 @@ impl Table {
         open(table).map(Table)
     }
 
+    /// Closes it, in a transaction that is to be committed; it stays locked. An error closes it as well.
+    pub(crate) fn close(self) {
+        // SAFETY: it is open, and nobody else has it.
+        unsafe { pg_sys::RelationClose(self.0) };
+    }
+
     /// As SQL names it.
     pub(crate) fn qualified(&self) -> String {
         // SAFETY: the table is open; the texts are copied.

@@ -83,7 +83,10 @@ impl<'a> Attempt<'a> {
             let target = self.target(op)?;
             let target = target.open()?;
             let values = Fields::new();
-            RowOperation { target: &target, op, key, values, is_linked: false }.current(false)
+            let operation = RowOperation { target: &target, op, key, values, is_linked: false };
+            let current = operation.current(false)?;
+            target.table.close();
+            Ok(current)
         });
         match current {
             Err(refusal) if is_passing(&refusal.sqlstate) => Err(refusal),
@@ -94,12 +97,24 @@ impl<'a> Attempt<'a> {
     fn write(&self, index: usize, op: &Op, done: &[Done]) -> Result<Done, Refusal> {
         let target = self.target(op)?;
         let target = target.open()?;
+        let done = self.write_to(&target, index, op, done)?;
+        target.table.close();
+        Ok(done)
+    }
+
+    fn write_to(
+        &self,
+        target: &OpenTarget<'_>,
+        index: usize,
+        op: &Op,
+        done: &[Done],
+    ) -> Result<Done, Refusal> {
         let key = links::resolved(op.key.as_ref(), done)?;
         let values = links::resolved(op.values.as_ref(), done)?;
-        let (key, values) = told_apart(&target, op.op, key, values);
+        let (key, values) = told_apart(target, op.op, key, values);
         self.about.replace(target.has_key(&key).then(|| key.clone()));
         let is_linked = self.linked.contains(&index);
-        let mut operation = RowOperation { target: &target, op, key, values, is_linked };
+        let mut operation = RowOperation { target, op, key, values, is_linked };
         if let Some(function) = target.on_mutate() {
             let stored = on_mutate::asked(function, target.name(), &operation, self.mutation)?;
             match (stored, op.op) {
