@@ -267,7 +267,7 @@ impl<'a> World<'a> {
 
 impl Writer<'_> {
     fn is_waiting(&self) -> bool {
-        self.answered.len() < self.asked.len()
+        !self.is_online || self.answered.len() < self.asked.len()
     }
 
     fn describe(&self) -> String {

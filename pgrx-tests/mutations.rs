@@ -336,8 +336,10 @@ fn a_rejection_has_the_row_as_the_client_may_see_it() {
         .unwrap();
     let mut client = Mutator::with_claims(database(), "current", &json!({ "sub": "me" }));
     let set = |id: i32, version: Option<i32>| {
-        json!([{ "op": "set", "table": "public.m_current", "key": { "id": id },
-                 "values": { "secret": "new" }, "if_version": version }])
+        let mut op = json!({ "op": "set", "table": "public.m_current", "key": { "id": id },
+                             "values": { "secret": "new" } });
+        version.into_iter().for_each(|version| op["if_version"] = json!(version));
+        json!([op])
     };
 
     let answer = client.rejected(set(1, Some(6)), "TD004");
@@ -371,10 +373,14 @@ fn an_upsert_heeds_the_version_too() {
     database().sql().batch_execute("select tide.version_column('m_versions', 'v')").unwrap();
     let mut client = Mutator::new(database(), "versions");
     let upsert = |a: &str, version: Option<i64>| {
-        json!([{ "op": "upsert", "table": "public.m_versions", "key": { "id": 1 },
-                 "values": { "a": a }, "if_version": version }])
+        let mut op = json!({ "op": "upsert", "table": "public.m_versions", "key": { "id": 1 },
+                             "values": { "a": a } });
+        version.into_iter().for_each(|version| op["if_version"] = json!(version));
+        json!([op])
     };
-    client.confirmed(upsert("made", Some(5)));
+    // What is gone is of no version.
+    client.rejected(upsert("x", Some(5)), "TD004");
+    client.confirmed(upsert("made", None));
     client.rejected(upsert("x", Some(5)), "TD004");
     client.confirmed(upsert("changed", Some(1)));
     client.confirmed(upsert("whatever it was", None));
@@ -628,26 +634,28 @@ fn who_may_write_nothing_is_remembered_for_nothing() {
 
 #[test]
 fn deadlocks_are_tried_again_and_never_answered() {
-    table("m_deadlock", "id int primary key, n int not null default 0");
-    database().sql().batch_execute("insert into m_deadlock values (1), (2)").unwrap();
+    let settings = [("deadlock_timeout", "5ms")];
+    let database = &Cluster::shared().database_with("mutations_deadlock", &settings);
+    let mut sql = database.sql();
+    sql.batch_execute(
+        "create table t (id int primary key, n int not null default 0); grant all on t to authenticated;
+         select tide.publish('t'); insert into t values (1), (2);
+         create function pause() returns void language sql as 'select pg_sleep(0.02)';
+         select tide.allow_call('pause()')",
+    )
+    .unwrap();
     let add = |first: i32, second: i32, n: u64| {
         json!([
-            { "op": "set", "table": "public.m_deadlock", "key": { "id": first }, "values": { "n": n } },
-            { "op": "call", "function": "public.m_pause", "args": {} },
-            { "op": "set", "table": "public.m_deadlock", "key": { "id": second }, "values": { "n": n } },
+            { "op": "set", "table": "public.t", "key": { "id": first }, "values": { "n": n } },
+            { "op": "call", "function": "public.pause", "args": {} },
+            { "op": "set", "table": "public.t", "key": { "id": second }, "values": { "n": n } },
         ])
     };
-    database()
-        .sql()
-        .batch_execute(
-            "create function m_pause() returns void language sql as 'select pg_sleep(0.02)';
-             select tide.allow_call('m_pause()')",
-        )
-        .unwrap();
     std::thread::scope(|scope| {
         for (first, second) in [(1, 2), (2, 1)] {
             scope.spawn(move || {
-                let mut client = Mutator::new(database(), &format!("deadlock {first}"));
+                let claims = json!({ "sub": first });
+                let mut client = Mutator::with_claims(database, "deadlock", &claims);
                 for n in 1..=10 {
                     client.confirmed(add(first, second, n));
                 }
@@ -655,7 +663,10 @@ fn deadlocks_are_tried_again_and_never_answered() {
         }
     });
     let deadlocks = "select deadlocks from pg_stat_database where datname = current_database()";
-    assert!(count(deadlocks) > 0, "they were in each other's way");
+    wait_until("they have been in each other's way", || {
+        let count: i64 = sql.query_one(deadlocks, &[]).unwrap().get(0);
+        (count > 0).then_some(())
+    });
 }
 
 #[test]
@@ -766,4 +777,284 @@ fn a_subscriber_to_all_tables_is_told_nothing_of_what_is_remembered() {
     let changes: i64 = sql.query_one(changes, &[]).unwrap().get(0);
     sql.batch_execute("select pg_drop_replication_slot('mutations_all')").unwrap();
     assert_eq!(changes, 1, "the row of t");
+}
+
+/// A transaction of SQL's that holds on to what it has done.
+fn held(statements: &str) -> postgres::Client {
+    let mut sql = database().sql();
+    sql.batch_execute(&format!("begin; {statements}")).unwrap();
+    sql
+}
+
+/// Waits until a writer waits for a lock.
+fn wait_for_a_writer_in_wait() {
+    wait_until("a writer waits", || {
+        let waiting = "select count(*) from pg_stat_activity
+                       where datname = current_database() and backend_type = 'pg_tide writer' and wait_event_type = 'Lock'";
+        (count(waiting) > 0).then_some(())
+    });
+}
+
+#[test]
+fn a_mutation_sent_twice_at_once_has_one_answer() {
+    table("m_twice", "id int primary key, n int");
+    database().sql().batch_execute("insert into m_twice values (1, 0)").unwrap();
+    let claims = json!({ "sub": "twice" });
+    let mut one = Mutator::with_claims(database(), "twice", &claims);
+    let mut other = Mutator::with_claims(database(), "twice", &claims);
+    for n in 1..=20 {
+        let set = json!([{ "op": "set", "table": "public.m_twice", "key": { "id": 1 }, "values": { "n": n },
+                           "returning": true }]);
+        one.send(n, &set);
+        other.send(n, &set);
+        let (mut first, mut second) = (one.answer(), other.answer());
+        assert_eq!(first["status"], "confirmed", "{first}");
+        first["position"] = Value::Null;
+        second["position"] = Value::Null;
+        assert_eq!(first, second);
+    }
+}
+
+#[test]
+fn a_row_that_is_made_anew_meanwhile_is_written() {
+    table("m_anew", "id int primary key, n int");
+    database().sql().batch_execute("insert into m_anew values (1, 0)").unwrap();
+    let mut client = Mutator::new(database(), "anew");
+    for op in ["set", "delete"] {
+        let mut sql = held("delete from m_anew where id = 1; insert into m_anew values (1, 1)");
+        let values = if op == "set" { json!({ "n": 2 }) } else { Value::Null };
+        let mut ops =
+            json!([{ "op": op, "table": "public.m_anew", "key": { "id": 1 }, "values": values }]);
+        if op == "delete" {
+            ops[0].as_object_mut().unwrap().remove("values");
+        }
+        client.n += 1;
+        client.send(client.n, &ops);
+        wait_for_a_writer_in_wait();
+        sql.batch_execute("commit").unwrap();
+        let answer = client.answer();
+        assert_eq!(answer["status"], "confirmed", "{op}: {answer}");
+    }
+    assert_eq!(rows("m_anew"), json!([]));
+}
+
+#[test]
+fn a_tables_function_is_asked_about_the_row_that_is_written() {
+    table("m_judged", "id int primary key, state text");
+    database()
+        .sql()
+        .batch_execute(
+            "create function m_judge(old jsonb, new jsonb, context jsonb) returns jsonb language plpgsql as $$
+             begin
+                 if old ->> 'state' = 'paid' then raise exception 'a paid order stays'; end if;
+                 return new;
+             end $$;
+             select tide.on_mutate('m_judged', 'm_judge(jsonb, jsonb, jsonb)');
+             insert into m_judged values (1, 'new')",
+        )
+        .unwrap();
+    let mut client = Mutator::new(database(), "judged");
+    let cases = [
+        ("upsert", 9, "insert into m_judged values (9, 'paid')"),
+        ("delete", 1, "update m_judged set state = 'paid' where id = 1"),
+    ];
+    for (op, id, meanwhile) in cases {
+        let mut sql = held(meanwhile);
+        let mut ops = json!([{ "op": op, "table": "public.m_judged", "key": { "id": id } }]);
+        if op == "upsert" {
+            ops[0]["values"] = json!({ "state": "mine" });
+        }
+        client.n += 1;
+        client.send(client.n, &ops);
+        wait_for_a_writer_in_wait();
+        sql.batch_execute("commit").unwrap();
+        let answer = client.answer();
+        assert_eq!(answer["reason"], "a paid order stays", "{op}: {answer}");
+    }
+    assert_eq!(
+        rows("m_judged"),
+        json!([{ "id": 1, "state": "paid" }, { "id": 9, "state": "paid" }])
+    );
+}
+
+#[test]
+fn a_table_that_has_another_name_by_then_is_not_written() {
+    table("m_old_name", "id int primary key, a int, b int");
+    table("m_new_name", "id int primary key, a int, b int");
+    let mut client = Mutator::new(database(), "names");
+    let upsert = |n: i32| json!([{ "op": "upsert", "table": "public.m_old_name", "key": { "id": 1 }, "values": { "a": n } }]);
+    client.confirmed(upsert(0));
+    let mut sql = held(
+        "alter table m_old_name rename to m_gone; alter table m_new_name rename to m_old_name;
+         alter table m_old_name rename a to c; alter table m_old_name rename b to a",
+    );
+    client.n += 1;
+    client.send(client.n, &upsert(1));
+    wait_for_a_writer_in_wait();
+    sql.batch_execute("commit").unwrap();
+    assert_eq!(client.answer()["status"], "confirmed");
+    assert_eq!(rows("m_old_name"), json!([{ "id": 1, "c": null, "a": 1 }]));
+    assert_eq!(rows("m_gone")[0]["a"], 0);
+}
+
+#[test]
+fn policies_that_come_later_bind_those_who_wrote_before() {
+    table("m_late", "id int primary key, who text, n int");
+    database()
+        .sql()
+        .batch_execute(
+            // As somebody has declared it who should not have.
+            "create function m_uid() returns text language sql immutable as
+             $$ select current_setting('request.jwt.claims', true)::json ->> 'sub' $$;
+             create table m_late_log (who text, n int); grant all on m_late_log to authenticated;
+             insert into m_late values (1, 'ann', 0), (2, 'bob', 0)",
+        )
+        .unwrap();
+    let [mut ann, mut bob] = ["ann", "bob"]
+        .map(|name| Mutator::with_claims(database(), "late", &json!({ "sub": name })));
+    let set = |id: i32| json!([{ "op": "set", "table": "public.m_late", "key": { "id": id }, "values": { "n": 1 } }]);
+    ann.confirmed(set(1));
+    let policies = "create policy own on m_late using (who = m_uid()); alter table m_late enable row level security";
+    database().sql().batch_execute(policies).unwrap();
+    for _ in 0..8 {
+        ann.confirmed(set(1));
+        bob.rejected(set(1), "P0002");
+        bob.confirmed(set(2));
+    }
+    let rule = "alter table m_late disable row level security;
+                create rule also as on update to m_late do also insert into m_late_log values (m_uid(), new.id)";
+    database().sql().batch_execute(rule).unwrap();
+    for _ in 0..8 {
+        ann.confirmed(set(1));
+        bob.confirmed(set(2));
+    }
+    assert_eq!(
+        count("select count(*) from m_late_log where (who, n) in (('ann', 1), ('bob', 2))"),
+        16
+    );
+}
+
+#[test]
+fn a_row_that_its_owner_diverts_is_no_refusal() {
+    table("m_soft", "id int primary key, gone boolean not null default false");
+    database()
+        .sql()
+        .batch_execute(
+            "create function m_soften() returns trigger language plpgsql as
+             $$ begin update m_soft set gone = true where id = old.id; return null; end $$;
+             create trigger soften before delete on m_soft for each row execute function m_soften();
+             insert into m_soft values (1)",
+        )
+        .unwrap();
+    let mut client = Mutator::new(database(), "soft");
+
+    client.confirmed(json!([{ "op": "delete", "table": "public.m_soft", "key": { "id": 1 } }]));
+
+    assert_eq!(rows("m_soft"), json!([{ "id": 1, "gone": true }]));
+}
+
+#[test]
+fn little_is_remembered_of_what_is_large() {
+    table("m_wide", "id int primary key, a text, n int");
+    database()
+        .sql()
+        .batch_execute("insert into m_wide values (1, repeat('x', 200000), 0)")
+        .unwrap();
+    let mut client = Mutator::new(database(), "wide");
+    let set = |n: Value| json!([{ "op": "set", "table": "public.m_wide", "key": { "id": 1 }, "values": { "n": n }, "returning": ["a"] }]);
+    client.rejected(set(json!(1)), "54000");
+    assert_eq!(client.rejected(set(json!("x")), "22P02")["current"], Value::Null);
+    assert!(
+        count(
+            "select max(length(outcome::text))::bigint from tide.mutation where client_id = 'wide'"
+        ) < 1000
+    );
+}
+
+#[test]
+fn keys_that_only_postgres_makes_are_for_rows_that_are_there() {
+    table("m_always", "id bigint generated always as identity primary key, n int");
+    let mut client = Mutator::new(database(), "always");
+    client.confirmed(json!([{ "op": "insert", "table": "public.m_always", "values": { "n": 1 } }]));
+    let upsert = |id: i32| json!([{ "op": "upsert", "table": "public.m_always", "key": { "id": id }, "values": { "n": 2 } }]);
+    client.confirmed(upsert(1));
+    client.rejected(upsert(2), "P0002");
+    assert_eq!(rows("m_always"), json!([{ "id": 1, "n": 2 }]));
+}
+
+#[test]
+fn texts_of_errors_are_of_the_databases_encoding() {
+    let cluster = Cluster::shared();
+    let latin1 = "encoding 'LATIN1' locale 'C' template template0";
+    let database = Database::without_extension_with(cluster, "mutations_latin1", latin1, &[]);
+    let mut sql = database.sql();
+    sql.batch_execute("create extension pg_tide; grant authenticated to tide_authenticator")
+        .unwrap();
+    database.wait_until_live();
+    sql.batch_execute(
+        "create table t (id int primary key); grant all on t to authenticated; select tide.publish('t')",
+    )
+    .unwrap();
+    let mut client = Mutator::new(&database, "latin1");
+    let insert =
+        |id: Value| json!([{ "op": "insert", "table": "public.t", "values": { "id": id } }]);
+
+    let answer = client.rejected(insert(json!("\u{e9}")), "22P02");
+
+    assert!(answer["reason"].as_str().unwrap().ends_with("\"\u{e9}\""), "{answer}");
+    client.rejected(insert(json!("\u{20ac}")), "22P05");
+    client.confirmed(insert(json!(1)));
+}
+
+#[test]
+fn transactions_are_as_the_database_has_them() {
+    let cluster = Cluster::shared();
+    let database = cluster.database("mutations_defaults");
+    let mut sql = database.sql();
+    sql.batch_execute(
+        "create table t (id int primary key, isolation text default current_setting('transaction_isolation'));
+         grant all on t to authenticated; select tide.publish('t')",
+    )
+    .unwrap();
+    let mut client = Mutator::new(&database, "defaults");
+    let insert = |id: i32| json!([{ "op": "insert", "table": "public.t", "values": { "id": id }, "returning": true }]);
+    assert_eq!(client.confirmed(insert(1))[0]["isolation"], "read committed");
+    let set = "alter database mutations_defaults set default_transaction_isolation = serializable";
+    sql.batch_execute(set).unwrap();
+    assert_eq!(client.confirmed(insert(2))[0]["isolation"], "serializable");
+    client.rejected(insert(2), "23505");
+    sql.batch_execute("alter database mutations_defaults set default_transaction_read_only = on")
+        .unwrap();
+    let answer = client.mutate(insert(3));
+    assert_eq!(
+        (&answer["code"], &answer["sqlstate"]),
+        (&json!("refused"), &json!("25006")),
+        "{answer}"
+    );
+    sql.batch_execute("set default_transaction_read_only = off; alter database mutations_defaults reset default_transaction_read_only")
+        .unwrap();
+    client.n -= 1;
+    client.confirmed(insert(3));
+}
+
+#[test]
+fn a_rule_of_a_table_goes_with_it_and_there_is_one() {
+    table("m_ruled", "id int primary key, v int");
+    let mut one = database().sql();
+    one.batch_execute("begin isolation level repeatable read; select 1").unwrap();
+    database().sql().batch_execute("select tide.version_column('m_ruled', 'v')").unwrap();
+    let function = "create function m_rule(a jsonb, b jsonb, c jsonb) returns jsonb language sql as 'select b'";
+    database().sql().batch_execute(function).unwrap();
+    // It cannot see the other's.
+    assert!(
+        one.batch_execute("select tide.on_mutate('m_ruled', 'm_rule(jsonb, jsonb, jsonb)')")
+            .is_err()
+    );
+    one.batch_execute("rollback; select tide.on_mutate('m_ruled', 'm_rule(jsonb, jsonb, jsonb)')")
+        .unwrap();
+    let rules = "select count(*) from tide.write_rules where relation::oid not in (select oid from pg_class)
+                 or version_column = 'v' and on_mutate = 'public.m_rule'";
+    assert_eq!(count(rules), 1);
+    one.batch_execute("drop table m_ruled").unwrap();
+    assert_eq!(count(rules), 0);
 }

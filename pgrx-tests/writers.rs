@@ -220,3 +220,65 @@ fn settings_that_change_are_a_writers_too() {
         assert_eq!(client.confirmed(zone.clone()), json!([place]));
     }
 }
+
+/// A cursor WITH HOLD is run at the very end of its transaction, where no role is set any more.
+#[test]
+fn cursors_that_are_to_outlive_a_transaction_are_not_run() {
+    let cluster = Cluster::with("tide.writers = 1");
+    let database = database(&cluster, "writers_cursors");
+    let mut sql = database.sql();
+    sql.batch_execute(
+        "create table ran (who text, path text); grant all on ran to public;
+         create function poison() returns text language plpgsql as $$
+         begin
+             perform set_config('search_path', 'public, pg_catalog', false);
+             insert into ran values (current_user, current_setting('search_path'));
+             return 'x';
+         end $$;
+         create table queue (n int); grant all on queue to public;
+         create function again() returns trigger language plpgsql as $$
+         begin
+             execute 'declare late cursor with hold for select poison()';
+             return null;
+         end $$;
+         create constraint trigger again after insert on queue deferrable initially deferred
+         for each row execute function again()",
+    )
+    .unwrap();
+    let mut client = Mutator::new(&database, "cursors");
+    for statement in [
+        "declare evil cursor with hold for select poison()",
+        "declare slow cursor with hold for select pg_sleep(1000000)",
+        "insert into queue values (1)",
+        "set constraints all deferred; insert into queue values (1)",
+    ] {
+        client.confirmed(attempt(statement));
+        let problems = json!([{ "op": "call", "function": "public.problems" }]);
+        assert_eq!(client.confirmed(problems), json!([""]), "after {statement}");
+    }
+    let ran: i64 = sql.query_one("select count(*) from ran", &[]).unwrap().get(0);
+    assert_eq!(ran, 0);
+}
+
+#[test]
+fn one_who_holds_a_row_does_not_hold_up_everybody() {
+    let cluster = Cluster::shared();
+    let database = database(cluster, "writers_hot");
+    let mut sql = database.sql();
+    sql.batch_execute("insert into t values (1, 0), (2, 0)").unwrap();
+    sql.batch_execute("begin; update t set n = 1 where id = 1").unwrap();
+    let set = |id: i32| json!([{ "op": "set", "table": "public.t", "key": { "id": id }, "values": { "n": 2 } }]);
+    let mut waiting: Vec<Mutator> =
+        (0..6).map(|sub| Mutator::with_claims(&database, "hot", &json!({ "sub": sub }))).collect();
+    for client in &mut waiting {
+        client.send(1, &set(1));
+    }
+    let mut other = Mutator::new(&database, "other");
+    for _ in 0..5 {
+        other.confirmed(set(2));
+    }
+    sql.batch_execute("commit").unwrap();
+    for client in &mut waiting {
+        assert_eq!(client.answer()["status"], "confirmed");
+    }
+}

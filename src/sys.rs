@@ -33,6 +33,7 @@ pub(crate) mod raw {
         pub(crate) fn Async_Listen(channel: *const c_char);
         pub(crate) fn Async_Unlisten(channel: *const c_char);
         pub(crate) fn Async_UnlistenAll();
+        pub(crate) fn GetLatestSnapshot() -> pg_sys::Snapshot;
         pub(crate) fn ApplySetting(
             snapshot: pg_sys::Snapshot,
             database: pg_sys::Oid,
@@ -192,4 +193,13 @@ pub(crate) unsafe fn apply_settings(
         let none = std::ptr::null_mut();
         pg_guard_ffi_boundary(|| raw::ApplySetting(none, database, role, settings, source));
     }
+}
+
+/// A snapshot that sees what has been committed by now, whatever the transaction's isolation.
+///
+/// # Safety
+/// In a transaction; to be pushed or registered at once.
+pub(crate) unsafe fn latest_snapshot() -> pg_sys::Snapshot {
+    // SAFETY: as above.
+    unsafe { pg_guard_ffi_boundary(|| raw::GetLatestSnapshot()) }
 }

@@ -17,6 +17,6 @@ select coalesce((
     ))
     from pg_namespace as n
     join pg_proc as p on p.pronamespace = n.oid
-    join tide.callables as c on c.function = tide_internal.function_identity(p.oid::regprocedure)
     where n.nspname = $1::name and p.proname = $2::name and p.prokind = 'f'
+      and p.oid in (select to_regprocedure(c.function) from tide.callables as c)
 )::text, '[]')

@@ -37,11 +37,11 @@ revoke all on table tide.mutation from public;
 select pg_catalog.pg_extension_config_dump('tide.mutation', '');
 
 create table tide.write_rules (
-    -- Without an index: see tide_internal.insert_row().
-    relation regclass not null,
+    relation regclass primary key,
     version_column text,
     on_mutate text
 );
+alter table tide.write_rules replica identity nothing;
 comment on table tide.write_rules is
 'How clients'' writes to tables are looked at: see tide.version_column() and tide.on_mutate(), which write it. Everybody may read it';
 comment on column tide.write_rules.relation is 'The table';
@@ -55,9 +55,9 @@ select pg_catalog.pg_extension_config_dump(
 );
 
 create table tide.callables (
-    -- Without an index: see tide_internal.insert_row().
-    function text not null
+    function text primary key
 );
+alter table tide.callables replica identity nothing;
 comment on table tide.callables is
 'The functions that clients may call, if their role may execute them: see tide.allow_call(), which writes it. Everybody may read it';
 comment on column tide.callables.function is 'Its name and the types of its arguments: made anew, it is callable again';

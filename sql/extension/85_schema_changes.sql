@@ -129,6 +129,9 @@ begin
                 perform tide_internal.delete_row('tide.outboxes', o.ctid)
                 from tide.outboxes as o
                 where gone.object_type = 'table' and o.relation = gone.objid;
+                perform tide_internal.delete_row('tide.write_rules', r.ctid)
+                from tide.write_rules as r
+                where gone.object_type = 'table' and r.relation = gone.objid;
             exception
                 when others then
                     -- A take-over is under way, for example, which sees to it.

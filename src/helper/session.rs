@@ -215,3 +215,31 @@ pub(crate) fn extension_owner() -> Option<pg_sys::Oid> {
                  where e.extname operator(pg_catalog.=) 'pg_tide'";
     pgrx::Spi::get_one(query).ok().flatten()
 }
+
+/// What an ordinary session's transactions are isolated by, as Postgres numbers it.
+pub(crate) fn ordinary_isolation() -> i32 {
+    // SAFETY: a string that the setting owns.
+    let name = unsafe {
+        let name = pg_sys::GetConfigOptionResetString(c"default_transaction_isolation".as_ptr());
+        if name.is_null() { c"" } else { CStr::from_ptr(name) }
+    };
+    (match name.to_bytes() {
+        b"serializable" => pg_sys::XACT_SERIALIZABLE,
+        b"repeatable read" => pg_sys::XACT_REPEATABLE_READ,
+        _ => pg_sys::XACT_READ_COMMITTED,
+    }) as i32
+}
+
+/// Whether, outside a transaction, what was pinned still is, and the session is in nobody else's name.
+pub(crate) fn is_itself() -> bool {
+    // SAFETY: variables of this process; strings that the settings own.
+    unsafe {
+        let is_pinned = |(name, value): &(&CStr, &CStr)| {
+            let now = pg_sys::GetConfigOption(name.as_ptr(), false, false);
+            !now.is_null() && CStr::from_ptr(now) == *value
+        };
+        let role = [(c"role", c"none")];
+        pg_sys::GetUserId() == pg_sys::GetSessionUserId()
+            && MEANING.iter().chain(&role).all(is_pinned)
+    }
+}

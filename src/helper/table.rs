@@ -99,10 +99,32 @@ impl Table {
         format!("{}{}", if is_leaf { "only " } else { "" }, self.qualified())
     }
 
-    /// Whether row-level security is on.
-    pub(crate) fn has_policies(&self) -> bool {
+    /// Whether row-level security is on, or there are rules.
+    pub(crate) fn is_rewritten(&self) -> bool {
         // SAFETY: the table is open.
-        unsafe { (*(*self.0).rd_rel).relrowsecurity }
+        unsafe {
+            let class = &*(*self.0).rd_rel;
+            class.relrowsecurity || class.relhasrules
+        }
+    }
+
+    /// Whether code of its owner's may see to it that an UPDATE or DELETE of a row is something else.
+    pub(crate) fn may_be_diverted(&self) -> bool {
+        // SAFETY: the table is open.
+        unsafe {
+            let triggers = (*self.0).trigdesc.as_ref();
+            let by_trigger = triggers.is_some_and(|triggers| {
+                triggers.trig_update_before_row || triggers.trig_delete_before_row
+            });
+            by_trigger || (*(*self.0).rd_rel).relhasrules
+        }
+    }
+
+    /// Whether a column's values are only ever made by Postgres.
+    pub(crate) fn is_always_generated(&self, attnum: i16) -> bool {
+        let index = usize::try_from(attnum).unwrap_or(0).saturating_sub(1);
+        // SAFETY: the table is open, and has the column.
+        unsafe { compat::attribute((*self.0).rd_att, index).attidentity as u8 == b'a' }
     }
 
     /// The columns that rows are told apart by in the WAL: of the replica identity, or, where that is all

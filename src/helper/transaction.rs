@@ -1,8 +1,8 @@
 //! Questions to the database that leave nothing behind, and maintenance of outboxes, which does:
 //! one transaction each.
 
-use std::cell::Cell;
-use std::ffi::{CString, c_int, c_void};
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::panic::AssertUnwindSafe;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -13,8 +13,10 @@ use pgrx::pg_sys::panic::CaughtError;
 use pgrx::pg_sys::{self};
 
 use crate::compat::USER_TIMEOUT;
+use crate::encoding::Encoding;
 use crate::failure::{sqlstate, unpacked};
 use crate::helper::log;
+use crate::sys;
 
 mod raw {
     use std::ffi::c_int;
@@ -91,10 +93,24 @@ pub(crate) fn committed<R>(
     timeout: Duration,
     work: impl FnOnce() -> Result<R, Refusal>,
 ) -> Result<R, Refusal> {
-    let result = caught(|| {
-        begin(timeout);
+    let prepare = || {
         // SAFETY: in a transaction that has done nothing yet, whatever its default is.
         unsafe { pg_sys::XactReadOnly = false };
+        Ok(())
+    };
+    committed_after(timeout, prepare, work)
+}
+
+/// The same, with something that comes before the transaction's snapshot is taken.
+pub(crate) fn committed_after<R>(
+    timeout: Duration,
+    prepare: impl FnOnce() -> Result<(), Refusal>,
+    work: impl FnOnce() -> Result<R, Refusal>,
+) -> Result<R, Refusal> {
+    let result = caught(|| {
+        start(timeout);
+        prepare()?;
+        look();
         let result = work()?;
         commit();
         Ok(result)
@@ -139,20 +155,44 @@ fn commit() {
 }
 
 fn begin(timeout: Duration) {
+    start(timeout);
+    look();
+}
+
+fn start(timeout: Duration) {
     // SAFETY: the caller is not in a transaction; the timeouts were set up when the process
     // connected to its database.
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
         pg_sys::XactReadOnly = true;
-        arm(timeout);
-        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
     }
+    arm(timeout);
+}
+
+fn look() {
+    // SAFETY: in a transaction.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+}
+
+/// Does the work with what has been committed by now. In a transaction.
+pub(crate) fn with_news<R>(work: impl FnOnce() -> Result<R, Refusal>) -> Result<R, Refusal> {
+    // SAFETY: in a transaction, whose end takes it back where an error keeps this from it.
+    unsafe { pg_sys::PushActiveSnapshot(sys::latest_snapshot()) };
+    let result = work();
+    // SAFETY: pushed above.
+    unsafe { pg_sys::PopActiveSnapshot() };
+    result
 }
 
 /// A lock that is not free is to be told from work that takes too long.
 fn limit_lock_waits(timeout: Duration) {
-    let limit = LOCK_TIMEOUT.min(timeout / 2).as_millis().max(1);
+    limit_locks(LOCK_TIMEOUT.min(timeout / 2));
+}
+
+/// To the end of the transaction, or of the GUC nest level.
+pub(crate) fn limit_locks(limit: Duration) {
+    let limit = limit.as_millis().max(1);
     let Ok(limit) = CString::new(limit.to_string()) else { return };
     // SAFETY: in a transaction, whose end takes it back.
     unsafe {
@@ -225,9 +265,17 @@ fn abort() {
     }
 }
 
+/// An error as it was raised.
+#[derive(Default)]
+struct Raised {
+    /// Its SQLSTATE as Postgres packs it.
+    code: c_int,
+    /// In the encoding of the database.
+    message: Vec<u8>,
+}
+
 thread_local! {
-    /// The SQLSTATE of the error that was raised last, as Postgres packs it.
-    static RAISED: Cell<c_int> = const { Cell::new(0) };
+    static RAISED: RefCell<Raised> = RefCell::default();
 }
 
 /// Runs `work`; an error of Postgres's in it ends it.
@@ -247,23 +295,33 @@ fn caught<R>(work: impl FnOnce() -> Result<R, Refusal>) -> Result<R, Refusal> {
     result
 }
 
-/// Called where an error is raised.
+/// Called where an error, or a notice, is raised.
 unsafe extern "C-unwind" fn note_raised(_argument: *mut c_void) {
-    // SAFETY: in an error's callback.
-    RAISED.set(unsafe { pg_sys::geterrcode() });
+    // SAFETY: in an error's callback; what is copied is freed.
+    unsafe {
+        let code = pg_sys::geterrcode();
+        // There is no memory to copy it to.
+        if code == PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY as c_int {
+            return RAISED.set(Raised { code, message: Vec::new() });
+        }
+        let memory = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+        let error = pg_sys::CopyErrorData();
+        if (*error).elevel >= pgrx::PgLogLevel::ERROR as c_int {
+            let text = (*error).message;
+            let message =
+                if text.is_null() { Vec::new() } else { CStr::from_ptr(text).to_bytes().to_vec() };
+            RAISED.set(Raised { code, message });
+        }
+        pg_sys::FreeErrorData(error);
+        pg_sys::MemoryContextSwitchTo(memory);
+    }
 }
 
 fn refusal(error: &CaughtError) -> Refusal {
     match error {
         CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => {
-            let refusal = Refusal::new(report.sql_error_code(), report.message());
-            // Those that users have made up are all one to pgrx.
-            match report.sql_error_code() {
-                PgSqlErrorCode::ERRCODE_INTERNAL_ERROR if RAISED.get() != 0 => {
-                    Refusal { sqlstate: unpacked(RAISED.get()), ..refusal }
-                }
-                _ => refusal,
-            }
+            as_raised(report.message())
+                .unwrap_or_else(|| Refusal::new(report.sql_error_code(), report.message()))
         }
         // A bug of ours; what it says is for the log.
         CaughtError::RustPanic { ereport, .. } => {
@@ -271,4 +329,16 @@ fn refusal(error: &CaughtError) -> Refusal {
             Refusal::internal("internal error")
         }
     }
+}
+
+/// The error that was raised last, if it is this one: pgrx knows nothing of SQLSTATEs that users have made
+/// up, and takes every text for UTF-8.
+fn as_raised(message: &str) -> Option<Refusal> {
+    RAISED.with_borrow(|raised| {
+        let is_it = raised.code != 0 && String::from_utf8_lossy(&raised.message) == message;
+        is_it.then(|| Refusal {
+            sqlstate: unpacked(raised.code),
+            message: Encoding::of_database().utf8(&raised.message).into_owned(),
+        })
+    })
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ring::digest::{SHA256, digest};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::few::at_most;
@@ -55,11 +55,16 @@ pub struct Op {
     pub values: Option<Fields>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub args: Option<Fields>,
-    /// What the row's version has to be.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// What the row's version has to be. NULL is no version of a row's.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub if_version: Option<Box<RawValue>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub returning: Option<Returning>,
+}
+
+/// What is there, also if it is `null`.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// What an operation does.
@@ -144,9 +149,13 @@ impl Mutation {
     /// Stands for all that it says: the same number with another digest is another mutation.
     pub fn digest(&self) -> Vec<u8> {
         // Plain data: cannot fail.
-        let body = serde_json::to_vec(self).unwrap_or_default();
-        digest(&SHA256, &body).as_ref().to_vec()
+        sha256(&serde_json::to_string(self).unwrap_or_default())
     }
+}
+
+/// Stands for a text.
+pub fn sha256(text: &str) -> Vec<u8> {
+    digest(&SHA256, text.as_bytes()).as_ref().to_vec()
 }
 
 /// What was wrong, without where: the place is one in a text that the client did not write so.

@@ -8,17 +8,16 @@ use pgrx::{PgSqlErrorCode, pg_sys};
 use serde_json::value::RawValue;
 use tide_feed::mutation::{Fields, Mutation, Op, Returning, Verb};
 
-use crate::helper::answer::LARGEST;
 use crate::helper::mutation::call::Callable;
+use crate::helper::mutation::on_mutate::OnMutate;
 use crate::helper::mutation::operation::{Done, RowOperation};
 use crate::helper::mutation::target::{OpenTarget, Target};
 use crate::helper::mutation::writer::as_extension_owner;
-use crate::helper::mutation::{is_passing, links, on_mutate};
+use crate::helper::mutation::{is_passing, links};
 use crate::helper::transaction::{Refusal, subtransaction};
 
 /// Bytes that a client may hear of all rows together: it is remembered.
-const MOST_RETURNED: usize = 1 << 20;
-const _: () = assert!(2 * MOST_RETURNED < LARGEST);
+const MOST_RETURNED: usize = 64 << 10;
 
 pub(crate) struct Attempt<'a> {
     role: &'a str,
@@ -58,7 +57,7 @@ impl<'a> Attempt<'a> {
                 bytes += done.returned.as_ref().map_or(0, |json| json.get().len());
                 if bytes > MOST_RETURNED {
                     let code = PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED;
-                    let message = "a mutation returns at most 1 MB: ask for fewer columns";
+                    let message = "a mutation returns at most 64 kB: ask for fewer columns";
                     return Err(Refusal::new(code, message));
                 }
                 all.push(done);
@@ -114,18 +113,14 @@ impl<'a> Attempt<'a> {
         let (key, values) = told_apart(target, op.op, key, values);
         self.about.replace(target.has_key(&key).then(|| key.clone()));
         let is_linked = self.linked.contains(&index);
-        let mut operation = RowOperation { target, op, key, values, is_linked };
-        if let Some(function) = target.on_mutate() {
-            let stored = on_mutate::asked(function, target.name(), &operation, self.mutation)?;
-            match (stored, op.op) {
-                (_, Verb::Delete) => {}
-                (Some(stored), Verb::Insert) => operation.values = stored,
-                (Some(stored), _) if !stored.is_empty() => operation.values = stored,
-                // There is nothing to be stored, or nothing that is not there already.
-                _ => return Ok(Done::default()),
+        let operation = RowOperation { target, op, key, values, is_linked };
+        match target.on_mutate() {
+            None => operation.run(),
+            Some(function) => {
+                let (table, mutation) = (target.name(), self.mutation);
+                OnMutate { function, table, mutation }.run(operation)
             }
         }
-        operation.run()
     }
 
     fn call(&self, op: &Op, done: &[Done]) -> Result<Done, Refusal> {

@@ -100,7 +100,7 @@ impl Callable {
         let sql = if self.is_set {
             let comma = if source.is_empty() { "" } else { ", " };
             format!(
-                "select pg_catalog.json_agg(r)::pg_catalog.text from {source}{comma}{call} as r"
+                "select coalesce(pg_catalog.json_agg(r), '[]'::pg_catalog.json)::pg_catalog.text from {source}{comma}{call} as r"
             )
         } else {
             format!("select pg_catalog.to_json({call})::pg_catalog.text{}", from(&source))

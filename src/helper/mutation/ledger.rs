@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use pgrx::{IntoDatum, PgSqlErrorCode, Spi, pg_sys};
 use serde::Deserialize;
-use tide_feed::mutation::{Mutation, Outcome, Status};
+use tide_feed::mutation::{LONGEST_NAME, Mutation, Outcome, Status, sha256};
 
 use crate::backend::own_rows;
 use crate::helper::answer::{self, encode, parse};
+use crate::helper::mutation::writer::as_extension_owner;
 use crate::helper::plan::Plan;
 use crate::helper::transaction::{Refusal, committed};
 use crate::server_text::ServerText;
@@ -29,15 +30,17 @@ const LOOK_UP: &str = "
 /// Whether the role may write anything at all, so that it is worth remembering what becomes of its attempts.
 const MAY_WRITE: &str = "
     select (
-        exists (select from pg_class as c
-                where c.relkind in ('r', 'p') and c.oid >= 16384 and c.relnamespace <> 'tide'::regnamespace
-                  and has_schema_privilege($1::name, c.relnamespace, 'USAGE')
-                  and (has_any_column_privilege($1::name, c.oid, 'INSERT, UPDATE')
-                       or has_table_privilege($1::name, c.oid, 'DELETE')))
-        or exists (select from pg_proc as p
-                   join tide.callables as f on f.function = tide_internal.function_identity(p.oid::regprocedure)
-                   where has_function_privilege($1::name, p.oid, 'EXECUTE'))
-    )::text";
+        exists (select from pg_catalog.pg_class as c
+                where c.relkind operator(pg_catalog.=) any ('{r,p}'::pg_catalog.\"char\"[])
+                  and c.oid operator(pg_catalog.>=) 16384::pg_catalog.oid
+                  and c.relnamespace operator(pg_catalog.<>) 'tide'::pg_catalog.regnamespace::pg_catalog.oid
+                  and pg_catalog.has_schema_privilege($1::pg_catalog.name, c.relnamespace, 'USAGE')
+                  and (pg_catalog.has_any_column_privilege($1::pg_catalog.name, c.oid, 'INSERT, UPDATE')
+                       or pg_catalog.has_table_privilege($1::pg_catalog.name, c.oid, 'DELETE')))
+        or exists (select from tide.callables as f
+                   where pg_catalog.has_function_privilege(
+                             $1::pg_catalog.name, pg_catalog.to_regprocedure(f.function)::pg_catalog.oid, 'EXECUTE'))
+    )::pg_catalog.text";
 
 /// The newest of each client stays.
 const FORGET: &str = "
@@ -66,7 +69,7 @@ thread_local! {
 /// Whose mutations have numbers of their own.
 pub(crate) struct Client<'a> {
     pub(crate) role: &'a str,
-    /// The claim `sub`; empty: there is none.
+    /// The claim `sub`, or what stands for a long one; empty: there is none.
     pub(crate) subject: String,
     pub(crate) client_id: &'a str,
 }
@@ -127,17 +130,17 @@ impl<'a> Client<'a> {
             Some(serde_json::Value::String(subject)) => subject.clone(),
             Some(other) => other.to_string(),
         };
+        let is_long = subject.len() > LONGEST_NAME;
+        let subject = if is_long { format!("sha256:{}", hex(&sha256(&subject))) } else { subject };
         Client { role, subject, client_id: &mutation.client_id }
     }
 
-    /// Keeps others from doing anything for the client, and says what is to be done. In a transaction, as the
-    /// extension's owner, under pinned settings.
-    pub(crate) fn claim(&self, mutation: &Mutation) -> Result<Claim, Refusal> {
-        self.lock();
+    /// Says what is to be done. In a transaction, once the client is [locked](Client::lock).
+    pub(crate) fn claim(&self, mutation: &Mutation, owner: pg_sys::Oid) -> Result<Claim, Refusal> {
         let newest = self.newest(table()?)?;
         let next = newest.saturating_add(1);
         if newest == 0 {
-            self.require_a_right()?;
+            as_extension_owner(owner, || self.require_a_right())?;
         }
         if mutation.n >= next {
             let is_next = mutation.n == next;
@@ -149,7 +152,8 @@ impl<'a> Client<'a> {
             ServerText(self.client_id).into(),
             i64::try_from(mutation.n).unwrap_or(i64::MAX).into(),
         ];
-        let known: Option<Known> = parse(&LOOKED_UP.with(|plan| plan.text(&one))?)?;
+        let known = as_extension_owner(owner, || LOOKED_UP.with(|plan| plan.text(&one)))?;
+        let known: Option<Known> = parse(&known)?;
         Ok(match known {
             Some(known) if known.digest == hex(&mutation.digest()) => Claim::Done(known.outcome),
             Some(_) => Claim::Reused,
@@ -181,8 +185,6 @@ impl<'a> Client<'a> {
             let relation = pg_sys::table_open(table, lock);
             pg_sys::list_free(pg_sys::RelationGetIndexList(relation));
             let index = pg_sys::index_open((*relation).rd_pkindex, lock);
-            // One that sees what had been committed when the lock was given.
-            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             let snapshot = pg_sys::GetActiveSnapshot();
             let scan =
                 pg_sys::systable_beginscan_ordered(relation, index, snapshot, 3, keys.as_mut_ptr());
@@ -190,7 +192,6 @@ impl<'a> Client<'a> {
             let row = pg_sys::systable_getnext_ordered(scan, backward);
             let newest = (!row.is_null()).then(|| number(row, (*relation).rd_att));
             pg_sys::systable_endscan_ordered(scan);
-            pg_sys::PopActiveSnapshot();
             pg_sys::index_close(index, lock);
             pg_sys::table_close(relation, lock);
             newest.unwrap_or(Ok(0))
@@ -211,7 +212,8 @@ impl<'a> Client<'a> {
         Err(Refusal::new(code, format!("role \"{}\" may write nothing", self.role)))
     }
 
-    fn lock(&self) {
+    /// Keeps others from doing anything for the client. In a transaction, before it has a snapshot.
+    pub(crate) fn lock(&self) {
         let mut hasher = DefaultHasher::new();
         (self.role, &self.subject, self.client_id).hash(&mut hasher);
         let hash = hasher.finish();
@@ -229,7 +231,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Enters how the mutation has ended. As [`Client::claim`], in the same transaction.
+    /// Enters how the mutation has ended. In the transaction of [`Client::claim`].
     pub(crate) fn enter(&self, mutation: &Mutation, outcome: &Outcome) -> Result<(), Refusal> {
         let ops: Vec<Option<ServerText<String>>> = mutation
             .ops

@@ -7,27 +7,33 @@ use std::time::Duration;
 
 use pgrx::pg_sys;
 
-use crate::helper::log;
 use crate::helper::transaction::committed;
+use crate::helper::{log, session};
 use crate::sys;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Has nothing listened to, from the end of the transaction on.
-pub(crate) fn stop_listening() {
-    // SAFETY: in a transaction of a session in which nobody else has asked to listen.
-    unsafe { sys::unlisten_all() };
+/// What would be done at the transaction's end, in nobody's name and without a limit: cursors that are to
+/// outlive it would be run, and what is to be listened to would be. As the client, once all else is done.
+pub(crate) fn forgo() {
+    // SAFETY: in a transaction of a session in which nobody else has cursors, or has asked to listen.
+    unsafe {
+        pg_sys::PortalHashTableDeleteAll();
+        sys::unlisten_all();
+    }
 }
 
 /// Discards what a transaction has left; where that cannot be done the process ends.
 pub(crate) fn discard() {
     // SAFETY: outside a transaction, in a session that nobody else has anything in.
     let has_temporary_tables = unsafe {
-        pg_sys::PortalHashTableDeleteAll();
         pg_sys::DropAllPreparedStatements();
         sys::forget_sequences();
         sys::temporary_schema() != pg_sys::InvalidOid
     };
+    if !session::is_itself() {
+        end("its settings, or its user, are not its own any more");
+    }
     if !has_temporary_tables {
         return;
     }
@@ -37,8 +43,13 @@ pub(crate) fn discard() {
         Ok(())
     });
     if let Err(refusal) = discarded {
-        log::say(&format!("a writer ends, since it cannot be cleared: {}", refusal.for_log()));
-        // SAFETY: ends this process as any error that is FATAL does; another takes its place.
-        unsafe { pg_sys::proc_exit(1) };
+        end(&refusal.for_log());
     }
+}
+
+/// Another process takes its place.
+fn end(why: &str) -> ! {
+    log::say(&format!("a writer ends, since it cannot be cleared: {why}"));
+    // SAFETY: ends this process as any error that is FATAL does.
+    unsafe { pg_sys::proc_exit(1) }
 }

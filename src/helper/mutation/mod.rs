@@ -16,19 +16,29 @@ mod target;
 mod writer;
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use pgrx::{PgSqlErrorCode, pg_sys};
+use tide_feed::catalog::OUTDATED;
 use tide_feed::mutation::{Mutated, Mutation, Outcome, Rejection, Settled, Status};
 use tide_feed::wal::WalMessage;
 
 use crate::backend::send;
 use crate::guc;
 use crate::helper::answer::encode;
-use crate::helper::transaction::{Refusal, committed};
+use crate::helper::transaction::{Refusal, committed_after, limit_locks};
+use crate::helper::{role_settings, session};
 use crate::source::snapshot::flushed;
 use attempt::Attempt;
 use ledger::{Claim, Client};
-use writer::as_extension_owner;
+
+/// How long a mutation waits for a lock: then it is tried again, and others have their turn meanwhile.
+const LOCK_WAIT: Duration = Duration::from_millis(200);
+
+/// The SQLSTATE of a lock that was not free.
+const LOCKED: &str = "55P03";
+/// Of what tide-server tries again.
+const TRY_AGAIN: &str = "40001";
 
 /// Bytes of a reason: it may quote what it is about.
 const LONGEST_REASON: usize = 2_000;
@@ -40,22 +50,53 @@ pub(crate) fn mutate(role: &str, claims: &str, text: &str) -> Result<String, Ref
     })?;
     let client = Client::of(role, claims, &mutation);
     let is_done = Cell::new(false);
-    let attempted = committed(guc::write_timeout(), || {
+    let attempted = in_transaction(&client, || {
         settle(&client, &mutation, |owner| perform(role, claims, &mutation, owner, &is_done))
     });
     let settled = match attempted {
         // What came at its very end is an answer, too.
         Err(refusal) if is_done.get() && !is_passing(&refusal.sqlstate) => {
             let outcome = |_owner| Ok(rejected(None, refusal, None));
-            committed(guc::write_timeout(), || settle(&client, &mutation, outcome))
+            in_transaction(&client, || settle(&client, &mutation, outcome))
         }
         other => other,
     };
+    let settled = settled.map_err(|refusal| match refusal.sqlstate.as_str() {
+        // What was looked up is not so any more.
+        OUTDATED => Refusal { sqlstate: TRY_AGAIN.into(), ..refusal },
+        _ => refusal,
+    });
     encode(&match settled? {
         Entered::Now(outcome) => Mutated::Settled(Settled { lsn: committed_at(), outcome }),
         Entered::Before(outcome) => Mutated::Settled(Settled { lsn: flushed(), outcome }),
         Entered::Not(why) => why,
     })
+}
+
+/// One that is as an ordinary session's would be, and that nobody else does anything for the client in.
+fn in_transaction<R>(
+    client: &Client<'_>,
+    work: impl FnOnce() -> Result<R, Refusal>,
+) -> Result<R, Refusal> {
+    let prepare = || {
+        // Another writer will do it.
+        role_settings::refuse_if_old().map_err(|refusal| {
+            Refusal::new(PgSqlErrorCode::ERRCODE_CANNOT_CONNECT_NOW, refusal.message)
+        })?;
+        // SAFETY: in a transaction that has no snapshot yet; variables of this process.
+        unsafe {
+            if pg_sys::DefaultXactReadOnly {
+                let code = PgSqlErrorCode::ERRCODE_READ_ONLY_SQL_TRANSACTION;
+                return Err(Refusal::new(code, "transactions of this database are read only"));
+            }
+            pg_sys::XactReadOnly = false;
+            pg_sys::XactIsoLevel = session::ordinary_isolation();
+        }
+        limit_locks(LOCK_WAIT);
+        client.lock();
+        Ok(())
+    };
+    committed_after(guc::write_timeout(), prepare, work)
 }
 
 enum Entered {
@@ -72,7 +113,7 @@ fn settle(
     work: impl FnOnce(pg_sys::Oid) -> Result<Outcome, Refusal>,
 ) -> Result<Entered, Refusal> {
     let owner = ledger::owner()?;
-    match as_extension_owner(owner, || client.claim(mutation))? {
+    match client.claim(mutation, owner)? {
         Claim::Next => {}
         Claim::Done(outcome) => return Ok(Entered::Before(outcome)),
         Claim::OutOfOrder(expected) => return Ok(Entered::Not(Mutated::OutOfOrder(expected))),
@@ -80,8 +121,7 @@ fn settle(
         Claim::Reused => return Ok(Entered::Not(Mutated::Reused)),
     }
     let outcome = work(owner)?;
-    leftovers::stop_listening();
-    as_extension_owner(owner, || client.enter(mutation, &outcome))?;
+    client.enter(mutation, &outcome)?;
     Ok(Entered::Now(outcome))
 }
 
@@ -103,6 +143,7 @@ fn perform(
                 // What was put off once more by what had been put off.
                 // SAFETY: in a transaction, outside of any query.
                 unsafe { pg_sys::AfterTriggerFireDeferred() };
+                leftovers::forgo();
                 Ok(Outcome {
                     status: Status::Confirmed,
                     returning: Some(returning),
@@ -131,7 +172,8 @@ fn rejected(
 
 /// Whether an error says nothing about what was asked: the same may well succeed in a moment.
 pub(crate) fn is_passing(sqlstate: &str) -> bool {
-    ["08", "40", "53", "57", "58"].iter().any(|class| sqlstate.starts_with(class))
+    [OUTDATED, LOCKED].contains(&sqlstate)
+        || ["08", "40", "53", "57", "58"].iter().any(|class| sqlstate.starts_with(class))
 }
 
 /// Where the last transaction of this process ended, which is on disk.

@@ -23,6 +23,9 @@ pub(crate) struct Done {
     pub(crate) key: Option<Fields>,
 }
 
+/// How often a row is gone after that is made anew all the time.
+const TRIES: usize = 3;
+
 /// What a statement did.
 struct Ran {
     processed: u64,
@@ -85,7 +88,12 @@ impl RowOperation<'_> {
         }
     }
 
+    /// Of a version that the client has seen, or of a key that only Postgres makes, there is a row, or there
+    /// was one.
     fn upsert(&self) -> Result<Done, Refusal> {
+        if (self.op.if_version.is_some() || self.target.makes_keys()) && !self.values.is_empty() {
+            return self.set();
+        }
         let mut values = self.values.clone();
         values.extend(self.key.clone());
         if !self.target.has_key(&values) {
@@ -115,16 +123,26 @@ impl RowOperation<'_> {
             true => format!("update set {}", changes.join(", ")),
             false => "nothing".into(),
         };
-        if let Some(condition) = self.seen_version(&mut parameters)?.filter(|_| is_changed) {
-            sql += &format!(" where {condition}");
-        }
-        match self.returning(&sql, &parameters)? {
-            (0, _) if is_changed && self.op.if_version.is_some() => Err(another_version()),
-            (_, done) => Ok(done),
-        }
+        self.returning(&sql, &parameters).map(|(_, done)| done)
     }
 
-    fn set(&self) -> Result<Done, Refusal> {
+    /// Inserts it unless it is there; `None`: it is.
+    pub(crate) fn insert_if_missing(&self) -> Result<Option<Done>, Refusal> {
+        let mut values = self.values.clone();
+        values.extend(self.key.clone());
+        let names = bare(&self.target.columns(&values)?).join(", ");
+        let mut parameters = Parameters::default();
+        let given = Given::new(self.target, &values, "v", &mut parameters)?;
+        let list: Vec<&str> = given.expressions().collect();
+        let (table, list, from) = (self.target.table.qualified(), list.join(", "), from([&given]));
+        let sql = format!(
+            "insert into {table} as t ({names}) select {list}{from} on conflict do nothing"
+        );
+        let (count, done) = self.returning(&sql, &parameters)?;
+        Ok((count > 0).then_some(done))
+    }
+
+    pub(crate) fn set(&self) -> Result<Done, Refusal> {
         let mut parameters = Parameters::default();
         let given = Given::new(self.target, &self.values, "v", &mut parameters)?;
         let mut changes = Vec::new();
@@ -137,21 +155,89 @@ impl RowOperation<'_> {
         let (table, changes) = (self.target.table.name(), changes.join(", "));
         let from = from([&given, &key]);
         let sql = format!("update {table} as t set {changes}{from} where {condition}");
-        match self.returning(&sql, &parameters)? {
-            (0, _) => Err(self.untouched(true)?),
+        match self.touched(|| self.returning(&sql, &parameters))? {
+            (0, _) if self.current(false)?.is_none() => Err(missing()),
             (_, done) => Ok(done),
         }
     }
 
     /// One of a row that is not there is done already.
-    fn delete(&self) -> Result<Done, Refusal> {
+    pub(crate) fn delete(&self) -> Result<Done, Refusal> {
         let mut parameters = Parameters::default();
         let (key, condition) = self.condition(&mut parameters)?;
         let using = key.from.map(|from| format!(" using {from}")).unwrap_or_default();
         let sql = format!("delete from {} as t{using} where {condition}", self.target.table.name());
-        match self.returning(&sql, &parameters)? {
-            (0, _) if self.current(false)?.is_some() => Err(self.untouched(false)?),
-            (_, done) => Ok(done),
+        self.touched(|| self.returning(&sql, &parameters)).map(|(_, done)| done)
+    }
+
+    /// The same, with what the row was, as the client may see it.
+    pub(crate) fn delete_seen(&self) -> Result<(Option<Box<RawValue>>, Done), Refusal> {
+        let columns = self.target.readable()?;
+        let list: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+        if list.is_empty() {
+            return self.delete().map(|done| (None, done));
+        }
+        let mut parameters = Parameters::default();
+        let (key, condition) = self.condition(&mut parameters)?;
+        let using = key.from.map(|from| format!(" using {from}")).unwrap_or_default();
+        let (table, list) = (self.target.table.name(), list.join(", "));
+        let sql = format!("delete from {table} as t{using} where {condition} returning {list}");
+        let (_, row) = self.touched(|| {
+            let ran = run(&sql, &parameters, &columns, &[], false)?;
+            Ok((ran.processed, ran.row))
+        })?;
+        let returned = row.as_deref().map(|row| self.of_row(row)).transpose()?.flatten();
+        Ok((row, Done { returned, key: None }))
+    }
+
+    /// What the client wants to hear of a row.
+    fn of_row(&self, row: &RawValue) -> Result<Option<Box<RawValue>>, Refusal> {
+        let columns = self.returned_columns()?;
+        let fields: Fields = serde_json::from_str(row.get()).unwrap_or_default();
+        let names =
+            columns.iter().filter_map(|c| serde_json::from_str::<String>(&c.json_name).ok());
+        let heard: Fields =
+            names.filter_map(|name| fields.get(&name).map(|v| (name.clone(), v.clone()))).collect();
+        let json = || raw(serde_json::to_vec(&heard).unwrap_or_default());
+        if heard.is_empty() { Ok(None) } else { json().map(Some) }
+    }
+
+    /// Does something to a row that is there. Where nothing was done to one that the client sees, it may have
+    /// been made a moment ago: it is done again before that is taken for an answer.
+    fn touched<R>(
+        &self,
+        work: impl Fn() -> Result<(u64, R), Refusal>,
+    ) -> Result<(u64, R), Refusal> {
+        for _ in 0..TRIES {
+            let ran = work()?;
+            if ran.0 > 0 || self.target.table.may_be_diverted() {
+                return Ok(ran);
+            }
+            if self.current(false)?.is_none() {
+                // One that is gone is of no version.
+                return if self.op.if_version.is_some() { Err(another_version()) } else { Ok(ran) };
+            }
+        }
+        if self.op.if_version.is_some() {
+            return Err(another_version());
+        }
+        let code = PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE;
+        Err(Refusal::new(code, "the policies do not let the role write this row"))
+    }
+
+    /// An error if the row is not of the version that the client has seen.
+    pub(crate) fn check_version(&self) -> Result<(), Refusal> {
+        if self.op.if_version.is_none() {
+            return Ok(());
+        }
+        let mut parameters = Parameters::default();
+        let (key, condition) = self.condition(&mut parameters)?;
+        let also = key.from.map(|from| format!(", {from}")).unwrap_or_default();
+        let table = self.target.table.name();
+        let sql = format!("select 1 from {table} as t{also} where {condition}");
+        match run(&sql, &parameters, &[], &[], false)?.processed {
+            0 => Err(another_version()),
+            _ => Ok(()),
         }
     }
 
@@ -169,19 +255,6 @@ impl RowOperation<'_> {
         let lock = if is_locked { " for no key update of t" } else { "" };
         let sql = format!("select {list} from {table} as t{also} where {condition}{lock}");
         Ok(run(&sql, &parameters, &columns, &[], false)?.row)
-    }
-
-    /// Why no row was changed.
-    fn untouched(&self, has_to_be_there: bool) -> Result<Refusal, Refusal> {
-        let is_there = self.current(false)?.is_some();
-        Ok(if !is_there && has_to_be_there {
-            Refusal::new(PgSqlErrorCode::ERRCODE_NO_DATA_FOUND, "there is no such row")
-        } else if self.op.if_version.is_some() {
-            another_version()
-        } else {
-            let code = PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE;
-            Refusal::new(code, "the policies do not let the role write this row")
-        })
     }
 
     fn wrong_key(&self) -> Result<Refusal, Refusal> {
@@ -265,7 +338,7 @@ impl RowOperation<'_> {
 
     /// Whether nothing of another's is in the plan of what is done.
     fn keeps_plan(&self) -> bool {
-        matches!(self.op.op, Verb::Set | Verb::Delete) && !self.target.table.has_policies()
+        !matches!(self.op.op, Verb::Insert | Verb::Upsert) && !self.target.table.is_rewritten()
     }
 
     /// What the client has asked for.
@@ -310,6 +383,10 @@ fn from<'a>(given: impl IntoIterator<Item = &'a Given>) -> String {
 fn raise(version: &Column) -> String {
     let (bare, name) = (version.bare(), &version.name);
     format!("{bare} = {name} operator(pg_catalog.+) 1::pg_catalog.int2")
+}
+
+fn missing() -> Refusal {
+    Refusal::new(PgSqlErrorCode::ERRCODE_NO_DATA_FOUND, "there is no such row")
 }
 
 fn another_version() -> Refusal {

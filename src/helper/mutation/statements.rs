@@ -15,17 +15,23 @@ use pgrx::pg_sys;
 use crate::helper::mutation::given::Parameters;
 use crate::helper::transaction::Refusal;
 
-/// Forms that are kept; past it all are made anew.
-const MOST: usize = 500;
+/// Bytes of statements that are kept, whose plans take many times as much; past it all are made anew.
+const MOST: usize = 512 << 10;
 
 /// `plancache.h`: `PlanCacheMode`.
 const FORCE_GENERIC_PLAN: c_int = 1;
 
-/// A statement, and of which types its parameters are.
-type Form = (CString, Vec<pg_sys::Oid>);
+/// A statement, of which types its parameters are, and whether its plan is kept as well.
+type Form = (CString, Vec<pg_sys::Oid>, bool);
+
+#[derive(Default)]
+struct Kept {
+    plans: HashMap<Form, pg_sys::SPIPlanPtr>,
+    bytes: usize,
+}
 
 thread_local! {
-    static KEPT: RefCell<HashMap<Form, pg_sys::SPIPlanPtr>> = RefCell::default();
+    static KEPT: RefCell<Kept> = RefCell::default();
 }
 
 /// Runs a statement. Says how many rows there were, of which SPI has what it returns. Within a connection of
@@ -54,8 +60,8 @@ fn kept(
     types: &[pg_sys::Oid],
     keeps_plan: bool,
 ) -> Result<pg_sys::SPIPlanPtr, Refusal> {
-    let form = (sql.to_owned(), types.to_vec());
-    if let Some(plan) = KEPT.with_borrow(|kept| kept.get(&form).copied()) {
+    let form = (sql.to_owned(), types.to_vec(), keeps_plan);
+    if let Some(plan) = KEPT.with_borrow(|kept| kept.plans.get(&form).copied()) {
         return Ok(plan);
     }
     let options =
@@ -64,13 +70,16 @@ fn kept(
     // SAFETY: it was made in this connection of SPI's, and lives from here on until it is freed below.
     unsafe { pg_sys::SPI_keepplan(plan) };
     KEPT.with_borrow_mut(|kept| {
-        if kept.len() >= MOST {
+        let size = sql.to_bytes().len() + size_of_val(types);
+        if kept.bytes + size > MOST {
+            kept.bytes = 0;
             // SAFETY: none of them is being run: one is after the other, and what clients' code runs is its own.
-            kept.drain().for_each(|(_, plan)| unsafe {
+            kept.plans.drain().for_each(|(_, plan)| unsafe {
                 pg_sys::SPI_freeplan(plan);
             });
         }
-        kept.insert(form, plan);
+        kept.bytes += size;
+        kept.plans.insert(form, plan);
     });
     Ok(plan)
 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use pgrx::{PgSqlErrorCode, pg_sys};
 use serde::Deserialize;
+use tide_feed::catalog::OUTDATED;
 use tide_feed::mutation::Fields;
 use tide_feed::names::qualified_name;
 
@@ -17,6 +18,9 @@ use crate::helper::transaction::Refusal;
 use crate::server_text::ServerText;
 use crate::source::invalidation;
 
+/// How often a table is looked up that changes meanwhile.
+const TRIES: usize = 5;
+
 /// Tables that are remembered; past it all are looked up anew.
 const MOST: usize = 1_000;
 
@@ -27,8 +31,17 @@ thread_local! {
     static KNOWN: RefCell<HashMap<(String, String), Rc<Target>>> = RefCell::default();
 }
 
+/// True: something has changed in the catalogue.
+fn forget_stale() -> bool {
+    let is_stale = invalidation::take().is_some();
+    if is_stale {
+        KNOWN.with_borrow_mut(HashMap::clear);
+    }
+    is_stale
+}
+
 /// What the catalogue says of it.
-#[derive(Deserialize)]
+#[derive(PartialEq, Eq, Deserialize)]
 struct Found {
     oid: u32,
     version: Option<String>,
@@ -36,7 +49,7 @@ struct Found {
     columns: Vec<FoundColumn>,
 }
 
-#[derive(Deserialize)]
+#[derive(PartialEq, Eq, Deserialize)]
 struct FoundColumn {
     name: String,
     attnum: i16,
@@ -52,27 +65,42 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// The one of this name, looked up if it is not remembered. In a transaction.
+    /// The one of this name, locked; looked up if it is not remembered. In a transaction.
     pub(crate) fn known(
         name: &str,
         role: &str,
-        look_up: impl FnOnce() -> Result<Target, Refusal>,
+        look_up: impl Fn() -> Result<Target, Refusal>,
     ) -> Result<Rc<Target>, Refusal> {
-        if invalidation::take().is_some() {
-            KNOWN.with_borrow_mut(HashMap::clear);
-        }
         let key = (role.to_owned(), name.to_owned());
-        if let Some(target) = KNOWN.with_borrow(|known| known.get(&key).cloned()) {
-            return Ok(target);
+        // Waiting for the lock is when another may have come to have the name, or the columns.
+        for _ in 0..TRIES {
+            forget_stale();
+            let known = KNOWN.with_borrow(|known| known.get(&key).cloned());
+            let target = match known {
+                Some(target) => target,
+                None => Target::remember(&key, look_up()?),
+            };
+            target.lock();
+            if !forget_stale() {
+                return Ok(target);
+            }
+            let again = look_up()?;
+            if again.found == target.found {
+                return Ok(Target::remember(&key, again));
+            }
         }
-        let target = Rc::new(look_up()?);
+        Err(Refusal { sqlstate: OUTDATED.into(), message: "the table changes all the time".into() })
+    }
+
+    fn remember(key: &(String, String), target: Target) -> Rc<Target> {
+        let target = Rc::new(target);
         KNOWN.with_borrow_mut(|known| {
             if known.len() >= MOST {
                 known.clear();
             }
-            known.insert(key, Rc::clone(&target));
+            known.insert(key.clone(), Rc::clone(&target));
         });
-        Ok(target)
+        target
     }
 
     /// Looks it up. As the extension's owner.
@@ -96,13 +124,17 @@ impl Target {
         Ok(Target { name: name.to_owned(), found })
     }
 
-    /// Locks it against changes of its definition.
-    pub(crate) fn open(&self) -> Result<OpenTarget<'_>, Refusal> {
-        // SAFETY: in a transaction, whose end unlocks it. As what is done to it will lock it anyway.
+    /// Locks it against changes of its definition. In a transaction, whose end unlocks it.
+    pub(crate) fn lock(&self) {
+        // SAFETY: in a transaction. As what is done to it will lock it anyway.
         unsafe {
             let oid = pg_sys::Oid::from(self.found.oid);
             pg_sys::LockRelationOid(oid, pg_sys::RowExclusiveLock as pg_sys::LOCKMODE);
         }
+    }
+
+    /// Once it is locked.
+    pub(crate) fn open(&self) -> Result<OpenTarget<'_>, Refusal> {
         let table = Table::open(self.found.oid)?;
         let key = table.write_key();
         let key = table.key_columns(&key)?.into_iter().zip(key).map(|(column, (attnum, _))| {
@@ -148,6 +180,12 @@ impl<'a> OpenTarget<'a> {
     /// The key's columns, if there are any.
     pub(crate) fn key_columns(&self) -> impl Iterator<Item = &Column> {
         self.key.iter().map(|(_, column)| column)
+    }
+
+    /// Whether a column of the key is only ever made by Postgres.
+    pub(crate) fn makes_keys(&self) -> bool {
+        let attnums = self.key.iter().filter_map(|(name, _)| self.attnums.get(name.as_str()));
+        attnums.into_iter().any(|found| self.table.is_always_generated(found.attnum))
     }
 
     pub(crate) fn key_names(&self) -> impl Iterator<Item = &str> {

@@ -4,12 +4,12 @@
 //! has what any session of the role has. The session's user is a member of every role of clients; what is
 //! set by `SetUserIdAndSecContext` keeps code from setting another, or resetting this one.
 
-use pgrx::{PgSqlErrorCode, pg_sys};
+use pgrx::pg_sys;
 
 use crate::encoding;
 use crate::helper::policy::set_claims;
-use crate::helper::transaction::Refusal;
-use crate::helper::{role, role_settings, session};
+use crate::helper::transaction::{Refusal, with_news};
+use crate::helper::{role, session};
 
 /// Does the work as the role, with its claims and an ordinary session's settings. What becomes of settings
 /// meanwhile is forgotten. In a transaction.
@@ -18,10 +18,6 @@ pub(crate) fn as_client<R>(
     claims: &str,
     work: impl FnOnce() -> Result<R, Refusal>,
 ) -> Result<R, Refusal> {
-    // Another writer will do it.
-    role_settings::refuse_if_old().map_err(|refusal| {
-        Refusal::new(PgSqlErrorCode::ERRCODE_CANNOT_CONNECT_NOW, refusal.message)
-    })?;
     let oid = role::usable(role)?;
     let name = encoding::server_string(role);
     let (mut user, mut context) = (pg_sys::InvalidOid, 0);
@@ -46,9 +42,8 @@ pub(crate) fn as_client<R>(
     result
 }
 
-/// Does work of pg_tide's own, on its own tables, in the name of the extension's owner and under the
-/// settings that its queries are written for: outside of [`as_client`] those of the session, within it they
-/// are put on. In a transaction.
+/// Does work of pg_tide's own, on its own tables, in the name of the extension's owner, under the settings
+/// that its queries are written for, and with what has been committed by now. In a transaction.
 pub(crate) fn as_extension_owner<R>(
     owner: pg_sys::Oid,
     work: impl FnOnce() -> Result<R, Refusal>,
@@ -61,8 +56,7 @@ pub(crate) fn as_extension_owner<R>(
             pg_sys::SECURITY_RESTRICTED_OPERATION | pg_sys::SECURITY_LOCAL_USERID_CHANGE;
         pg_sys::SetUserIdAndSecContext(owner, context | restricted as i32);
     }
-    let is_clients = context != 0;
-    let result = if is_clients { session::pinned(work) } else { work() };
+    let result = session::pinned(|| with_news(work));
     // SAFETY: as above.
     unsafe { pg_sys::SetUserIdAndSecContext(user, context) };
     result

@@ -52,8 +52,9 @@ const EXECUTORS: Traffic = Traffic { in_a_row: 1, keeps_one_free: true };
 /// One chunk after another, by clients in turn.
 const READERS: Traffic = Traffic { in_a_row: 1, keeps_one_free: false };
 
-/// One mutation after another, by clients in turn.
-const WRITERS: Traffic = Traffic { in_a_row: 1, keeps_one_free: false };
+/// One mutation after another, by clients in turn; those that had to be tried again leave a writer to the
+/// others.
+const WRITERS: Traffic = Traffic { in_a_row: 4, keeps_one_free: true };
 
 /// Bytes of a question to a writer: a mutation, as a text within JSON, and the claims of a token.
 const MAX_WRITING: usize = 2 * MAX_MUTATION + (1 << 20);
@@ -255,11 +256,16 @@ impl Catalog {
 
     /// Has a mutation done, unless it has been, in the name of the client. Once a writer has begun it
     /// goes on, whether or not anybody waits for it.
-    pub async fn mutate(&self, asker: &Asker, mutation: String) -> Result<Mutated, CatalogError> {
+    pub(crate) async fn mutate(
+        &self,
+        lane: Lane,
+        asker: &Asker,
+        mutation: String,
+    ) -> Result<Mutated, CatalogError> {
         let Asker { role, claims } = asker;
         let (role, claims) = (role.as_ref().into(), claims.as_ref().into());
         let request = Request::Mutate { role, claims, mutation };
-        ask_patiently(&self.writers, Lane::Slow, asker, request).await
+        ask_patiently(&self.writers, lane, asker, request).await
     }
 
     /// Forgets how mutations ended that were done so long ago, of the `limit` oldest; answers how many.

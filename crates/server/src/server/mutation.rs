@@ -5,12 +5,12 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use tide_feed::catalog::QUERY_CANCELED;
 use tide_feed::mutation::{MAX_MUTATION, Mutated, Mutation, Status};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::context::ServerContext;
 use super::credentials::Credentials;
 use crate::allowance::Share;
-use crate::catalog::{Asker, Catalog, CatalogError};
+use crate::catalog::{Asker, Catalog, CatalogError, Lane};
 use crate::stats::MutationOutcome;
 use crate::wire::mutation::{Answer, Code, Failure, Name, Verdict};
 use crate::writer_demand::Demanded;
@@ -29,8 +29,14 @@ const ENTRY: usize = 512;
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(1);
 
+/// For how long what fails for a moment is tried again: somebody's code may say so each time.
+const LONG: Duration = Duration::from_secs(60);
+
 /// How often, in a row, what may not be for a moment only.
 const TRIES: u32 = 3;
+
+/// The SQLSTATE of a lock that was not free.
+const LOCKED: &str = "55P03";
 
 /// A mutation that may be done.
 pub(super) struct Task {
@@ -93,15 +99,18 @@ impl Task {
     /// Has it done, however often that takes to try: what fails for a moment is no outcome. Gives up only
     /// what keeps failing in a way that does not go away by itself.
     pub(super) async fn settle(&self, catalog: &Catalog) -> Verdict {
-        let (mut pause, mut failures) = (PAUSE, 0);
+        let (begun, mut pause, mut failures) = (Instant::now(), PAUSE, 0);
+        // What has been in trouble is not in the way of what has not.
+        let mut lane = Lane::Express;
         loop {
-            let error = match catalog.mutate(&self.asker, self.json.clone()).await {
+            let error = match catalog.mutate(lane, &self.asker, self.json.clone()).await {
                 Ok(mutated) => return verdict(mutated),
                 Err(error) => error,
             };
             match Trouble::of(&error) {
                 Trouble::Refusal => return failure(Code::Refused, error),
-                Trouble::Passing => failures = 0,
+                Trouble::Passing if begun.elapsed() < LONG => failures = 0,
+                Trouble::Passing => return failure(Code::Unavailable, error),
                 Trouble::Lasting(code) => {
                     failures += 1;
                     if failures >= TRIES {
@@ -109,6 +118,7 @@ impl Task {
                     }
                 }
             }
+            lane = Lane::Slow;
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST);
         }
@@ -141,6 +151,7 @@ impl Trouble {
         };
         match sqlstate.get(..2) {
             _ if sqlstate == QUERY_CANCELED => Trouble::Lasting(Code::Timeout),
+            _ if sqlstate == LOCKED => Trouble::Passing,
             Some("40" | "57") => Trouble::Passing,
             Some("08" | "53" | "58") => Trouble::Lasting(Code::Unavailable),
             _ => Trouble::Refusal,
@@ -210,6 +221,7 @@ mod tests {
             (refused("40001"), Trouble::Passing),
             (refused("40P01"), Trouble::Passing),
             (refused("57P01"), Trouble::Passing),
+            (refused("55P03"), Trouble::Passing),
             (refused("57014"), Trouble::Lasting(Code::Timeout)),
             (refused("53100"), Trouble::Lasting(Code::Unavailable)),
             (refused("58030"), Trouble::Lasting(Code::Unavailable)),
