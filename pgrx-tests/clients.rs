@@ -1,6 +1,6 @@
 //! Unmodified clients: npm's `@supabase/realtime-js` of two generations, PyPI's `realtime`, and a
-//! browser with the page. Their tests are in `node/`, `python/` and `browser/`; and a client of our
-//! own, `clients/deepstream-storage/`, with its tests. `make test` installs them all.
+//! browser with the page. Their tests are in `node/`, `python/` and `browser/`; and clients of our
+//! own, `clients/deepstream-storage/` and `clients/python/`, with their tests. `make test` installs them all.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,13 +11,20 @@ use crate::support::{Cluster, Database};
 /// Runs a client's tests against a database of their own; its output is shown if they fail.
 #[track_caller]
 fn run(database: &Database<'_>, command: &mut Command) {
+    succeed(
+        command
+            .env("TIDE_URL", format!("ws://localhost:{}/realtime/v1", database.port))
+            .env("TIDE_HTTP", format!("http://localhost:{}", database.port))
+            .env("TIDE_PSQL", bin().join("psql"))
+            .env("PGHOST", database.cluster.host())
+            .env("PGUSER", "postgres")
+            .env("PGDATABASE", &database.name),
+    );
+}
+
+#[track_caller]
+fn succeed(command: &mut Command) {
     let output = command
-        .env("TIDE_URL", format!("ws://localhost:{}/realtime/v1", database.port))
-        .env("TIDE_HTTP", format!("http://localhost:{}", database.port))
-        .env("TIDE_PSQL", bin().join("psql"))
-        .env("PGHOST", database.cluster.host())
-        .env("PGUSER", "postgres")
-        .env("PGDATABASE", &database.name)
         .output()
         .unwrap_or_else(|error| panic!("{command:?}: {error}; `make test` installs what it needs"));
     let text = String::from_utf8_lossy(&output.stdout);
@@ -83,13 +90,25 @@ fn pythons_realtime_on_channels() {
 }
 
 fn python(file: &str) -> Command {
+    let mut command = Command::new(python_with_packages());
+    command.arg(folder("python").join(file));
+    command
+}
+
+fn python_with_packages() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
     let python = target.join("python/bin/python");
     assert!(python.exists(), "no {}: run make test", python.display());
-    let mut command = Command::new(python);
-    command.arg(folder("python").join(file));
-    command
+    python
+}
+
+/// Its tests stop and start a cluster of their own.
+#[test]
+fn our_own_client_for_python() {
+    let mut command = Command::new(python_with_packages());
+    command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]);
+    succeed(command.arg(folder("../clients/python/tests")));
 }
 
 #[test]

@@ -29,6 +29,10 @@ if command -v node >/dev/null 2>&1; then
         node --check "$file"
     done
 fi
+python=${CARGO_TARGET_DIR:-target}/python/bin/python
+if [ -x "$python" ] && "$python" -c 'import mypy' 2>/dev/null; then
+    step "$python" -m mypy --config-file clients/python/pyproject.toml clients/python/src clients/python/tests
+fi
 if command -v shellcheck >/dev/null 2>&1; then
     step shellcheck scripts/*.sh scripts/deb/p*.in .ci/run
 fi

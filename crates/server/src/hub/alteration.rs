@@ -43,6 +43,7 @@ pub(super) fn altered(
         prev: previous.map(|position| event_ref.cursor(position)),
         mutation_id: event.mutation_id.as_deref(),
         last_in_tx: event.last_in_tx,
+        in_payload: group.meta_in_payload,
         ..Meta::of(event_ref.cursor(event.position), event.commit_time)
     };
     let envelope = Envelope::broadcast(group.vsn, &group.topic, change.operation.name());

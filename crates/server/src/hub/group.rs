@@ -20,7 +20,7 @@ use super::warning::{Warned, Warning};
 use crate::allowance::Share;
 use crate::filter::Effort;
 use crate::policy::Rule;
-use crate::wire::encode::{Resync, resync};
+use crate::wire::encode::{Listener, Resync, resync};
 use crate::wire::{Vsn, record};
 
 pub(super) type GroupId = usize;
@@ -37,6 +37,7 @@ pub(super) struct GroupKey {
     pub(super) identity: Option<Arc<Identity>>,
     pub(super) private: bool,
     pub(super) bindings: Arc<[Binding]>,
+    pub(super) meta_in_payload: bool,
     /// The only connection whose channel it is, where that is kept equal to what its client would select.
     pub(super) only: Option<SessionId>,
 }
@@ -56,8 +57,14 @@ impl GroupKey {
             identity: None,
             private: facet.private,
             bindings: Arc::clone(&facet.bindings),
+            meta_in_payload: facet.meta_in_payload,
             only: None,
         }
+    }
+
+    /// Whom a broadcast of a synced channel is for.
+    pub(super) fn listener(&self) -> Listener<'_> {
+        Listener { vsn: self.vsn, topic: &self.topic, meta_in_payload: self.meta_in_payload }
     }
 
     pub(super) fn has_filters(&self) -> bool {

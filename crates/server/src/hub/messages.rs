@@ -32,6 +32,7 @@ pub(super) fn message(
         prev: previous.map(|position| event_ref.cursor(position)),
         message: Some(MessageMeta { row, wrapped: message.wrapped }),
         mutation_id: own_id.or(event.mutation_id.as_deref()),
+        in_payload: group.meta_in_payload,
         ..Meta::of(event_ref.cursor(event.position), event.commit_time)
     };
     let envelope = Envelope::broadcast(group.vsn, &group.topic, &message.name);

@@ -369,6 +369,7 @@ mod tests {
                 identity: None,
                 private: false,
                 bindings: Arc::default(),
+                meta_in_payload: false,
                 only: None,
             };
             let membership = Membership::new(key, Floor::default(), None);

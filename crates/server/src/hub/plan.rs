@@ -457,6 +457,7 @@ impl Part {
             unchanged: &unchanged,
             mutation_id: event.mutation_id.as_deref(),
             last_in_tx: event.last_in_tx,
+            in_payload: group.meta_in_payload,
             ..Meta::of(event_ref.cursor(event.position), event.commit_time)
         };
         envelope.wrap_with(frame_buf, body, &meta)

@@ -47,6 +47,11 @@ impl Style {
     pub fn is_of_rows(self) -> bool {
         matches!(self, Style::Changes | Style::Legacy | Style::Table | Style::Records)
     }
+
+    /// Its events are broadcasts with a `meta`.
+    fn has_meta(self) -> bool {
+        matches!(self, Style::Table | Style::Records | Style::Channel | Style::Schema)
+    }
 }
 
 /// The operations a binding asks for.
@@ -184,15 +189,22 @@ pub struct Facet {
     pub private: bool,
     /// Of styles that are about rows; else none.
     pub bindings: Arc<[Binding]>,
+    /// Of styles whose events have `meta`: it is told in the payload as well.
+    pub meta_in_payload: bool,
 }
 
 impl Facet {
     pub fn of_rows(style: Style, bindings: Vec<Binding>) -> Facet {
-        Facet { style, private: false, bindings: bindings.into() }
+        Facet { style, private: false, bindings: bindings.into(), meta_in_payload: false }
     }
 
     pub fn of_topic(style: Style, private: bool) -> Facet {
-        Facet { style, private, bindings: Arc::default() }
+        Facet { style, private, bindings: Arc::default(), meta_in_payload: false }
+    }
+
+    /// As the client asks for it. What has no `meta` is the same either way, and shared.
+    pub fn with_meta_in_payload(self, wanted: bool) -> Facet {
+        Facet { meta_in_payload: wanted && self.style.has_meta(), ..self }
     }
 
     /// Bytes that it takes up, besides its filters, with what the hub makes of it: measured.

@@ -6,6 +6,7 @@ mod catalog_worker;
 mod identity;
 mod interruption;
 mod lookups;
+mod meta_in_payload;
 
 use std::net::SocketAddr;
 use std::pin::pin;

@@ -24,6 +24,8 @@ pub(super) struct Channel {
     pub(super) _lease: Option<Lease>,
     /// The client hears its own broadcasts.
     pub(super) echo: bool,
+    /// Of events of ours, the payload has `meta` as well.
+    pub(super) meta_in_payload: bool,
     /// The client asked to be told who is present.
     pub(super) watches_presence: bool,
     /// Of the connection's memory for filters.
@@ -122,6 +124,7 @@ mod tests {
             _filters: None,
             memory: Share::of(&Arc::new(Allowance::new(0))),
             echo: false,
+            meta_in_payload: false,
             watches_presence: false,
             presence: None,
         }

@@ -410,7 +410,8 @@ impl Conversation {
         let Some(presence) = &mut channel.presence else { return };
         let receive = |style, before: Grant, now: Grant| {
             if before.read != now.read {
-                let facet = Facet::of_topic(style, channel.private);
+                let facet = Facet::of_topic(style, channel.private)
+                    .with_meta_in_payload(channel.meta_in_payload);
                 self.context.hub.receive(self.session, topic, self.vsn, facet, now.read);
             }
         };

@@ -137,7 +137,9 @@ pub(super) async fn join(mut joiner: Joiner, payload: Box<JoinPayload>) -> Outco
                 topic: Arc::clone(&joiner.address.topic),
                 vsn: joiner.vsn,
                 identity: Arc::clone(&joiner.credentials.identity),
-                facets: plan.facets,
+                facets: (plan.facets.into_iter())
+                    .map(|facet| facet.with_meta_in_payload(payload.broadcast.meta_in_payload))
+                    .collect(),
                 since: plan.since,
                 snapshot: plan.snapshot,
                 greeting: plan.greeting,
@@ -188,6 +190,7 @@ impl Joiner {
             access,
             ack: payload.broadcast.ack,
             echo: payload.broadcast.echo,
+            meta_in_payload: payload.broadcast.meta_in_payload,
             watches_presence: payload.presence.enabled,
             presence,
             _lease: lease,

@@ -8,6 +8,7 @@ use tide_feed::json;
 
 use super::Vsn;
 use super::decode::ClientFrame;
+use super::envelope::META_INSIDE;
 use super::join::{ChangeParams, binding_id};
 use crate::presence::{Diff, Room};
 
@@ -268,26 +269,55 @@ pub struct SnapshotPage<'a> {
     pub resume: Option<&'a str>,
 }
 
-/// The frame of a page.
-pub fn snapshot(vsn: Vsn, topic: &str, page: SnapshotPage<'_>) -> Bytes {
-    let SnapshotPage { table: (schema, table), rows, is_fresh, resume } = page;
-    let mut frame = Frame::open(vsn, Address::of(topic), "broadcast");
-    let out = &mut frame.out;
-    out.reserve(rows.len());
-    out.extend_from_slice(br#"{"type":"broadcast","event":"SNAPSHOT","payload":{"schema":"#);
-    json::write_str(out, schema);
-    out.extend_from_slice(br#","table":"#);
-    json::write_str(out, table);
-    if is_fresh {
-        out.extend_from_slice(br#","fresh":true"#);
+/// Whom a broadcast of a synced channel is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Listener<'a> {
+    pub vsn: Vsn,
+    /// With its `realtime:`.
+    pub topic: &'a str,
+    /// `meta` is told in the payload as well.
+    pub meta_in_payload: bool,
+}
+
+impl Listener<'_> {
+    /// A broadcast: `write` writes the members of its payload, of which there are some; `meta` is an object.
+    fn broadcast(&self, event: &str, meta: &[u8], write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
+        let mut frame = Frame::open(self.vsn, Address::of(self.topic), "broadcast");
+        let out = &mut frame.out;
+        out.extend_from_slice(br#"{"type":"broadcast","event":"#);
+        json::write_str(out, event);
+        out.extend_from_slice(br#","payload":{"#);
+        write(out);
+        if self.meta_in_payload {
+            out.push(b',');
+            out.extend_from_slice(META_INSIDE);
+            out.extend_from_slice(meta);
+        }
+        out.extend_from_slice(br#"},"meta":"#);
+        out.extend_from_slice(meta);
+        out.push(b'}');
+        frame.close()
     }
-    out.extend_from_slice(br#","rows":"#);
-    out.extend_from_slice(rows.as_bytes());
-    out.push(b'}');
-    out.extend_from_slice(br#","meta":{"resume":"#);
-    write_or_null(out, resume);
-    out.extend_from_slice(b"}}");
-    frame.close()
+}
+
+/// The frame of a page.
+pub fn snapshot(to: Listener<'_>, page: SnapshotPage<'_>) -> Bytes {
+    let SnapshotPage { table: (schema, table), rows, is_fresh, resume } = page;
+    let mut meta = br#"{"resume":"#.to_vec();
+    write_or_null(&mut meta, resume);
+    meta.push(b'}');
+    to.broadcast("SNAPSHOT", &meta, |out| {
+        out.reserve(rows.len());
+        out.extend_from_slice(br#""schema":"#);
+        json::write_str(out, schema);
+        out.extend_from_slice(br#","table":"#);
+        json::write_str(out, table);
+        if is_fresh {
+            out.extend_from_slice(br#","fresh":true"#);
+        }
+        out.extend_from_slice(br#","rows":"#);
+        out.extend_from_slice(rows.as_bytes());
+    })
 }
 
 fn write_or_null(out: &mut Vec<u8>, text: Option<&str>) {
@@ -300,48 +330,36 @@ fn write_or_null(out: &mut Vec<u8>, text: Option<&str>) {
 /// A row that had to be read: an object, or `null` if it is not in sight any more; `old`: its key. It has
 /// no position of its own.
 pub fn read_row(
-    vsn: Vsn,
-    topic: &str,
+    to: Listener<'_>,
     (schema, table): (&str, &str),
     operation: Operation,
     (row, old): (&str, &str),
 ) -> Bytes {
-    let mut frame = Frame::open(vsn, Address::of(topic), "broadcast");
-    let out = &mut frame.out;
-    out.extend_from_slice(br#"{"type":"broadcast","event":"#);
-    json::write_str(out, operation.name());
-    out.extend_from_slice(br#","payload":{"schema":"#);
-    json::write_str(out, schema);
-    out.extend_from_slice(br#","table":"#);
-    json::write_str(out, table);
-    out.extend_from_slice(br#","operation":"#);
-    json::write_str(out, operation.name());
-    out.extend_from_slice(br#","record":"#);
-    out.extend_from_slice(row.as_bytes());
-    out.extend_from_slice(br#","old_record":"#);
-    out.extend_from_slice(old.as_bytes());
-    out.extend_from_slice(br#"},"meta":{"cause":"read","resume":null}}"#);
-    frame.close()
+    to.broadcast(operation.name(), br#"{"cause":"read","resume":null}"#, |out| {
+        out.extend_from_slice(br#""schema":"#);
+        json::write_str(out, schema);
+        out.extend_from_slice(br#","table":"#);
+        json::write_str(out, table);
+        out.extend_from_slice(br#","operation":"#);
+        json::write_str(out, operation.name());
+        out.extend_from_slice(br#","record":"#);
+        out.extend_from_slice(row.as_bytes());
+        out.extend_from_slice(br#","old_record":"#);
+        out.extend_from_slice(old.as_bytes());
+    })
 }
 
 /// The client has been told of so many rows that there were, and of everything up to this position.
-pub fn up_to_date(
-    vsn: Vsn,
-    topic: &str,
-    rows: u64,
-    position: Cursor,
-    resume: Option<&str>,
-) -> Bytes {
-    let mut frame = Frame::open(vsn, Address::of(topic), "broadcast");
-    let out = &mut frame.out;
-    out.extend_from_slice(br#"{"type":"broadcast","event":"up_to_date","payload":{"rows":"#);
-    json::write_u64(out, rows);
-    out.extend_from_slice(br#"},"meta":{"id":"#);
-    json::write_str(out, &position.to_string());
-    out.extend_from_slice(br#","resume":"#);
-    write_or_null(out, resume);
-    out.extend_from_slice(b"}}");
-    frame.close()
+pub fn up_to_date(to: Listener<'_>, rows: u64, position: Cursor, resume: Option<&str>) -> Bytes {
+    let mut meta = br#"{"id":"#.to_vec();
+    json::write_str(&mut meta, &position.to_string());
+    meta.extend_from_slice(br#","resume":"#);
+    write_or_null(&mut meta, resume);
+    meta.push(b'}');
+    to.broadcast("up_to_date", &meta, |out| {
+        out.extend_from_slice(br#""rows":"#);
+        json::write_u64(out, rows);
+    })
 }
 
 /// The rows that there are cannot be read; the subscription is over.

@@ -61,8 +61,36 @@ impl Envelope {
     pub fn wrap_with(&self, frame_buf: &mut FrameBuf, payload: &[u8], meta: &Meta<'_>) -> Bytes {
         let mut written = Vec::with_capacity(meta.length());
         meta.write(&mut written);
-        frame_buf.split(&[&self.prefix, payload, &written, &self.suffix])
+        let inside = if meta.in_payload { inside(payload) } else { None };
+        let Some((members, comma)) = inside else {
+            return frame_buf.split(&[&self.prefix, payload, META, &written, &self.suffix]);
+        };
+        let parts = [
+            &self.prefix,
+            members,
+            comma,
+            META_INSIDE,
+            &written,
+            b"}",
+            META,
+            &written,
+            &self.suffix,
+        ];
+        frame_buf.split(&parts)
     }
+}
+
+/// Beside the payload ...
+const META: &[u8] = b",\"meta\":";
+/// ... and in it, for clients that pass nothing else on.
+pub(super) const META_INSIDE: &[u8] = b"\"_meta\":";
+
+/// An object without the brace that closes it, and what has to be before another member. That is the last
+/// one, so that it counts where the object has one of the same name.
+fn inside(object: &[u8]) -> Option<(&[u8], &[u8])> {
+    let members = object.trim_ascii_end().strip_suffix(b"}")?;
+    let is_empty = members.trim_ascii_end().ends_with(b"{");
+    Some((members, if is_empty { b"" } else { b"," }))
 }
 
 /// `meta` of a broadcast of ours.
@@ -81,6 +109,8 @@ pub struct Meta<'a> {
     pub mutation_id: Option<&'a str>,
     /// The last event of its transaction.
     pub last_in_tx: bool,
+    /// It is told in the payload as well.
+    pub in_payload: bool,
 }
 
 /// What `meta` says of a message besides.
@@ -112,6 +142,7 @@ impl<'a> Meta<'a> {
             message: None,
             mutation_id: None,
             last_in_tx: false,
+            in_payload: false,
         }
     }
 
@@ -119,13 +150,13 @@ impl<'a> Meta<'a> {
     fn length(&self) -> usize {
         /// Bytes of a cursor's text.
         const CURSOR: usize = 39;
-        const FIXED: usize = r#","meta":{"id":"","prev":"","commit_timestamp":"2025-11-19T00:22:40.877Z","unchanged":,"mutation_id":"","last_in_tx":true}"#.len();
+        const FIXED: usize = r#"{"id":"","prev":"","commit_timestamp":"2025-11-19T00:22:40.877Z","unchanged":,"mutation_id":"","last_in_tx":true}"#.len();
         let message = self.message.map_or(0, |message| message.length());
         FIXED + 2 * CURSOR + self.unchanged.len() + message + self.mutation_id.map_or(0, str::len)
     }
 
     fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b",\"meta\":{\"id\":\"");
+        out.extend_from_slice(b"{\"id\":\"");
         write_cursor(out, &self.id);
         out.push(b'"');
         if let Some(prev) = &self.prev {

@@ -1,6 +1,7 @@
 //! Every kind of frame that the server can send, byte for byte, in both versions.
 
 mod join;
+mod meta_in_payload;
 mod mutation;
 
 use bytes::Bytes;

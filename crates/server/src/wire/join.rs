@@ -48,6 +48,8 @@ pub struct BroadcastOptions {
     pub events: Option<Vec<Operation>>,
     /// Of `tide:records:` topics: what a record holds, besides its key.
     pub values: bool,
+    /// `meta` of events of ours also as the payload's `_meta`.
+    pub meta_in_payload: bool,
 }
 
 /// `config.broadcast.replay`, Supabase's.
@@ -173,6 +175,7 @@ impl BroadcastOptions {
                 "config.broadcast.events must be a list of INSERT, UPDATE, DELETE, TRUNCATE",
             ),
             values: options.flag("values"),
+            meta_in_payload: options.flag("meta_in_payload"),
         }
     }
 }

@@ -262,11 +262,15 @@ impl Stream {
                 sync.phase = Phase::Live;
                 if !std::mem::replace(&mut sync.is_up_to_date, true) {
                     let cursor = Cursor { epoch: live.epoch, position: self.history.before(next) };
-                    let (vsn, topic) = (group.key.vsn, &group.key.topic);
                     let place = sync.complete_place(cursor);
                     let resume = place.and_then(|place| self.seal.as_ref()?.seal(&place));
                     let resume = resume.as_deref();
-                    member.queue.reply(encode::up_to_date(vsn, topic, sync.rows, cursor, resume));
+                    member.queue.reply(encode::up_to_date(
+                        group.key.listener(),
+                        sync.rows,
+                        cursor,
+                        resume,
+                    ));
                 }
                 self.lagging.add(session);
                 self.lagging.wake(session);
@@ -395,7 +399,7 @@ impl Member {
     ) -> Push {
         let Some(sync) = &self.sync else { return Push::Queued };
         let (schema, table) = &sync.plan.name;
-        let (vsn, topic, table) = (key.vsn, &key.topic, (&**schema, &**table));
+        let (to, table) = (key.listener(), (&**schema, &**table));
         self.queue.resume();
         if sync.fetched().is_some() {
             let rows: Vec<&RawValue> = serde_json::from_str(chunk.rows.get()).unwrap_or_default();
@@ -405,7 +409,7 @@ impl Member {
                     encode::SnapshotPage { table, rows: "[]", is_fresh: false, resume: None };
                 return match sync.is_up_to_date {
                     true => Push::Queued,
-                    false => self.queue.push(&[encode::snapshot(vsn, topic, page)]),
+                    false => self.queue.push(&[encode::snapshot(to, page)]),
                 };
             };
             if !key.bindings.iter().any(|binding| binding.operations.contains(operation)) {
@@ -413,7 +417,7 @@ impl Member {
             }
             let row = rows.first().map_or("null", |row| row.get());
             let old = if operation == Operation::Insert { "null" } else { old };
-            return self.queue.push(&[encode::read_row(vsn, topic, table, operation, (row, old))]);
+            return self.queue.push(&[encode::read_row(to, table, operation, (row, old))]);
         }
         if !sync.is_untold() {
             return Push::Queued;
@@ -425,6 +429,6 @@ impl Member {
             is_fresh: sync.is_fresh(),
             resume: resume.as_deref(),
         };
-        self.queue.push(&[encode::snapshot(vsn, topic, page)])
+        self.queue.push(&[encode::snapshot(to, page)])
     }
 }

@@ -153,6 +153,26 @@ async fn a_table_topic_has_positions_to_resume_from() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_it_has_the_meta_in_the_payload() {
+    let world = World::new(config()).await;
+    let topic = "realtime:tide:table:public.t";
+    let mut told = Vec::new();
+    for broadcast in [json!({"meta_in_payload": true}), json!({"meta_in_payload": false})] {
+        let mut client = world.client().await;
+        client.join("1", topic, json!({"broadcast": broadcast})).await;
+        assert_eq!(client.next().await[4]["status"], "ok");
+        told.push(client);
+    }
+    world.insert(1000, 1, "x");
+
+    let [with, without] = [told[0].next().await, told[1].next().await];
+    assert!(with[4]["meta"]["id"].is_string());
+    assert_eq!(with[4]["payload"]["_meta"], with[4]["meta"]);
+    assert_eq!(with[4]["meta"], without[4]["meta"]);
+    assert_eq!(without[4]["payload"].get("_meta"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_table_topic_cannot_give_is_refused_at_the_join() {
     let world = World::new(config()).await;
     let mut client = world.client().await;

@@ -71,9 +71,11 @@ fn own_options_of_a_join_are_read_from_the_broadcast_config() {
     let join = configured(&json!({"broadcast": {
         "since": "0000000100000100000000000000000100000000", "last": "50", "snapshot": true,
         "filter": "status=eq.open", "select": ["id", "status"], "events": ["INSERT", "delete"],
+        "meta_in_payload": true,
     }, "postgres_changes_options": {"wait": "true"}}));
 
     assert!(join.broadcast.since.is_some() && join.broadcast.snapshot && join.wait);
+    assert!(join.broadcast.meta_in_payload);
     assert_eq!(join.broadcast.last, Some(50));
     assert_eq!(join.broadcast.filter.as_deref(), Some("status=eq.open"));
     assert_eq!(join.broadcast.select.map(|names| names.len()), Some(2));
