@@ -336,7 +336,6 @@ async def test_changes_name_the_mutation_that_made_them(
     assert told == [mutation.mutation_id]
 
 
-@pytest.mark.xfail(reason="the server rejects it: the policies do not let the role write this row")
 @pytest.mark.parametrize("op", ["delete", "set"])
 async def test_a_row_that_is_made_anew_meanwhile_may_be_written(
     cluster: Cluster, client: Client, table: str, op: str
