@@ -4,7 +4,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
-use crate::support::mutator::Mutator;
+use crate::support::mutator::{MUTATIONS, Mutator};
 use crate::support::{Cluster, Database, http, wait_until};
 
 fn database() -> &'static Database<'static> {
@@ -1057,4 +1057,22 @@ fn a_rule_of_a_table_goes_with_it_and_there_is_one() {
     assert_eq!(count(rules), 1);
     one.batch_execute("drop table m_ruled").unwrap();
     assert_eq!(count(rules), 0);
+}
+
+/// As clients do by themselves where a table was altered.
+#[test]
+fn a_channel_that_is_joined_anew_has_answers_to_all_that_it_asked_for() {
+    table("m_rejoined", "id int primary key");
+    let mut client = Mutator::new(database(), "rejoined");
+    for n in 1..=20 {
+        client.send(
+            n,
+            &json!([{ "op": "insert", "table": "public.m_rejoined", "values": { "id": n } }]),
+        );
+    }
+    client.client.join(MUTATIONS, &json!({}));
+    for n in 1..=20 {
+        let answer = client.answer();
+        assert_eq!((&answer["n"], &answer["status"]), (&json!(n), &json!("confirmed")), "{answer}");
+    }
 }

@@ -308,7 +308,8 @@ impl Conversation {
         // The newest join of a topic is the one that counts. The old channel is told so, but for
         // a join that has had no answer yet: there the client has stopped waiting for it.
         self.abandon(to.topic);
-        if let Some(old) = self.remove(to.topic) {
+        // What it has asked to be written goes on: it is answered on the topic.
+        if let Some(old) = self.channels.remove(to.topic) {
             self.reply(encode::phx_close(self.vsn, old.join_ref.as_deref(), to.topic));
             self.context.hub.make_way(self.session, to.topic);
         }
