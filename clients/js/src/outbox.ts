@@ -1,0 +1,245 @@
+import { Backoff } from './backoff.js'
+import type { Channel, Loss } from './channel.js'
+import { Expired, Refused, Rejected } from './errors.js'
+import type { Answer, Mutation, Op, Outcome, Settlement } from './mutation.js'
+import type { Slot } from './slot.js'
+import type { Batch, Store } from './store.js'
+
+/** How many mutations may be sent that are not answered. */
+const AT_ONCE = 50
+
+/** Of errors, those that will be the same whenever it is sent: it was not done, and takes no number. */
+const NEVER = new Set(['malformed', 'size', 'refused', 'disabled'])
+
+/** What is done with what becomes of mutations. */
+export interface Listeners {
+  /** `isEchoed`: what it did has come before on the same connection. */
+  settled(settlement: Settlement, isEchoed: boolean): void
+}
+
+interface Entry {
+  mutation: Mutation
+  isKept: boolean
+  isSent: boolean
+}
+
+/**
+ * The mutations of one client in their order: kept before they are sent, sent in order, and again after anything
+ * that has come in between, until each is answered. Sent twice it is done once, by its number.
+ *
+ * After an error the numbers behind it are out of order, so nothing more is sent until all that was is answered;
+ * then it goes on from the first that was not done.
+ */
+export class Outbox {
+  readonly #slot: Slot
+  readonly #store: Store
+  readonly #listeners: Listeners
+  readonly #backoff = new Backoff()
+  #entries: Entry[] = []
+  #next = 1
+  #channel: Channel | undefined
+  /** The writes to the store, one after the other. */
+  #writes: Promise<void> = Promise.resolve()
+  /** Numbers are not what they have to be, or an answer asks to send again. */
+  #goesBack = false
+  /** Numbers whose mutations were not done, and how far the server is behind the others. */
+  #freed: number[] = []
+  #shift = 0
+  #hasToWait = false
+  #isClosed = false
+
+  constructor(slot: Slot, store: Store, listeners: Listeners) {
+    this.#slot = slot
+    this.#store = store
+    this.#listeners = listeners
+    this.#entries = slot.mutations.map((mutation) => ({ mutation, isKept: true, isSent: false }))
+    this.#next = slot.next
+  }
+
+  /** What is not answered, in order. */
+  get mutations(): Mutation[] {
+    return this.#entries.map((entry) => entry.mutation)
+  }
+
+  /** The name that the server knows this client by. */
+  get clientId(): string {
+    return this.#slot.clientId
+  }
+
+  /** The channel is joined: from the first that is not answered, all is sent. */
+  joined(channel: Channel): void {
+    this.#channel = channel
+    this.#stopSending()
+    this.#goBackOnceAnswered()
+    this.#send()
+  }
+
+  /** The channel is lost, and the answers with it. */
+  lost({ reason }: Loss): void {
+    if (reason.includes('1009')) this.#refuseLargest()
+    this.#stopSending()
+  }
+
+  /** Takes a mutation in. It resolves once it is kept; it is sent when it can be. */
+  async add(mutationId: string, ops: Op[], optimistic: Op[] | undefined, shown: (mutation: Mutation) => void): Promise<void> {
+    const mutation: Mutation = { mutation_id: mutationId, n: this.#next, ops, ...(optimistic && { optimistic }) }
+    this.#next += 1
+    const entry: Entry = { mutation, isKept: false, isSent: false }
+    this.#entries.push(entry)
+    shown(mutation)
+    try {
+      await this.#write([entry])
+    } catch (error) {
+      this.#remove(entry)
+      this.#free(entry)
+      this.#settle({ mutationId, status: 'rejected', error: error as Error })
+      this.#goBackOnceAnswered()
+      return
+    }
+    entry.isKept = true
+    this.#send()
+  }
+
+  async close(): Promise<void> {
+    this.#isClosed = true
+    this.#backoff.cancel()
+    await this.#writes.catch(() => {})
+    this.#slot.release()
+  }
+
+  #send(): void {
+    if (this.#isClosed || this.#goesBack || !this.#channel?.isJoined) return
+    let underWay = this.#entries.filter((entry) => entry.isSent).length
+    for (const entry of this.#entries) {
+      if (underWay >= AT_ONCE || !entry.isKept) return
+      if (entry.isSent) continue
+      entry.isSent = true
+      underWay += 1
+      const { mutation_id, n, ops } = entry.mutation
+      this.#channel.send('tide:mutate', { mutation_id, client_id: this.#slot.clientId, n, ops })
+    }
+  }
+
+  /** Of what was sent, one was more than a connection takes: it would be so each time. */
+  #refuseLargest(): void {
+    const sent = this.#entries.filter((entry) => entry.isSent)
+    const [largest] = sent.sort((one, other) => sizeOf(other.mutation) - sizeOf(one.mutation))
+    const reason = 'the mutation is larger than tide.max_message_size: make several of it'
+    if (largest) this.#refuse(largest, 'size', reason, null)
+  }
+
+  #stopSending(): void {
+    for (const entry of this.#entries) entry.isSent = false
+  }
+
+  /** What the server says of one of these mutations. */
+  take(answer: Answer): void {
+    const entry = this.#entryOf(answer)
+    if (!entry) return
+    const mutationId = entry.mutation.mutation_id
+    if (answer.status === 'confirmed') {
+      const outcome: Outcome = { returning: answer.returning ?? [], position: answer.position }
+      this.#done(entry, { mutationId, status: 'confirmed', outcome }, answer.echo !== 'skipped')
+    } else if (answer.status === 'rejected') {
+      const error = new Rejected(answer.sqlstate, answer.reason, answer.op, answer.current ?? null)
+      this.#done(entry, { mutationId, status: 'rejected', error })
+    } else {
+      this.#takeError(entry, answer)
+    }
+    if (this.#goesBack) this.#goBackOnceAnswered()
+    else this.#send()
+  }
+
+  /** Of an answer to what was sent under another number nothing is to be learned. */
+  #entryOf({ mutation_id: id, n }: Answer): Entry | undefined {
+    return this.#entries.find(({ mutation }) => mutation.n === n && (!id || mutation.mutation_id === id))
+  }
+
+  #takeError(entry: Entry, { code, reason, sqlstate, expected }: Answer & { status: 'error' }): void {
+    const mutationId = entry.mutation.mutation_id
+    if (NEVER.has(code)) return this.#refuse(entry, code, reason, sqlstate ?? null)
+    if (code === 'expired') return this.#done(entry, { mutationId, status: 'rejected', error: new Expired(reason) })
+    if (code === 'reused') {
+      return this.#done(entry, { mutationId, status: 'rejected', error: new Refused(code, reason, null) })
+    }
+    entry.isSent = false
+    this.#goesBack = true
+    if (code !== 'out_of_order') this.#hasToWait = true
+    // The server knows less of this client than it had: it was restored, or told to forget.
+    else if (expected !== undefined && entry === this.#entries[0]) this.#shift = entry.mutation.n - expected
+  }
+
+  /** It was not done, and is not remembered: its number is the next one's. */
+  #refuse(entry: Entry, code: string, reason: string, sqlstate: string | null): void {
+    this.#remove(entry)
+    this.#free(entry)
+    void this.#write([], [entry]).catch(() => {})
+    const { mutation_id: mutationId } = entry.mutation
+    this.#settle({ mutationId, status: 'rejected', error: new Refused(code, reason, sqlstate) })
+  }
+
+  /** It has its answer. */
+  #done(entry: Entry, settlement: Settlement, isEchoed = false): void {
+    this.#remove(entry)
+    void this.#write([], [entry]).catch(() => {})
+    this.#settle(settlement, isEchoed)
+  }
+
+  #settle(settlement: Settlement, isEchoed = false): void {
+    this.#listeners.settled(settlement, isEchoed)
+  }
+
+  #remove(entry: Entry): void {
+    this.#entries = this.#entries.filter((one) => one !== entry)
+  }
+
+  #goBackOnceAnswered(): void {
+    if (!this.#goesBack || this.#backoff.isWaiting || this.#entries.some((entry) => entry.isSent)) return
+    if (!this.#hasToWait) return void this.#goBack()
+    this.#hasToWait = false
+    this.#backoff.schedule(() => void this.#goBack())
+  }
+
+  async #goBack(): Promise<void> {
+    // Under a number that was not kept it would be another mutation after a reload.
+    await this.#write(this.#renumber()).catch(() => {})
+    // Meanwhile one more may have come to nothing.
+    if (this.#freed.length > 0) return this.#goBack()
+    this.#goesBack = false
+    this.#send()
+  }
+
+  /** Its number is for the next one. */
+  #free(entry: Entry): void {
+    this.#freed.push(entry.mutation.n)
+    this.#goesBack = true
+  }
+
+  /** Has numbers follow one another, from the one that the server expects; those that are other ones now. */
+  #renumber(): Entry[] {
+    const freed = this.#freed
+    const down = (n: number) => n - freed.filter((one) => one < n).length - this.#shift
+    const changed = this.#entries.filter(({ mutation }) => down(mutation.n) !== mutation.n)
+    for (const entry of changed) entry.mutation = { ...entry.mutation, n: down(entry.mutation.n) }
+    this.#next = down(this.#next)
+    this.#freed = []
+    this.#shift = 0
+    return changed.filter((entry) => entry.isKept)
+  }
+
+  /** Keeps entries, and forgets others, with the next number. */
+  #write(entries: Entry[], gone: Entry[] = []): Promise<void> {
+    const client = { client_id: this.#slot.clientId, next: this.#next }
+    const batch: Batch = {
+      delete: gone.map((entry) => entry.mutation.mutation_id),
+      put: [['client', client], ...entries.map((entry): [string, unknown] => [entry.mutation.mutation_id, entry.mutation])],
+    }
+    const write = this.#writes.catch(() => {}).then(() => this.#store.write(this.#slot.space, batch))
+    this.#writes = write
+    return write
+  }
+}
+
+function sizeOf(mutation: Mutation): number {
+  return JSON.stringify(mutation.ops).length
+}
