@@ -125,7 +125,10 @@ export class Channel {
 
   #changed(client: RealtimeClient, channel: RealtimeChannel, status: string, error: Error | undefined): void {
     if (status === 'SUBSCRIBED' || !this.#isCurrent(channel)) return
-    this.#handlers.lost?.(lossOf(status, error))
+    const loss = lossOf(status, error)
+    // A channel whose token the server takes no more is closed, or not joined.
+    if (status === 'CLOSED' || /token|jwt/i.test(loss.reason)) this.#connection.renewToken()
+    this.#handlers.lost?.(loss)
     // After any other end realtime-js joins again by itself, with pauses.
     if (status === 'CLOSED') this.#backoff.schedule(() => this.#join(client))
   }
@@ -133,7 +136,9 @@ export class Channel {
 
 function lossOf(status: string, error: Error | undefined): Loss {
   const reason = error?.message ?? (status === 'TIMED_OUT' ? 'the server did not answer' : 'the channel was closed')
-  const answered = (error?.cause as { reason?: unknown } | undefined)?.reason !== undefined
+  // A join that is answered has a reason; so has the end of a connection, but with a code.
+  const cause = (error?.cause ?? {}) as { reason?: unknown; code?: unknown }
+  const answered = cause.reason !== undefined && cause.code === undefined
   const isRefusal = (answered || reason.includes('1008')) && !/try again|RateLimit/.test(reason)
   return { reason, isRefusal }
 }

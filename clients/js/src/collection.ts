@@ -243,7 +243,7 @@ export class Collection<R extends Row = Row> implements AsyncIterable<Change<R>>
 
   #tell(changed: Changed, status = this.#status, reason?: string): void {
     if (this.#isClosed || (changed.size === 0 && status === this.#status)) return
-    if (status !== this.#status) this.#reason = reason
+    if (status !== this.#status || reason !== undefined) this.#reason = reason
     this.#status = status
     this.#version += 1
     this.#changes.emit({ rows: changed as Map<string, R | undefined>, status })

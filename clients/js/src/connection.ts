@@ -10,7 +10,6 @@ export class Connection {
   readonly #params: { apikey: string } = { apikey: '' }
   readonly #topics = new Set<string>()
   readonly #opened = new Emitter<RealtimeClient>()
-  readonly #closed = new Emitter<CloseEvent>()
   readonly #stopRenewals: () => void
   #client: RealtimeClient | undefined
   #isClosed = false
@@ -38,20 +37,15 @@ export class Connection {
     this.#topics.delete(topic)
   }
 
-  /** Whether nobody uses it. */
-  get isUnused(): boolean {
-    return this.#topics.size === 0
-  }
-
   /** Calls back with the client, now or once there is one. */
   withClient(callback: (client: RealtimeClient) => void): void {
     if (this.#client) callback(this.#client)
     else this.#opened.add(callback)
   }
 
-  /** Calls back each time the connection ends, or cannot be made. */
-  onClose(listener: (event: CloseEvent) => void): () => void {
-    return this.#closed.add(listener)
+  /** The server may not take the token any more. */
+  renewToken(): void {
+    void this.#tokens.renew()
   }
 
   /** Leaves a channel for good. */
@@ -81,6 +75,5 @@ export class Connection {
     // A token that the server does not take may be over by its clock, if not by ours.
     if (event.code === 1008) void this.#tokens.renew()
     else this.#tokens.renewIfExpired()
-    this.#closed.emit(event)
   }
 }

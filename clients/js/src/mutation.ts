@@ -27,6 +27,8 @@ export interface Mutation {
   ops: Op[]
   /** What is shown until it is answered, where that is not what is sent. */
   optimistic?: Op[]
+  /** It only takes the number of one that the server would not have. */
+  isFiller?: true
 }
 
 /** What the server says of a mutation. */

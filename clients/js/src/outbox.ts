@@ -20,8 +20,14 @@ export interface Listeners {
 interface Entry {
   mutation: Mutation
   isKept: boolean
+  /** On its way, on this connection. */
   isSent: boolean
+  /** It may still be on its way on a connection that is gone: its number stands for it, and no other may. */
+  isLost: boolean
 }
+
+/** What is rejected, and does nothing: there is no such table. */
+const FILLER: Op[] = [{ op: 'delete', table: 'tide.filler', key: { id: 0 } }]
 
 /**
  * The mutations of one client in their order: kept before they are sent, sent in order, and again after anything
@@ -52,13 +58,13 @@ export class Outbox {
     this.#slot = slot
     this.#store = store
     this.#listeners = listeners
-    this.#entries = slot.mutations.map((mutation) => ({ mutation, isKept: true, isSent: false }))
+    this.#entries = slot.mutations.map((mutation) => ({ mutation, isKept: true, isSent: false, isLost: true }))
     this.#next = slot.next
   }
 
   /** What is not answered, in order. */
   get mutations(): Mutation[] {
-    return this.#entries.map((entry) => entry.mutation)
+    return this.#entries.map((entry) => entry.mutation).filter((mutation) => !mutation.isFiller)
   }
 
   /** The name that the server knows this client by. */
@@ -84,7 +90,7 @@ export class Outbox {
   async add(mutationId: string, ops: Op[], optimistic: Op[] | undefined, shown: (mutation: Mutation) => void): Promise<void> {
     const mutation: Mutation = { mutation_id: mutationId, n: this.#next, ops, ...(optimistic && { optimistic }) }
     this.#next += 1
-    const entry: Entry = { mutation, isKept: false, isSent: false }
+    const entry: Entry = { mutation, isKept: false, isSent: false, isLost: false }
     this.#entries.push(entry)
     shown(mutation)
     try {
@@ -122,19 +128,32 @@ export class Outbox {
 
   /** Of what was sent, one was more than a connection takes: it would be so each time. */
   #refuseLargest(): void {
-    const sent = this.#entries.filter((entry) => entry.isSent)
-    const [largest] = sent.sort((one, other) => sizeOf(other.mutation) - sizeOf(one.mutation))
     const reason = 'the mutation is larger than tide.max_message_size: make several of it'
+    const largest = this.#largest()
     if (largest) this.#refuse(largest, 'size', reason, null)
   }
 
+  #largest(): Entry | undefined {
+    const sent = this.#entries.filter((entry) => entry.isSent)
+    return sent.sort((one, other) => sizeOf(other.mutation) - sizeOf(one.mutation))[0]
+  }
+
+  /** Of one that is too large the server does not say which it is. */
+  #largestFor(answer: Answer): Entry | undefined {
+    const isNameless = typeof answer.n !== 'number' && answer.status === 'error' && answer.code === 'size'
+    return isNameless ? this.#largest() : undefined
+  }
+
   #stopSending(): void {
-    for (const entry of this.#entries) entry.isSent = false
+    for (const entry of this.#entries) {
+      entry.isLost ||= entry.isSent
+      entry.isSent = false
+    }
   }
 
   /** What the server says of one of these mutations. */
   take(answer: Answer): void {
-    const entry = this.#entryOf(answer)
+    const entry = this.#entryOf(answer) ?? this.#largestFor(answer)
     if (!entry) return
     const mutationId = entry.mutation.mutation_id
     if (answer.status === 'confirmed') {
@@ -162,27 +181,35 @@ export class Outbox {
     if (code === 'reused') {
       return this.#done(entry, { mutationId, status: 'rejected', error: new Refused(code, reason, null) })
     }
+    if (code !== 'out_of_order') return this.#postpone(entry)
     entry.isSent = false
     this.#goesBack = true
-    if (code !== 'out_of_order') this.#hasToWait = true
     // The server knows less of this client than it had: it was restored, or told to forget.
-    else if (expected !== undefined && entry === this.#entries[0]) this.#shift = entry.mutation.n - expected
+    if (expected !== undefined && entry === this.#entries[0]) this.#shift = entry.mutation.n - expected
   }
 
   /** It was not done, and is not remembered: its number is the next one's. */
   #refuse(entry: Entry, code: string, reason: string, sqlstate: string | null): void {
+    const { mutation_id: mutationId, isFiller } = entry.mutation
+    if (isFiller) return this.#postpone(entry)
     this.#remove(entry)
     this.#free(entry)
     void this.#write([], [entry]).catch(() => {})
-    const { mutation_id: mutationId } = entry.mutation
     this.#settle({ mutationId, status: 'rejected', error: new Refused(code, reason, sqlstate) })
+  }
+
+  /** It is to be sent again, after a while. */
+  #postpone(entry: Entry): void {
+    entry.isSent = false
+    this.#goesBack = true
+    this.#hasToWait = true
   }
 
   /** It has its answer. */
   #done(entry: Entry, settlement: Settlement, isEchoed = false): void {
     this.#remove(entry)
     void this.#write([], [entry]).catch(() => {})
-    this.#settle(settlement, isEchoed)
+    if (!entry.mutation.isFiller) this.#settle(settlement, isEchoed)
   }
 
   #settle(settlement: Settlement, isEchoed = false): void {
@@ -217,14 +244,33 @@ export class Outbox {
 
   /** Has numbers follow one another, from the one that the server expects; those that are other ones now. */
   #renumber(): Entry[] {
-    const freed = this.#freed
-    const down = (n: number) => n - freed.filter((one) => one < n).length - this.#shift
-    const changed = this.#entries.filter(({ mutation }) => down(mutation.n) !== mutation.n)
-    for (const entry of changed) entry.mutation = { ...entry.mutation, n: down(entry.mutation.n) }
-    this.#next = down(this.#next)
+    const changed = new Set<Entry>()
+    for (const n of this.#freed.sort((one, other) => other - one)) {
+      const later = this.#entries.filter((entry) => entry.mutation.n > n)
+      if (later.some((entry) => entry.isLost)) changed.add(this.#fill(n))
+      else this.#moveDown(later, 1, changed)
+    }
+    if (this.#shift > 0) this.#moveDown(this.#entries, this.#shift, changed)
     this.#freed = []
     this.#shift = 0
-    return changed.filter((entry) => entry.isKept)
+    return [...changed].filter((entry) => entry.isKept)
+  }
+
+  #moveDown(entries: Entry[], by: number, changed: Set<Entry>): void {
+    for (const entry of entries) {
+      entry.mutation = { ...entry.mutation, n: entry.mutation.n - by }
+      changed.add(entry)
+    }
+    this.#next -= by
+  }
+
+  /** Has a number be used, but do nothing. */
+  #fill(n: number): Entry {
+    const mutation: Mutation = { mutation_id: crypto.randomUUID(), n, ops: FILLER, isFiller: true }
+    const entry: Entry = { mutation, isKept: true, isSent: false, isLost: false }
+    this.#entries.push(entry)
+    this.#entries.sort((one, other) => one.mutation.n - other.mutation.n)
+    return entry
   }
 
   /** Keeps entries, and forgets others, with the next number. */

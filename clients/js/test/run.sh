@@ -12,6 +12,6 @@ cp test/*.ts test/tsconfig.json build/
 cat >build/package.json <<'JSON'
 { "name": "pg-tide-client-tests", "private": true, "type": "module" }
 JSON
-npm install --silent --no-fund --no-audit --prefix build build/*.tgz
+(cd build && npm install --silent --no-fund --no-audit ./*.tgz)
 node_modules/.bin/tsc -p build/tsconfig.json
 exec node --test --test-force-exit --test-concurrency=1 build/js/${1:-*}.test.js
