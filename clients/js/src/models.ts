@@ -126,7 +126,8 @@ export class Model<S extends SyncFunction> {
     })
     this.#subscriptions.set(callback, () => (stopData(), stopStates()))
     if (this.#state === 'initialized') void this.#resync().catch(() => {})
-    else if (this.#state === 'ready') queueMicrotask(() => callback(null, options.optimistic ? this.#optimistic : this.#confirmed))
+    if (this.#state !== 'ready') return
+    queueMicrotask(() => callback(null, options.optimistic ? this.#optimistic : this.#confirmed))
   }
 
   unsubscribe(callback: SubscriptionCallback<Data<S>>): void {
@@ -152,7 +153,8 @@ export class Model<S extends SyncFunction> {
    * is confirmed, and rejects when it is rejected, cancelled or not confirmed in time; and with what cancels it.
    */
   async optimistic(event: Event, options: { timeout?: number } = {}): Promise<[Promise<void>, () => Promise<void>]> {
-    if (typeof event?.mutationId !== 'string' || typeof event.name !== 'string') throw new Error('expected event to be an Event')
+    const isEvent = typeof event?.mutationId === 'string' && typeof event.name === 'string'
+    if (!isEvent) throw new Error('expected event to be an Event')
     await this.#readied()
     const own: OptimisticEvent = { ...event, confirmed: false }
     const merged = this.#spec.merge(this.#optimistic, own)

@@ -48,6 +48,7 @@ export class Outbox {
   #writes: Promise<void> = Promise.resolve()
   /** Numbers are not what they have to be, or an answer asks to send again. */
   #goesBack = false
+  #isGoingBack = false
   /** Numbers whose mutations were not done, and how far the server is behind the others. */
   #freed: number[] = []
   #shift = 0
@@ -87,7 +88,12 @@ export class Outbox {
   }
 
   /** Takes a mutation in. It resolves once it is kept; it is sent when it can be. */
-  async add(mutationId: string, ops: Op[], optimistic: Op[] | undefined, shown: (mutation: Mutation) => void): Promise<void> {
+  async add(
+    mutationId: string,
+    ops: Op[],
+    optimistic: Op[] | undefined,
+    shown: (mutation: Mutation) => void,
+  ): Promise<void> {
     const mutation: Mutation = { mutation_id: mutationId, n: this.#next, ops, ...(optimistic && { optimistic }) }
     this.#next += 1
     const entry: Entry = { mutation, isKept: false, isSent: false, isLost: false }
@@ -98,6 +104,8 @@ export class Outbox {
     } catch (error) {
       this.#remove(entry)
       this.#free(entry)
+      // In case it was written under another number meanwhile.
+      void this.#write([], [entry]).catch(() => {})
       this.#settle({ mutationId, status: 'rejected', error: error as Error })
       this.#goBackOnceAnswered()
       return
@@ -221,17 +229,22 @@ export class Outbox {
   }
 
   #goBackOnceAnswered(): void {
-    if (!this.#goesBack || this.#backoff.isWaiting || this.#entries.some((entry) => entry.isSent)) return
-    if (!this.#hasToWait) return void this.#goBack()
+    if (!this.#goesBack || this.#isGoingBack || this.#backoff.isWaiting || this.#entries.some((entry) => entry.isSent)) return
+    if (!this.#hasToWait) {
+      this.#backoff.reset()
+      return void this.#goBack()
+    }
     this.#hasToWait = false
     this.#backoff.schedule(() => void this.#goBack())
   }
 
   async #goBack(): Promise<void> {
+    this.#isGoingBack = true
     // Under a number that was not kept it would be another mutation after a reload.
     await this.#write(this.#renumber()).catch(() => {})
     // Meanwhile one more may have come to nothing.
     if (this.#freed.length > 0) return this.#goBack()
+    this.#isGoingBack = false
     this.#goesBack = false
     this.#send()
   }
@@ -253,7 +266,7 @@ export class Outbox {
     if (this.#shift > 0) this.#moveDown(this.#entries, this.#shift, changed)
     this.#freed = []
     this.#shift = 0
-    return [...changed].filter((entry) => entry.isKept)
+    return [...changed]
   }
 
   #moveDown(entries: Entry[], by: number, changed: Set<Entry>): void {
@@ -275,12 +288,13 @@ export class Outbox {
 
   /** Keeps entries, and forgets others, with the next number. */
   #write(entries: Entry[], gone: Entry[] = []): Promise<void> {
-    const client = { client_id: this.#slot.clientId, next: this.#next }
-    const batch: Batch = {
-      delete: gone.map((entry) => entry.mutation.mutation_id),
-      put: [['client', client], ...entries.map((entry): [string, unknown] => [entry.mutation.mutation_id, entry.mutation])],
-    }
-    const write = this.#writes.catch(() => {}).then(() => this.#store.write(this.#slot.space, batch))
+    const write = this.#writes.catch(() => {}).then(() => {
+      // As they are when it is their turn: numbers may have changed.
+      const kept = entries.map(({ mutation }): [string, unknown] => [mutation.mutation_id, mutation])
+      const client = { client_id: this.#slot.clientId, next: this.#next }
+      const batch: Batch = { delete: gone.map((entry) => entry.mutation.mutation_id), put: [['client', client], ...kept] }
+      return this.#store.write(this.#slot.space, batch)
+    })
     this.#writes = write
     return write
   }

@@ -28,7 +28,7 @@ export class Cluster {
   }
 
   /** Starts one with a database that clients can use. */
-  static async start(): Promise<Cluster> {
+  static async start({ roles = true } = {}): Promise<Cluster> {
     const folder = mkdtempSync('/tmp/tide-js.')
     if (isRoot) chownSync(folder, id('-u'), id('-g'))
     const cluster = new Cluster(folder, await freePort())
@@ -42,8 +42,8 @@ export class Cluster {
     if (known.status === 0) appendFileSync(conf, "output_plugin_libraries = 'pgoutput, test_decoding, pg_tide'\n")
     await cluster.resume()
     await cluster.sql('create database app', 'postgres')
-    await cluster.sql(`create extension pg_tide; create role authenticated nologin;
-      grant authenticated to tide_authenticator`)
+    await cluster.sql('create extension pg_tide')
+    if (roles) await cluster.sql('create role authenticated nologin; grant authenticated to tide_authenticator')
     return cluster
   }
 
