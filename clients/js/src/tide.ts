@@ -72,7 +72,11 @@ export class Tide {
     this.#main = this.#connectionFor(MUTATIONS)
     this.#opening = this.#open()
     // It is told to whoever asks for something.
-    this.#opening.catch(() => {})
+    this.#opening.then(
+      // Not before, so that what is asked for now does not come before what already waits.
+      (outbox) => (this.#outbox = outbox),
+      () => {},
+    )
     if (token === undefined) void this.#tokens.renew()
     else this.#tokens.set(token)
   }
@@ -95,11 +99,12 @@ export class Tide {
    * against them, with {@link Refused} or {@link Expired} where the server does not take them.
    */
   async mutate(ops: Op[], { mutationId, optimistic }: MutateOptions = {}): Promise<Outcome> {
-    const outbox = this.#outbox ?? (await this.#opening)
     if (this.#isClosed) throw new Closed()
     const id = mutationId ?? crypto.randomUUID()
     // As it is now, whatever the caller does with it afterwards, and without what JSON has not.
     const [copy, shown] = JSON.parse(JSON.stringify([ops, optimistic ?? null])) as [Op[], Op[] | null]
+    // If it is closed while this waits, it is kept all the same: close() waits for the same, and after this.
+    const outbox = this.#outbox ?? (await this.#opening)
     return new Promise((resolve, reject) => {
       this.#waiting.set(id, { resolve, reject })
       void outbox.add(id, copy, shown ?? undefined, (mutation) => this.#foretell(mutation))
@@ -152,7 +157,6 @@ export class Tide {
   async #open(): Promise<Outbox> {
     const outbox = new Outbox(await takeSlot(this.#store), this.#store, this)
     this.#outboxes.push(outbox)
-    this.#outbox = outbox
     await this.#adopt()
     // The connection is made with the first token; until then this waits.
     this.#channel = new Channel(this.#main, MUTATIONS, {
