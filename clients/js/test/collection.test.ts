@@ -145,6 +145,24 @@ test('what the role may not read is refused, with the reason, until it may', lim
   await until(rows, () => rows.status === 'live')
 })
 
+test('rows that cannot be read are refused, with the reason, until they can', limits, async (t) => {
+  await cluster.table('c_most', 'id int primary key')
+  await cluster.sql('insert into c_most select generate_series(1, 3)')
+  const set = async (value: string) => {
+    await cluster.sql(`alter database app set tide.snapshot_max_rows = ${value}`)
+    await cluster.sql('select pg_reload_conf()')
+  }
+  await set('2')
+  const tide = client(t, cluster.url, { token: await cluster.token() })
+  const rows = tide.sync({ table: 'public.c_most' })
+
+  await until(rows, () => rows.status === 'refused')
+  assert.match(rows.reason ?? '', /there are more than tide.snapshot_max_rows/)
+
+  await set('default')
+  await has(rows, await cluster.rows('c_most'))
+})
+
 test('changes can be iterated over', limits, async (t) => {
   await cluster.table('c_iterated', 'id int primary key, n int')
   const tide = client(t, cluster.url, { token: await cluster.token() })
