@@ -1,0 +1,3 @@
+/** What is for Node only.
+ * @module */
+export { FileStore } from './file-store.js'
