@@ -1,6 +1,6 @@
 //! Unmodified clients: npm's `@supabase/realtime-js` of two generations, PyPI's `realtime`, and a
 //! browser with the page. Their tests are in `node/`, `python/` and `browser/`; and clients of our
-//! own, `clients/deepstream-storage/` and `clients/python/`, with their tests. `make test` installs them all.
+//! own, `clients/deepstream-storage/`, `clients/python/` and `clients/js/`, with their tests. `make test` installs them all.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -109,6 +109,12 @@ fn our_own_client_for_python() {
     let mut command = Command::new(python_with_packages());
     command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]);
     succeed(command.arg(folder("../clients/python/tests")));
+}
+
+/// As a package that is packed and installed, in Node and in Chromium.
+#[test]
+fn our_own_client_for_javascript() {
+    succeed(&mut Command::new(folder("../clients/js/test/run.sh")));
 }
 
 #[test]
