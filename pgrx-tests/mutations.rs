@@ -953,6 +953,45 @@ fn a_row_that_its_owner_diverts_is_no_refusal() {
     assert_eq!(rows("m_soft"), json!([{ "id": 1, "gone": true }]));
 }
 
+/// Most tables have such a trigger.
+#[test]
+fn a_trigger_that_diverts_nothing_hides_no_refusal() {
+    table("m_touched", "id int primary key, owner text, v int not null default 1, at int");
+    database()
+        .sql()
+        .batch_execute(
+            "create function m_touch() returns trigger language plpgsql as
+             $$ begin if tg_op = 'DELETE' then return old; end if; new.at := 1; return new; end $$;
+             create trigger touch before update or delete on m_touched for each row execute function m_touch();
+             select tide.version_column('m_touched', 'v');
+             insert into m_touched values (1, 'ann'), (2, 'bob');
+             alter table m_touched enable row level security;
+             create policy seen on m_touched for select using (true);
+             create policy own on m_touched using (owner = 'ann')",
+        )
+        .unwrap();
+    let mut client = Mutator::new(database(), "touched");
+    let op = |op: &str, id: i32, version: i32| {
+        let mut op = json!({ "op": op, "table": "public.m_touched", "key": { "id": id }, "if_version": version });
+        if op["op"] != "delete" {
+            op["values"] = json!({ "owner": "ann" });
+        }
+        json!([op])
+    };
+    for verb in ["set", "upsert", "delete"] {
+        client.rejected(op(verb, 1, 7), "TD004");
+        client.rejected(op(verb, 2, 1), "42501");
+        client.rejected(op(verb, 3, 1), "TD004");
+    }
+    client.confirmed(op("set", 1, 1));
+    let soften = "create or replace function m_touch() returns trigger language plpgsql as
+                  $$ begin if tg_op = 'DELETE' then update m_touched set at = 9 where id = old.id; return null; end if; return new; end $$";
+    database().sql().batch_execute(soften).unwrap();
+    client.confirmed(op("delete", 1, 2));
+    client.rejected(op("delete", 2, 1), "42501");
+    assert_eq!(count("select at::bigint from m_touched where id = 1"), 9);
+}
+
 #[test]
 fn little_is_remembered_of_what_is_large() {
     table("m_wide", "id int primary key, a text, n int");

@@ -48,6 +48,18 @@ pub(crate) struct Column {
 }
 
 impl Column {
+    /// One of a query's that is a text.
+    pub(crate) fn of_text(name: &str) -> Column {
+        Column {
+            name: name.to_owned(),
+            type_sql: "pg_catalog.text".into(),
+            type_id: pg_sys::TEXTOID,
+            is_domain: false,
+            collation: None,
+            json_name: format!("\"{name}\""),
+        }
+    }
+
     /// As its values are ordered and told apart: by the operators of its type, whatever others there are
     /// for the domain.
     pub(crate) fn ordered(&self) -> String {
