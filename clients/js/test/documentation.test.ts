@@ -21,7 +21,7 @@ test('the example works as it stands', limits, async () => {
   const cluster = await Cluster.start({ roles: false })
   await cluster.sql(block('sql'))
   const folder = mkdtempSync(`${import.meta.dirname}/example.`)
-  const exit = '\nawait tide.close()\nprocess.exit()\n'
+  const exit = '\nawait todos.ready\nawait tide.close()\nprocess.exit()\n'
   writeFileSync(`${folder}/app.mjs`, block('js').replace(':4000', `:${cluster.port}`) + exit)
 
   const token = await cluster.token('9c9b7a54-3b1c-4a8e-9d3e-3f8f5a1e2b4d')
