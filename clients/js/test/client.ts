@@ -27,7 +27,8 @@ export function client(t: TestContext, url: string, options: ConnectOptions): Ti
 /** How often a client was told to begin anew. */
 export const begun = (frames: string[]) => frames.filter((frame) => frame.includes('"fresh":true')).length
 
-export const newFolder = () => mkdtempSync('/tmp/tide-store.')
+/** A folder for a store, among what was built. */
+export const newFolder = () => mkdtempSync(`${import.meta.dirname}/store.`)
 
 /** Resolves once the condition holds, asked after each change. */
 export async function until(collection: Collection, condition: () => boolean): Promise<void> {

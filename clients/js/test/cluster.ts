@@ -1,7 +1,7 @@
 // A private Postgres with pg_tide, gone when the tests are.
 
-import { execFile, spawnSync } from 'node:child_process'
-import { appendFileSync, chownSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { execFile, spawn, spawnSync } from 'node:child_process'
+import { appendFileSync, chownSync, mkdtempSync, readFileSync } from 'node:fs'
 import { connect, createServer } from 'node:net'
 import type { AddressInfo, Server, Socket } from 'node:net'
 import { promisify } from 'node:util'
@@ -32,8 +32,7 @@ export class Cluster {
     const folder = mkdtempSync('/tmp/tide-js.')
     if (isRoot) chownSync(folder, id('-u'), id('-g'))
     const cluster = new Cluster(folder, await freePort())
-    process.on('exit', () => cluster.#remove())
-    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1))
+    watch(folder)
     asOwner('initdb', '-D', cluster.#data, '-U', 'postgres', '-A', 'trust', '-E', 'UTF8', '--locale', 'C.UTF-8', '-N')
     const conf = `${cluster.#data}/postgresql.conf`
     appendFileSync(conf, `${SETTINGS}unix_socket_directories = '${folder}'\ntide.port = ${cluster.port}\n`)
@@ -92,11 +91,6 @@ export class Cluster {
   get #data(): string {
     return `${this.folder}/data`
   }
-
-  #remove(): void {
-    command('pg_ctl', '-D', this.#data, '-w', '-s', '-m', 'immediate', 'stop')
-    rmSync(this.folder, { recursive: true, force: true })
-  }
 }
 
 /** A way to a server that can be cut. */
@@ -142,12 +136,22 @@ export class Proxy {
 
 const isRoot = process.getuid?.() === 0
 
+/** Ends the server and removes the folder once this process lets go of a pipe, however it ends. */
+function watch(folder: string): void {
+  const script = `trap '' INT TERM HUP; cat >/dev/null
+    kill -QUIT "$(head -n 1 "$1/data/postmaster.pid")"; while [ -e "$1/data/postmaster.pid" ] && kill -0 "$(head -n 1 "$1/data/postmaster.pid")"; do sleep 0.1; done
+    rm -rf "$1"`
+  const watchdog = spawn('sh', ['-c', script, 'watchdog', folder], { detached: true, stdio: ['pipe', 'ignore', 'ignore'] })
+  watchdog.unref()
+  ;(watchdog.stdin as Socket).unref()
+}
+
 /** Postgres does not run as root. */
 function command(program: string, ...args: string[]) {
   const [name, ...rest] = isRoot
     ? ['setpriv', '--reuid=postgres', '--regid=postgres', '--init-groups', '--', `${bin}/${program}`, ...args]
     : [`${bin}/${program}`, ...args]
-  // To a file or nowhere: the server would keep a pipe open.
+  // Nowhere but to the log: the server would keep a pipe open.
   return spawnSync(name!, rest, { cwd: '/', stdio: ['ignore', 'ignore', 'inherit'] })
 }
 
