@@ -256,6 +256,24 @@ fn cursors_that_are_to_outlive_a_transaction_are_not_run() {
         let problems = json!([{ "op": "call", "function": "public.problems" }]);
         assert_eq!(client.confirmed(problems), json!([""]), "after {statement}");
     }
+    // Also of a policy of the row that a rejection tells.
+    sql.batch_execute(
+        "create function watch() returns boolean language plpgsql as $$
+         begin
+             execute 'declare watched cursor with hold for select poison()';
+             return true;
+         exception when duplicate_cursor then
+             return true;
+         end $$;
+         insert into t values (1, 0); alter table t enable row level security;
+         create policy watched on t using (watch())",
+    )
+    .unwrap();
+    let insert = json!([{ "op": "insert", "table": "public.t", "values": { "id": 1 } }]);
+    let answer = client.rejected(insert, "23505");
+    assert_eq!(answer["current"]["id"], 1);
+    let problems = json!([{ "op": "call", "function": "public.problems" }]);
+    assert_eq!(client.confirmed(problems), json!([""]));
     let ran: i64 = sql.query_one("select count(*) from ran", &[]).unwrap().get(0);
     assert_eq!(ran, 0);
 }

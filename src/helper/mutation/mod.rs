@@ -137,25 +137,22 @@ fn perform(
     send::write(&WalMessage::MutationId(&mutation.mutation_id));
     writer::as_client(role, claims, || {
         let attempt = Attempt::new(role, owner, mutation);
-        match attempt.run() {
+        let outcome = match attempt.run() {
             Ok(returning) => {
-                is_done.set(true);
-                // What was put off once more by what had been put off.
-                // SAFETY: in a transaction, outside of any query.
-                unsafe { pg_sys::AfterTriggerFireDeferred() };
-                leftovers::forgo();
-                Ok(Outcome {
-                    status: Status::Confirmed,
-                    returning: Some(returning),
-                    rejection: None,
-                })
+                Outcome { status: Status::Confirmed, returning: Some(returning), rejection: None }
             }
-            Err(refusal) if is_passing(&refusal.sqlstate) => Err(refusal),
+            Err(refusal) if is_passing(&refusal.sqlstate) => return Err(refusal),
             Err(refusal) => {
                 let current = attempt.current()?;
-                Ok(rejected(attempt.failed_at(), refusal, current))
+                rejected(attempt.failed_at(), refusal, current)
             }
-        }
+        };
+        is_done.set(true);
+        // What was put off once more by what had been put off, or by a policy of the row that is told.
+        // SAFETY: in a transaction, outside of any query.
+        unsafe { pg_sys::AfterTriggerFireDeferred() };
+        leftovers::forgo();
+        Ok(outcome)
     })
 }
 
